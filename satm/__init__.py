@@ -1,0 +1,3 @@
+"""Dataset distillation by matching training trajectories."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Measurements on synthetic sets that are not accuracies."""

@@ -1,0 +1,141 @@
+"""Benchmarks: two implementations, one run, ratios."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from satm.errors import RunError
+from satm.machine import choose_device, describe_backend, peak_memory
+from satm.networks import build
+from satm.params import flatten
+from satm.progress import Progress
+from satm.seeds import derive_seed, make_generator
+from satm.unroll import ENGINES, Hypergradient, hypergradient
+
+
+@dataclass(frozen=True)
+class Case:
+    """One hypergradient problem of the shape of trajectory matching, made of random images and weights."""
+
+    width: int
+    depth: int
+    size: int
+    batch: int
+    steps: int
+
+    def solve(self, engine: str, dtype: torch.dtype, device: torch.device) -> Hypergradient:
+        """Return the hypergradient; equal draws for every engine and precision."""
+        generator = make_generator("bench")
+        shape = (self.batch, 3, self.size, self.size)
+        images = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        values = {"network": "convnet", "width": self.width, "depth": self.depth}
+        module = build(values, 3, 10, self.size, derive_seed("bench")).double()
+        start = flatten(module)
+        noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+        target = (start + 0.01 * noise).to(device, dtype)
+
+        def objective(weights: Tensor) -> Tensor:
+            return (weights - target).square().sum()
+
+        labels = torch.arange(self.batch, device=device) % 10
+        module.to(device, dtype)
+        return hypergradient(module, images, labels, 0.01, objective, steps=self.steps, engine=engine)
+
+
+def bench_hypergradient(
+    width: int = 128,
+    depth: int = 3,
+    size: int = 32,
+    batch: int = 10,
+    steps: int = 50,
+    rounds: int = 3,
+    precision: Literal["float32", "float64"] = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    difference: bool = True,
+) -> None:
+    """Compare the engines: seconds, peak memory above the process's start, and differences between their gradients.
+
+    Seconds are the fastest of the rounds, the engines run in turn in one process. Memory is measured in a process of
+    its own for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
+
+    Args:
+        width: filters of the ConvNet.
+        depth: blocks of the ConvNet.
+        size: height and width of the images in pixels.
+        batch: synthetic images, all of them in each inner step.
+        steps: inner steps.
+        rounds: measurements of each engine.
+        precision: of the timed runs.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: as torch chooses.
+        difference: also compare the gradients in float64, and in float32 with those, which takes longer.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place, dtype = choose_device(device), getattr(torch, precision)
+    case = Case(width, depth, size, batch, steps)
+    print(f"hypergradient of {case} in {precision} on {describe_backend(place)}")
+    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    found: dict[str, Hypergradient] = {}
+    memory = {engine: _memory(case, engine, precision, device) for engine in ENGINES}
+    for _ in range(rounds):
+        for engine in ENGINES:
+            started = time.perf_counter()
+            found[engine] = case.solve(engine, dtype, place)
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            seconds[engine].append(time.perf_counter() - started)
+
+    console = Progress.console()
+    console.print(f"{'engine':10}{'seconds':>10}{'x reverse':>11}{'MiB':>10}{'x reverse':>11}")
+    for engine in ENGINES:
+        fastest, mebibytes = min(seconds[engine]), memory[engine] / 2**20
+        time_ratio, memory_ratio = fastest / min(seconds["reverse"]), memory[engine] / memory["reverse"]
+        console.print(f"{engine:10}{fastest:10.3f}{time_ratio:11.3f}{mebibytes:10.1f}{memory_ratio:11.3f}")
+    if difference:
+        exact = {engine: case.solve(engine, torch.float64, place) for engine in ENGINES}
+        single = found if precision == "float32" else {e: case.solve(e, torch.float32, place) for e in ENGINES}
+        for engine in ENGINES:
+            if engine != "reverse":
+                console.print(f"{engine} against reverse, float64: {relative(exact[engine], exact['reverse']):.2e}")
+            console.print(f"{engine} float32 against reverse float64: {relative(single[engine], exact['reverse']):.2e}")
+
+
+def relative(one: Hypergradient, other: Hypergradient) -> float:
+    """Return the largest relative difference over the gradients of the images and of the step size."""
+    pairs = [(one.images, other.images), (one.step_size, other.step_size)]
+    return max(float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+
+
+def _memory(case: Case, engine: str, precision: str, device: str) -> int:
+    """Return bytes above the start of a fresh process that solves the case once.
+
+    A small case is solved first there, so that the libraries' own buffers are not counted.
+
+    Raises:
+        RunError: the process failed.
+    """
+    given = json.dumps([case.__dict__, engine, precision, device, torch.get_num_threads()])
+    command = [sys.executable, "-W", "ignore", "-c", "from satm.bench import _measure; _measure()"]
+    process = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise RunError(f"measuring {engine} failed: {process.stderr.strip().splitlines()[-1:]}; use a smaller case")
+    return int(process.stdout)
+
+
+def _measure() -> None:
+    """Solve the case on the standard input and print how far the peak of memory rose."""
+    values, engine, precision, device, threads = json.loads(sys.stdin.read())
+    torch.set_num_threads(threads)
+    place, dtype = choose_device(device), getattr(torch, precision)
+    Case(width=4, depth=1, size=8, batch=2, steps=2).solve(engine, dtype, place)
+    before = peak_memory(place)
+    Case(**values).solve(engine, dtype, place)
+    print(peak_memory(place) - before)

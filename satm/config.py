@@ -1,0 +1,482 @@
+"""Typed, closed options; a campaign (one YAML file) resolved to the options of each job; the paths of its files.
+
+Nothing here imports torch: a Snakefile reads a campaign each time it is parsed, on every cluster job.
+
+A value is looked for in this order, the later winning: the default of its model, the preset files in name order
+(`preset_folder`), the campaign's `settings`, the campaign's own entry of that name, a flag on the command line.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from satm.errors import UsageError, pick, suggest
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
+"""What a name in a campaign may look like: it becomes part of paths and a Snakemake wildcard."""
+
+REVISIONS = {"data": 1, "experts": 1, "distill": 1, "evaluate": 1, "analyse": 1, "table": 1, "figure": 1}
+"""Raised by hand when a stage's numbers change; the workflow passes it to each job, which cannot see edits of code."""
+
+M = TypeVar("M", bound="Options")
+
+
+class Options(BaseModel):
+    """Frozen options; an unknown name is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DatasetOptions(Options):
+    """Where the images of a dataset are and how they are prepared for a network."""
+
+    source: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "parquet", "folder"]
+    """`digits` comes with scikit-learn; `cifar10` and `cifar100` are downloaded by torchvision unless `path` holds
+    image-parquet files; `tiny-imagenet` is its published folder layout or image-parquet; `parquet` any folder of
+    image-parquet files; `folder` any folder `path/{train,test}/CLASS/image`."""
+    path: str = ""
+    """Folder; `$NAME` and `${NAME}` are replaced from the environment. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
+    train: str = "train*.parquet"
+    """File pattern of the training images below `path` (image-parquet only)."""
+    test: str = "{test,valid,val}*.parquet"
+    """File pattern of the test images below `path` (image-parquet only); `{a,b}` means either."""
+    image_column: str | None = None
+    """Column with the encoded images; None: the only one whose type is a struct of bytes and path."""
+    label_column: str | None = None
+    """Column with the integer labels; None: `label`, else `fine_label`."""
+    classes: tuple[int, ...] | None = None
+    """Labels to keep, renumbered from 0 in this order; None: all."""
+    size: int | None = Field(None, ge=4)
+    """Height and width in pixels; other images are resized on their shorter side and cropped at the centre. None: all
+    images must have one size already."""
+    validation: int = Field(0, ge=0)
+    """Training images per class that are held out for choosing checkpoints and options; never trained on."""
+    split_seed: int = 0
+    """Which images are held out."""
+    zca: bool = False
+    """Whiten with ZCA, fitted on the training images, instead of subtracting the mean and dividing by the std."""
+    zca_eps: float = Field(0.1, gt=0)
+    """Added to the eigenvalues of the covariance before the inverse root."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1]; None: measured on the training images."""
+    std: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1]; None: measured on the training images."""
+    augment: str = "color_crop_cutout_flip_scale_rotate"
+    """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
+    augment_share: Literal["image", "batch"] = "image"
+    """Each image draws its own parameters, or one draw serves the whole batch."""
+
+
+class ExpertsOptions(Options):
+    """The recipe of the expert networks. Source of the defaults: protocol of MTT (SGD without momentum)."""
+
+    network: str = "convnet"
+    """Name of a network."""
+    count: int = Field(100, ge=1)
+    """Experts."""
+    epochs: int = Field(50, ge=1)
+    """Epochs of each; a snapshot is kept of the start and after each epoch."""
+    lr: float = Field(0.01, gt=0)
+    """Step size of SGD, constant."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Added to the gradient, times the weight."""
+    batch_size: int = Field(256, ge=1)
+    """Real images a step."""
+    augment: bool = True
+    """Augment the real images as the dataset says."""
+    seed: int = 0
+    """Another seed gives other experts."""
+    per_job: int = Field(10, ge=1)
+    """Experts that one job trains, one after another. Does not change them."""
+
+
+class EvaluateOptions(Options):
+    """How a synthetic set is tested. Source of the defaults: MTT's public protocol, 1000 epochs of SGD."""
+
+    repeats: int = Field(5, ge=1)
+    """Freshly initialised networks, one row each."""
+    epochs: int = Field(1000, ge=1)
+    """Passes over the synthetic set."""
+    batch_size: int = Field(256, ge=1)
+    """Synthetic images a step."""
+    lr: float | Literal["learned"] = "learned"
+    """Step size of SGD; `learned`: the one in the synthetic set's file."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Added to the gradient, times the weight."""
+    decay_epoch: int = Field(501, ge=1)
+    """The step size is divided by 10 after this many epochs and the momentum starts anew."""
+    augment: bool = True
+    """Augment the synthetic images as the dataset says."""
+    split: Literal["test", "validation"] = "test"
+    """Real images to test on; `validation`, the held-out ones, for choosing options."""
+    network_seed: int = 0
+    """Another seed gives other networks."""
+
+
+class Setting(Options):
+    """One row of a preset file or of a campaign's `settings`: options for the jobs that it names."""
+
+    stage: Literal["network", "experts", "distill", "evaluate"] = "distill"
+    """Whose options these are."""
+    method: tuple[str, ...] = ()
+    """Names of methods, or the registered methods below them; empty: all (stages distill and evaluate)."""
+    experts: tuple[str, ...] = ()
+    """Names of experts; empty: all (stage experts)."""
+    network: tuple[str, ...] = ()
+    """Names of networks, or the registered networks below them; empty: all (stage network)."""
+    dataset: tuple[str, ...] = ()
+    """Names of datasets; empty: all."""
+    ipc: tuple[int, ...] = ()
+    """Images per class; empty: all."""
+    options: dict[str, Any]
+    """Values by option name."""
+    source: str = ""
+    """Where the values come from."""
+
+    @field_validator("method", "experts", "network", "dataset", "ipc", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
+        """Say whether each axis that this row restricts has one of the given values."""
+        return self.stage == stage and all(
+            not (wanted := getattr(self, axis)) or set(wanted) & set(values) for axis, values in axes.items()
+        )
+
+
+class TableOptions(Options):
+    """The cells of one results table."""
+
+    datasets: dict[str, tuple[int, ...]]
+    """Images per class, by dataset."""
+    methods: tuple[str, ...]
+    """Rows, in this order."""
+    network: str = "convnet"
+    """Network that is trained on the synthetic sets."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of the distillation."""
+    seeds_at: dict[int, tuple[int, ...]] = {}
+    """Other seeds at some numbers of images per class."""
+    sharpness: tuple[str, ...] = ()
+    """Methods whose sharpness is measured and compared, the first against each other one."""
+
+    def seeds_for(self, ipc: int) -> tuple[int, ...]:
+        """Return the seeds at so many images per class."""
+        return self.seeds_at.get(ipc, self.seeds)
+
+    def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
+        """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
+        return [
+            (dataset, ipc, method, seed)
+            for dataset, ipcs in self.datasets.items()
+            for ipc in ipcs
+            for method in (self.methods if methods is None else methods)
+            for seed in self.seeds_for(ipc)
+        ]
+
+
+class Campaign(Options):
+    """One YAML file: the datasets, networks, experts and methods by name, and the tables made of them."""
+
+    datasets: dict[str, DatasetOptions] = {}
+    """Added to the built-in ones; the same name replaces."""
+    networks: dict[str, dict[str, Any]] = {}
+    """Each names a registered network under `network` and fixes its options."""
+    experts: dict[str, ExpertsOptions] = {}
+    """Recipes by name; `sgd` is built in."""
+    methods: dict[str, dict[str, Any]] = {}
+    """Each names a registered method under `method` and fixes its options; a registered name needs no entry."""
+    settings: tuple[Setting, ...] = ()
+    """Options for some of the jobs, after the presets."""
+    tables: dict[str, TableOptions] = {}
+    """Results tables by name."""
+
+    @field_validator("datasets", "networks", "experts", "methods", "tables")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"the name {name!r} may hold letters, digits and '-' only")
+        return value
+
+
+BUILTIN_DATASETS = {
+    "digits": DatasetOptions(source="digits", augment="crop_scale_rotate"),
+    "cifar10": DatasetOptions(source="cifar10", zca=True),
+    "cifar100": DatasetOptions(source="cifar100", zca=True),
+    "tiny-imagenet": DatasetOptions(source="tiny-imagenet", zca=True),
+}
+"""Digits are neither flipped, nor coloured, nor cut out: a 6 mirrored is no digit, and 8 pixels leave little to cut."""
+
+
+class Resolver:
+    """A campaign's names turned into options, presets included.
+
+    Values are resolved as plain mappings where the model belongs to a registered method or network, because those
+    modules need torch; `satm.methods.resolve` and `satm.networks.resolve` check them.
+    """
+
+    def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
+        self.campaign = campaign
+        self.settings = (*presets, *campaign.settings)
+        self.layout = Layout(root)
+        self.path = path
+        self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
+
+    def dataset(self, name: str) -> DatasetOptions:
+        """Return the options of a dataset; the error for an unknown name lists the known ones."""
+        return pick(name, self.datasets, "dataset")
+
+    def network(self, name: str, dataset: str) -> dict[str, Any]:
+        """Return `{"network": registered name, option: value…}` on a dataset; a registered name needs no entry."""
+        own = {"network": name, **self.campaign.networks.get(name, {})}
+        return {**self._set("network", network=(name, own["network"]), dataset=(dataset,)), **own}
+
+    def experts(self, name: str, dataset: str) -> ExpertsOptions:
+        """Return the recipe of the experts `name` on a dataset."""
+        known = {"sgd": ExpertsOptions(), **self.campaign.experts}
+        own = pick(name, known, "experts").model_dump(exclude_unset=True)
+        found = self._set("experts", experts=(name,), dataset=(dataset,))
+        return parse(ExpertsOptions, {**found, **own}, f"experts {name}")
+
+    def method(self, name: str, dataset: str, ipc: int) -> dict[str, Any]:
+        """Return `{"method": registered name, option: value…}` for one cell of a table."""
+        own = {"method": name, **self.campaign.methods.get(name, {})}
+        found = self._set("distill", method=(name, own["method"]), dataset=(dataset,), ipc=(ipc,))
+        return {**found, **own}
+
+    def evaluation(self, method: str, dataset: str, ipc: int) -> EvaluateOptions:
+        """Return how the synthetic sets of one cell are tested."""
+        base = self.campaign.methods.get(method, {}).get("method", method)
+        found = self._set("evaluate", method=(method, base), dataset=(dataset,), ipc=(ipc,))
+        return parse(EvaluateOptions, found, "evaluate")
+
+    def table(self, name: str) -> TableOptions:
+        """Return the cells of a table that this campaign defines."""
+        return pick(name, self.campaign.tables, f"table in {self.path or 'the built-in campaign'}")
+
+    def pictured(self, dataset: str, ipc: int) -> list[tuple[str, int]]:
+        """Return (method, seed) of what the picture of a cell shows: all methods of its tables, first seed."""
+        tables = [table for table in self.campaign.tables.values() if ipc in table.datasets.get(dataset, ())]
+        return list(dict.fromkeys((method, table.seeds_for(ipc)[0]) for table in tables for method in table.methods))
+
+    def _set(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for setting in self.settings:
+            if setting.applies(stage, **axes):
+                found.update(setting.options)
+        return found
+
+
+class Layout:
+    """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def images(self, dataset: str) -> str:
+        """Decoded images of a dataset, uint8."""
+        return f"{self.root}/data/{dataset}/images.safetensors"
+
+    def zca(self, dataset: str) -> str:
+        """Whitening of a dataset: mean, matrix, inverse."""
+        return f"{self.root}/data/{dataset}/zca.safetensors"
+
+    def experts(self, dataset: str, experts: str) -> str:
+        """Folder of a trajectory store: shards, parts and manifest."""
+        return f"{self.root}/experts/{dataset}/{experts}"
+
+    def experts_part(self, dataset: str, experts: str, part: str) -> str:
+        """What one job of several experts made, `part` being `FIRST-LAST`."""
+        return f"{self.experts(dataset, experts)}/part-{part}.json"
+
+    def manifest(self, dataset: str, experts: str) -> str:
+        """Manifest of a whole trajectory store."""
+        return f"{self.experts(dataset, experts)}/manifest.json"
+
+    def distilled(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """A synthetic set."""
+        return f"{self._run('distilled', dataset, ipc, method, seed)}/distilled.safetensors"
+
+    def metrics(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """What was measured in each iteration of a distillation."""
+        return f"{self._run('distilled', dataset, ipc, method, seed)}/metrics.parquet"
+
+    def evaluation(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+        """Accuracies of networks trained on a synthetic set."""
+        return f"{self._run('evaluation', dataset, ipc, method, seed)}/{network}.parquet"
+
+    def sharpness(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """Sharpness of the outer loss around a synthetic set."""
+        return f"{self._run('analysis', dataset, ipc, method, seed)}/sharpness.parquet"
+
+    def table(self, name: str, kind: str = "csv") -> str:
+        """A results table as csv, md or tex."""
+        return f"{self.root}/{name}.{kind}"
+
+    def figure(self, name: str, kind: str = "png") -> str:
+        """A figure or picture."""
+        return f"{self.root}/figures/{name}.{kind}"
+
+    def synthetic(self, dataset: str, ipc: int | str) -> str:
+        """The images of the synthetic sets of one cell, all methods."""
+        return self.figure(f"synthetic-{dataset}-ipc-{ipc}")
+
+    def log(self, *parts: str | int) -> str:
+        """What a job printed."""
+        return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.log"
+
+    def benchmark(self, *parts: str | int) -> str:
+        """Seconds and memory of a job, as Snakemake measures them."""
+        return f"{self.root}/benchmarks/{'/'.join(str(part) for part in parts)}.tsv"
+
+    def state(self, *parts: str | int) -> str:
+        """Folder for resuming one job; never an output, because Snakemake deletes the outputs of a job it restarts."""
+        return f"{self.root}/state/{'/'.join(str(part) for part in parts)}"
+
+    def _run(self, stage: str, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        return f"{self.root}/{stage}/{dataset}/ipc-{ipc}/{method}/seed-{seed}"
+
+
+def parts(options: ExpertsOptions) -> list[str]:
+    """Return the parts in which the experts are trained, `FIRST-LAST`, both included."""
+    firsts = range(0, options.count, options.per_job)
+    return [f"{first}-{min(first + options.per_job, options.count) - 1}" for first in firsts]
+
+
+def preset_folder() -> Path:
+    """Return the folder of the preset files: inside an installed package, `config/presets` in a checkout."""
+    installed = Path(__file__).parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "config" / "presets"
+
+
+def load_presets() -> tuple[Setting, ...]:
+    """Return the rows of all preset files, in the order of the files' names."""
+    found: list[Setting] = []
+    for path in sorted(preset_folder().glob("*.yaml")):
+        rows = load_yaml(path).get("settings", [])
+        found += [parse(Setting, row, f"{path}: settings.{index}") for index, row in enumerate(rows)]
+    return tuple(found)
+
+
+def load_campaign(path: Path | None) -> Resolver:
+    """Return the campaign in a YAML file; None gives the built-in one, which has no tables.
+
+    `paper.yaml` and the built-in campaign root at `results/`, every other NAME.yaml at `results/NAME/`, so that no two
+    files share an output.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or holds an unknown name or an unusable value.
+    """
+    if path is None:
+        return Resolver(Campaign(), load_presets(), "results")
+    root = root_of(path)
+    return Resolver(parse(Campaign, load_yaml(path), str(path)), load_presets(), root, path)
+
+
+def root_of(path: Path) -> str:
+    """Return the folder of everything that a campaign makes, from the name of its file.
+
+    Raises:
+        UsageError: the name cannot become a folder.
+    """
+    if not re.fullmatch(NAME, path.stem):
+        raise UsageError(f"the name of {path} becomes a folder and may hold letters, digits and '-' only; rename it")
+    return "results" if path.stem == "paper" else f"results/{path.stem}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UsageError: the file is missing, is not YAML or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {text}; correct it") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}, expected a mapping of names to values; correct it")
+    return content
+
+
+def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
+    """Return `values` as the options model, checked.
+
+    Args:
+        model: the options to fill.
+        values: by option name.
+        where: what the values belong to, for the message.
+
+    Raises:
+        UsageError: an unknown option (with the nearest known one) or an unusable value; one line, the first problem.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_at(model, first["loc"][:-1])
+            hint = f"; known: {', '.join(known)}.{suggest(str(first['loc'][-1]), known)}"
+            raise UsageError(f"{where}: unknown option {place!r}{hint}") from error
+        if first["type"] == "missing":
+            raise UsageError(f"{where}: {place} is missing; give it a value") from error
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        raise UsageError(f"{where}: {place or 'the options'}: {message}, got {first['input']!r}") from error
+
+
+def _known_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the option names of the model that `path` (of a validation error) leads to."""
+    here: Any = model
+    for step in path:
+        if isinstance(here, type) and issubclass(here, BaseModel) and step in here.model_fields:
+            here = here.model_fields[str(step)].annotation
+            arguments = [found for found in getattr(here, "__args__", ()) if isinstance(found, type)]
+            models = [found for found in arguments if issubclass(found, BaseModel)]
+            here = models[0] if models else here
+    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def canonical(values: Mapping[str, Any] | BaseModel) -> str:
+    """Return options as one JSON text that is the same for the same values, for parameters of jobs and metadata."""
+    content = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
+    return json.dumps(content, sort_keys=True)
+
+
+def data_path(options: DatasetOptions) -> Path:
+    """Return the folder of a dataset with the environment's variables put in.
+
+    Raises:
+        UsageError: the path names a variable that is not set.
+    """
+    if not options.path:
+        return Path(os.environ.get("SATM_DATA", "data")) / options.source
+    expanded = os.path.expandvars(options.path)
+    if "$" in expanded:
+        raise UsageError(f"the path {options.path!r} names a variable that is not set; set it or write the path out")
+    return Path(expanded).expanduser()

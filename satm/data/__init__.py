@@ -1,0 +1,24 @@
+"""Datasets, ZCA whitening and differentiable Siamese augmentation."""
+
+from satm.data.augment import FAMILIES, Augmentation, Draw
+from satm.data.datasets import DATASETS, hold_out, load_dataset
+from satm.data.images import ImageData, Preprocessor, Split, load_images, save_images
+from satm.data.whitening import Whitening, fit_whitening, load_whitening, save_whitening
+
+__all__ = [
+    "DATASETS",
+    "FAMILIES",
+    "Augmentation",
+    "Draw",
+    "ImageData",
+    "Preprocessor",
+    "Split",
+    "Whitening",
+    "fit_whitening",
+    "hold_out",
+    "load_dataset",
+    "load_images",
+    "load_whitening",
+    "save_images",
+    "save_whitening",
+]

@@ -1,0 +1,244 @@
+"""Differentiable Siamese augmentation (DSA): random changes of a batch that gradients pass through.
+
+Shapes: b images; C channels; H = W pixels. The images are normalised or whitened; pixels from outside an image are 0.
+Drawing and applying are apart, so that the same `Draw` can change a real and a synthetic batch (Siamese), can be kept
+for a second pass, and so that applying is a pure function.
+
+Source: Zhao and Bilen 2021 (Dataset Condensation with Differentiable Siamese Augmentation), section on augmentation;
+values of the constants: the public code of DSA and MTT (`utils.py`, `ParamDiffAug`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from satm.errors import UsageError, pick
+
+BRIGHTNESS = 1.0
+"""Added to all pixels of an image: uniform in [-BRIGHTNESS / 2, BRIGHTNESS / 2)."""
+SATURATION = 2.0
+"""Factor of the difference to the grey image: uniform in [0, SATURATION)."""
+CONTRAST = 0.5
+"""Factor of the difference to the image's mean: uniform in [CONTRAST, CONTRAST + 1)."""
+CROP_PADDING = 0.125
+"""Largest shift in each direction, as a fraction of the size (rounded half up)."""
+CUTOUT = 0.5
+"""Height and width of the square set to 0, as a fraction of the size (rounded half up)."""
+FLIP = 0.5
+"""Probability of mirroring left and right."""
+SCALE = 1.2
+"""Stretch of the sampling grid, for each axis of its own: uniform in [1 / SCALE, SCALE)."""
+ROTATE = 15.0
+"""Largest angle in degrees, either way."""
+
+Parameters = Mapping[str, Tensor]
+"""Random numbers of one family, on the CPU: each `[b]`, or `[1]` for the whole batch."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of change: how its parameters are drawn and how it is applied."""
+
+    draw: Callable[[torch.Generator, int, int], Parameters]
+    """Of generator, number of draws, size in pixels."""
+    apply: Callable[[Tensor, Parameters], Tensor]
+    """Of images and parameters; the parameters' leading dimension is b or 1."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one augmentation."""
+
+    steps: tuple[tuple[str, Parameters], ...]
+    """Names of the families with their parameters, in the order of application."""
+    count: int | None
+    """Images that it was drawn for; None: any number."""
+    size: int
+    """Height and width that it was drawn for, in pixels."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which families change a batch, and who shares the random numbers.
+
+    Raises:
+        UsageError: an unknown family; the text names the nearest.
+    """
+
+    strategy: str
+    """Names of families joined by `_`; empty: nothing is changed."""
+    share: Literal["image", "batch"]
+    """`image`: each image has its own parameters. `batch`: one set for all, which serves batches of any length."""
+    mode: Literal["single", "multiple"] = "single"
+    """`single`: one family, drawn anew for each call, changes the whole batch. `multiple`: all, in order."""
+
+    def __post_init__(self) -> None:
+        for name in self.families:
+            pick(name, FAMILIES, "family of augmentation")
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names in the order of the strategy."""
+        return tuple(self.strategy.split("_")) if self.strategy else ()
+
+    def draw(self, generator: torch.Generator, batch: int, size: int) -> Draw:
+        """Return new random parameters.
+
+        Args:
+            generator: on the CPU.
+            batch: images that they are for (b); with `share="batch"` they serve any number.
+            size: height and width of the images in pixels.
+        """
+        names = self.families
+        if names and self.mode == "single":
+            names = (names[int(torch.randint(len(names), (1,), generator=generator))],)
+        count = batch if self.share == "image" else 1
+        steps = tuple((name, FAMILIES[name].draw(generator, count, size)) for name in names)
+        return Draw(steps, batch if self.share == "image" else None, size)
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Return the changed images; a pure function, differentiable with respect to them.
+
+        Args:
+            images: `[b, C, H, W]` floating point of any precision on any device, normalised or whitened.
+            draw: from `draw`, for this number of images and this size.
+
+        Returns:
+            `[b, C, H, W]`, the same type. Without families it is `images` itself.
+
+        Raises:
+            UsageError: the draw is for another number of images or another size.
+        """
+        count, _, *sides = images.shape
+        if sides != [draw.size, draw.size] or draw.count not in (None, count):
+            raise UsageError(
+                f"the augmentation was drawn for {draw.count or 'any number of'} images of {draw.size} x {draw.size} "
+                f"pixels, got shape {tuple(images.shape)}; draw it for this batch"
+            )
+        for name, parameters in draw.steps:
+            images = FAMILIES[name].apply(images, parameters)
+        return images
+
+
+def _uniform(generator: torch.Generator, count: int) -> Tensor:
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Return parameters `[b or 1]` as `[b or 1, 1, 1, 1]`, on their device, real numbers in their type."""
+    dtype = images.dtype if values.is_floating_point() else values.dtype
+    return values.to(images.device, dtype)[:, None, None, None]
+
+
+def _draw_color(generator: torch.Generator, count: int, size: int) -> Parameters:
+    return {
+        "brightness": (_uniform(generator, count) - 0.5) * BRIGHTNESS,
+        "saturation": _uniform(generator, count) * SATURATION,
+        "contrast": _uniform(generator, count) + CONTRAST,
+    }
+
+
+def _color(images: Tensor, parameters: Parameters) -> Tensor:
+    """Brightness, then saturation, then contrast, written as one multiplication and one addition per pixel.
+
+    Neither saturation nor contrast moves the mean of an image, so with the grey image g (mean over the channels) and
+    the mean m: contrast * (saturation * x + (1 - saturation) * g) + (1 - contrast) * m + brightness.
+    """
+    brightness, saturation, contrast = (_per_image(values, images) for values in parameters.values())
+    grey = images.mean(1, keepdim=True)
+    rest = contrast * (1 - saturation) * grey + ((1 - contrast) * grey.mean((2, 3), keepdim=True) + brightness)
+    return contrast * saturation * images + rest
+
+
+def _draw_crop(generator: torch.Generator, count: int, size: int) -> Parameters:
+    most = _rounded(size * CROP_PADDING)
+    down, right = torch.randint(-most, most + 1, (2, count), generator=generator)
+    return {"down": down, "right": right}
+
+
+def _crop(images: Tensor, parameters: Parameters) -> Tensor:
+    """Take the window that is shifted by whole pixels out of the image padded with 0."""
+    count, channels, size, _ = images.shape
+    place = torch.arange(size, device=images.device)
+    down, right = (values.to(images.device)[:, None] + place for values in (parameters["down"], parameters["right"]))
+    inside = ((down >= 0) & (down < size))[:, :, None] & ((right >= 0) & (right < size))[:, None, :]
+    index = (down.clamp(0, size - 1) * size)[:, :, None] + right.clamp(0, size - 1)[:, None, :]
+    index = index.flatten(1)[:, None].expand(count, channels, size * size)
+    return images.flatten(2).gather(2, index).view_as(images) * inside[:, None].to(images.dtype)
+
+
+def _draw_cutout(generator: torch.Generator, count: int, size: int) -> Parameters:
+    # With an even length the centre lies between two pixels, so there is one place more.
+    places = size + 1 - _rounded(size * CUTOUT) % 2
+    row, column = torch.randint(places, (2, count), generator=generator)
+    return {"row": row, "column": column}
+
+
+def _cutout(images: Tensor, parameters: Parameters) -> Tensor:
+    """Set a square around a random place to 0; it may reach over the border."""
+    size = images.shape[-1]
+    length = _rounded(size * CUTOUT)
+    place = torch.arange(size, device=images.device)
+    row, column = (
+        (place >= first) & (place < first + length)
+        for first in (values.to(images.device)[:, None] - length // 2 for values in parameters.values())
+    )
+    return images * ~(row[:, None, :, None] & column[:, None, None, :])
+
+
+def _draw_flip(generator: torch.Generator, count: int, size: int) -> Parameters:
+    return {"flip": _uniform(generator, count) < FLIP}
+
+
+def _flip(images: Tensor, parameters: Parameters) -> Tensor:
+    return torch.where(_per_image(parameters["flip"], images), images.flip(3), images)
+
+
+def _draw_scale(generator: torch.Generator, count: int, size: int) -> Parameters:
+    return {axis: _uniform(generator, count) * (SCALE - 1 / SCALE) + 1 / SCALE for axis in ("x", "y")}
+
+
+def _scale(images: Tensor, parameters: Parameters) -> Tensor:
+    x, y = parameters.values()
+    none = torch.zeros_like(x)
+    return _affine(images, torch.stack([x, none, none, none, y, none], 1))
+
+
+def _draw_rotate(generator: torch.Generator, count: int, size: int) -> Parameters:
+    return {"radians": (2 * _uniform(generator, count) - 1) * math.radians(ROTATE)}
+
+
+def _rotate(images: Tensor, parameters: Parameters) -> Tensor:
+    angle = parameters["radians"]
+    none = torch.zeros_like(angle)
+    return _affine(images, torch.stack([angle.cos(), -angle.sin(), none, angle.sin(), angle.cos(), none], 1))
+
+
+def _affine(images: Tensor, matrices: Tensor) -> Tensor:
+    """Sample images `[b, C, H, W]` linearly at the places that `matrices` (`[b or 1, 6]`) send the pixels to.
+
+    The outermost pixels' centres are at -1 and 1, as in MTT's `utils.py` (DSA's own code puts the image's edges there).
+    """
+    theta = matrices.to(images.device, images.dtype).view(-1, 2, 3).expand(len(images), 2, 3)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def _rounded(value: float) -> int:
+    return int(value + 0.5)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "color": Family(_draw_color, _color),
+    "crop": Family(_draw_crop, _crop),
+    "cutout": Family(_draw_cutout, _cutout),
+    "flip": Family(_draw_flip, _flip),
+    "scale": Family(_draw_scale, _scale),
+    "rotate": Family(_draw_rotate, _rotate),
+}
+"""The six families by the name that a strategy uses."""

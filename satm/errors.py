@@ -1,0 +1,43 @@
+"""The two ways a run can end badly, and the look-up that suggests the nearest known name."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """The input cannot be used as it is; the text says what was got, what was expected and what to do.
+
+    The command line prints it as one line and exits with 2.
+    """
+
+
+class RunError(RuntimeError):
+    """The machine or the run failed although the input was usable.
+
+    The command line prints it as one line and exits with 1.
+    """
+
+
+def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def pick(name: str, known: Mapping[str, T], what: str) -> T:
+    """Return `known[name]`.
+
+    Args:
+        name: the name asked for.
+        known: everything that could have been asked for.
+        what: the word for it in the message, such as ``dataset``.
+
+    Raises:
+        UsageError: there is no such name; the text lists the known ones and the nearest.
+    """
+    if name in known:
+        return known[name]
+    raise UsageError(f"unknown {what} {name!r}; known: {', '.join(sorted(known))}.{suggest(name, known)}")

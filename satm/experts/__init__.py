@@ -1,0 +1,26 @@
+"""Networks trained on real images, and the store of the paths that they took."""
+
+from satm.experts.store import (
+    Identity,
+    TrajectoryStore,
+    describe_shard,
+    differing_field,
+    shard_identity,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from satm.experts.train import Snapshot, train_expert
+
+__all__ = [
+    "Identity",
+    "Snapshot",
+    "TrajectoryStore",
+    "describe_shard",
+    "differing_field",
+    "shard_identity",
+    "shard_name",
+    "train_expert",
+    "write_manifest",
+    "write_shard",
+]

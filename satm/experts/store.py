@@ -1,0 +1,156 @@
+"""The trajectory store: one shard per expert with all its snapshots, and a manifest that says what they are.
+
+A shard is a safetensors file with the tensors ``0``, ``1``, … (`[P]` float32, the weights after so many epochs); it is
+read by memory map, one snapshot at a time.
+
+Shapes: P parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from satm.errors import RunError, UsageError
+from satm.files import hash_file, open_tensors, read_json, read_metadata, write_json, write_tensors
+
+Identity = Mapping[str, Any]
+"""What experts are, as JSON values: dataset and its hash, preprocessing, augmentation, network, recipe, seed."""
+
+
+def shard_name(index: int) -> str:
+    """Return the file name of an expert's shard."""
+    return f"expert-{index:03d}.safetensors"
+
+
+def write_shard(
+    folder: Path, index: int, snapshots: Sequence[Tensor], identity: Identity, test_accuracy: float
+) -> None:
+    """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images)."""
+    tensors = {str(epoch): weights for epoch, weights in enumerate(snapshots)}
+    metadata = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
+    write_tensors(folder / shard_name(index), tensors, metadata)
+
+
+def shard_identity(folder: Path, index: int) -> Identity | None:
+    """Return what the expert in a shard is; None if there is no whole shard of ours."""
+    path = folder / shard_name(index)
+    try:
+        with open_tensors(path, "shard") as file:
+            identity: Identity = _metadata(file, path)["identity"]
+            return identity
+    except UsageError:
+        return None
+
+
+def describe_shard(folder: Path, index: int) -> dict[str, Any]:
+    """Return the record of a shard for a manifest: file, index, snapshots, test accuracy, bytes and hash.
+
+    Raises:
+        UsageError: the shard is missing or broken.
+    """
+    path = folder / shard_name(index)
+    with open_tensors(path, "shard") as file:
+        count, accuracy = len(file.keys()), _metadata(file, path)["test_accuracy"]
+    return {
+        "file": path.name,
+        "index": index,
+        "snapshots": count,
+        "test_accuracy": accuracy,
+        "bytes": path.stat().st_size,
+        "sha256": hash_file(path),
+    }
+
+
+def _metadata(file: safe_open, path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_metadata(file, path, "shard")
+    return content
+
+
+def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str, Any]]) -> None:
+    """Write the manifest of some shards, in the order of their indices."""
+    ordered = sorted(shards, key=lambda shard: int(shard["index"]))
+    write_json(path, {"format": 1, "identity": identity, "shards": ordered})
+
+
+def differing_field(expected: object, found: object, path: str = "") -> str | None:
+    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for key in sorted({*expected, *found}):
+            place = f"{path}.{key}" if path else str(key)
+            difference = differing_field(expected.get(key), found.get(key), place)
+            if difference:
+                return difference
+        return None
+    return None if expected == found else f"{path}: expected {expected!r}, found {found!r}"
+
+
+class TrajectoryStore:
+    """Experts on disk, checked against what was asked for when they are opened.
+
+    Args:
+        manifest: path of the manifest.
+        expected: what the experts must be; None: anything.
+
+    Raises:
+        UsageError: the manifest is missing or broken; the experts are others than expected (the first field that
+            differs is named); a shard is missing or has another length than the manifest says.
+    """
+
+    def __init__(self, manifest: Path, expected: Identity | None = None) -> None:
+        content: dict[str, Any] = read_json(manifest, "manifest of experts")
+        if content.get("format") != 1 or not content.get("shards"):
+            raise UsageError(f"{manifest} is no manifest of experts of format 1; make the experts again")
+        self.folder = manifest.parent
+        self.identity: dict[str, Any] = content["identity"]
+        if expected is not None and (difference := differing_field(expected, self.identity)):
+            raise UsageError(
+                f"the experts in {self.folder} are not the ones asked for: {difference}; "
+                "make them again, or use the options they were made with"
+            )
+        self.shards: list[dict[str, Any]] = content["shards"]
+        for shard in self.shards:
+            path = self.folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
+                raise UsageError(f"shard {path} {state}; delete {manifest} and make the experts again, others are kept")
+
+    def __len__(self) -> int:
+        """Return the number of experts."""
+        return len(self.shards)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that every expert has at least; snapshots go from 0 to this number."""
+        return min(int(shard["snapshots"]) for shard in self.shards) - 1
+
+    def snapshot(self, expert: int, epoch: int) -> Tensor:
+        """Return `[P]` float32 on the CPU: the weights of one expert after some epochs. Reads only this snapshot.
+
+        Raises:
+            UsageError: there is no such snapshot.
+            RunError: the weights are not finite.
+        """
+        path = self.folder / self.shards[expert]["file"]
+        with open_tensors(path, "shard") as file:
+            if str(epoch) not in file.keys():  # noqa: SIM118
+                raise UsageError(f"shard {path} has no snapshot {epoch}; it has {len(file.keys())}")
+            weights: Tensor = file.get_tensor(str(epoch)).clone()
+        if not torch.isfinite(weights).all():
+            raise RunError(f"{path}, epoch {epoch}: weights that are not finite; train with a lower lr")
+        return weights
+
+    def verify(self) -> None:
+        """Compare every shard's bytes with its hash in the manifest.
+
+        Raises:
+            UsageError: a shard differs.
+        """
+        for shard in self.shards:
+            path = self.folder / shard["file"]
+            if hash_file(path) != shard["sha256"]:
+                raise UsageError(f"shard {path} was changed: its SHA-256 is not the manifest's; make it again")

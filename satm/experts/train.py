@@ -1,0 +1,80 @@
+"""The recipe of one expert, as a stream of snapshots.
+
+Shapes: P parameters.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from satm.config import ExpertsOptions
+from satm.data import Augmentation
+from satm.params import flatten, load_flat, unflatten
+from satm.seeds import make_generator
+from satm.training import TrainingImages, train_epoch
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An expert after some epochs; the tensors own their memory.
+
+    Args:
+        epoch: epochs trained; 0 is the initialisation.
+        weights: `[P]` float32 on the CPU.
+        momentum: `[P]` SGD's buffer, or None before the first step and without momentum.
+        loss: mean training loss of the last epoch; NaN at the start.
+    """
+
+    epoch: int
+    weights: Tensor
+    momentum: Tensor | None
+    loss: float
+
+
+def train_expert(
+    module: nn.Module,
+    data: TrainingImages,
+    options: ExpertsOptions,
+    augmentation: Augmentation,
+    axes: tuple[str | int, ...],
+    after: Snapshot | None = None,
+) -> Iterator[Snapshot]:
+    """Yield the expert after each epoch; the first is the initialisation, unless going on from a snapshot.
+
+    Each epoch has a generator of its own, derived from its number, so going on gives the same bytes as never stopping.
+
+    Args:
+        module: freshly initialised, on the data's device; trained in place. Running statistics of batch norms are not
+            part of a snapshot, as a trajectory is made of parameters.
+        data: real images.
+        options: the recipe.
+        augmentation: of the real images.
+        axes: names of this expert for its seeds.
+        after: go on from here.
+
+    Source: MTT's public recipe: SGD with a constant step size.
+    """
+    if after is None:
+        after = Snapshot(0, flatten(module).cpu(), None, float("nan"))
+        yield after
+    load_flat(module, after.weights.to(data.labels.device))
+    optimiser = torch.optim.SGD(
+        module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
+    )
+    if after.momentum is not None:
+        buffers = unflatten(module, after.momentum.to(data.labels.device))
+        for name, parameter in module.named_parameters():
+            optimiser.state[parameter]["momentum_buffer"] = buffers[name].clone()
+    for epoch in range(after.epoch + 1, options.epochs + 1):
+        generator = make_generator(*axes, epoch)
+        loss = train_epoch(module, optimiser, data, options.batch_size, augmentation, generator)
+        yield Snapshot(epoch, flatten(module).cpu(), _momentum(module, optimiser), loss)
+
+
+def _momentum(module: nn.Module, optimiser: torch.optim.SGD) -> Tensor | None:
+    """Return SGD's buffers as one vector on the CPU, or None where it keeps none."""
+    buffers = [optimiser.state[parameter].get("momentum_buffer") for parameter in module.parameters()]
+    held = [buffer.reshape(-1) for buffer in buffers if buffer is not None]
+    return torch.cat(held).to("cpu", copy=True) if held else None

@@ -1,0 +1,79 @@
+"""Progress with the time left: a bar in a terminal, a line now and then in a log."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LOG = logging.getLogger("satm")
+
+LINE_SECONDS = 20.0
+"""Between two lines in a log."""
+
+
+class Progress:
+    """A context in which steps are counted.
+
+    Args:
+        what: name of the work.
+        total: steps in all.
+        done: steps done before, by an earlier run.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self._what, self._total, self._done = what, total, done
+        self._begun_at, self._started, self._told = done, time.monotonic(), 0.0
+        self._bar: Bar | None = None
+
+    @staticmethod
+    def console() -> Console:
+        """Return the console for tables."""
+        return Console(width=None if sys.stdout.isatty() else 160)
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=self._total, completed=self._done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def skip(self, steps: int) -> None:
+        """Count steps that were done by an earlier run."""
+        self._begun_at += steps
+        self._done += steps
+
+    def step(self, text: str) -> None:
+        """Count one step and say what it gave."""
+        self.at(self._done + 1, text)
+
+    def at(self, done: int, text: str) -> None:
+        """Say how many steps are done and what the last one gave."""
+        self._done = done
+        if self._bar:
+            self._bar.update(self._task, completed=done, description=f"{self._what}: {text}")
+        now = time.monotonic()
+        if now - self._told >= LINE_SECONDS or done >= self._total:
+            self._told = now
+            made = done - self._begun_at
+            left = (now - self._started) / made * (self._total - done) if made > 0 else float("nan")
+            level = logging.DEBUG if self._bar else logging.INFO
+            LOG.log(level, "%s %d/%d, %s left: %s", self._what, done, self._total, _clock(left), text)
+
+
+def _clock(seconds: float) -> str:
+    """Return seconds as ``h:mm:ss``."""
+    if seconds != seconds:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

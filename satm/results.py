@@ -1,0 +1,350 @@
+"""What runs leave behind: tidy rows as parquet with the run's circumstances, and synthetic sets as safetensors.
+
+Shapes: n synthetic images of C channels, H times W pixels; K classes.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pandas
+import pyarrow
+import torch
+from pyarrow import parquet
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import satm
+from satm.data.images import Preprocessor
+from satm.data.whitening import Whitening, load_whitening
+from satm.errors import UsageError
+from satm.files import atomic_path, read_tensors, write_tensors
+
+METADATA_KEY = b"satm"
+"""Under which a parquet schema holds the run's circumstances, as one JSON text."""
+
+
+def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the circumstances of a run: resolved options, commit, versions, device, host and time (UTC).
+
+    Args:
+        options: the resolved options, JSON values.
+        device: where the run computes.
+    """
+    kind = torch.device(device)
+    return {
+        "options": dict(options),
+        "commit": _commit(),
+        "versions": {"satm": satm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type,
+        "host": platform.node(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with `-dirty` when tracked files differ from it; None outside a checkout."""
+    root = Path(satm.__file__).parent.parent
+    # An installed package may lie inside the checkout of another project, whose commit would mislead.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one kind of parquet file, in their order."""
+
+    what: str
+    """The word for the file in messages."""
+    fields: Mapping[str, type]
+    """Type by name: str, int or float."""
+    optional: frozenset[str] = frozenset()
+    """Columns whose values may be missing."""
+    extra: bool = False
+    """Allow further float columns, in name order, whose values may be missing."""
+
+    def schema(self, rows: Sequence[Mapping[str, Any]]) -> pyarrow.Schema:
+        """Return the typed columns that hold `rows`.
+
+        Raises:
+            ValueError: a row has a column too many or too few.
+        """
+        found = set().union(*rows)
+        unknown = sorted(found - set(self.fields))
+        if unknown and not self.extra:
+            raise ValueError(f"{self.what} has no columns {unknown}; it has {list(self.fields)}")
+        for name in set(self.fields) - self.optional:
+            if any(row.get(name) is None for row in rows):
+                raise ValueError(f"{self.what} has a row without {name!r}")
+        types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+        fixed = [(name, types[kind]) for name, kind in self.fields.items()]
+        return pyarrow.schema(fixed + [(name, pyarrow.float64()) for name in unknown])
+
+
+EVALUATION = Columns(
+    "evaluation",
+    {
+        "dataset": str,
+        "ipc": int,
+        "method": str,
+        "seed": int,
+        "network": str,
+        "repeat": int,
+        "labels": str,
+        "split": str,
+        "selection": str,
+        "accuracy": float,
+        "loss": float,
+        "epochs": int,
+        "seconds": float,
+        "peak_memory_bytes": int,
+    },
+)
+"""One row per network trained on a synthetic set. labels: hard or soft; split: where `accuracy` (a fraction) and `loss`
+were measured; selection: last, validation or test, how the synthetic set was chosen; seconds and peak_memory_bytes of
+this training."""
+
+METRICS = Columns(
+    "metrics",
+    {
+        "iteration": int,
+        "attempt": int,
+        "event": str,
+        "loss": float,
+        "step_size": float,
+        "hypergradient_norm": float,
+        "sharpness": float,
+        "seconds": float,
+        "peak_memory_bytes": int,
+    },
+    optional=frozenset({"loss", "step_size", "hypergradient_norm", "sharpness"}),
+    extra=True,
+)
+"""One row per iteration of a distillation. attempt: raised when the loop went back to a good state; event: what
+happened, mostly empty; seconds of this iteration."""
+
+SHARPNESS = Columns(
+    "sharpness",
+    {
+        "dataset": str,
+        "ipc": int,
+        "method": str,
+        "seed": int,
+        "segment": int,
+        "rho": float,
+        "loss": float,
+        "perturbed_loss": float,
+        "sharpness": float,
+    },
+)
+"""One row per expert segment: the matching loss at a synthetic set, at its worst neighbour in distance rho, and the
+difference."""
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, metadata: Mapping[str, Any]) -> None:
+    """Write rows as parquet, atomically.
+
+    Args:
+        path: where to.
+        rows: values by column; equal rows give equal bytes of the columns.
+        columns: the columns of this kind of file; no rows give a file with the fixed columns.
+        metadata: JSON values (`run_metadata`).
+
+    Raises:
+        ValueError: a row has a column too many or too few.
+        RunError: the disk is full or the folder cannot be written.
+    """
+    schema = columns.schema(rows).with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with atomic_path(path) as part:
+        parquet.write_table(table, part)
+
+
+def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
+    """Return the rows of a file written by `write_rows`; a missing optional number is NaN.
+
+    Raises:
+        UsageError: the file is missing, cut short, or of another kind.
+    """
+    table = _read_table(path, columns)
+    expected = columns.schema([])
+    found = [name for name in table.column_names if name in columns.fields]
+    if found != expected.names or (not columns.extra and len(table.column_names) != len(found)):
+        raise UsageError(
+            f"{columns.what} {path} has the columns {', '.join(table.column_names)}, expected "
+            f"{', '.join(expected.names)}; delete it and make it again"
+        )
+    wrong = [field.name for field in expected if table.schema.field(field.name).type != field.type]
+    if wrong:
+        raise UsageError(
+            f"{columns.what} {path} holds another type in {', '.join(wrong)} than expected; delete it and make it again"
+        )
+    frame: pandas.DataFrame = table.to_pandas()
+    return frame
+
+
+def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
+    """Return the circumstances of the run that wrote the file.
+
+    Raises:
+        UsageError: the file is missing, cut short, or was not written by `write_rows`.
+    """
+    content: dict[str, Any] = json.loads(_read_table(path, columns).schema.metadata[METADATA_KEY])
+    return content
+
+
+def _read_table(path: Path, columns: Columns) -> pyarrow.Table:
+    if not path.is_file():
+        raise UsageError(f"{columns.what} {path} does not exist; make it first")
+    try:
+        table = parquet.read_table(path, partitioning=None)
+    except (pyarrow.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(
+            f"{columns.what} {path} is not a whole parquet file ({text}); delete it and make it again"
+        ) from error
+    if METADATA_KEY not in (table.schema.metadata or {}):
+        raise UsageError(
+            f"{columns.what} {path} was not written by satm (it carries no 'satm' metadata); make it again"
+        )
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
+    """A synthetic set, ready to train networks on; its items are (image, label)."""
+
+    images: Tensor
+    """`[n, C, H, W]` float32 in the space that networks are trained in: normalised, or whitened."""
+    labels: Tensor
+    """`[n]` int64 classes, or `[n, K]` float32 logits of soft labels (`satm.training.soft_cross_entropy`)."""
+    step_size: Tensor
+    """`[]` float32, SGD's step size that belongs to the images."""
+    preprocessing: Mapping[str, Any]
+    """Which map leads from pixels to `images`: `satm.data.Preprocessor.identity`."""
+    class_names: tuple[str, ...]
+    """By label."""
+    dataset: str
+    """Name of the real dataset."""
+    ipc: int
+    """Images per class."""
+    method: str
+    """Name of the method."""
+    seed: int
+    """Seed of the distillation."""
+    options: Mapping[str, Any]
+    """Resolved options of the distillation, JSON values."""
+    iteration: int
+    """Iterations that led to this set."""
+    selection: str
+    """Which iteration this is: `last`, or the best on `validation` or `test` images."""
+    whitening_path: Path | None = None
+    """File of the whitening, where there is one."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together.
+
+        Raises:
+            UsageError: a shape, a type or a label does not fit.
+        """
+        if self.images.ndim != 4 or self.images.dtype != torch.float32:
+            raise UsageError(
+                f"a synthetic set needs float32 images [n, C, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
+            )
+        count, classes = len(self.images), len(self.class_names)
+        hard = self.labels.dtype == torch.int64 and self.labels.shape == (count,)
+        soft = self.labels.dtype == torch.float32 and self.labels.shape == (count, classes)
+        if not hard and not soft:
+            raise UsageError(
+                f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or "
+                f"float32 [{count}, {classes}], got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        if hard and count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
+            raise UsageError(
+                f"the labels of a synthetic set of {classes} classes must be 0 to {classes - 1}, "
+                f"got {int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    @property
+    def classes(self) -> Tensor:
+        """`[n]` int64, the class of each image; of soft labels the largest."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
+    def pixels(self, whitening: Whitening | None = None) -> Tensor:
+        """Return `[n, C, H, W]` float32 images in [0, 1], clamped, for looking at.
+
+        Args:
+            whitening: the one that the images were made with; None: read from `whitening_path`. It is not part of a
+                synthetic set's file, which would grow from some KiB to 76 MB (CIFAR-10).
+
+        Raises:
+            UsageError: the whitening's file is missing or broken, or it is not the one that the images were made with.
+        """
+        if self.preprocessing["whitening_hash"] is not None and whitening is None:
+            whitening = load_whitening(self._found_whitening())
+        return Preprocessor.from_identity(self.preprocessing, whitening).to_pixels(self.images)
+
+    def _found_whitening(self) -> Path:
+        if self.whitening_path is None or not self.whitening_path.is_file():
+            raise UsageError(
+                f"the images are whitened and the whitening is not at {self.whitening_path}; make it with "
+                f"`python -m satm data --dataset {self.dataset} --make zca`, or give pixels() the whitening"
+            )
+        return self.whitening_path
+
+
+def save_distilled(path: Path, data: DistilledDataset) -> None:
+    """Write a synthetic set as safetensors, atomically. Equal sets give equal bytes: no time, no host.
+
+    The whitening's path is stored relative to `path`, so that a tree of results can be moved as a whole.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    whitening = data.whitening_path
+    fields = ("class_names", "dataset", "ipc", "method", "seed", "iteration", "selection")
+    metadata = {
+        "kind": "distilled",
+        **{field: getattr(data, field) for field in fields},
+        "preprocessing": dict(data.preprocessing),
+        "options": dict(data.options),
+        "whitening_path": os.path.relpath(whitening.resolve(), path.parent.resolve()) if whitening else None,
+        "versions": {"satm": satm.__version__, "torch": torch.__version__},
+    }
+    tensors = {"images": data.images, "labels": data.labels, "step_size": data.step_size.detach().float().reshape(())}
+    write_tensors(path, tensors, metadata)
+
+
+def load_distilled(path: Path | str) -> DistilledDataset:
+    """Return the synthetic set in a file that `save_distilled` wrote.
+
+    Raises:
+        UsageError: the file is missing, cut short or holds something else.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path, "synthetic set")
+    if metadata.get("kind") != "distilled" or set(tensors) != {"images", "labels", "step_size"}:
+        kind = metadata.get("kind", "something else")
+        raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
+    values: dict[str, Any] = {**metadata, **tensors, "class_names": tuple(cast(list[str], metadata["class_names"]))}
+    if values["whitening_path"] is not None:
+        values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
+    return DistilledDataset(**{name: value for name, value in values.items() if name not in ("kind", "versions")})

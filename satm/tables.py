@@ -1,0 +1,400 @@
+"""Results tables: pure functions of the parquet files that distillation, evaluation and analysis left behind.
+
+Accuracies are fractions in every frame and csv, percent (as papers print them) in Markdown, LaTeX and the terminal.
+"""
+
+import functools
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+from rich.console import Console
+from rich.table import Table
+from scipy.special import stdtrit
+
+from satm.config import Resolver, TableOptions, canonical
+from satm.errors import UsageError
+from satm.files import atomic_path
+from satm.results import EVALUATION, METRICS, SHARPNESS, Columns, read_rows
+
+PUBLISHED = {
+    "table2": (("satm", "Table 2"), ("contra", "Table 1")),
+    "table3": (("satm", "Table 3"),),
+}
+"""Where a table's published numbers come from, as (source, table) of the data file. The first is the table itself; the
+later ones only fill in for methods that are measured and that it does not print (`random` in Table 2)."""
+
+COLUMNS = {
+    "dataset": "str",
+    "ipc": "int64",
+    "method": "str",
+    "accuracy_mean": "float64",
+    "accuracy_std": "float64",
+    "n": "Int64",
+    "selection": "object",
+    "published_mean": "float64",
+    "published_std": "float64",
+    "difference": "float64",
+    "seconds": "float64",
+    "peak_memory_bytes": "Int64",
+}
+"""Columns of a results table; capital letters mark the types that can be missing."""
+
+PAIRED_COLUMNS = (
+    "dataset",
+    "ipc",
+    "quantity",
+    "method",
+    "reference",
+    "method_mean",
+    "reference_mean",
+    "difference",
+    "low",
+    "high",
+    "n",
+    "over",
+)
+
+CONFIDENCE = 0.95
+"""Of the interval of a paired difference."""
+
+
+@functools.cache
+def load_published() -> pandas.DataFrame:
+    """Return the published numbers: source, table, task, dataset, ipc, method, eval_arch, metric, value, std, note.
+
+    Values are as printed, accuracies in percent. A missing value is illegible; a missing std or ipc was not printed.
+    """
+    return pandas.read_csv(Path(__file__).parent / "published" / "published_results.csv")
+
+
+def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+    """Return one row per dataset, ipc and method of a table; in a cell the methods that are only published come first.
+
+    Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
+    on test images; selection, which iteration of the synthetic set was tested; published_mean, published_std;
+    difference, accuracy_mean minus published_mean; seconds of one distillation, mean over the seeds;
+    peak_memory_bytes, the largest of any. Accuracies are fractions. What does not exist is missing.
+
+    Raises:
+        UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
+            of another run.
+    """
+    options = resolver.table(name)
+    rows: list[dict[str, object]] = []
+    for dataset, ipc in _cells(options):
+        published = _published(name, dataset, ipc, options.methods)
+        cell = {"dataset": dataset, "ipc": ipc}
+        rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
+        rows += [
+            {**cell, "method": one, **_measured(resolver, options, dataset, ipc, one), **published.get(one, {})}
+            for one in options.methods
+        ]
+    frame = pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+    return frame.assign(difference=frame["accuracy_mean"] - frame["published_mean"])
+
+
+def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+    """Return how much a method differs from each reference method, paired, with a 95 % interval (Student's t).
+
+    The methods compared are the `sharpness` of the table's options, the first against each other one; without them
+    satm against mtt where the table has both. One row per dataset, ipc, quantity and reference. Quantities: accuracy
+    (fraction, test images) and, where `sharpness` is set, sharpness (of the outer loss; smaller is flatter). Pairs are
+    the seeds of the distillation, each the mean over its networks or segments; with one seed they are the networks or
+    the segments themselves, so that the interval does not cover the choice of the seed. `over` says which.
+    low and high are missing with a single pair.
+
+    Raises:
+        UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
+    """
+    options = resolver.table(name)
+    compared = options.sharpness or (("satm", "mtt") if {"satm", "mtt"} <= set(options.methods) else ())
+    rows: list[dict[str, object]] = []
+    for dataset, ipc in _cells(options):
+        for reference in compared[1:]:
+            cell = {"dataset": dataset, "ipc": ipc, "method": compared[0], "reference": reference}
+            if {compared[0], reference} <= set(options.methods):
+                one, two = (
+                    _evaluations(resolver, options, dataset, ipc, method) for method in (compared[0], reference)
+                )
+                rows.append({**cell, "quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")})
+            if options.sharpness:
+                one, two = (_sharpness(resolver, options, dataset, ipc, method) for method in (compared[0], reference))
+                rows.append({**cell, "quantity": "sharpness", **_paired(one, two, "sharpness", "segment")})
+    return pandas.DataFrame(rows, columns=list(PAIRED_COLUMNS))
+
+
+def write_table(resolver: Resolver, name: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Write a table as csv, md and tex and its paired comparison as `NAME-paired.csv`; return both frames.
+
+    Raises:
+        UsageError: as `results_table` and `paired_table`.
+        RunError: the disk is full or the folder cannot be written.
+    """
+    frame, paired = results_table(resolver, name), paired_table(resolver, name)
+    layout = resolver.layout
+    notes = _notes(resolver, name, frame)
+    for path, text in (
+        (layout.table(name, "csv"), _csv(frame)),
+        (layout.table(f"{name}-paired", "csv"), _csv(paired)),
+        (layout.table(name, "md"), markdown(frame, notes)),
+        (layout.table(name, "tex"), latex(frame, notes)),
+    ):
+        with atomic_path(Path(path)) as part:
+            part.write_text(text)
+    return frame, paired
+
+
+def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
+    """Return a results table in the paper's layout as Markdown: datasets and ipc down, methods across, percent.
+
+    Bold is the best of a row among the published numbers and among the measured ones of one selection.
+    """
+    columns = _columns(frame)
+    header = ["dataset", "IPC", *(f"{method} (published)" if kind else method for kind, method in columns)]
+    lines = [header, ["---"] * 2 + ["---:"] * len(columns)]
+    for dataset, ipc, cells in _grid(frame, columns):
+        lines.append([dataset, ipc, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([body, *notes]) + "\n"
+
+
+def latex(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
+    """Return the same as `markdown` as a LaTeX tabular, for the package booktabs; the notes are comments."""
+    columns = _columns(frame)
+    published = sum(kind for kind, _ in columns)
+    spans = [
+        (word, count) for word, count in (("published", published), ("measured", len(columns) - published)) if count
+    ]
+    top = ["", "", *(rf"\multicolumn{{{count}}}{{c}}{{{word}}}" for word, count in spans)]
+    lines = [f"% {note}" for note in notes]
+    lines += [rf"\begin{{tabular}}{{ll{'c' * len(columns)}}}", r"\toprule", " & ".join(top) + r" \\"]
+    lines += [" & ".join(["dataset", "IPC", *(method for _, method in columns)]) + r" \\", r"\midrule"]
+    for dataset, ipc, cells in _grid(frame, columns):
+        texts = [cell.text.replace(" ± ", r" $\pm$ ") for cell in cells]
+        shown = [rf"\textbf{{{text}}}" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
+        lines.append(" & ".join([dataset, ipc, *shown]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFrame) -> None:
+    """Print a results table and its paired comparison, accuracies in percent."""
+    results = Table(title="Test accuracy, percent")
+    for column in ("dataset", "ipc", "method", "accuracy", "n", "selection", "published", "seconds", "peak MiB"):
+        results.add_column(column, justify="left" if column in ("dataset", "method", "selection") else "right")
+    for row in frame.to_dict("records"):
+        memory = row["peak_memory_bytes"]
+        results.add_row(
+            row["dataset"],
+            str(row["ipc"]),
+            row["method"],
+            _percent(row["accuracy_mean"], row["accuracy_std"]),
+            "" if pandas.isna(row["n"]) else str(row["n"]),
+            "" if pandas.isna(row["selection"]) else row["selection"],
+            _percent(row["published_mean"], row["published_std"]),
+            "" if pandas.isna(row["seconds"]) else f"{row['seconds']:.0f}",
+            "" if pandas.isna(memory) else f"{memory / 2**20:.0f}",
+        )
+    console.print(results)
+    if paired.empty:
+        return
+    differences = Table(title="Paired differences with 95 % intervals (accuracy in percent)")
+    for column in ("dataset", "ipc", "quantity", "difference", "interval", "means", "n", "over"):
+        differences.add_column(column)
+    for row in paired.to_dict("records"):
+        scale, digits = (100, 2) if row["quantity"] == "accuracy" else (1, 4)
+        names = ("difference", "low", "high", "method_mean", "reference_mean")
+        difference, low, high, mine, other = (f"{scale * row[name]:.{digits}f}" for name in names)
+        differences.add_row(
+            row["dataset"],
+            str(row["ipc"]),
+            row["quantity"],
+            f"{row['method']} - {row['reference']}: {difference}",
+            f"{low} to {high}",
+            f"{mine}, {other}",
+            str(row["n"]),
+            row["over"],
+        )
+    console.print(differences)
+
+
+def _cells(options: TableOptions) -> list[tuple[str, int]]:
+    return [(dataset, ipc) for dataset, ipcs in options.datasets.items() for ipc in ipcs]
+
+
+def _published(name: str, dataset: str, ipc: int, measured: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the published mean and std, as fractions, by method, in the paper's order."""
+    frame = load_published()
+    frame = frame[(frame["metric"] == "test_accuracy") & (frame["eval_arch"] == "convnet") & frame["value"].notna()]
+    frame = frame[(frame["dataset"] == dataset) & (frame["ipc"] == ipc)]
+    found: dict[str, dict[str, float]] = {}
+    for index, (source, table) in enumerate(PUBLISHED.get(name, ())):
+        own = frame[(frame["source"] == source) & (frame["table"] == table)]
+        for method, value, std in zip(own["method"], own["value"], own["std"], strict=True):
+            if method not in found and (index == 0 or method in measured):
+                found[method] = {"published_mean": value / 100, "published_std": std / 100}
+    return found
+
+
+def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: dict[str, object]) -> pandas.DataFrame:
+    """Return the rows of one file, checked to be of the run that `axes` names."""
+    if not Path(path).is_file():
+        config = f" --config {shlex.quote(str(resolver.path))}" if resolver.path else ""
+        flags = " ".join(f"--{axis} {value}" for axis, value in axes.items())
+        raise UsageError(f"{columns.what} {path} is missing; make it with: python -m satm {command}{config} {flags}")
+    frame = read_rows(Path(path), columns)
+    for axis in [axis for axis in axes if axis in frame.columns]:
+        if len(other := frame[frame[axis] != axes[axis]]):
+            raise UsageError(
+                f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {axes[axis]}; make it again"
+            )
+    return frame
+
+
+def _evaluations(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
+    """Return the rows on test images of one cell, all seeds."""
+    found = []
+    for seed in options.seeds_for(ipc):
+        path = resolver.layout.evaluation(dataset, ipc, method, seed, options.network)
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": options.network}
+        frame = _read(resolver, path, EVALUATION, "evaluate", axes)
+        frame = frame[frame["split"] == "test"]
+        if frame.empty:
+            raise UsageError(f"evaluation {path} has no accuracies on test images; make it again")
+        found.append(frame)
+    rows = pandas.concat(found, ignore_index=True)
+    if len(kinds := sorted(set(rows["selection"]))) > 1:
+        raise UsageError(
+            f"the evaluations of {method} on {dataset}, ipc {ipc}, mix the selections {', '.join(kinds)}, "
+            "which are not comparable; make them again with one"
+        )
+    return rows
+
+
+def _sharpness(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
+    found = []
+    for seed in options.seeds_for(ipc):
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        path = resolver.layout.sharpness(dataset, ipc, method, seed)
+        found.append(_read(resolver, path, SHARPNESS, "analyse --what sharpness", axes))
+    return pandas.concat(found, ignore_index=True)
+
+
+def _measured(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> dict[str, object]:
+    rows = _evaluations(resolver, options, dataset, ipc, method)
+    seconds, memory = [], []
+    for seed in options.seeds_for(ipc):
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        metrics = _read(resolver, resolver.layout.metrics(dataset, ipc, method, seed), METRICS, "distill", axes)
+        seconds.append(float(metrics["seconds"].sum()))
+        memory += metrics["peak_memory_bytes"].tolist()
+    return {
+        "accuracy_mean": rows["accuracy"].mean(),
+        "accuracy_std": rows["accuracy"].std(),
+        "n": len(rows),
+        "selection": rows["selection"].iloc[0],
+        "seconds": sum(seconds) / len(seconds),
+        "peak_memory_bytes": max(memory, default=None),
+    }
+
+
+def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str) -> dict[str, object]:
+    """Return the mean difference one - two with its interval; pairs are seeds, or with one seed `inner`."""
+    key = "seed" if one["seed"].nunique() > 1 else inner
+    first, second = (frame.groupby(key)[value].mean() for frame in (one, two))
+    if not first.index.equals(second.index):
+        raise UsageError(
+            f"the methods compared have different {key}s ({list(first.index)} and {list(second.index)}), so their "
+            f"{value} cannot be paired; make both with the same options"
+        )
+    differences = first - second
+    mean, count = float(differences.mean()), len(differences)
+    half = math.nan
+    if count > 1:
+        half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * float(differences.std()) / math.sqrt(count)
+    return {
+        "method_mean": float(first.mean()),
+        "reference_mean": float(second.mean()),
+        "difference": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "n": count,
+        "over": "seeds" if key == "seed" else f"{inner}s of one seed",
+    }
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    best: bool
+
+
+def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
+    """Return (whether published, method) of each column of the paper's layout."""
+    found = []
+    for published, column in ((True, "published_mean"), (False, "accuracy_mean")):
+        present = frame.loc[frame[column].notna(), "method"]
+        found += [(published, str(method)) for method in dict.fromkeys(present)]
+    return found
+
+
+def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, list[_Cell]]]:
+    """Return dataset (empty where it repeats), ipc and the cells of each row of the paper's layout."""
+    held = {(row["dataset"], row["ipc"], row["method"]): row for row in frame.to_dict("records")}
+    found: list[tuple[str, str, list[_Cell]]] = []
+    last = None
+    for dataset, ipc in dict.fromkeys((dataset, ipc) for dataset, ipc, _ in held):
+        shown: list[tuple[float, str, str]] = []
+        for published, method in columns:
+            kind = "published" if published else "accuracy"
+            row = held.get((dataset, ipc, method), {})
+            mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
+            rivals = kind if published else f"selection {row.get('selection')}"
+            marked = not published and not math.isnan(mean) and row["selection"] != "last"
+            mark = f" [{row['selection']}]" if marked else ""
+            shown.append((round(100 * mean, 1), rivals, f"{_percent(mean, std)}{mark}" or "-"))
+        cells = []
+        for mean, rivals, text in shown:
+            means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
+            cells.append(_Cell(text, len(means) > 1 and mean == max(means)))
+        found.append(("" if dataset == last else dataset, str(ipc), cells))
+        last = dataset
+    return found
+
+
+def _percent(mean: float, std: float) -> str:
+    if pandas.isna(mean):
+        return ""
+    return f"{100 * mean:.1f}" if pandas.isna(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
+    options = resolver.table(name)
+    counts = sorted(set(frame["n"].dropna()))
+    networks = " or ".join(str(count) for count in counts)
+    described = {dataset: canonical(resolver.network(options.network, dataset)) for dataset in options.datasets}
+    same = len(set(described.values())) == 1
+    network = next(iter(described.values())) if same else canonical(described)
+    notes = [
+        f"Test accuracy in percent, mean ± sample standard deviation over {networks} networks, all seeds of the "
+        f"distillation together. Network: `{network}`. Bold: the best of a row among the published numbers, and among "
+        "the measured ones of one selection."
+    ]
+    if frame["published_mean"].notna().any():
+        sources = ", ".join(f"{source} {table}" for source, table in PUBLISHED[name])
+        notes.append(
+            f"Published: {sources} (the later ones for measured methods that the first does not print), with a ConvNet "
+            "of width 128. A difference says little where the network, the epochs or the iterations are fewer."
+        )
+    marks = sorted(set(frame["selection"].dropna()) - {"last"})
+    notes += [
+        f"[{mark}]: the synthetic set of the iteration that was best on {mark} images, not the last." for mark in marks
+    ]
+    return notes
+
+
+def _csv(frame: pandas.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")

@@ -1,0 +1,20 @@
+"""The inner loop and its derivative."""
+
+from satm.unroll.engines import ENGINES
+from satm.unroll.hypergradient import Hypergradient, hypergradient
+from satm.unroll.loop import Augment, InnerLoop, Loss, Point
+from satm.unroll.rules import Adam, Momentum, Rule, Sgd
+
+__all__ = [
+    "ENGINES",
+    "Adam",
+    "Augment",
+    "Hypergradient",
+    "InnerLoop",
+    "Loss",
+    "Momentum",
+    "Point",
+    "Rule",
+    "Sgd",
+    "hypergradient",
+]

@@ -1,0 +1,177 @@
+"""Two ways to differentiate an inner loop; both give the exact gradient through the steps that they are asked for.
+
+`reverse` keeps the graph of all steps and calls backward once: obvious, and the memory grows with steps x activations.
+`mixed` keeps the weights of each step only and recomputes one step at a time on the way back.
+
+Shapes: n synthetic images of C x H x W, P parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from satm.unroll.loop import InnerLoop, Point
+from satm.unroll.rules import Rule, State
+
+Objective = Callable[[Tensor], Tensor]
+"""`[P]` weights after the last step -> `[]` outer loss."""
+
+
+@dataclass(frozen=True)
+class Cotangents:
+    """Outer loss, weights after the last step, and the gradient of the loss with respect to what the loop started from.
+
+    Args:
+        loss: `[]`.
+        end: `[P]` weights after the last step.
+        end_gradient: `[P]` of the loss with respect to `end`.
+        images: `[n, C, H, W]`.
+        labels: as the labels; None where they are integers.
+        step_size: `[]`.
+        start: `[P]` with respect to the weights before the first differentiated step.
+        directions: `[P]` sum of the directions of the differentiated steps.
+    """
+
+    loss: Tensor
+    end: Tensor
+    end_gradient: Tensor
+    images: Tensor
+    labels: Tensor | None
+    step_size: Tensor
+    start: Tensor
+    directions: Tensor
+
+
+Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Cotangents]
+"""`(loop, point before the first step, images, labels, step size, objective, index of the first step)`."""
+
+
+def reverse(
+    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
+) -> Cotangents:
+    """Return the exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
+    leaves = [images.detach().requires_grad_(), step_size.detach().requires_grad_(), point.weights.requires_grad_()]
+    soft = labels.is_floating_point()
+    if soft:
+        labels = labels.detach().requires_grad_()
+        leaves.append(labels)
+    weights, state = leaves[2], point.state
+    directions = torch.zeros_like(weights, requires_grad=False)
+    with torch.enable_grad():
+        for step in range(first, loop.steps):
+            chosen, targets = loop.select(leaves[0], labels, step)
+            inner = loop.objective(weights, loop.augmented(chosen, step), targets)
+            gradient = torch.autograd.grad(inner, weights, create_graph=True)[0]
+            direction, state = loop.rule.direction(weights, state, gradient)
+            weights = weights - leaves[1] * direction
+            directions += direction.detach()
+        loss = objective(weights)
+    found = torch.autograd.grad(loss, [weights, *leaves], allow_unused=True)
+    end_gradient, *gradients = [
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for gradient, leaf in zip(found, [weights, *leaves], strict=True)
+    ]
+    return Cotangents(
+        loss.detach(),
+        weights.detach(),
+        end_gradient,
+        images=gradients[0],
+        labels=gradients[3] if soft else None,
+        step_size=gradients[1],
+        start=gradients[2],
+        directions=directions,
+    )
+
+
+def mixed(
+    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
+) -> Cotangents:
+    """Return the same as `reverse` in the memory of one step and two vectors of weights a step (arguments: `Engine`).
+
+    On the way back the cotangent of the weights is pulled through the update rule, which is elementwise; the rule hands
+    a cotangent to the gradient. One Jacobian-vector product of the gradient function along it gives the Hessian's
+    product with it (the Hessian is symmetric) and the shares of the images and labels.
+
+    Raises:
+        NotImplementedError: (from torch) an operation of the module or the loss has no forward-mode derivative;
+            `reverse` needs none.
+    """
+    passed: list[tuple[Point, Tensor]] = []
+    directions = torch.zeros_like(point.weights)
+    for step in range(first, loop.steps):
+        following, direction, gradient = loop.advance(point, images, labels, step_size, step)
+        passed.append((point, gradient))
+        directions += direction
+        point = following
+    with torch.enable_grad():
+        end = point.weights.detach().requires_grad_()
+        loss = objective(end)
+        end_gradient = torch.autograd.grad(loss, end)[0]
+
+    images_bar, step_size_bar = torch.zeros_like(images), torch.zeros_like(step_size)
+    labels_bar = torch.zeros_like(labels) if labels.is_floating_point() else None
+    weights_bar = end_gradient
+    state_bar = {name: torch.zeros_like(value) for name, value in point.state.items()}
+    for step in reversed(range(first, loop.steps)):
+        here, gradient = passed.pop()
+        step_size_bar -= torch.dot(weights_bar, loop.rule.direction(here.weights, here.state, gradient)[0])
+        through_rule, tangent, state_bar = _pull_rule(loop.rule, here, gradient, -step_size * weights_bar, state_bar)
+
+        with torch.enable_grad():
+            leaf = images.detach().requires_grad_()
+            chosen, targets = loop.select(leaf, labels, step)
+            seen = loop.augmented(chosen, step)
+        curvature, seen_bar, targets_bar = _along(loop, here.weights, seen.detach(), targets, tangent)
+        images_bar += torch.autograd.grad(seen, leaf, seen_bar)[0]
+        if labels_bar is not None and targets_bar is not None:
+            if loop.batches is None:
+                labels_bar += targets_bar
+            else:
+                labels_bar.index_add_(0, loop.batches[step], targets_bar)
+        weights_bar = weights_bar + through_rule + curvature
+    return Cotangents(
+        loss.detach(), end.detach(), end_gradient, images_bar, labels_bar, step_size_bar, weights_bar, directions
+    )
+
+
+def _pull_rule(
+    rule: Rule, point: Point, gradient: Tensor, direction_bar: Tensor, state_bar: State
+) -> tuple[Tensor, Tensor, State]:
+    """Return the cotangents of the weights, the gradient and the state of one update rule."""
+    with torch.enable_grad():
+        weights, slope = point.weights.detach().requires_grad_(), gradient.detach().requires_grad_()
+        state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
+        direction, following = rule.direction(weights, state, slope)
+        outputs = {"": (direction, direction_bar), **{name: (following[name], state_bar[name]) for name in state}}
+        live = [pair for pair in outputs.values() if pair[0].requires_grad]
+        inputs = [weights, slope, *state.values()]
+        found = torch.autograd.grad(
+            [output for output, _ in live], inputs, [bar for _, bar in live], allow_unused=True, materialize_grads=True
+        )
+    return found[0], found[1], dict(zip(state, found[2:], strict=True))
+
+
+def _along(
+    loop: InnerLoop, weights: Tensor, images: Tensor, labels: Tensor, tangent: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the derivative, along `tangent` on the weights, of the loss's gradient in weights, images and labels.
+
+    The last is None for integer labels. The images are those that the network sees, after augmentation: its own pull
+    is an ordinary one, and the sampling inside it has no forward-mode derivative.
+    """
+    soft = labels.is_floating_point()
+
+    def gradients(at: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = torch.func.grad(loop.objective, argnums=(0, 1, 2) if soft else (0, 1))(
+            at, images, labels
+        )
+        return found
+
+    derivatives: tuple[Tensor, ...] = torch.func.jvp(gradients, (weights,), (tangent,))[1]
+    return derivatives[0], derivatives[1], derivatives[2] if soft else None
+
+
+ENGINES: dict[str, Engine] = {"mixed": mixed, "reverse": reverse}
+"""Every engine by its name."""

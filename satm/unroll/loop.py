@@ -1,0 +1,80 @@
+"""The inner loop: a network trained for some steps on the synthetic set, as a function of everything it depends on.
+
+Shapes: n synthetic images of C x H x W, P parameters, N inner steps, b images of one step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from satm.params import call_flat
+from satm.unroll.rules import Rule, State
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""`(outputs of the network [b, ...], labels [b, ...]) -> []`."""
+
+Augment = Callable[[Tensor, int], Tensor]
+"""`(images [b, C, H, W], index of the step) -> [b, C, H, W]`: the same result each time for the same step."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on an inner trajectory: `[P]` weights and the optimiser's state, both without a graph."""
+
+    weights: Tensor
+    state: State
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """N steps of training.
+
+    Args:
+        module: the network; its own parameters are not used and not changed.
+        loss: inner loss.
+        rule: inner optimiser.
+        steps: N.
+        batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
+        augment: applied to the images of each step; None: nothing.
+    """
+
+    module: nn.Module
+    loss: Loss
+    rule: Rule
+    steps: int
+    batches: Sequence[Tensor] | None = None
+    augment: Augment | None = None
+
+    def select(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the images and labels of one step, before augmentation; differentiable."""
+        if self.batches is None:
+            return images, labels
+        return images[self.batches[step]], labels[self.batches[step]]
+
+    def augmented(self, images: Tensor, step: int) -> Tensor:
+        """Return the images that the network sees in one step."""
+        return images if self.augment is None else self.augment(images, step)
+
+    def objective(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return `[]` the inner loss of `[P]` weights on the images as they are."""
+        return self.loss(call_flat(self.module, weights, images), labels)
+
+    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Return `[P]` the gradient of the inner loss in one step, without a graph."""
+        with torch.no_grad():
+            chosen, targets = self.select(images, labels, step)
+            seen = self.augmented(chosen, step)
+        with torch.enable_grad():
+            leaf = weights.detach().requires_grad_()
+            return torch.autograd.grad(self.objective(leaf, seen.detach(), targets.detach()), leaf)[0]
+
+    def advance(
+        self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, step: int
+    ) -> tuple[Point, Tensor, Tensor]:
+        """Return the point after one step, the direction `[P]` of the step and the gradient `[P]` in it; no graph."""
+        gradient = self.gradient(point.weights, images, labels, step)
+        with torch.no_grad():
+            direction, state = self.rule.direction(point.weights, point.state, gradient)
+            return Point(point.weights - step_size * direction, state), direction, gradient

@@ -1,0 +1,206 @@
+"""What the Snakefiles ask for: the inputs and parameters of a job, from its wildcards. Nothing here imports torch.
+
+Wildcards are named like the flags of the command line. Parameters hold only the values that a job uses, and of those
+only what differs from the default, so that a new option, method or network schedules nothing that does not use it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from satm.config import NAME, Options, Resolver, TableOptions, canonical, load_campaign, parts, root_of
+from satm.errors import UsageError, pick
+from satm.schemas import Checker
+
+Wildcards = Any
+"""Snakemake's wildcards of a job: attributes, all of them texts."""
+
+DECODING = {"source", "path", "train", "test", "image_column", "label_column", "classes", "size"}
+"""The options of a dataset that decide its decoded images; they reach later stages through that file."""
+
+WHITENING = {"validation", "split_seed", "zca_eps"}
+"""The options of a dataset that decide its whitening."""
+
+SHARING = {"count", "per_job"}
+"""The options of experts that say how many there are and which job trains them, not what one is."""
+
+
+class Campaigns:
+    """Every campaign whose files the workflow can make; each is read and checked when a job first asks for it."""
+
+    def __init__(self, base: Path, given: Iterable[Path] = ()) -> None:
+        """Find the campaigns.
+
+        Args:
+            base: folder of the checkout; its `config/*.yaml` are known.
+            given: further files, of `--configfile`.
+
+        Raises:
+            UsageError: two files would write to one folder, or the name of a given one cannot become a folder.
+        """
+        self._base = base
+        self._given = list(given)
+        self._loaded: dict[str, Resolver] = {}
+        known = [path for path in sorted(base.glob("config/*.yaml")) if re.fullmatch(NAME, path.stem)]
+        self.paths = {root_of(path): path for path in known}
+        for path in self._given:
+            root = root_of(path)
+            if root in self.paths and not self.paths[root].samefile(path):
+                raise UsageError(f"{path} and {self.paths[root]} would both write to {root}; rename one of them")
+            self.paths[root] = path
+
+    @cached_property
+    def checker(self) -> Checker:
+        """The schema, read once."""
+        return Checker(self._base / "workflow" / "schemas" / "campaign.schema.json")
+
+    def of(self, root: str) -> Resolver:
+        """Return the campaign that writes below `root`, checked.
+
+        Raises:
+            UsageError: the file cannot be used as it is.
+        """
+        if root not in self._loaded:
+            resolver = load_campaign(pick(root, self.paths, "folder of a campaign"))
+            self.checker.check(resolver)
+            self._loaded[root] = resolver
+        return self._loaded[root]
+
+    def check(self, arguments: Iterable[str]) -> None:
+        """Read the given campaigns, and those of files named on the command line.
+
+        Only so that a mistake is told in one line: Snakemake adds a traceback to what an input function raises.
+        """
+        for path in self._given:
+            self.of(root_of(path))
+        roots = sorted(self.paths, key=len, reverse=True)
+        for argument in arguments:
+            found = next((root for root in roots if argument.startswith(f"{root}/")), None)
+            if found is not None:
+                self.of(found)
+
+    def constraints(self) -> dict[str, str]:
+        """Return what each wildcard may look like."""
+        names = ("dataset", "experts", "method", "network", "table")
+        roots = "|".join(re.escape(root) for root in sorted(self.paths))
+        return {"root": roots, "ipc": r"\d+", "seed": r"\d+", "part": r"\d+-\d+", **dict.fromkeys(names, NAME)}
+
+    # Files
+
+    def defaults(self, _wildcards: Wildcards) -> list[str]:
+        """Return the tables and pictures of the given campaigns, or of the paper's."""
+        found: list[str] = []
+        for root in [root_of(path) for path in self._given] or ["results"]:
+            resolver = self.of(root)
+            found += [resolver.layout.table(name) for name in resolver.campaign.tables]
+            cells = [cell for table in resolver.campaign.tables.values() for cell in table.cells()]
+            pairs = dict.fromkeys((dataset, ipc) for dataset, ipc, _, _ in cells)
+            found += [resolver.layout.synthetic(dataset, ipc) for dataset, ipc in pairs]
+        return found
+
+    def prepared(self, wildcards: Wildcards) -> list[str]:
+        """Return the decoded images of a dataset and, if its options ask for it, the whitening."""
+        resolver = self.of(wildcards.root)
+        images = [resolver.layout.images(wildcards.dataset)]
+        return [*images, resolver.layout.zca(wildcards.dataset)] if resolver.dataset(wildcards.dataset).zca else images
+
+    def parts(self, wildcards: Wildcards) -> list[str]:
+        """Return the parts of a trajectory store."""
+        resolver = self.of(wildcards.root)
+        recipe = resolver.experts(wildcards.experts, wildcards.dataset)
+        return [resolver.layout.experts_part(wildcards.dataset, wildcards.experts, part) for part in parts(recipe)]
+
+    def manifest(self, wildcards: Wildcards) -> list[str]:
+        """Return the manifest of the experts that a method matches; nothing if it uses none."""
+        resolver = self.of(wildcards.root)
+        experts = self.checker.experts(self._method(wildcards))
+        return [] if experts is None else [resolver.layout.manifest(wildcards.dataset, experts)]
+
+    def measured(self, wildcards: Wildcards) -> list[str]:
+        """Return everything that a table is made of."""
+        resolver = self.of(wildcards.root)
+        table, layout = resolver.table(wildcards.table), resolver.layout
+        found = [layout.evaluation(*cell, table.network) for cell in table.cells()]
+        found += [layout.metrics(*cell) for cell in table.cells()]
+        return found + [layout.sharpness(*cell) for cell in table.cells(table.sharpness)]
+
+    def pictured(self, wildcards: Wildcards) -> list[str]:
+        """Return the synthetic sets of a picture."""
+        resolver = self.of(wildcards.root)
+        dataset, ipc = wildcards.dataset, int(wildcards.ipc)
+        pairs = resolver.pictured(dataset, ipc)
+        if not pairs:
+            raise UsageError(f"no table of {resolver.path} holds {dataset} at ipc {ipc}; add it to one")
+        return [resolver.layout.distilled(dataset, ipc, method, seed) for method, seed in pairs]
+
+    # Parameters
+
+    def config(self, wildcards: Wildcards) -> str:
+        """Return the path of the campaign's file, relative if possible: then a moved checkout runs nothing again."""
+        path = self.paths[wildcards.root].absolute()
+        return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+    def image_options(self, wildcards: Wildcards) -> str:
+        """Return the options of decoding."""
+        return canonical(_values(self._dataset(wildcards), only=DECODING))
+
+    def zca_options(self, wildcards: Wildcards) -> str:
+        """Return the options of whitening."""
+        return canonical(_values(self._dataset(wildcards), only=WHITENING))
+
+    def expert_options(self, wildcards: Wildcards) -> str:
+        """Return the options of one expert: recipe, network, dataset."""
+        resolver = self.of(wildcards.root)
+        recipe = resolver.experts(wildcards.experts, wildcards.dataset)
+        network = resolver.network(recipe.network, wildcards.dataset)
+        return canonical({"recipe": _values(recipe, without=SHARING), "network": network, **self._data(wildcards)})
+
+    def distill_options(self, wildcards: Wildcards) -> str:
+        """Return the options of a distillation: method, dataset. Those of the experts reach it through their files."""
+        return canonical({"method": self._method(wildcards), **self._data(wildcards)})
+
+    def evaluate_options(self, wildcards: Wildcards) -> str:
+        """Return the options of an evaluation: schedule, network, dataset."""
+        resolver = self.of(wildcards.root)
+        schedule = resolver.evaluation(wildcards.method, wildcards.dataset, int(wildcards.ipc))
+        network = resolver.network(wildcards.network, wildcards.dataset)
+        return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
+
+    def table_options(self, wildcards: Wildcards) -> str:
+        """Return the cells of a table."""
+        table: TableOptions = self.of(wildcards.root).table(wildcards.table)
+        return canonical(table)
+
+    def _dataset(self, wildcards: Wildcards) -> Options:
+        return self.of(wildcards.root).dataset(wildcards.dataset)
+
+    def _data(self, wildcards: Wildcards) -> dict[str, Any]:
+        """Return the options of a dataset that act while a network is trained on it."""
+        return {"dataset": _values(self._dataset(wildcards), without=DECODING)}
+
+    def _method(self, wildcards: Wildcards) -> dict[str, Any]:
+        resolver = self.of(wildcards.root)
+        values = resolver.method(wildcards.method, wildcards.dataset, int(wildcards.ipc))
+        pick(values["method"], self.checker.registered("method"), f"method in {resolver.path}")
+        return values
+
+
+def _values(options: Options, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
+    """Return what differs from the defaults."""
+    return options.model_dump(mode="json", include=only, exclude=without, exclude_defaults=True)
+
+
+def use_this_checkout(base: Path) -> None:
+    """Let jobs find this interpreter as `python` and this checkout as `satm`.
+
+    A Snakemake that is called by its path, without its environment activated, would otherwise run another Python; with
+    `--directory` the checkout is not the working folder. A job's conda environment, if asked for, still comes first.
+    """
+    for name, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", base)):
+        held = [entry for entry in os.environ.get(name, "").split(os.pathsep) if entry]
+        if str(folder) not in held[:1]:
+            os.environ[name] = os.pathsep.join([str(folder), *held])

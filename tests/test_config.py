@@ -1,0 +1,305 @@
+"""Campaigns and presets: what is refused and how, which value counts, which paths come out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from satm import config, schemas
+from satm.config import Campaign, Layout, Resolver, Setting, load_campaign, load_presets, load_yaml, parse, root_of
+from satm.errors import UsageError
+from satm.methods import METHODS
+from satm.methods import resolve as resolve_method
+from satm.networks import resolve as resolve_network
+
+ROOT = Path(__file__).parent.parent
+CAMPAIGNS = sorted((ROOT / "config").glob("*.yaml"))
+PRESETS = [
+    (path.name, row)
+    for path in sorted((ROOT / "config" / "presets").glob("*.yaml"))
+    for row in load_yaml(path)["settings"]
+]
+
+
+@pytest.fixture(scope="module")
+def checker() -> schemas.Checker:
+    return schemas.Checker()
+
+
+def resolver(presets: tuple[Setting, ...] = (), **content: object) -> Resolver:
+    return Resolver(parse(Campaign, content, "test"), presets, "results/test", Path("test.yaml"))
+
+
+TABLE = {"table2": {"datasets": {"digits": [1]}, "methods": ["random", "mtt"]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("tabels: {}", "unknown option 'tabels'; known: .*Did you mean 'tables'?"),
+        (
+            "tables: {table2: {datasets: {digits: [1]}, methods: [mtt], seed: [0]}}",
+            "'tables.table2.seed'.*mean 'seeds'",
+        ),
+        ("tables: {table2: {datasets: {digits: [1]}}}", "tables.table2.methods is missing; give it a value"),
+        (
+            "tables: {table2: {datasets: {digits: [one]}, methods: [mtt]}}",
+            "tables.table2.datasets.digits.0: .*got 'one'",
+        ),
+        ("tables: {table2: {datasets: {digits: [1]}, methods: [mtt], seeds: []}}", "tables.table2.seeds: .*got \\[\\]"),
+        ("datasets: {d: {source: parquett}}", "datasets.d.source: .*'parquet'.*got 'parquett'"),
+        ("datasets: {d: {source: parquet, sise: 3}}", "unknown option 'datasets.d.sise'.*Did you mean 'size'?"),
+        ("experts: {sgd: {epoch: 3}}", "unknown option 'experts.sgd.epoch'.*Did you mean 'epochs'?"),
+        ("experts: {sgd: {lr: 0}}", "experts.sgd.lr: .*greater than 0, got 0"),
+        ("methods: {my_method: {method: mtt}}", "methods: the name 'my_method' may hold letters, digits and '-' only"),
+        ("settings: [{stage: distil, options: {}}]", "settings.0.stage: .*got 'distil'"),
+        ("[1, 2]", "holds a list, expected a mapping"),
+        ("tables: {", "is not YAML: .*correct it"),
+    ],
+)
+def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=text) as caught:
+        load_campaign(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"methods": {"mtt": {"iteration": 3}}}, "methods.mtt: unknown option 'iteration' of mtt.*mean 'iterations'?"),
+        ({"methods": {"mtt": {"iterations": "many"}}}, "methods.mtt: iterations: got 'many', expected integer >= 1"),
+        ({"methods": {"mtt": {"engine": "mixt"}}}, "engine: got 'mixt', expected one of mixed, reverse"),
+        ({"methods": {"mtt": {"batch_size": 0}}}, "batch_size: got 0, expected integer >= 1 or null"),
+        (
+            {"methods": {"mine": {"rho": 1}}},
+            "unknown method in test.yaml: methods.mine 'mine'; known: mtt, random, satm",
+        ),
+        ({"methods": {"mine": {"method": "stam"}}}, "unknown method .*'stam'.*Did you mean 'satm'?"),
+        ({"networks": {"convnet": {"widht": 3}}}, "networks.convnet: unknown option 'widht'.*Did you mean 'width'?"),
+        ({"networks": {"n": {"network": "convent"}}}, "unknown network .*'convent'.*Did you mean 'convnet'?"),
+        (
+            {"settings": [{"method": "mtt", "options": {"itrations": 3}}]},
+            "settings.0: unknown option 'itrations' of mtt",
+        ),
+        ({"settings": [{"method": "mt", "options": {}}]}, "unknown method in test.yaml: settings.0 'mt'.*mean 'mtt'?"),
+        ({"settings": [{"stage": "experts", "options": {"learn": 3}}]}, "settings.0: unknown option 'learn'"),
+        (
+            {"settings": [{"stage": "evaluate", "options": {"repeat": 3}}]},
+            "settings.0: unknown option 'repeat'.*'repeats'",
+        ),
+        ({"settings": [{"options": {"rho": 3}}], "tables": TABLE}, "random on digits at ipc 1: unknown option 'rho'"),
+        ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
+        ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
+        ({"tables": {"table2": {**TABLE["table2"], "network": "convnets"}}}, "unknown network .*mean 'convnet'?"),
+        (
+            {"tables": {"table2": {**TABLE["table2"], "sharpness": ["satm"]}}},
+            "unknown method .*sharpness 'satm'; known: mtt",
+        ),
+        ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: sgd.*mean 'sgd'?"),
+    ],
+)
+def test_a_wrong_name_or_option_is_told_before_any_job(checker: schemas.Checker, content: dict, text: str) -> None:
+    with pytest.raises(UsageError, match=text) as caught:
+        checker.check(resolver(**content))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the configuration .*No such file"):
+        load_campaign(tmp_path / "nothing.yaml")
+    with pytest.raises(UsageError, match=r"my_file.yaml becomes a folder .* rename it"):
+        load_campaign(tmp_path / "my_file.yaml")
+
+
+@pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.stem)
+def test_a_campaign_of_the_checkout_holds_nothing_unknown(path: Path, checker: schemas.Checker) -> None:
+    checker.check(load_campaign(path))
+    schema = json.loads(schemas.SCHEMA.read_text())
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(load_yaml(path))))
+
+
+def test_the_schema_is_the_one_of_the_code() -> None:
+    assert json.loads(schemas.SCHEMA.read_text()) == json.loads(json.dumps(schemas.build())), (
+        "the options changed; run `python -m satm.schemas`"
+    )
+
+
+def test_the_schema_alone_refuses_a_wrong_option() -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(schemas.SCHEMA.read_text()))
+    jsonschema.Draft202012Validator.check_schema(validator.schema)
+    assert validator.is_valid({"methods": {"mtt": {"iterations": 3}, "mine": {"method": "satm", "rho": 0.1}}})
+    assert not validator.is_valid({"methods": {"mtt": {"rho": 3}}})
+    assert not validator.is_valid({"methods": {"mine": {"method": "mtt", "rho": 0.1}}})
+    assert not validator.is_valid({"methods": {"mine": {"rho": 0.1}}})
+    assert validator.is_valid({"settings": [{"method": "mtt", "ipc": [1, 3], "options": {}}]})
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_schema_knows_which_methods_use_experts(name: str, checker: schemas.Checker) -> None:
+    assert (checker.experts({"method": name}) is not None) == METHODS[name].needs_experts
+
+
+def test_experts_of_a_method_are_its_own_or_the_default(checker: schemas.Checker) -> None:
+    assert checker.experts({"method": "satm"}) == "sgd"
+    assert checker.experts({"method": "mtt", "experts": "flat"}) == "flat"
+
+
+@pytest.mark.parametrize(("file", "row"), PRESETS, ids=[f"{file}-{index}" for index, (file, _) in enumerate(PRESETS)])
+def test_a_preset_row_parses_and_has_a_source(file: str, row: dict) -> None:
+    setting = parse(Setting, row, file)
+    assert setting.source
+    for name in setting.method:
+        resolve_method({"method": name, **setting.options})
+    for name in setting.network:
+        resolve_network({"network": name, **setting.options})
+    if setting.stage == "experts":
+        parse(config.ExpertsOptions, setting.options, file)
+    if setting.stage == "evaluate":
+        parse(config.EvaluateOptions, setting.options, file)
+
+
+@pytest.mark.parametrize("method", ["mtt", "satm"])
+def test_every_cell_of_the_papers_table_has_a_preset(method: str) -> None:
+    paper = load_campaign(ROOT / "config" / "paper.yaml")
+    for dataset, ipc, _, _ in paper.table("table2").cells() + paper.table("table3").cells():
+        assert "lr_images" in paper.method(method, dataset, ipc), (dataset, ipc)
+
+
+def test_a_published_value_arrives_as_printed() -> None:
+    paper = load_campaign(ROOT / "config" / "paper.yaml")
+    assert paper.method("satm", "cifar100", 50) == {
+        "method": "satm",
+        "inner_steps": 80,
+        "expert_epochs": 2,
+        "max_start_epoch": 40,
+        "batch_size": 500,
+        "lr_images": 1000,
+        "lr_step_size": 1e-5,
+    }
+
+
+def test_the_later_value_counts() -> None:
+    preset = Setting(method=("mtt",), options={"momentum": 0.1, "inner_steps": 1, "iterations": 1})
+    content = {
+        "settings": [
+            {"method": "mtt", "options": {"inner_steps": 2, "iterations": 2}},
+            {"method": "mtt-mine", "dataset": "digits", "options": {"iterations": 3}},
+            {"method": "mtt", "ipc": 10, "options": {"iterations": 4}},
+        ],
+        "methods": {"mtt-mine": {"method": "mtt", "augment": False}},
+    }
+    held = resolver((preset,), **content)
+    assert held.method("mtt", "digits", 1) == {"method": "mtt", "momentum": 0.1, "inner_steps": 2, "iterations": 2}
+    assert held.method("mtt-mine", "digits", 1)["iterations"] == 3
+    assert held.method("mtt-mine", "cifar10", 1)["iterations"] == 2
+    assert held.method("mtt-mine", "digits", 10)["iterations"] == 4
+    assert held.method("mtt-mine", "digits", 1)["momentum"] == 0.1
+    assert held.method("satm", "digits", 1) == {"method": "satm"}
+    own = resolver((preset,), **{**content, "methods": {"mtt": {"iterations": 5, "momentum": 0.2}}})
+    assert own.method("mtt", "digits", 10) == {"method": "mtt", "momentum": 0.2, "inner_steps": 2, "iterations": 5}
+
+
+def test_experts_networks_and_evaluations_are_set_by_dataset() -> None:
+    rows = [
+        {"stage": "experts", "experts": "sgd", "dataset": "digits", "options": {"epochs": 7, "lr": 0.5}},
+        {"stage": "network", "network": "convnet", "dataset": "digits", "options": {"width": 8, "depth": 2}},
+        {"stage": "evaluate", "method": "mtt", "options": {"repeats": 2}},
+    ]
+    entries = {"wide": {"network": "convnet", "width": 64}}
+    held = resolver(settings=rows, networks=entries, experts={"sgd": {"lr": 0.25}}, methods={"m": {"method": "mtt"}})
+    assert (held.experts("sgd", "digits").epochs, held.experts("sgd", "digits").lr) == (7, 0.25)
+    assert held.experts("sgd", "cifar10").epochs == config.ExpertsOptions().epochs
+    assert held.network("convnet", "digits") == {"network": "convnet", "width": 8, "depth": 2}
+    assert held.network("wide", "digits") == {"network": "convnet", "width": 64, "depth": 2}
+    assert held.network("convnet", "cifar10") == {"network": "convnet"}
+    assert [held.evaluation(name, "digits", 1).repeats for name in ("mtt", "m", "satm")] == [2, 2, 5]
+
+
+def test_a_run_by_hand_uses_the_options_of_the_demo() -> None:
+    demo, hand = load_campaign(ROOT / "config" / "demo.yaml"), load_campaign(None)
+    for ipc in (1, 3, 10):
+        for method in ("random", "mtt", "satm"):
+            assert hand.method(method, "digits", ipc) == demo.method(method, "digits", ipc)
+    assert hand.experts("sgd", "digits") == demo.experts("sgd", "digits")
+    assert hand.network("convnet", "digits") == demo.network("convnet", "digits") != {"network": "convnet"}
+
+
+def test_numbers_may_be_written_as_in_papers(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("a: [1e-6, 1.5E+3, 2e5, 1.0e-6]\nb: [e5, 1e, v1e5, 3]")
+    assert load_yaml(path) == {"a": [1e-6, 1500.0, 2e5, 1e-6], "b": ["e5", "1e", "v1e5", 3]}
+
+
+def test_cells_of_a_table_come_in_its_order() -> None:
+    table = config.TableOptions(datasets={"d": (1, 10)}, methods=("a", "b"), seeds=(0, 1), seeds_at={10: (3,)})
+    assert table.cells() == [
+        *(("d", 1, method, seed) for method in "ab" for seed in (0, 1)),
+        ("d", 10, "a", 3),
+        ("d", 10, "b", 3),
+    ]
+    assert table.cells(("b",)) == [("d", 1, "b", 0), ("d", 1, "b", 1), ("d", 10, "b", 3)]
+
+
+def test_paths_are_frozen() -> None:
+    layout = Layout(root_of(Path("config/demo.yaml")))
+    cell = ("digits", 10, "satm", 2)
+    assert [
+        layout.images("digits"),
+        layout.zca("digits"),
+        layout.experts_part("digits", "sgd", "0-4"),
+        layout.manifest("digits", "sgd"),
+        layout.distilled(*cell),
+        layout.metrics(*cell),
+        layout.evaluation(*cell, "convnet"),
+        layout.sharpness(*cell),
+        layout.table("table2"),
+        layout.synthetic("digits", 10),
+    ] == [
+        "results/demo/data/digits/images.safetensors",
+        "results/demo/data/digits/zca.safetensors",
+        "results/demo/experts/digits/sgd/part-0-4.json",
+        "results/demo/experts/digits/sgd/manifest.json",
+        "results/demo/distilled/digits/ipc-10/satm/seed-2/distilled.safetensors",
+        "results/demo/distilled/digits/ipc-10/satm/seed-2/metrics.parquet",
+        "results/demo/evaluation/digits/ipc-10/satm/seed-2/convnet.parquet",
+        "results/demo/analysis/digits/ipc-10/satm/seed-2/sharpness.parquet",
+        "results/demo/table2.csv",
+        "results/demo/figures/synthetic-digits-ipc-10.png",
+    ]
+    assert root_of(Path("config/paper.yaml")) == root_of(Path("elsewhere/paper.yaml")) == "results"
+
+
+def test_parts_cover_every_expert_once() -> None:
+    assert config.parts(config.ExpertsOptions(count=7, per_job=3)) == ["0-2", "3-5", "6-6"]
+    assert config.parts(config.ExpertsOptions(count=2, per_job=10)) == ["0-1"]
+
+
+def test_the_readme_of_the_campaigns_is_a_campaign(checker: schemas.Checker, tmp_path: Path) -> None:
+    text = (ROOT / "config" / "README.md").read_text()
+    path = tmp_path / "readme.yaml"
+    path.write_text(text.split("```yaml\n")[1].split("```")[0])
+    held = load_campaign(path)
+    checker.check(held)
+    assert set(yaml.safe_load(path.read_text())) == set(Campaign.model_fields)
+    assert len(held.table("table2").cells()) == 4 * (3 + 1)
+
+
+def test_presets_are_read_in_the_order_of_their_names() -> None:
+    assert [setting.source for setting in load_presets()] == [row["source"] for _, row in PRESETS]
+
+
+def test_reading_a_campaign_needs_neither_torch_nor_snakemake() -> None:
+    code = (
+        "import sys, pathlib; from satm.workflow import Campaigns; "
+        f"Campaigns(pathlib.Path({str(ROOT)!r})).of('results/demo'); "
+        "print(sorted({'torch', 'snakemake'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,540 @@
+import hashlib
+import io
+import json
+import os
+import pickle
+import urllib.error
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from satm.config import DatasetOptions
+from satm.data import (
+    DATASETS,
+    FAMILIES,
+    Augmentation,
+    ImageData,
+    Preprocessor,
+    Split,
+    fit_whitening,
+    hold_out,
+    load_dataset,
+    load_images,
+    save_images,
+)
+from satm.data.datasets import _alternatives
+from satm.errors import RunError, UsageError
+from satm.files import hash_tensors
+
+
+def needs_data(folder: str) -> pytest.MarkDecorator:
+    """Skip a test where a folder of real images is not at hand."""
+    there = "SATM_DATA" in os.environ and (Path(os.environ["SATM_DATA"]) / folder).is_dir()
+    return pytest.mark.skipif(not there, reason=f"needs real images: set SATM_DATA to a folder that holds {folder}/")
+
+
+def pixels(seed: int, height: int = 6, width: int = 6, grey: bool = False) -> np.ndarray:
+    shape = (height, width) if grey else (height, width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encode(image: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, kind)
+    return file.getvalue()
+
+
+def write_parquet(
+    path: Path,
+    images: Sequence[bytes | None],
+    labels: Sequence[int | None],
+    names: Sequence[str] | None = None,
+    columns: tuple[str, str] = ("image", "label"),
+    **more: Any,
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": image, "path": f"{index}.png"} for index, image in enumerate(images)], kind)
+    table = pa.table({columns[0]: rows, columns[1]: pa.array(labels, more.pop("label_type", pa.int64())), **more})
+    if names is not None:
+        label = {"names": list(names), "_type": "ClassLabel"}
+        features = {columns[0]: {"_type": "Image"}, columns[1]: label}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=3)
+
+
+def write_both(folder: Path, **changed: Any) -> list[np.ndarray]:
+    """Write six training and three test images of three classes; return their pixels in that order."""
+    raw = [pixels(seed) for seed in range(9)]
+    train = {"images": [encode(image) for image in raw[:6]], "labels": [0, 1, 2, 0, 1, 2], "names": ["a", "b", "c"]}
+    write_parquet(folder / "train.parquet", **{**train, **changed})
+    write_parquet(folder / "test.parquet", [encode(image) for image in raw[6:]], [2, 1, 0], train["names"])
+    return raw
+
+
+def load(folder: Path, source: str = "parquet", **options: Any) -> ImageData:
+    return load_dataset("mine", DatasetOptions(source=source, path=str(folder), **options))  # type: ignore[arg-type]
+
+
+def as_tensor(images: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+
+
+# Sources
+
+
+def test_registry_has_every_source_of_the_options() -> None:
+    assert set(DATASETS) == set(DatasetOptions.model_fields["source"].annotation.__args__)  # type: ignore[union-attr]
+    assert all(source.__doc__ for source in DATASETS.values())
+
+
+def test_digits() -> None:
+    data = load_dataset("digits", DatasetOptions(source="digits", validation=5, split_seed=1))
+    assert (data.channels, data.size, data.classes) == (1, 8, 10)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1387, 50, 360)
+    assert data.train.images.dtype == torch.uint8 and data.train.images.max() == 255
+    assert data.test.labels.bincount().tolist() == [36] * 10
+    other = load_dataset("digits", DatasetOptions(source="digits", split_seed=2))
+    assert torch.equal(other.test.images, data.test.images) and len(other.train) == 1437 and other.hash != data.hash
+
+
+def test_parquet_gives_the_pixels_labels_and_names(tmp_path: Path) -> None:
+    raw = write_both(tmp_path)
+    data = load(tmp_path)
+    assert torch.equal(data.train.images, as_tensor(raw[:6])) and torch.equal(data.test.images, as_tensor(raw[6:]))
+    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2] and data.test.labels.tolist() == [2, 1, 0]
+    assert (data.class_names, data.name, data.channels, data.size) == (("a", "b", "c"), "mine", 3, 6)
+    assert data.train.images.is_contiguous() and len(data.validation) == 0
+    splits = (data.train, data.validation, data.test)
+    assert data.hash == hash_tensors(*(tensor for split in splits for tensor in (split.images, split.labels)))
+
+
+def test_parquet_in_shards_with_other_column_names(tmp_path: Path) -> None:
+    raw = [pixels(seed) for seed in range(5)]
+    images = [encode(image) for image in raw]
+    more = {"index": pa.array([1, 2])}
+    write_parquet(tmp_path / "data/train-00001.parquet", images[2:4], [1, 0], columns=("img", "fine_label"), **more)
+    write_parquet(tmp_path / "data/train-00000.parquet", images[:2], [0, 1], columns=("img", "fine_label"), **more)
+    write_parquet(tmp_path / "data/val-0.parquet", images[4:], [1], columns=("img", "fine_label"))
+    data = load(tmp_path, train="data/train-*.parquet", test="data/{test,valid,val}*.parquet")
+    assert torch.equal(data.train.images, as_tensor(raw[:4])) and data.train.labels.tolist() == [0, 1, 1, 0]
+    assert data.class_names == ("0", "1")
+
+
+def test_braces_and_the_first_alternative_that_matches(tmp_path: Path) -> None:
+    assert _alternatives("{test,valid,val}*.parquet") == ["test*.parquet", "valid*.parquet", "val*.parquet"]
+    assert _alternatives("{a,b}-{c,d}") == ["a-c", "a-d", "b-c", "b-d"]
+    write_both(tmp_path)
+    write_parquet(tmp_path / "validation.parquet", [encode(pixels(9))], [0], ["a", "b", "c"])
+    write_parquet(tmp_path / "lossless_sample.parquet", [encode(pixels(9, 4, 4))], [0])
+    assert len(load(tmp_path).test) == 3
+    assert len(load(tmp_path, test="{validation,test}.parquet").test) == 1
+
+
+def test_classes_are_kept_and_renumbered_in_the_given_order(tmp_path: Path) -> None:
+    raw = write_both(tmp_path)
+    data = load(tmp_path, classes=(2, 0))
+    assert data.class_names == ("c", "a")
+    assert data.train.labels.tolist() == [1, 0, 1, 0] and data.test.labels.tolist() == [0, 1]
+    assert torch.equal(data.train.images, as_tensor([raw[index] for index in (0, 2, 3, 5)]))
+
+
+def test_folder(tmp_path: Path) -> None:
+    for place in ("train/cat/1.png", "train/cat/2.jpg", "train/ant/1.png", "valid/cat/1.png"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(pixels(1), "JPEG" if path.suffix == ".jpg" else "PNG"))
+    (tmp_path / "train/cat/.hidden").write_text("not an image")
+    data = load(tmp_path, "folder")
+    assert data.class_names == ("ant", "cat") and data.train.labels.tolist() == [0, 1, 1]
+    assert data.test.labels.tolist() == [1] and torch.equal(data.test.images, as_tensor([pixels(1)]))
+    (tmp_path / "valid/dog").mkdir()
+    with pytest.raises(UsageError, match=r"valid/dog is not a class: train/ has the class folders ant, cat; move it"):
+        load(tmp_path, "folder")
+    (tmp_path / "valid/dog").rename(tmp_path / "train/cat/deeper")
+    with pytest.raises(UsageError, match=r"train/cat/deeper is a folder among images"):
+        load(tmp_path, "folder")
+    with pytest.raises(UsageError, match=r"needs the folders train/CLASS and test/CLASS"):
+        load(tmp_path / "train", "folder")
+
+
+def test_tiny_imagenet_in_its_published_folders(tmp_path: Path) -> None:
+    names = ["n02", "n01"]
+    (tmp_path / "wnids.txt").write_text("\n".join(names))
+    for index, name in enumerate(names):
+        (tmp_path / f"train/{name}/images").mkdir(parents=True)
+        (tmp_path / f"train/{name}/{name}_boxes.txt").write_text("")
+        for number in range(2):
+            content = encode(pixels(10 * index + number), "JPEG")
+            (tmp_path / f"train/{name}/images/{name}_{number}.JPEG").write_bytes(content)
+    (tmp_path / "val/images").mkdir(parents=True)
+    (tmp_path / "val/images/val_0.JPEG").write_bytes(encode(pixels(50), "JPEG"))
+    annotations = tmp_path / "val/val_annotations.txt"
+    annotations.write_text("val_0.JPEG\tn02\t0\t0\t5\t5\n")
+    data = load(tmp_path, "tiny-imagenet")
+    assert data.class_names == ("n01", "n02") and data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.labels.tolist() == [1]
+    annotations.write_text("val_0.JPEG\tn02\t0\nval_1.JPEG\tn09\t0\n")
+    with pytest.raises(UsageError, match=r"val_annotations.txt line 2: expected an image and a class of wnids.txt"):
+        load(tmp_path, "tiny-imagenet")
+    annotations.write_text("val_1.JPEG\tn01\t0\n")
+    with pytest.raises(UsageError, match=r"val/images/val_1.JPEG: the image cannot be read .*No such file"):
+        load(tmp_path, "tiny-imagenet")
+    annotations.unlink()
+    with pytest.raises(UsageError, match=r"val_annotations.txt does not exist; unpack"):
+        load(tmp_path, "tiny-imagenet")
+    (tmp_path / "wnids.txt").unlink()
+    with pytest.raises(UsageError, match=r"holds neither wnids.txt of the published Tiny ImageNet nor parquet files"):
+        load(tmp_path, "tiny-imagenet")
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "tiny-imagenet"])
+def test_named_sources_take_parquet_where_there_is_some(tmp_path: Path, source: str) -> None:
+    write_both(tmp_path)
+    assert len(load(tmp_path, source).train) == 6
+
+
+def test_official_cifar_files_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    raw = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    contents = {
+        "data_batch_1": {"data": raw[:4].reshape(4, -1), "labels": [0, 1, 1, 0]},
+        "test_batch": {"data": raw[4:].reshape(2, -1), "labels": [1, 0]},
+        "batches.meta": {"label_names": ["plane", "car"]},
+    }
+    sums = {}
+    for name, content in contents.items():
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    kind = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
+    data = load(tmp_path, "cifar10")
+    assert torch.equal(data.train.images, torch.from_numpy(raw[:4]))
+    assert torch.equal(data.test.images, torch.from_numpy(raw[4:]))
+    assert data.test.labels.tolist() == [1, 0] and data.class_names == ("plane", "car")
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
+def test_no_network_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    text = r"cannot get CIFAR100? into .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
+    with pytest.raises(RunError, match=text) as caught:
+        load(tmp_path / "absent", source)
+    assert "\n" not in str(caught.value)
+
+
+# Images: modes and sizes
+
+
+def test_grey_among_colour_becomes_colour(tmp_path: Path) -> None:
+    grey = pixels(7, grey=True)
+    images = [encode(grey, "PNG"), *(encode(pixels(seed)) for seed in range(5))]
+    write_both(tmp_path, images=images)
+    data = load(tmp_path)
+    assert data.channels == 3
+    assert torch.equal(data.train.images[0], torch.from_numpy(grey).expand(3, 6, 6))
+
+
+def test_grey_only_keeps_one_channel(tmp_path: Path) -> None:
+    grey = [pixels(seed, grey=True) for seed in range(3)]
+    for name in ("train", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", [encode(image) for image in grey], [0, 1, 2])
+    data = load(tmp_path)
+    assert torch.equal(data.train.images[:, 0], torch.from_numpy(np.stack(grey))) and data.channels == 1
+    write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0])
+    assert load(tmp_path).channels == 3
+
+
+def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> None:
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200  # the middle third is the square that is left
+    images = [encode(wide), *(encode(pixels(seed, 9, 5)) for seed in range(5))]
+    write_both(tmp_path, images=images)
+    data = load(tmp_path, size=10)
+    assert data.train.images.shape == (6, 3, 10, 10) and data.size == 10
+    assert (data.train.images[0, :, :, 1:-1] == 200).all()  # the outermost columns blend over the edge
+    raw = write_both(tmp_path)
+    assert torch.equal(load(tmp_path, size=6).train.images, as_tensor(raw[:6]))
+
+
+def test_images_of_two_sizes(tmp_path: Path) -> None:
+    images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
+    write_both(tmp_path, images=images)
+    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 as the others; set `size`"
+    with pytest.raises(UsageError, match=text):
+        load(tmp_path)
+    write_both(tmp_path, images=[encode(pixels(seed, 5, 5)) for seed in range(6)])
+    with pytest.raises(UsageError, match=r"test.parquet row 0: the image has 6 x 6 pixels, expected 5 x 5"):
+        load(tmp_path)
+    write_both(tmp_path, images=[encode(pixels(seed, 4, 6)) for seed in range(6)])
+    with pytest.raises(UsageError, match=r"row 0: the image has 4 x 6 pixels, expected as many rows as columns"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "I;16", "CMYK"])
+def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        odd = Image.fromarray(pixels(0, grey=True).astype(np.uint16) * 256)
+    else:
+        odd = Image.fromarray(pixels(0)).convert("L" if mode == "LA" else "RGB").convert(mode)
+    images = [encode(pixels(seed)) for seed in range(5)]
+    write_both(tmp_path, images=[*images, encode(odd, "JPEG" if mode == "CMYK" else "PNG")])
+    with pytest.raises(UsageError, match=rf"train.parquet row 5: the image has mode {mode}, expected RGB or L"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
+def test_damaged_image(tmp_path: Path, damage: str) -> None:
+    images = [encode(pixels(seed, 64, 64)) for seed in range(6)]
+    images[3] = {"cut": images[3][: len(images[3]) // 2], "noise": b"not an image", "empty": b""}[damage]
+    write_both(tmp_path, images=images)
+    with pytest.raises(UsageError, match=r"train.parquet row 3: the image cannot be read \(.*\); replace or remove it"):
+        load(tmp_path)
+
+
+# Parquet files and labels
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    path = tmp_path / "train.parquet"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"PAR1 nothing else"):
+        path.write_bytes(content)
+        with pytest.raises(UsageError, match=r"train.parquet is not a whole parquet file .*fetch it again") as caught:
+            load(tmp_path)
+        assert "\n" not in str(caught.value)
+    data = pq.ParquetFile(io.BytesIO(whole)).metadata.row_group(1).column(0)
+    start = data.dictionary_page_offset or data.data_page_offset
+    path.write_bytes(whole[:start] + bytes(data.total_compressed_size) + whole[start + data.total_compressed_size :])
+    with pytest.raises(UsageError, match=r"train.parquet is not a whole parquet file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"labels": [0, 1, 2, 0, 7, 2]}, r"train.parquet row 4: label 7 is out of range, expected 0 to 2"),
+        ({"labels": [0, 1, 2, -1, 1, 2]}, r"train.parquet row 3: label -1 is out of range, expected 0 to 2"),
+        ({"labels": [0, 1, 2, None, 1, 2]}, r"train.parquet row 3: column 'label' has no label"),
+        ({"labels": [0, 1, 0, 0, 1, 0]}, r"'mine': class 2 \(c\) has no training images"),
+        ({"labels": [0.0] * 6, "label_type": pa.float64()}, r"column 'label' holds double, expected integer labels"),
+        ({"columns": ("image", "target")}, r"has no column 'label'; it has \['image', 'target'\]: .* `label_column`"),
+        ({"images": [None] * 6}, r"train.parquet row 0: column 'image' has no bytes; store the images themselves"),
+        ({"images": [], "labels": []}, r"'mine' has no training images in .*; check files and options"),
+        ({"names": ["a", "b", "x"]}, r"test.parquet and .*train.parquet have different class names"),
+    ],
+)
+def test_unusable_parquet(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
+    write_both(tmp_path, **changed)
+    if "names" in changed:
+        write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0], ["a", "b", "c"])
+    with pytest.raises(UsageError, match=text):
+        load(tmp_path)
+
+
+def test_labels_without_names(tmp_path: Path) -> None:
+    write_both(tmp_path, names=None)
+    write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [3])
+    with pytest.raises(UsageError, match=r"test.parquet row 0: label 3 is out of range, expected 0 to 2"):
+        load(tmp_path)
+    images = [encode(pixels(seed)) for seed in range(6)]
+    write_parquet(tmp_path / "train.parquet", images, [0, 1, 2, 0, 1, 2_000_000_000])
+    with pytest.raises(UsageError, match=r"train.parquet row 5: label 2000000000 is out of range"):
+        load(tmp_path)
+
+
+def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    write_parquet(tmp_path / "train-b.parquet", [encode(pixels(1)), b"?"], [0, 1], ["a", "b", "c"])
+    (tmp_path / "train.parquet").rename(tmp_path / "train-a.parquet")
+    with pytest.raises(UsageError, match=r"train-b.parquet row 1: the image cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"train": "other*.parquet"}, r"no file in .* matches 'other\*.parquet', the pattern of `train`; put"),
+        ({"train": "*.parquet"}, r"test.parquet matches the patterns of both `train` and `test`"),
+        ({"train": ""}, r"the pattern '' of `train` cannot be used"),
+        ({"train": "/x/*.parquet"}, r"cannot be used .*; give one relative to `path`"),
+        ({"image_column": "img"}, r"`image_column` is 'img', .* struct of bytes and path are \['image'\]"),
+        ({"label_column": "image"}, r"column 'image' holds struct.*, expected integer labels"),
+        ({"classes": (0, 3)}, r"`classes` names class 3, the known ones are 0 to 2"),
+        ({"classes": (0, -1)}, r"`classes` names class -1"),
+        ({"classes": (1, 1)}, r"`classes` is \[1, 1\], expected different labels"),
+        ({"classes": ()}, r"`classes` is \[\], expected different labels, at least one"),
+        ({"validation": 2}, r"hold out 2 validation images of class 0, which has 2 training images; .* at most 1"),
+        ({"mean": (0.5,)}, r"`mean` has 1 values, the images have 3 channels"),
+        ({"std": (0.5, 0.0, 0.5)}, r"the std of a channel is 0.0, expected above 0"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    write_both(tmp_path)
+    with pytest.raises(UsageError, match=text) as caught:
+        load(tmp_path, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_test_images_of_the_kept_classes(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0], ["a", "b", "c"])
+    with pytest.raises(UsageError, match=r"no test images of the classes \[1, 2\]"):
+        load(tmp_path, classes=(1, 2))
+
+
+def test_absent_folder(tmp_path: Path) -> None:
+    for source in ("parquet", "folder", "tiny-imagenet"):
+        with pytest.raises(UsageError, match=r"folder .*absent does not exist; make it, or set `path` or SATM_DATA"):
+            load(tmp_path / "absent", source)
+
+
+# Held-out part, statistics, file
+
+
+def test_hold_out_takes_the_same_number_of_each_class_by_seed() -> None:
+    labels = torch.tensor([0, 1, 2] * 10)
+    split = Split(torch.arange(30, dtype=torch.uint8).view(30, 1, 1, 1).expand(30, 1, 2, 2), labels)
+    train, held = hold_out(split, 3, 0)
+    assert held.labels.bincount().tolist() == [3, 3, 3] and train.labels.bincount().tolist() == [7, 7, 7]
+    number = torch.cat([train.images, held.images])[:, 0, 0, 0]
+    assert sorted(number.tolist()) == list(range(30))
+    assert torch.equal(labels[held.images[:, 0, 0, 0].long()], held.labels)
+    again, other = hold_out(split, 3, 0)[1], hold_out(split, 3, 1)[1]
+    assert torch.equal(again.images, held.images) and not torch.equal(other.images, held.images)
+    assert len(hold_out(split, 0, 0)[1]) == 0
+
+
+def test_statistics_are_those_of_the_training_images(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    data = load(tmp_path, validation=1)
+    x = data.train.images.double() / 255
+    assert data.mean == pytest.approx(x.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(x.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+    fixed = load(tmp_path, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    assert (fixed.mean, fixed.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
+
+
+def test_normalisation_and_back() -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    preprocessor = Preprocessor((0.1, 0.2, 0.3), (0.5, 1.0, 2.0), None)
+    x = preprocessor.apply(images)
+    expected = (images / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]) / torch.tensor([0.5, 1, 2])[:, None, None]
+    torch.testing.assert_close(x, expected)
+    torch.testing.assert_close(preprocessor.apply(images.double() / 255), x)
+    torch.testing.assert_close(preprocessor.to_pixels(x), images / 255)
+    beyond = preprocessor.to_pixels(x * 100)
+    assert beyond.min() == 0 and beyond.max() == 1
+    assert preprocessor.identity == {
+        "space": "normalised",
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5, 1.0, 2.0],
+        "whitening_hash": None,
+    }
+    same = Preprocessor.from_identity(json.loads(json.dumps(preprocessor.identity)), None)
+    assert torch.equal(same.apply(images), x) and same.identity == preprocessor.identity
+    with pytest.raises(UsageError, match=r"made with whitening abc, got whitening None; give the whitening"):
+        Preprocessor.from_identity({**preprocessor.identity, "whitening_hash": "abc"}, None)
+    with pytest.raises(UsageError, match=r"expected images \[n, 3, H, W\] as mean and std have 3 channels, got shape"):
+        preprocessor.apply(images[:, :1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_preprocessing_and_augmentation_on_a_gpu() -> None:
+    images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for whitening in (None, fit_whitening(images)):
+        preprocessor = Preprocessor((0.4,) * 3, (0.3,) * 3, whitening)
+        on_cpu, on_gpu = preprocessor.apply(images), preprocessor.to("cuda").apply(images)
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(preprocessor.to("cuda").to_pixels(on_gpu).cpu(), images / 255, rtol=0, atol=1e-4)
+    for family in FAMILIES:
+        augmentation = Augmentation(family, "image")
+        draw = augmentation.draw(torch.Generator().manual_seed(1), 9, 8)
+        changed = augmentation.apply(on_gpu, draw)
+        torch.testing.assert_close(changed.cpu(), augmentation.apply(on_cpu, draw), rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    preprocessor = Preprocessor((0.4,), (0.3,), None)
+    whole = preprocessor.apply(images)
+    monkeypatch.setattr("satm.data.images.CHUNK_NUMBERS", 33)  # two images
+    assert torch.equal(preprocessor.apply(images), whole)
+    assert preprocessor.apply(images[:0]).shape == (0, 1, 4, 4)
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    data, path = load(tmp_path, validation=1), tmp_path / "images.safetensors"
+    save_images(path, data)
+    loaded = load_images(path)
+    assert (loaded.name, loaded.class_names, loaded.mean, loaded.std, loaded.hash) == (
+        data.name,
+        data.class_names,
+        data.mean,
+        data.std,
+        data.hash,
+    )
+    for part in ("train", "validation", "test"):
+        assert torch.equal(getattr(loaded, part).images, getattr(data, part).images)
+        assert torch.equal(getattr(loaded, part).labels, getattr(data, part).labels)
+
+
+def test_changed_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    data, path = load(tmp_path), tmp_path / "images.safetensors"
+    save_images(path, data)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UsageError, match=r"were changed: their hash is .*, it states .*; make them again"):
+        load_images(path)
+    path.write_bytes(whole[:-100])
+    with pytest.raises(UsageError, match="not a whole safetensors file"):
+        load_images(path)
+    path.unlink()
+    with pytest.raises(UsageError, match="does not exist; make it first"):
+        load_images(path)
+
+
+# Real images
+
+
+@needs_data("cifar10")
+def test_real_cifar10() -> None:
+    data = load_dataset("cifar10", DatasetOptions(source="cifar10"))
+    assert data.train.images.shape == (50_000, 3, 32, 32) and data.test.images.shape == (10_000, 3, 32, 32)
+    assert data.train.labels.bincount().tolist() == [5000] * 10 and data.class_names[0] == "airplane"
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-3)
+    assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=3e-3)
+
+
+@needs_data("tiny-imagenet-subset")
+def test_real_tiny_imagenet_has_grey_images_among_colour() -> None:
+    options = DatasetOptions(source="tiny-imagenet", path="$SATM_DATA/tiny-imagenet-subset", classes=tuple(range(20)))
+    data = load_dataset("tiny-imagenet", options)
+    assert data.train.images.shape == (1000, 3, 64, 64) and data.test.images.shape == (200, 3, 64, 64)
+    x = data.train.images
+    assert ((x[:, 0] == x[:, 1]) & (x[:, 1] == x[:, 2])).flatten(1).all(1).any()
+
+
+@needs_data("imagenette-128-subset")
+def test_real_imagenette_by_a_few_lines_of_options() -> None:
+    options = DatasetOptions(source="parquet", path="$SATM_DATA/imagenette-128-subset", size=64, classes=(0, 9))
+    data = load_dataset("imagenette", options)
+    assert data.train.images.shape == (200, 3, 64, 64) and data.class_names == ("tench", "parachute")

@@ -1,0 +1,232 @@
+"""Rows with their circumstances and synthetic sets: what is written is what is read, and broken files say so."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+from torch.utils.data import DataLoader
+
+import satm
+from satm.data.images import Preprocessor
+from satm.data.whitening import fit_whitening, save_whitening
+from satm.errors import UsageError
+from satm.results import (
+    EVALUATION,
+    METADATA_KEY,
+    METRICS,
+    DistilledDataset,
+    load_distilled,
+    read_rows,
+    read_rows_metadata,
+    run_metadata,
+    save_distilled,
+    write_rows,
+)
+
+ROW = {
+    "dataset": "digits",
+    "ipc": 1,
+    "method": "mtt",
+    "seed": 0,
+    "network": "convnet",
+    "repeat": 0,
+    "labels": "hard",
+    "split": "test",
+    "selection": "last",
+    "accuracy": 0.875,
+    "loss": 0.4,
+    "epochs": 10,
+    "seconds": 1.5,
+    "peak_memory_bytes": 2**33,
+}
+STEP = {"iteration": 0, "attempt": 0, "event": "", "seconds": 0.5, "peak_memory_bytes": 10}
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.parquet"
+    write_rows(path, [ROW, {**ROW, "repeat": 1, "accuracy": 0.75}], EVALUATION, run_metadata({"epochs": 10}))
+    return path
+
+
+def test_rows_come_back_in_order_and_typed(rows: Path) -> None:
+    frame = read_rows(rows, EVALUATION)
+    assert list(frame.columns) == list(EVALUATION.fields)
+    assert frame.to_dict("records") == [ROW, {**ROW, "repeat": 1, "accuracy": 0.75}]
+    assert frame["peak_memory_bytes"].dtype == "int64"
+
+
+def test_rows_carry_the_run(rows: Path) -> None:
+    found = read_rows_metadata(rows, EVALUATION)
+    assert found["options"] == {"epochs": 10}
+    assert found["versions"]["torch"] == torch.__version__ and found["versions"]["satm"] == satm.__version__
+    assert found["device"] == "cpu" and set(found) == {"options", "commit", "versions", "device", "host", "time"}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / name, [ROW], EVALUATION, {"time": "now"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_metrics_may_have_more_floats_and_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.parquet"
+    write_rows(path, [{**STEP, "loss": float("nan")}, {**STEP, "loss": 0.5, "gap": 2}], METRICS, {})
+    frame = read_rows(path, METRICS)
+    assert list(frame.columns) == [*METRICS.fields, "gap"]
+    assert frame["gap"].isna().tolist() == [True, False] and frame["gap"].iloc[1] == 2.0
+    assert parquet.read_table(path)["sharpness"].null_count == 2
+    write_rows(path, [], METRICS, {})
+    assert len(read_rows(path, METRICS)) == 0
+
+
+def test_a_row_with_wrong_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no columns \['acuracy'\]"):
+        write_rows(tmp_path / "x", [{**ROW, "acuracy": 1.0}], EVALUATION, {})
+    with pytest.raises(ValueError, match="without 'loss'"):
+        write_rows(tmp_path / "x", [{**ROW, "loss": None}], EVALUATION, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: Path) -> None:
+    whole = rows.read_bytes()
+    foreign = tmp_path / "foreign.parquet"
+    table = parquet.read_table(rows)
+    parquet.write_table(table.replace_schema_metadata({}), foreign)
+    typed = tmp_path / "typed.parquet"
+    parquet.write_table(table.set_column(1, "ipc", table["ipc"].cast("string")), typed)
+    for path, text in [
+        (tmp_path / "none.parquet", "evaluation .*none.parquet does not exist; make it first"),
+        (foreign, "was not written by satm"),
+        (typed, "another type in ipc"),
+    ]:
+        with pytest.raises(UsageError, match=text):
+            read_rows(path, EVALUATION)
+    for size in (0, 3, len(whole) // 2, len(whole) - 1):
+        rows.write_bytes(whole[:size])
+        with pytest.raises(UsageError, match="is not a whole parquet file") as caught:
+            read_rows(rows, EVALUATION)
+        assert "\n" not in str(caught.value)
+    write_rows(rows, [STEP], METRICS, {})
+    with pytest.raises(UsageError, match=r"has the columns iteration.*expected dataset"):
+        read_rows(rows, EVALUATION)
+
+
+def test_the_commit_of_another_checkout_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "elsewhere" / "satm"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(satm, "__file__", str(package / "__init__.py"))
+    assert run_metadata({})["commit"] is None
+    (package.parent / ".git").mkdir()  # not a repository: git fails, the run does not
+    assert run_metadata({})["commit"] is None
+
+
+@pytest.fixture
+def raw() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (40, 3, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+def distilled(raw: torch.Tensor, preprocessor: Preprocessor, **changes: object) -> DistilledDataset:
+    values = {
+        "images": preprocessor.apply(raw[:4]),
+        "labels": torch.tensor([0, 0, 1, 1]),
+        "step_size": torch.tensor(0.01),
+        "preprocessing": preprocessor.identity,
+        "class_names": ("cat", "dog"),
+        "dataset": "pets",
+        "ipc": 2,
+        "method": "mtt",
+        "seed": 0,
+        "options": {"iterations": 5},
+        "iteration": 5,
+        "selection": "last",
+    }
+    return DistilledDataset(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def plain(raw: torch.Tensor) -> DistilledDataset:
+    return distilled(raw, Preprocessor((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), None))
+
+
+def test_a_synthetic_set_comes_back_whole(raw: torch.Tensor, tmp_path: Path) -> None:
+    made = plain(raw)
+    save_distilled(tmp_path / "a.safetensors", made)
+    save_distilled(tmp_path / "b.safetensors", made)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = load_distilled(tmp_path / "a.safetensors")
+    for field in dataclasses.fields(DistilledDataset):
+        one, two = getattr(made, field.name), getattr(found, field.name)
+        assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two, field.name
+    images, labels = next(iter(DataLoader(found, batch_size=4)))
+    assert torch.equal(images, made.images) and torch.equal(labels, made.labels)
+    torch.testing.assert_close(found.pixels(), raw[:4] / 255)
+
+
+def test_soft_labels_come_back_and_name_classes(raw: torch.Tensor, tmp_path: Path) -> None:
+    soft = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.3, 0.7]])
+    save_distilled(tmp_path / "a.safetensors", dataclasses.replace(plain(raw), labels=soft))
+    found = load_distilled(tmp_path / "a.safetensors")
+    assert torch.equal(found.labels, soft) and found.classes.tolist() == [0, 0, 1, 1]
+
+
+def test_whitened_images_are_shown_with_the_stored_whitening(raw: torch.Tensor, tmp_path: Path) -> None:
+    whitening = fit_whitening(raw)
+    stored = tmp_path / "one" / "data" / "zca.safetensors"
+    path = tmp_path / "one" / "distilled" / "deep" / "distilled.safetensors"
+    save_whitening(stored, whitening)
+    preprocessor = Preprocessor((0.5,) * 3, (0.2,) * 3, whitening)
+    save_distilled(path, distilled(raw, preprocessor, whitening_path=stored))
+    assert path.stat().st_size < stored.stat().st_size
+    torch.testing.assert_close(load_distilled(path).pixels(), raw[:4] / 255, atol=1e-4, rtol=0)
+
+    shutil.move(tmp_path / "one", tmp_path / "two")  # the tree moves as a whole
+    moved = tmp_path / "two" / "distilled" / "deep" / "distilled.safetensors"
+    torch.testing.assert_close(load_distilled(moved).pixels(), raw[:4] / 255, atol=1e-4, rtol=0)
+
+    stored = tmp_path / "two" / "data" / "zca.safetensors"
+    save_whitening(stored, fit_whitening(raw[:30]))
+    with pytest.raises(UsageError, match="were made with whitening"):
+        load_distilled(moved).pixels()
+    stored.unlink()
+    with pytest.raises(UsageError, match="satm data --dataset pets --make zca"):
+        load_distilled(moved).pixels()
+    torch.testing.assert_close(load_distilled(moved).pixels(whitening), raw[:4] / 255, atol=1e-4, rtol=0)
+
+
+def test_missing_cut_and_foreign_sets_say_so_in_one_line(raw: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(UsageError, match=r"synthetic set .*does not exist"):
+        load_distilled(path)
+    save_distilled(path, plain(raw))
+    whole = path.read_bytes()
+    for size in (0, 5, 200, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UsageError, match="not a whole safetensors file") as caught:
+            load_distilled(path)
+        assert "\n" not in str(caught.value)
+    save_whitening(path, fit_whitening(raw))
+    with pytest.raises(UsageError, match="holds whitening, expected a synthetic set"):
+        load_distilled(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"labels": torch.tensor([0, 0, 1, 2])}, "must be 0 to 1, got 0 to 2"),
+        ({"labels": torch.tensor([0, 1])}, r"needs labels int64 \[4\]"),
+        ({"images": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "needs float32 images"),
+    ],
+)
+def test_a_set_whose_parts_do_not_fit_is_refused(raw: torch.Tensor, changes: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        dataclasses.replace(plain(raw), **changes)  # type: ignore[arg-type]
+
+
+def test_metadata_is_one_json_text(rows: Path) -> None:
+    metadata = parquet.read_schema(rows).metadata
+    assert set(metadata) == {METADATA_KEY} and json.loads(metadata[METADATA_KEY])["options"] == {"epochs": 10}

@@ -1,0 +1,356 @@
+"""The workflow: what is planned, what a change repeats, and one whole run, each with the real Snakemake."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from satm import config, workflow
+from satm.errors import UsageError
+from satm.workflow import Campaigns
+
+pytestmark = pytest.mark.workflow
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+datasets:
+  digits: {source: digits, augment: crop_scale_rotate}
+experts:
+  sgd: {count: 2, epochs: 2, per_job: 1}
+settings:
+  - method: [mtt, satm]
+    options: {iterations: 2, inner_steps: 4, expert_epochs: 1, max_start_epoch: 2}
+  - stage: evaluate
+    options: {repeats: 1, epochs: 2, decay_epoch: 2}
+methods:
+  mtt-long: {method: mtt, inner_steps: 5}
+tables:
+  table2:
+    datasets: {digits: [1]}
+    methods: [random, mtt, mtt-long]
+"""
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake as a user does who has not activated its environment."""
+    environment = {**os.environ, "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / ".cache")}
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=folder, env=environment, timeout=300, **both)
+
+
+def planned(folder: Path, *arguments: str) -> list[tuple[str, dict[str, str]]]:
+    """Return (rule, wildcards) of every job that would run."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout
+    jobs = []
+    for block in re.split(r"\n(?=(?:local)?rule \w+:)", done.stdout)[1:]:
+        rule = re.match(r"(?:local)?rule (\w+):", block)
+        wildcards = re.search(r"^    wildcards: (.*)$", block, re.MULTILINE)
+        assert rule is not None
+        pairs = wildcards.group(1).split(", ") if wildcards else []
+        jobs.append((rule.group(1), dict(pair.split("=", 1) for pair in pairs)))
+    return jobs
+
+
+def counts(folder: Path, *arguments: str) -> dict[str, int]:
+    return dict(Counter(rule for rule, _ in planned(folder, *arguments)))
+
+
+def make_checkout(folder: Path) -> Path:
+    """Copy what a fresh clone holds of the workflow."""
+    for name in ("Snakefile", "workflow", "config", "satm", "slurm", "local"):
+        source = ROOT / name
+        if source.is_symlink():
+            (folder / name).symlink_to(source.readlink())
+        elif source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which nothing was made; tests do not change it."""
+    return make_checkout(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which the campaign `tiny` counts as made, by empty files; tests restore its file."""
+    folder = make_checkout(tmp_path_factory.mktemp("finished"))
+    (folder / "config" / "tiny.yaml").write_text(TINY)
+    resolver = config.load_campaign(folder / "config" / "tiny.yaml")
+    layout = resolver.layout
+    files = [layout.images("digits"), layout.manifest("digits", "sgd")]
+    files += [layout.experts_part("digits", "sgd", part) for part in ("0-0", "1-1")]
+    for cell in resolver.table("table2").cells():
+        files += [layout.distilled(*cell), layout.metrics(*cell), layout.evaluation(*cell, "convnet")]
+    files += [layout.table("table2-paired"), *(layout.table("table2", kind) for kind in ("csv", "md", "tex"))]
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    done = snakemake(folder, "--profile", "local", "--touch", "--forceall", "results/tiny/table2.csv")
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def replanned(folder: Path, old: str, new: str) -> list[tuple[str, dict[str, str]]]:
+    """Return the jobs that an edit of the campaign `tiny` schedules."""
+    assert old in TINY
+    path = folder / "config" / "tiny.yaml"
+    path.write_text(TINY.replace(old, new))
+    try:
+        return planned(folder, "--profile", "local", "results/tiny/table2.csv")
+    finally:
+        path.write_text(TINY)
+
+
+def test_lint_and_format(checkout: Path) -> None:
+    done = snakemake(checkout, "--lint")
+    assert done.returncode == 0, done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "snakefmt", "--check", "Snakefile", "workflow"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fresh_clone_plans_every_cell_of_the_papers_table_2_on_slurm(checkout: Path) -> None:
+    jobs = planned(checkout, "--profile", "slurm", "results/table2.csv")
+    cells = {"cifar10": (1, 3, 10, 50), "cifar100": (1, 3, 10, 50), "tiny-imagenet": (1, 3, 10)}
+    expected = {
+        (dataset, str(ipc), method)
+        for dataset, ipcs in cells.items()
+        for ipc in ipcs
+        for method in ("random", "mtt", "satm")
+    }
+    for stage in ("distill", "evaluate"):
+        found = [(wild["dataset"], wild["ipc"], wild["method"]) for rule, wild in jobs if rule == stage]
+        assert len(found) == len(expected) == 33
+        assert set(found) == expected
+    rest = Counter(rule for rule, _ in jobs if rule not in ("distill", "evaluate"))
+    assert rest == {"images": 3, "zca": 3, "experts_part": 30, "experts": 3, "table": 1}
+    assert all(wild["root"] == "results" for _, wild in jobs)
+
+
+def test_the_profile_gives_a_gpu_to_the_stages_that_train(checkout: Path) -> None:
+    target = "results/demo/evaluation/digits/ipc-1/mtt/seed-0/convnet.parquet"
+    done = snakemake(checkout, "--dry-run", "--profile", "slurm", target)
+    held = dict(re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL))
+    assert {rule for rule, text in held.items() if "gpu=1" in text and "slurm_partition=gpu" in text} == {
+        "experts_part",
+        "distill",
+        "evaluate",
+    }
+    assert all("gpu=0" in held[rule] and "slurm_partition=cpu" in held[rule] for rule in ("images", "experts"))
+
+
+def test_a_path_decides_the_campaign(checkout: Path) -> None:
+    found = counts(checkout, "--profile", "local", "results/demo/table2.csv")
+    assert found == {
+        "images": 1,
+        "experts_part": 2,
+        "experts": 1,
+        "distill": 27,
+        "evaluate": 27,
+        "sharpness": 18,
+        "table": 1,
+    }
+
+
+def test_random_waits_for_no_experts(checkout: Path) -> None:
+    target = "results/demo/distilled/digits/ipc-1/random/seed-0/distilled.safetensors"
+    assert counts(checkout, target) == {"images": 1, "distill": 1}
+
+
+def test_without_a_target_the_tables_of_the_paper_are_made(checkout: Path) -> None:
+    jobs = planned(checkout)
+    assert {wild["table"] for rule, wild in jobs if rule == "table"} == {"table2", "table3"}
+    assert {wild["root"] for rule, wild in jobs if rule != "all"} == {"results"}
+    assert sum(rule == "synthetic" for rule, _ in jobs) == 11 + 4
+
+
+def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path)
+    (folder / "config" / "broken.yaml").write_text("tables: {table2: {")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "mine.yaml").write_text(TINY)
+    found = planned(folder, "--configfile", "elsewhere/mine.yaml")
+    assert {wild["root"] for rule, wild in found if rule != "all"} == {"results/mine"}
+    assert Counter(rule for rule, _ in found)["evaluate"] == 3
+    done = snakemake(folder, "--dry-run", "results/broken/table2.csv")
+    assert done.returncode == 1
+    assert "config/broken.yaml is not YAML" in done.stdout
+
+
+def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path)
+    (folder / "config" / "tiny.yaml").write_text(TINY.replace("inner_steps: 5", "inner_step: 5"))
+    done = snakemake(folder, "--cores", "1", "results/tiny/table2.csv")
+    assert done.returncode == 1
+    line = next(line for line in done.stdout.splitlines() if "tiny.yaml" in line)
+    assert "methods.mtt-long: unknown option 'inner_step' of mtt" in line
+    assert line.endswith("Did you mean 'inner_steps'?")
+    assert not (folder / "results").exists()
+
+
+def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
+    done = snakemake(checkout, "--dry-run", "results/demo/distilled/digts/ipc-1/mtt/seed-0/metrics.parquet")
+    assert done.returncode == 1
+    assert (
+        "unknown dataset 'digts'; known: cifar10, cifar100, digits, tiny-imagenet. Did you mean 'digits'?"
+        in done.stdout
+    )
+
+
+def test_nothing_runs_twice(finished: Path) -> None:
+    assert replanned(finished, "tables:", "# a comment\ntables:") == []
+
+
+def test_an_added_method_schedules_only_its_own_jobs(finished: Path) -> None:
+    jobs = replanned(finished, "mtt-long]", "mtt-long, satm]")
+    assert sorted((rule, wild.get("method")) for rule, wild in jobs) == [
+        ("distill", "satm"),
+        ("evaluate", "satm"),
+        ("table", None),
+    ]
+
+
+def test_an_option_reschedules_only_what_uses_it(finished: Path) -> None:
+    jobs = replanned(finished, "inner_steps: 5", "inner_steps: 6")
+    assert sorted((rule, wild.get("method")) for rule, wild in jobs) == [
+        ("distill", "mtt-long"),
+        ("evaluate", "mtt-long"),
+        ("table", None),
+    ]
+    jobs = replanned(finished, "repeats: 1", "repeats: 2")
+    assert Counter(rule for rule, _ in jobs) == {"evaluate": 3, "table": 1}
+
+
+def test_more_experts_leave_those_that_exist(finished: Path) -> None:
+    jobs = replanned(finished, "count: 2", "count: 3")
+    assert [wild["part"] for rule, wild in jobs if rule == "experts_part"] == ["2-2"]
+    assert {wild["method"] for rule, wild in jobs if rule == "distill"} == {"mtt", "mtt-long"}
+
+
+# The same without Snakemake, where every case can be afforded
+
+
+def campaigns(tmp_path: Path, text: str) -> Campaigns:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(text)
+    return Campaigns(ROOT, [path])
+
+
+WILDCARDS = SimpleNamespace(
+    root="results/tiny",
+    dataset="digits",
+    ipc="1",
+    method="mtt",
+    seed="0",
+    network="convnet",
+    experts="sgd",
+    table="table2",
+)
+STAGES = ("image", "zca", "expert", "distill", "evaluate", "table")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("tables:", "networks: {wide: {network: convnet, width: 64}}\ntables:", ""),
+        ("  mtt-long", "  mtt-longer: {method: mtt, inner_steps: 9}\n  mtt-long", ""),
+        ("  sgd:", "  other: {lr: 0.5}\n  sgd:", ""),
+        ("count: 2", "count: 3", ""),
+        ("per_job: 1", "per_job: 2", ""),
+        ("epochs: 2, per_job", "epochs: 3, per_job", "expert"),
+        ("iterations: 2", "iterations: 3", "distill"),
+        ("repeats: 1", "repeats: 2", "evaluate"),
+        ("augment: crop_", "augment: ", "expert distill evaluate"),
+        ("augment: crop_", "size: 8, augment: crop_", "image"),
+        ("augment: crop_", "validation: 5, augment: crop_", "zca expert distill evaluate"),
+        ("tables:", "networks: {convnet: {width: 64}}\ntables:", "expert evaluate"),
+        ("methods: [random, mtt", "methods: [mtt", "table"),
+    ],
+)
+def test_parameters_hold_only_what_a_stage_uses(tmp_path: Path, old: str, new: str, changed: str) -> None:
+    assert TINY.count(old) == 1
+    before, after = campaigns(tmp_path, TINY), campaigns(tmp_path, TINY)
+    held = {stage: getattr(before, f"{stage}_options")(WILDCARDS) for stage in STAGES}
+    (tmp_path / "tiny.yaml").write_text(TINY.replace(old, new))
+    now = {stage: getattr(after, f"{stage}_options")(WILDCARDS) for stage in STAGES}
+    assert [stage for stage in STAGES if held[stage] != now[stage]] == changed.split()
+
+
+def test_the_options_named_in_the_workflow_exist() -> None:
+    assert set(config.DatasetOptions.model_fields) >= workflow.DECODING | workflow.WHITENING
+    assert set(config.ExpertsOptions.model_fields) >= workflow.SHARING
+
+
+def test_whitening_is_made_where_a_dataset_asks_for_it(tmp_path: Path) -> None:
+    held = campaigns(tmp_path, TINY)
+    cifar = SimpleNamespace(root="results/tiny", dataset="cifar10")
+    assert held.prepared(WILDCARDS) == ["results/tiny/data/digits/images.safetensors"]
+    assert held.prepared(cifar)[1:] == ["results/tiny/data/cifar10/zca.safetensors"]
+
+
+def test_a_method_names_its_experts(tmp_path: Path) -> None:
+    text = TINY.replace("  mtt-long", "  mtt-other: {method: mtt, experts: other}\n  mtt-long").replace(
+        "  sgd", "  other: {}\n  sgd"
+    )
+    held = campaigns(tmp_path, text)
+    manifests = [
+        held.manifest(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method))
+        for method in ("random", "satm", "mtt-long", "mtt-other")
+    ]
+    sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))
+    assert manifests == [[], sgd, sgd, other]
+
+
+def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "demo.yaml").write_text(TINY)
+    with pytest.raises(UsageError, match=r"would both write to results/demo; rename one of them"):
+        Campaigns(ROOT, [tmp_path / "demo.yaml"])
+    assert Campaigns(ROOT, [ROOT / "config" / "demo.yaml"]).paths["results/demo"].name == "demo.yaml"
+
+
+def test_a_picture_needs_a_cell_of_a_table(tmp_path: Path) -> None:
+    held = campaigns(tmp_path, TINY)
+    assert len(held.pictured(WILDCARDS)) == 3
+    with pytest.raises(UsageError, match=r"no table of .*tiny.yaml holds digits at ipc 7; add it to one"):
+        held.pictured(SimpleNamespace(root="results/tiny", dataset="digits", ipc="7"))
+
+
+def test_the_path_of_a_campaign_does_not_depend_on_where_the_checkout_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert Campaigns(ROOT).config(SimpleNamespace(root="results/demo")) == "config/demo.yaml"
+
+
+def test_a_whole_run_from_another_folder(tmp_path: Path) -> None:
+    """Experts to table and picture; the checkout is not the working folder. Then there is nothing to do."""
+    text = TINY.replace("mtt-long]", "mtt-long, satm]\n    sharpness: [satm, mtt]")
+    (tmp_path / "tiny.yaml").write_text(text)
+    command = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "tiny.yaml"]
+    threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate", "sharpness"))]
+    done = snakemake(tmp_path, *command, *threads)
+    logs = "\n".join(path.read_text() for path in (tmp_path / "results").rglob("*.log"))
+    assert done.returncode == 0, done.stdout + logs
+    table = (tmp_path / "results/tiny/table2.csv").read_text()
+    assert [method for method in ("random", "mtt", "mtt-long", "satm") if f",{method}," in table] == [
+        "random",
+        "mtt",
+        "mtt-long",
+        "satm",
+    ]
+    assert (tmp_path / "results/tiny/figures/synthetic-digits-ipc-1.png").stat().st_size > 1000
+    assert planned(tmp_path, *command) == []
