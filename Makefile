@@ -5,7 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 
 bin := $(VENV)/bin
-demo := results/demo/table2.csv $(foreach ipc,1 3 10,results/demo/figures/synthetic-digits-$(ipc).png)
+demo := results/demo/table2.csv $(foreach ipc,1 3 10,results/demo/figures/synthetic-digits-ipc-$(ipc).png)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

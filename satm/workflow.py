@@ -19,10 +19,13 @@ from satm.schemas import Checker
 Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
 
-DECODING = {"source", "path", "train", "test", "image_column", "label_column", "classes", "size"}
-"""The options of a dataset that decide its decoded images; they reach later stages through that file."""
+DECODING = {
+    *("source", "path", "train", "test", "image_column", "label_column", "classes", "size"),
+    *("validation", "split_seed", "mean", "std"),
+}
+"""The options of a dataset that decide its stored images; they reach later stages through that file."""
 
-WHITENING = {"validation", "split_seed", "zca_eps"}
+WHITENING = {"zca_eps"}
 """The options of a dataset that decide its whitening."""
 
 SHARING = {"count", "per_job"}
@@ -163,6 +166,11 @@ class Campaigns:
         """Return the options of a distillation: method, dataset. Those of the experts reach it through their files."""
         return canonical({"method": self._method(wildcards), **self._data(wildcards)})
 
+    def sharpness_options(self, wildcards: Wildcards) -> str:
+        """Return the options of a measurement of sharpness: method, dataset, and the rho that all methods share."""
+        rho = self.of(wildcards.root).method("satm", wildcards.dataset, int(wildcards.ipc)).get("rho")
+        return canonical({"method": self._method(wildcards), "rho": rho, **self._data(wildcards)})
+
     def evaluate_options(self, wildcards: Wildcards) -> str:
         """Return the options of an evaluation: schedule, network, dataset."""
         resolver = self.of(wildcards.root)
@@ -204,3 +212,23 @@ def use_this_checkout(base: Path) -> None:
         held = [entry for entry in os.environ.get(name, "").split(os.pathsep) if entry]
         if str(folder) not in held[:1]:
             os.environ[name] = os.pathsep.join([str(folder), *held])
+
+
+def open_campaigns(workflow: Any) -> Campaigns:
+    """Return the campaigns, for the Snakefile; `workflow` is Snakemake's object of that name.
+
+    Raises:
+        WorkflowError: as `Campaigns`. Of this one Snakemake prints the line without a traceback.
+    """
+    from snakemake.exceptions import WorkflowError  # type: ignore[import-untyped]  # optional
+
+    base = Path(workflow.basedir)
+    use_this_checkout(base)
+    try:
+        if workflow.config_settings.config:
+            raise UsageError("--config has no effect here; write the value into a campaign, for --configfile")
+        campaigns = Campaigns(base, workflow.configfiles)
+        campaigns.check(sys.argv[1:])
+    except UsageError as error:
+        raise WorkflowError(str(error)) from None
+    return campaigns

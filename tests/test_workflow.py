@@ -113,15 +113,15 @@ def replanned(folder: Path, old: str, new: str) -> list[tuple[str, dict[str, str
         path.write_text(TINY)
 
 
-def test_lint_and_format(checkout: Path) -> None:
+def test_lint(checkout: Path) -> None:
     done = snakemake(checkout, "--lint")
     assert done.returncode == 0, done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "snakefmt", "--check", "Snakefile", "workflow"],
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-    )
+
+
+def test_format() -> None:
+    pytest.importorskip("snakefmt", reason="snakefmt comes with the extra `dev`")
+    command = [sys.executable, "-m", "snakefmt", "--check", "Snakefile", "workflow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -204,6 +204,12 @@ def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
     assert not (folder / "results").exists()
 
 
+def test_a_value_that_would_be_ignored_is_refused(checkout: Path) -> None:
+    done = snakemake(checkout, "--dry-run", "results/demo/table2.csv", "--config", "iterations=3")
+    assert done.returncode == 1
+    assert "--config has no effect here; write the value into a campaign" in done.stdout
+
+
 def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/distilled/digts/ipc-1/mtt/seed-0/metrics.parquet")
     assert done.returncode == 1
@@ -262,7 +268,7 @@ WILDCARDS = SimpleNamespace(
     experts="sgd",
     table="table2",
 )
-STAGES = ("image", "zca", "expert", "distill", "evaluate", "table")
+STAGES = ("image", "zca", "expert", "distill", "sharpness", "evaluate", "table")
 
 
 @pytest.mark.parametrize(
@@ -274,11 +280,12 @@ STAGES = ("image", "zca", "expert", "distill", "evaluate", "table")
         ("count: 2", "count: 3", ""),
         ("per_job: 1", "per_job: 2", ""),
         ("epochs: 2, per_job", "epochs: 3, per_job", "expert"),
-        ("iterations: 2", "iterations: 3", "distill"),
+        ("iterations: 2", "iterations: 3", "distill sharpness"),
         ("repeats: 1", "repeats: 2", "evaluate"),
-        ("augment: crop_", "augment: ", "expert distill evaluate"),
+        ("  mtt-long", "  satm: {rho: 0.5}\n  mtt-long", "sharpness"),
+        ("augment: crop_", "augment: ", "expert distill sharpness evaluate"),
         ("augment: crop_", "size: 8, augment: crop_", "image"),
-        ("augment: crop_", "validation: 5, augment: crop_", "zca expert distill evaluate"),
+        ("augment: crop_", "validation: 5, augment: crop_", "zca expert distill sharpness evaluate"),
         ("tables:", "networks: {convnet: {width: 64}}\ntables:", "expert evaluate"),
         ("methods: [random, mtt", "methods: [mtt", "table"),
     ],
@@ -338,19 +345,16 @@ def test_the_path_of_a_campaign_does_not_depend_on_where_the_checkout_lies(monke
 
 def test_a_whole_run_from_another_folder(tmp_path: Path) -> None:
     """Experts to table and picture; the checkout is not the working folder. Then there is nothing to do."""
-    text = TINY.replace("mtt-long]", "mtt-long, satm]\n    sharpness: [satm, mtt]")
+    table = "methods: [random, satm]\n    sharpness: [satm]"
+    text = TINY.replace("per_job: 1", "per_job: 2").replace("methods: [random, mtt, mtt-long]", table)
     (tmp_path / "tiny.yaml").write_text(text)
     command = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "tiny.yaml"]
     threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate", "sharpness"))]
     done = snakemake(tmp_path, *command, *threads)
     logs = "\n".join(path.read_text() for path in (tmp_path / "results").rglob("*.log"))
     assert done.returncode == 0, done.stdout + logs
-    table = (tmp_path / "results/tiny/table2.csv").read_text()
-    assert [method for method in ("random", "mtt", "mtt-long", "satm") if f",{method}," in table] == [
-        "random",
-        "mtt",
-        "mtt-long",
-        "satm",
-    ]
+    made = (tmp_path / "results/tiny/table2.csv").read_text()
+    assert ",random," in made
+    assert ",satm," in made
     assert (tmp_path / "results/tiny/figures/synthetic-digits-ipc-1.png").stat().st_size > 1000
     assert planned(tmp_path, *command) == []

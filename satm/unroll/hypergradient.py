@@ -95,7 +95,6 @@ def hypergradient(
     Raises:
         ValueError: (a `UsageError` for the engine's name) steps, indices or shapes that do not fit together; a module
             whose output is not a function: active dropout, or batch statistics that are being tracked.
-        NotImplementedError: (from torch) `mixed` on an operation without forward-mode derivative; use `reverse`.
 
     Source: truncation: SATM Eq. 10; first-order step size: SATM Eq. 12 (for SGD the directions are the gradients).
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.

@@ -47,34 +47,32 @@ class InnerLoop:
     batches: Sequence[Tensor] | None = None
     augment: Augment | None = None
 
-    def select(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Return the images and labels of one step, before augmentation; differentiable."""
-        if self.batches is None:
-            return images, labels
-        return images[self.batches[step]], labels[self.batches[step]]
-
-    def augmented(self, images: Tensor, step: int) -> Tensor:
-        """Return the images that the network sees in one step."""
-        return images if self.augment is None else self.augment(images, step)
-
-    def objective(self, weights: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Return `[]` the inner loss of `[P]` weights on the images as they are."""
-        return self.loss(call_flat(self.module, weights, images), labels)
-
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Return `[P]` the gradient of the inner loss in one step, without a graph."""
-        with torch.no_grad():
-            chosen, targets = self.select(images, labels, step)
-            seen = self.augmented(chosen, step)
-        with torch.enable_grad():
-            leaf = weights.detach().requires_grad_()
-            return torch.autograd.grad(self.objective(leaf, seen.detach(), targets.detach()), leaf)[0]
+        """Return `[P]` the gradient of the inner loss in one step, with a graph to its arguments.
+
+        Args:
+            weights: `[P]`, part of a graph.
+            images: `[n, C, H, W]` all synthetic images; the step's own are taken and augmented here.
+            labels: of all synthetic images.
+            step: index of the step.
+        """
+        if self.batches is not None:
+            images, labels = images[self.batches[step]], labels[self.batches[step]]
+        if self.augment is not None:
+            images = self.augment(images, step)
+        inner = self.loss(call_flat(self.module, weights, images), labels)
+        return torch.autograd.grad(inner, weights, create_graph=True)[0]
 
     def advance(
         self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, step: int
     ) -> tuple[Point, Tensor, Tensor]:
-        """Return the point after one step, the direction `[P]` of the step and the gradient `[P]` in it; no graph."""
-        gradient = self.gradient(point.weights, images, labels, step)
+        """Return the point after one step, the direction `[P]` of the step and the gradient `[P]` in it; no graph.
+
+        The gradient is made with a graph, which is dropped: without one, torch computes the norm's backward pass by
+        another formula, and a rounding error that tips one ReLU would part this trajectory from the differentiated one.
+        """
+        with torch.enable_grad():
+            gradient = self.gradient(point.weights.detach().requires_grad_(), images, labels, step).detach()
         with torch.no_grad():
             direction, state = self.rule.direction(point.weights, point.state, gradient)
             return Point(point.weights - step_size * direction, state), direction, gradient

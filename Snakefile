@@ -1,0 +1,38 @@
+from snakemake.utils import min_version
+
+from satm.config import REVISIONS, Layout
+from satm.workflow import open_campaigns
+
+min_version("9.19")
+
+
+report: "workflow/report/workflow.rst"
+
+
+campaigns = open_campaigns(workflow)
+
+# The same layout as everywhere, with wildcards for names: `{root}` is the folder of a campaign, so a path says it all.
+layout = Layout("{root}")
+
+
+wildcard_constraints:
+    **campaigns.constraints(),
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        campaigns.defaults,
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/experts.smk"
+include: "workflow/rules/distill.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/analyse.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"

@@ -1,0 +1,41 @@
+rule evaluate:
+    input:
+        data=campaigns.prepared,
+        distilled=rules.distill.output.distilled,
+    output:
+        evaluation=layout.evaluation(
+            "{dataset}", "{ipc}", "{method}", "{seed}", "{network}"
+        ),
+    log:
+        layout.log(
+            "evaluate",
+            "{dataset}",
+            "ipc-{ipc}",
+            "{method}",
+            "seed-{seed}",
+            "{network}",
+        ),
+    benchmark:
+        layout.benchmark(
+            "evaluate",
+            "{dataset}",
+            "ipc-{ipc}",
+            "{method}",
+            "seed-{seed}",
+            "{network}",
+        )
+    conda:
+        "../envs/satm.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=480,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.evaluate_options,
+        revision=REVISIONS["evaluate"],
+    shell:
+        "python -m satm evaluate --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads}"
+        " > {log} 2>&1"

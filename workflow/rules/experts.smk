@@ -1,0 +1,50 @@
+# The shards of a part lie beside it and are no outputs: Snakemake deletes the outputs of a job that it starts again, and a
+# part that was cut short goes on after its last whole expert.
+rule experts_part:
+    input:
+        data=campaigns.prepared,
+    output:
+        part=layout.experts_part("{dataset}", "{experts}", "{part}"),
+    log:
+        layout.log("experts", "{dataset}", "{experts}", "part-{part}"),
+    benchmark:
+        layout.benchmark("experts", "{dataset}", "{experts}", "part-{part}")
+    conda:
+        "../envs/satm.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=720,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.expert_options,
+        revision=REVISIONS["experts"],
+    shell:
+        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --part {wildcards.part} --threads {threads} > {log} 2>&1"
+
+
+rule experts:
+    input:
+        parts=campaigns.parts,
+    output:
+        manifest=layout.manifest("{dataset}", "{experts}"),
+    log:
+        layout.log("experts", "{dataset}", "{experts}", "manifest"),
+    benchmark:
+        layout.benchmark("experts", "{dataset}", "{experts}", "manifest")
+    conda:
+        "../envs/satm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=60,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.expert_options,
+        revision=REVISIONS["experts"],
+    shell:
+        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --collect > {log} 2>&1"

@@ -1,0 +1,30 @@
+rule table:
+    input:
+        measured=campaigns.measured,
+    output:
+        csv=report(
+            layout.table("{table}", "csv"),
+            caption="../report/table.rst",
+            category="Tables",
+            labels={"campaign": "{root}", "table": "{table}"},
+        ),
+        paired=layout.table("{table}-paired", "csv"),
+        md=layout.table("{table}", "md"),
+        tex=layout.table("{table}", "tex"),
+    log:
+        layout.log("table", "{table}"),
+    benchmark:
+        layout.benchmark("table", "{table}")
+    conda:
+        "../envs/satm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=30,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.table_options,
+        revision=REVISIONS["table"],
+    shell:
+        "python -m satm table --config {params.config:q} --name {wildcards.table} > {log} 2>&1"
