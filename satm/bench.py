@@ -97,7 +97,10 @@ def bench_hypergradient(
     console.print(f"{'engine':10}{'seconds':>10}{'x reverse':>11}{'MiB':>10}{'x reverse':>11}")
     for engine in ENGINES:
         fastest, mebibytes = min(seconds[engine]), memory[engine] / 2**20
-        time_ratio, memory_ratio = fastest / min(seconds["reverse"]), memory[engine] / memory["reverse"]
+        time_ratio = fastest / min(seconds["reverse"])
+        memory_ratio = (
+            memory[engine] / memory["reverse"] if memory["reverse"] else float("nan")
+        )  # a tiny case needs none
         console.print(f"{engine:10}{fastest:10.3f}{time_ratio:11.3f}{mebibytes:10.1f}{memory_ratio:11.3f}")
     if difference:
         exact = {engine: case.solve(engine, torch.float64, place) for engine in ENGINES}

@@ -110,12 +110,14 @@ def distill(arguments: Sequence[str]) -> None:
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
     resolver = load_campaign(known.config)
     kind, options = resolve_method(resolver.method(known.method, known.dataset, known.ipc))
-    flags = _parse("distill", distill.__doc__, Compute, _cell(), arguments, options)
+    between = Annotated[float, tyro.conf.arg(help="At least so long between two checkpoints; no effect on the result.")]
+    fields = [*_cell(), ("checkpoint_seconds", between, 30.0)]
+    flags = _parse("distill", distill.__doc__, Compute, fields, arguments, options)
     resolver.dataset(flags.dataset)
     cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
     with _logged(resolver, "distill", flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}"):
         _show("distill", flags, flags.options)
-        stages.make_distilled(resolver, *cell, kind, flags.options, _compute(flags))
+        stages.make_distilled(resolver, *cell, kind, flags.options, _compute(flags), flags.checkpoint_seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -193,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("satm").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # on a full disk the files that matter say so, once and clearly
     try:
         if not given or given[0] in ("-h", "--help"):
             print(_overview())
@@ -281,13 +284,14 @@ def _tyro(target: Callable[..., T], stage: str, description: str | None, argumen
 
 def _one_line(box: str) -> str:
     """Return what tyro says in its box as one line: the mistake and the nearest flag."""
-    lines = [line.strip(" │─╭╮╰╯-") for line in box.splitlines()]
+    lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
     body = [line for line in lines[1:] if line and not line.startswith("For full helptext")]
     text = " ".join(body)
     text = re.sub(r"For further information visit \S+", "", text)
     text = re.sub(r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)", text)
     text = re.sub(r"Error parsing options: \d+ validation errors? for \w+", "unusable option:", text)
     text = re.sub(r"Missing from python -m satm [\w ]+:", "missing:", text)
+    text = re.sub(r"python -m satm [\w ]+ --help", "", text)
     text = text.split("Argument helptext")[0]
     return f"{' '.join(text.split())}; see --help"
 
@@ -311,12 +315,15 @@ def _show(stage: str, flags: Any, options: Options | None = None) -> None:
 
 @contextlib.contextmanager
 def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
-    """Log to the standard output and to the run's log file, unless the output is that file already."""
+    """Log to the standard output and to the run's log file, unless the output is that file already.
+
+    The file is continued: a run that goes on, or is refused because another process is at work, erases no earlier one.
+    """
     path = Path(resolver.layout.log(*parts))
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w"))
+        handlers.append(logging.FileHandler(path))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
@@ -329,4 +336,5 @@ def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
     finally:
         for handler in handlers:
             LOG.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()

@@ -168,6 +168,9 @@ class TableOptions(Options):
     """Seeds of the distillation."""
     seeds_at: dict[int, tuple[int, ...]] = {}
     """Other seeds at some numbers of images per class."""
+    split: Literal["test", "validation"] = "test"
+    """Real images that the accuracies are of; `validation` for choosing options (set `split` in the stage evaluate too,
+    and `validation` in the dataset)."""
     sharpness: tuple[str, ...] = ()
     """Methods whose sharpness is measured and compared, the first against each other one."""
 

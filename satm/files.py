@@ -131,12 +131,15 @@ def read_metadata(file: safe_open, path: Path, what: str) -> dict[str, object]:
     """Return the metadata that `write_tensors` stored.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it was damaged.
     """
     text = (file.metadata() or {}).get("satm")
     if text is None:
         raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
-    content: dict[str, object] = json.loads(text)
+    try:
+        content: dict[str, object] = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{what} {path} has damaged metadata ({error}); delete it and make it again") from error
     return content
 
 

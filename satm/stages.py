@@ -65,9 +65,6 @@ from satm.training import TrainingImages, measure
 
 LOG = logging.getLogger("satm")
 
-CHECKPOINT_SECONDS = 30.0
-"""Between two checkpoints of a distillation; no effect on its result."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -153,8 +150,12 @@ def make_distilled(
     kind: type[Method],
     options: MethodOptions,
     device: torch.device,
+    checkpoint_seconds: float,
 ) -> None:
-    """Make one synthetic set and its metrics; go on from a checkpoint of the same options if there is one."""
+    """Make one synthetic set and its metrics; go on from a checkpoint of the same options if there is one.
+
+    At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
+    """
     layout = resolver.layout
     prepared = prepare(resolver, dataset)
     store, network, experts_identity = None, "convnet", None
@@ -163,6 +164,8 @@ def make_distilled(
         network, experts_identity = resolver.experts(options.experts, dataset).network, store.identity
     problem = _problem(resolver, prepared, network, ipc, device, (dataset, ipc, method, seed), store)
     made = kind(options, problem)
+    look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
+    schedule = resolver.evaluation(method, dataset, ipc) if look else None
     resolved = {"method": kind.name, **options.model_dump(mode="json")}
     identity = {
         "axes": list(problem.axes),
@@ -170,14 +173,14 @@ def make_distilled(
         "data": prepared.data.hash,
         "preprocessing": prepared.preprocessor.identity,
         "experts": experts_identity,
-        "evaluation": resolver.evaluation(method, dataset, ipc).model_dump(mode="json"),
+        "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
+        "looks": schedule.model_dump(mode="json") if schedule else None,
     }
     state = Path(layout.state("distill", dataset, f"ipc-{ipc}", method, f"seed-{seed}"))
     with exclusive(state, f"the synthetic set of {method}"):
         if isinstance(made, IterativeMethod):
-            look = _look(resolver, prepared, made, network, device)
             run = _resume(state, identity, device) or begin(made)
-            synthetic = _iterate(made, run, look, state, identity, device)
+            synthetic = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
         else:
             synthetic, run = made.start(), None
         chosen = run.best.iteration if run and run.best else run.now.iteration if run else 0
@@ -223,7 +226,7 @@ def make_evaluation(
     """Train fresh networks on a synthetic set and write one row each; rows that are there already are kept."""
     layout = resolver.layout
     prepared = prepare(resolver, dataset)
-    path = Path(layout.distilled(dataset, ipc, method, seed))
+    path = _distilled(resolver, dataset, ipc, method, seed)
     distilled = load_distilled(path)
     if difference := differing_field(prepared.preprocessor.identity, dict(distilled.preprocessing)):
         raise UsageError(
@@ -303,7 +306,7 @@ def make_sharpness(
     if not isinstance(options, MatchingOptions):
         raise UsageError(f"sharpness is that of a matching loss, which method {method} has not; leave it out")
     rho = parse(SatmOptions, _without_method(resolver.method("satm", dataset, ipc)), "method satm").rho
-    distilled = load_distilled(Path(layout.distilled(dataset, ipc, method, seed)))
+    distilled = load_distilled(_distilled(resolver, dataset, ipc, method, seed))
     store = open_experts(resolver, prepared, options.experts)
     network = resolver.experts(options.experts, dataset).network
     problem = _problem(resolver, prepared, network, ipc, device, (dataset, ipc, "sharpness", seed), store)
@@ -332,9 +335,7 @@ def make_synthetic_figure(resolver: Resolver, dataset: str, ipc: int) -> None:
     chosen = resolver.pictured(dataset, ipc)
     if not chosen:
         raise UsageError(f"no table of {resolver.path or 'the built-in campaign'} holds {dataset} at ipc {ipc}")
-    sets = {
-        method: load_distilled(Path(resolver.layout.distilled(dataset, ipc, method, seed))) for method, seed in chosen
-    }
+    sets = {method: load_distilled(_distilled(resolver, dataset, ipc, method, seed)) for method, seed in chosen}
     path = Path(resolver.layout.synthetic(dataset, ipc))
     synthetic_grid(sets, path, f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class, seed {chosen[0][1]}")
     LOG.info("picture of %s -> %s", ", ".join(sets), path)
@@ -391,6 +392,16 @@ def _images(resolver: Resolver, dataset: str) -> ImageData:
     if not path.is_file():
         raise UsageError(f"the images {path} do not exist; make them with {_data_command(resolver, dataset)}")
     return load_images(path)
+
+
+def _distilled(resolver: Resolver, dataset: str, ipc: int, method: str, seed: int) -> Path:
+    path = Path(resolver.layout.distilled(dataset, ipc, method, seed))
+    if not path.is_file():
+        raise UsageError(
+            f"the synthetic set {path} does not exist; make it with `python -m satm distill --dataset {dataset} "
+            f"--ipc {ipc} --method {method} --seed {seed}{_config_flag(resolver)}`"
+        )
+    return path
 
 
 def _data_command(resolver: Resolver, dataset: str) -> str:
@@ -484,6 +495,7 @@ def _iterate(
     state: Path,
     identity: Mapping[str, Any],
     device: torch.device,
+    checkpoint_seconds: float,
 ) -> Synthetic:
     """Run the loop with progress and checkpoints."""
     options: IterativeOptions = method.settings
@@ -492,7 +504,7 @@ def _iterate(
 
     def on_safe(held: Run) -> None:
         nonlocal written
-        if time.monotonic() - written >= CHECKPOINT_SECONDS:
+        if time.monotonic() - written >= checkpoint_seconds:
             checkpoint.save_run(state / "checkpoint.safetensors", held, identity, backend)
             written = time.monotonic()
 

@@ -35,6 +35,7 @@ COLUMNS = {
     "accuracy_std": "float64",
     "n": "Int64",
     "selection": "object",
+    "split": "object",
     "published_mean": "float64",
     "published_std": "float64",
     "difference": "float64",
@@ -75,9 +76,9 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc and method of a table; in a cell the methods that are only published come first.
 
     Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
-    on test images; selection, which iteration of the synthetic set was tested; published_mean, published_std;
-    difference, accuracy_mean minus published_mean; seconds of one distillation, mean over the seeds;
-    peak_memory_bytes, the largest of any. Accuracies are fractions. What does not exist is missing.
+    on the images that `split` names; selection, which iteration of the synthetic set was tested; published_mean and
+    published_std (of test images); difference, accuracy_mean minus published_mean; seconds of one distillation, mean
+    over the seeds; peak_memory_bytes, the largest of any. Accuracies are fractions. What does not exist is missing.
 
     Raises:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
@@ -86,7 +87,7 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     options = resolver.table(name)
     rows: list[dict[str, object]] = []
     for dataset, ipc in _cells(options):
-        published = _published(name, dataset, ipc, options.methods)
+        published = _published(name, dataset, ipc, options.methods) if options.split == "test" else {}
         cell = {"dataset": dataset, "ipc": ipc}
         rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
         rows += [
@@ -102,10 +103,10 @@ def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
 
     The methods compared are the `sharpness` of the table's options, the first against each other one; without them
     satm against mtt where the table has both. One row per dataset, ipc, quantity and reference. Quantities: accuracy
-    (fraction, test images) and, where `sharpness` is set, sharpness (of the outer loss; smaller is flatter). Pairs are
-    the seeds of the distillation, each the mean over its networks or segments; with one seed they are the networks or
-    the segments themselves, so that the interval does not cover the choice of the seed. `over` says which.
-    low and high are missing with a single pair.
+    (fraction, images of the table's split) and, where `sharpness` is set, sharpness (of the outer loss; smaller is
+    flatter). Pairs are the seeds of the distillation, each the mean over its networks or segments; with one seed they
+    are the networks or the segments themselves, so that the interval does not cover the choice of the seed.
+    `over` says which. low and high are missing with a single pair.
 
     Raises:
         UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
@@ -182,7 +183,7 @@ def latex(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
 
 def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFrame) -> None:
     """Print a results table and its paired comparison, accuracies in percent."""
-    results = Table(title="Test accuracy, percent")
+    results = Table(title=f"{' and '.join(sorted(set(frame['split'].dropna())))} accuracy, percent".capitalize())
     for column in ("dataset", "ipc", "method", "accuracy", "n", "selection", "published", "seconds", "peak MiB"):
         results.add_column(column, justify="left" if column in ("dataset", "method", "selection") else "right")
     for row in frame.to_dict("records"):
@@ -255,15 +256,15 @@ def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: d
 
 
 def _evaluations(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    """Return the rows on test images of one cell, all seeds."""
+    """Return the rows of one cell on the images that the table is about, all seeds."""
     found = []
     for seed in options.seeds_for(ipc):
         path = resolver.layout.evaluation(dataset, ipc, method, seed, options.network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": options.network}
         frame = _read(resolver, path, EVALUATION, "evaluate", axes)
-        frame = frame[frame["split"] == "test"]
+        frame = frame[frame["split"] == options.split]
         if frame.empty:
-            raise UsageError(f"evaluation {path} has no accuracies on test images; make it again")
+            raise UsageError(f"evaluation {path} has no accuracies on {options.split} images; make it again")
         found.append(frame)
     rows = pandas.concat(found, ignore_index=True)
     if len(kinds := sorted(set(rows["selection"]))) > 1:
@@ -296,6 +297,7 @@ def _measured(resolver: Resolver, options: TableOptions, dataset: str, ipc: int,
         "accuracy_std": rows["accuracy"].std(),
         "n": len(rows),
         "selection": rows["selection"].iloc[0],
+        "split": options.split,
         "seconds": sum(seconds) / len(seconds),
         "peak_memory_bytes": max(memory, default=None),
     }
@@ -379,9 +381,9 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
     same = len(set(described.values())) == 1
     network = next(iter(described.values())) if same else canonical(described)
     notes = [
-        f"Test accuracy in percent, mean ± sample standard deviation over {networks} networks, all seeds of the "
-        f"distillation together. Network: `{network}`. Bold: the best of a row among the published numbers, and among "
-        "the measured ones of one selection."
+        f"{options.split.capitalize()} accuracy in percent, mean ± sample standard deviation over {networks} networks, "
+        f"all seeds of the distillation together. Network: `{network}`. Bold: the best of a row among the published "
+        "numbers, and among the measured ones of one selection."
     ]
     if frame["published_mean"].notna().any():
         sources = ", ".join(f"{source} {table}" for source, table in PUBLISHED[name])

@@ -102,9 +102,11 @@ class Problem:
         compared start from the same images.
 
         Raises:
-            UsageError: a class has fewer images.
+            UsageError: a class has fewer images, or ipc is not positive.
         """
         dataset, ipc, _, seed = self.axes
+        if ipc < 1:
+            raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}; use 1 or more")
         generator = make_generator("init", dataset, ipc, seed)
         chosen = []
         for label in range(self.data.classes):

@@ -4,6 +4,7 @@ Shapes: n synthetic images of C x H x W, P parameters, N inner steps.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -114,7 +115,7 @@ class TrajectoryMatching(IterativeMethod):
             first: int = 0,
             keep_points: Sequence[int] = (),
         ) -> Hypergradient:
-            return hypergradient(
+            found = hypergradient(
                 self.problem.module,
                 images,
                 synthetic.labels,
@@ -131,6 +132,8 @@ class TrajectoryMatching(IterativeMethod):
                 engine=options.engine,
                 keep_points=keep_points,
             )
+            fixed = options.step_size_gradient == "fixed"
+            return replace(found, step_size=torch.zeros_like(found.step_size)) if fixed else found
 
         return at
 

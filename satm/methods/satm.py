@@ -15,7 +15,7 @@ class SatmOptions(MatchingOptions):
 
     step_size_gradient: Literal["exact", "first-order", "fixed"] = "first-order"
     """How the inner step size is learned; the paper uses Eq. 12, the first-order gradient."""
-    rho: float = Field(0.05, ge=0)
+    rho: float = Field(0.1, ge=0)
     """Length of the step to the sharpest neighbour, in the norm over the whole set; not given in the paper."""
     gamma: float = Field(0.001, ge=0)
     """Strength of the smoothing noise relative to each image's norm; not given in the paper."""

@@ -52,7 +52,7 @@ def reverse(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Cotangents:
     """Return the exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
-    leaves = [images.detach().requires_grad_(), step_size.detach().requires_grad_(), point.weights.requires_grad_()]
+    leaves = [tensor.detach().requires_grad_() for tensor in (images, step_size, point.weights)]
     soft = labels.is_floating_point()
     if soft:
         labels = labels.detach().requires_grad_()

@@ -103,7 +103,7 @@ def hypergradient(
     held_step_size = torch.as_tensor(step_size, dtype=images.dtype, device=images.device).detach()
     point = _start(module, rule, start)
     last = steps - first if last is None else last
-    _check(module, images, labels, steps, first, last, batches)
+    _check(module, images, labels, steps, first, last, batches, keep_points)
     differentiate = pick(engine, ENGINES, "engine")
     loop = InnerLoop(module, loss, rule, steps, batches, augment)
 
@@ -152,6 +152,7 @@ def _check(
     first: int,
     last: int,
     batches: Sequence[Tensor] | None,
+    keep_points: Sequence[int],
 ) -> None:
     """Refuse what would fail late or, worse, would give a wrong gradient in silence."""
     if not 0 <= first < steps:
@@ -164,6 +165,8 @@ def _check(
         raise ValueError(f"got {len(images)} images and {len(labels)} labels; give one label an image")
     if batches is not None and len(batches) != steps:
         raise ValueError(f"got {len(batches)} batches for {steps} steps; give the indices of each step's images")
+    if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:
+        raise ValueError(f"keep_points {list(keep_points)} must lie in first {first} to N {steps}; ask for those only")
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
             raise ValueError(f"{name} is active dropout, so a step cannot be repeated; call .eval() on it first")

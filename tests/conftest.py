@@ -1,0 +1,136 @@
+"""Fixtures of several test files: one thread, a trajectory store of random paths, a finished tiny campaign on disk."""
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from satm.cli import main
+from satm.data import Augmentation, ImageData, Preprocessor, Split
+from satm.data.images import hash_images
+from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
+from satm.methods import Problem
+from satm.networks import build
+from satm.params import flatten
+
+TINY = """
+datasets:
+  digits: {source: digits, augment: crop_scale_rotate}
+  held: {source: digits, validation: 5}
+  white: {source: digits, zca: true, augment: crop_scale_rotate}
+experts:
+  sgd: {count: 2, epochs: 3, lr: 0.05, batch_size: 256, per_job: 1}
+  other: {count: 1, epochs: 1}
+networks:
+  small: {network: convnet, depth: 1, width: 4}
+settings:
+  - {stage: network, network: convnet, options: {depth: 1, width: 4}}
+  - {stage: evaluate, options: {repeats: 2, epochs: 3, decay_epoch: 2}}
+  - method: [mtt, satm]
+    options: {iterations: 3, inner_steps: 4, expert_epochs: 1, max_start_epoch: 2, lr_images: 1, step_size: 0.05}
+  - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}
+tables:
+  table2: {datasets: {digits: [1]}, methods: [random, mtt, satm]}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    yield
+    logging.getLogger("satm").handlers.clear()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `tiny.yaml` and everything that its stages make of digits at one image per class."""
+    folder = tmp_path_factory.mktemp("campaign")
+    (folder / "tiny.yaml").write_text(TINY)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1"]
+        for stage in (
+            ["data", "--config", "tiny.yaml", "--dataset", "digits"],
+            ["experts", "--config", "tiny.yaml", "--dataset", "digits"],
+            ["distill", *cell, "--method", "satm"],
+            ["evaluate", *cell, "--method", "satm"],
+        ):
+            assert main(stage) == 0, stage
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def campaign(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished campaign as the current folder, free to be broken."""
+    shutil.copytree(finished, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
+    """Run a command in this process; it must end with the exit code and one line on the standard error."""
+
+    def run(*arguments: str, code: int = 2) -> str:
+        capsys.readouterr()
+        found = main(list(arguments))
+        told = capsys.readouterr().err
+        assert found == code, (found, told)
+        assert told.count("\n") == 1 and told.startswith("satm: error: "), told
+        assert "Traceback" not in told
+        return told
+
+    return run
+
+
+def image_data(classes: int = 3, each: int = 4, size: int = 8, channels: int = 1) -> ImageData:
+    """Random images, the same each time."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(classes).repeat_interleave(each)
+    shape = (len(labels), channels, size, size)
+    splits = [Split(torch.randint(256, shape, generator=generator, dtype=torch.uint8), labels) for _ in range(3)]
+    names = tuple("abcdefghij"[:classes])
+    return ImageData("noise", *splits, names, (0.5,) * channels, (0.25,) * channels, hash_images(*splits))
+
+
+SMOOTH = {"network": "convnet", "depth": 1, "width": 3, "activation": "sigmoid"}
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Problem:
+    """Three classes of random 8 x 8 images, two experts of four epochs on random paths, a smooth network in float64."""
+    data = image_data()
+    module = build(SMOOTH, 1, 3, 8, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    start = flatten(module)
+    records = []
+    for index in range(2):
+        steps = 0.1 * torch.randn(5, len(start), generator=generator)
+        snapshots = [start + steps[: epoch + 1].sum(0) for epoch in range(5)]
+        write_shard(tmp_path / "experts", index, snapshots, {"name": "paths"}, 0.5)
+        records.append(describe_shard(tmp_path / "experts", index))
+    write_manifest(tmp_path / "experts" / "manifest.json", {"name": "paths"}, records)
+    return Problem(
+        data,
+        Preprocessor(data.mean, data.std, None),
+        Augmentation("color_crop_cutout_flip_scale_rotate", "image"),
+        module.double(),
+        2,
+        torch.device("cpu"),
+        ("noise", 2, "any", 0),
+        TrajectoryStore(tmp_path / "experts" / "manifest.json"),
+    )

@@ -1,0 +1,547 @@
+"""The command line: exit codes and one clear line for bad input and bad machines, and what a kill leaves behind."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+import satm
+from satm import cli, files
+from satm.cli import STAGES, main
+from satm.files import exclusive, read_tensors
+from satm.results import EVALUATION, METRICS, load_distilled, read_rows, read_rows_metadata
+
+Refuse = Callable[..., str]
+ROOT = Path(satm.__file__).parent.parent
+CONFIG = ("--config", "tiny.yaml")
+CELL = (*CONFIG, "--dataset", "digits", "--ipc", "1")
+RUN = Path("results/tiny")
+DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
+EVALUATED = RUN / "evaluation/digits/ipc-1/satm/seed-0/convnet.parquet"
+SHARD = RUN / "experts/digits/sgd/expert-001.safetensors"
+
+
+def python(folder: Path, *arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user does."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
+    )
+
+
+def edit(campaign: Path, old: str, new: str) -> None:
+    path = campaign / "tiny.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_campaign_leaves_its_files(campaign: Path) -> None:
+    held = load_distilled(DISTILLED)
+    assert held.images.shape == (10, 1, 8, 8) and held.iteration == 3 and held.selection == "last"
+    assert held.options["method"] == "satm" and held.options["inner_steps"] == 4
+    rows = read_rows(EVALUATED, EVALUATION)
+    assert list(rows.repeat) == [0, 1] and rows.accuracy.between(0, 1).all()
+    assert rows.loss.nunique() == 2  # two networks
+    metrics = read_rows(DISTILLED.with_name("metrics.parquet"), METRICS)
+    assert list(metrics.iteration) == [1, 2, 3] and metrics.sharpness.notna().all()
+    assert read_rows_metadata(EVALUATED, EVALUATION)["options"]["options"]["epochs"] == 3
+    assert not list((RUN / "state").rglob("*.safetensors"))
+    log = (RUN / "logs/distill/digits/ipc-1/satm/seed-0.log").read_text()
+    assert "inner-steps: 4" in log and log.index("rho: ") < log.index("distil 3/3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (("distil",), ("unknown stage 'distil'", "Did you mean 'distill'?")),
+        (("data", *CONFIG, "--dataset", "digit"), ("unknown dataset 'digit'", "Did you mean 'digits'?")),
+        (("distill", *CELL[:-4], "--dataset", "digit", "--ipc", "1", "--method", "mtt"), ("Did you mean 'digits'?",)),
+        (("distill", *CELL, "--method", "mt"), ("unknown method 'mt'", "Did you mean 'mtt'?")),
+        (("distill", *CELL, "--method", "satm", "--roh", "0.1"), ("--roh", "rho")),
+        (("distill", *CELL, "--method", "mtt", "--selection", "best"), ("selection", "best")),
+        (("distill", *CELL, "--method", "mtt", "--step-size", "0"), ("step_size", "greater than 0", "0.0")),
+        (("distill", *CELL, "--method", "random", "--step-size", "-1"), ("step_size", "greater than 0")),
+        (("distill", *CELL, "--method", "mtt", "--step-size", "nan"), ("step_size", "greater than 0")),
+        (("distill", *CELL, "--method", "mtt", "--seed", "x"), ("--seed", "'x'")),
+        (("distill", *CELL[:-1], "x", "--method", "mtt"), ("--ipc", "'x'")),
+        (("distill", *CELL[:-1], "0", "--method", "random"), ("ipc", "at least 1, got 0")),
+        (("distill", *CELL[:-1], "-1", "--method", "random"), ("ipc", "at least 1, got -1")),
+        (
+            ("distill", *CELL[:-1], "500", "--method", "random"),
+            ("500 images per class", "use a smaller ipc"),
+        ),
+        (("distill", *CELL, "--method", "mtt", "--max-start-epoch", "9"), ("ends at epoch 9, the experts have 3",)),
+        (("distill", *CELL, "--method", "mtt", "--expert-epochs", "9"), ("the experts have 3",)),
+        (("distill", *CELL, "--method", "mtt", "--min-start-epoch", "2"), ("raise max_start_epoch",)),
+        (("distill", *CELL, "--method", "mtt", "--experts", "sdg"), ("unknown experts 'sdg'", "Did you mean 'sgd'?")),
+        (("distill", *CELL, "--method", "mtt", "--selection", "validation"), ("held-out images; set validation",)),
+        (("distill", *CELL, "--method", "mtt", "--device", "gpu"), ("unknown device 'gpu'; known: auto",)),
+        (("distill", *CELL, "--method", "mtt", "--device", "cuda:99"), ("torch finds", "--device cpu")),
+        (("distill", *CELL, "--method", "mtt", "--threads", "0"), ("threads must be at least 1, got 0",)),
+        (("distill", *CELL), ("--method",)),
+        (("experts", *CONFIG, "--dataset", "digits", "--experts", "sg"), ("Did you mean 'sgd'?",)),
+        (("experts", *CONFIG, "--dataset", "digits", "--part", "0-7"), ("unknown part '0-7'", "known: 0-0, 1-1")),
+        (("experts", *CONFIG, "--dataset", "digits", "--lr", "0"), ("lr", "greater than 0")),
+        (("evaluate", *CELL, "--method", "satm", "--network", "convnt"), ("unknown network 'convnt'", "'convnet'?")),
+        (("evaluate", *CELL, "--method", "satm", "--split", "validation"), ("holds out no validation images",)),
+        (("evaluate", *CELL, "--method", "satm", "--epochs", "0"), ("epochs", "greater than or equal to 1")),
+        (("table", *CONFIG, "--name", "tabel2"), ("unknown table in tiny.yaml 'tabel2'", "Did you mean 'table2'?")),
+        (("data", *CONFIG, "--dataset", "digits", "--make", "zca"), ("not whitened; set zca: true",)),
+        (("data", "--config", "absent.yaml", "--dataset", "digits"), ("absent.yaml", "No such file")),
+        (("bench", "hypergrad"), ("got 'hypergrad'; known: hypergradient",)),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[5:]) if isinstance(value, tuple) else None,
+)
+def test_unusable_input_is_one_line_and_exit_2(
+    campaign: Path, refused: Refuse, arguments: tuple[str, ...], texts: tuple[str, ...]
+) -> None:
+    before = {path: path.read_bytes() for path in RUN.rglob("*.[sjp]*") if path.is_file()}
+    told = refused(*arguments)
+    for text in texts:
+        assert text in told, told
+    assert all(path.read_bytes() == content for path, content in before.items())  # nothing lost
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("datasets: [", "is not YAML"),
+        ("datasets: {digits: {source: digit}}", "datasets.digits.source: "),
+        ("dataset: {}", "unknown option 'dataset'; known: "),
+        ("[]", "holds a list, expected a mapping"),
+    ],
+)
+def test_an_unusable_campaign_is_one_line(tmp_path: Path, refused: Refuse, text: str, told: str) -> None:
+    (tmp_path / "broken.yaml").write_text(text)
+    assert told in refused("data", "--config", str(tmp_path / "broken.yaml"), "--dataset", "digits")
+
+
+@pytest.mark.parametrize(
+    ("gone", "arguments", "command"),
+    [
+        (
+            "data",
+            ("experts", *CONFIG, "--dataset", "digits"),
+            "python -m satm data --dataset digits --config",
+        ),
+        ("data", ("evaluate", *CELL, "--method", "satm"), "python -m satm data --dataset digits --config"),
+        (
+            "experts",
+            ("distill", *CELL, "--method", "mtt"),
+            "python -m satm experts --dataset digits --experts sgd",
+        ),
+        ("distilled", ("evaluate", *CELL, "--method", "satm"), "python -m satm distill --dataset digits --ipc 1 --met"),
+        ("distilled", ("analyse", *CELL, "--method", "satm"), "python -m satm distill --dataset digits --ipc 1 --met"),
+        (
+            "none",
+            ("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random"),
+            "satm data",
+        ),
+    ],
+)
+def test_a_missing_file_names_the_command_that_makes_it(
+    campaign: Path, refused: Refuse, gone: str, arguments: tuple[str, ...], command: str
+) -> None:
+    shutil.rmtree(RUN / gone, ignore_errors=True)
+    told = refused(*arguments)
+    assert "exist" in told and command in told
+
+
+def test_a_missing_whitening_names_its_command(campaign: Path, refused: Refuse) -> None:
+    assert main(["data", *CONFIG, "--dataset", "white", "--make", "images"]) == 0
+    told = refused("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random")
+    assert "zca.safetensors does not exist" in told and "python -m satm data --dataset white" in told
+
+
+@pytest.mark.parametrize("length", [0, 6, 200, -3])
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        (RUN / "data/digits/images.safetensors", ("experts", *CONFIG, "--dataset", "digits")),
+        (RUN / "data/digits/images.safetensors", ("distill", *CELL, "--method", "mtt")),
+        (RUN / "experts/digits/sgd/manifest.json", ("distill", *CELL, "--method", "mtt")),
+        (RUN / "experts/digits/sgd/part-0-0.json", ("experts", *CONFIG, "--dataset", "digits", "--collect")),
+        (SHARD, ("distill", *CELL, "--method", "mtt")),
+        (DISTILLED, ("evaluate", *CELL, "--method", "satm")),
+    ],
+    ids=lambda value: value.name if isinstance(value, Path) else value[0],
+)
+def test_a_half_written_file_is_refused(
+    campaign: Path, refused: Refuse, path: Path, arguments: tuple[str, ...], length: int
+) -> None:
+    path.write_bytes(path.read_bytes()[:length])
+    told = refused(*arguments)
+    assert path.name in told and "again" in told
+
+
+def test_a_half_written_evaluation_is_refused_by_the_table(campaign: Path, refused: Refuse) -> None:
+    edit(campaign, "methods: [random, mtt, satm]", "methods: [satm]")
+    for length in (0, 6, 200, -3):
+        content = EVALUATED.read_bytes()
+        EVALUATED.write_bytes(content[:length])
+        told = refused("table", *CONFIG)
+        assert "convnet.parquet is not a whole parquet file" in told and "make it again" in told
+        EVALUATED.write_bytes(content)
+
+
+def test_damaged_images_are_found_by_their_hash(campaign: Path, refused: Refuse) -> None:
+    path = RUN / "data/digits/images.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    assert "images.safetensors were changed" in refused("distill", *CELL, "--method", "random")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (
+            "augment: crop_scale_rotate}\n  held",
+            "augment: flip}\n  held",
+            "augmentation: expected ['flip', 'image']",
+        ),
+        ("width: 4}}\n  - {stage: evaluate", "width: 8}}\n  - {stage: evaluate", "network.width: expected 8, found 4"),
+        ("epochs: 3, lr: 0.05", "epochs: 3, lr: 0.06", "recipe.lr: expected 0.06, found 0.05"),
+        ("count: 2", "count: 3", "lists 2 experts, count is 3"),
+    ],
+)
+def test_experts_of_another_recipe_are_refused(campaign: Path, refused: Refuse, old: str, new: str, text: str) -> None:
+    edit(campaign, old, new)
+    assert text in refused("distill", *CELL, "--method", "mtt")
+
+
+def test_experts_of_another_dataset_or_whitening_are_refused(campaign: Path, refused: Refuse) -> None:
+    assert main(["data", *CONFIG, "--dataset", "white"]) == 0
+    (RUN / "experts/white").mkdir()
+    shutil.copytree(RUN / "experts/digits/sgd", RUN / "experts/white/sgd")
+    cell = (*CONFIG, "--dataset", "white", "--ipc", "1", "--method", "mtt")
+    assert "dataset: expected 'white', found 'digits'" in refused("distill", *cell)
+    edit(campaign, "{source: digits, augment", "{source: digits, zca: true, augment")
+    assert main(["data", *CONFIG, "--dataset", "digits"]) == 0
+    assert "preprocessing.space: expected 'whitened', found 'normalised'" in refused(
+        "distill", *CELL, "--method", "mtt"
+    )
+    assert "preprocessing" in refused("experts", *CONFIG, "--dataset", "digits", "--collect")
+    told = refused("evaluate", *CELL, "--method", "satm")
+    assert "prepared in another way: space: expected 'whitened', found 'normalised'" in told
+
+
+def test_other_images_are_other_experts(campaign: Path, refused: Refuse) -> None:
+    edit(campaign, "{source: digits, augment", "{source: digits, validation: 3, augment")
+    assert main(["data", *CONFIG, "--dataset", "digits"]) == 0
+    assert "data: expected " in refused("distill", *CELL, "--method", "mtt")
+
+
+def test_selection_by_validation_runs_and_is_named(campaign: Path) -> None:
+    for stage in ("data", "experts"):
+        assert main([stage, *CONFIG, "--dataset", "held"]) == 0
+    cell = [*CONFIG, "--dataset", "held", "--ipc", "1", "--method", "mtt"]
+    assert main(["distill", *cell, "--selection", "validation", "--evaluate-every", "1"]) == 0
+    held = load_distilled(RUN / "distilled/held/ipc-1/mtt/seed-0/distilled.safetensors")
+    metrics = read_rows(RUN / "distilled/held/ipc-1/mtt/seed-0/metrics.parquet", METRICS)
+    assert held.selection == "validation"
+    assert held.iteration == metrics.iteration[metrics.validation_accuracy.idxmax()]
+    assert main(["evaluate", *cell]) == 0
+    assert set(read_rows(RUN / "evaluation/held/ipc-1/mtt/seed-0/convnet.parquet", EVALUATION).selection) == {
+        "validation"
+    }
+
+
+def test_the_network_of_a_campaign_is_known_by_its_name(campaign: Path) -> None:
+    assert main(["evaluate", *CELL, "--method", "satm", "--network", "small", "--repeats", "1"]) == 0
+    assert len(read_rows(EVALUATED.with_name("small.parquet"), EVALUATION)) == 1
+
+
+FULL = [
+    ("data", *CONFIG, "--dataset", "digits"),
+    ("experts", *CONFIG, "--dataset", "digits", "--lr", "0.04"),
+    ("distill", *CELL, "--method", "satm"),
+    ("evaluate", *CELL, "--method", "satm"),
+]
+
+
+@pytest.mark.parametrize("arguments", FULL, ids=[arguments[0] for arguments in FULL])
+def test_a_full_disk_is_exit_1_and_loses_nothing(
+    campaign: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    kept = [RUN / "data/digits/images.safetensors", SHARD, DISTILLED, EVALUATED]
+    before = [path.read_bytes() for path in kept]
+    monkeypatch.setattr(files.os, "fsync", full)
+    told = refused(*arguments, code=1)
+    assert "No space left on device; free some space and start again" in told
+    assert [path.read_bytes() for path in kept] == before
+    assert not list(RUN.rglob("*.part"))
+    monkeypatch.undo()
+    os.chdir(campaign)
+    assert main(list(arguments)) == 0
+
+
+def test_a_limit_of_the_disk_is_one_line_in_a_real_process(campaign: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    before = DISTILLED.read_bytes()
+    done = python(campaign, "-m", "satm", "distill", *CELL, "--method", "random", preexec_fn=limit)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert DISTILLED.read_bytes() == before
+
+
+def test_a_log_that_cannot_be_written_is_no_traceback(campaign: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    done = python(campaign, "-m", "satm", "distill", *CELL, "--method", "random", preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("satm: error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+STATES = [
+    (("experts", *CONFIG, "--dataset", "digits"), "experts/digits/sgd/part-1-1", "experts/digits/sgd/all"),
+    (("distill", *CELL, "--method", "satm"), "distill/digits/ipc-1/satm/seed-0", "distill/digits/ipc-1/satm/seed-0"),
+    (
+        ("evaluate", *CELL, "--method", "satm"),
+        "evaluate/digits/ipc-1/satm/seed-0/convnet",
+        "evaluate/digits/ipc-1/satm/seed-0/convnet",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "state", "log"), STATES, ids=["experts", "distill", "evaluate"])
+def test_two_processes_on_one_directory(
+    campaign: Path, refused: Refuse, arguments: tuple[str, ...], state: str, log: str
+) -> None:
+    path = RUN / "logs" / f"{log}.log"
+    first = "what the first process has told so far\n"
+    with exclusive(RUN / "state" / state, "it"):
+        path.write_text(first)
+        told = refused(*arguments)
+        assert f"is being made by another process (pid {os.getpid()} on " in told
+    assert first in path.read_text()  # its log is not lost either
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
+def test_no_network_for_a_download(
+    tmp_path: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SATM_DATA", raising=False)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    told = refused("data", "--dataset", source, code=1)
+    assert "no route to host" in told and "connect to the network" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (KeyboardInterrupt(), "stopped; start the same command again"),
+        (MemoryError(), "memory is used up"),
+        (OSError(13, "Permission denied", "there"), "Permission denied (there)"),
+    ],
+)
+def test_other_ends_are_one_line_too(
+    refused: Refuse, monkeypatch: pytest.MonkeyPatch, error: BaseException, text: str
+) -> None:
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setitem(cli.STAGES, "data", fail)
+    assert text in refused("data", code=1)
+
+
+def test_help_is_complete(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(stage in overview for stage in STAGES)
+    flags = {"experts": "--weight-decay", "distill": "--keep-divisor", "evaluate": "--decay-epoch", "table": "--name"}
+    for stage, flag in flags.items():
+        assert main([stage, "--dataset", "digits", "--ipc", "1", "--method", "satm", "--help"][:99]) == 0
+        assert flag in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"satm {satm.__version__}"
+    assert main([]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_process_ends_as_main_does(tmp_path: Path) -> None:
+    done = python(tmp_path, "-m", "satm", "evaluate", "--dataset", "digits", "--ipc", "1", "--method", "mtt")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("satm: error: the images results/data/digits")
+
+
+def test_the_configuration_is_read_without_torch_and_the_stages_without_the_workflow() -> None:
+    light = "import sys, satm, satm.config; print(sorted({'torch', 'snakemake'} & set(sys.modules)))"
+    done = python(ROOT, "-c", light)
+    assert done.stdout.strip() == "[]", done.stderr
+    code = "import sys, satm.cli; print(sorted({'snakemake', 'pytest', 'matplotlib'} & set(sys.modules)))"
+    done = python(ROOT, "-c", code)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_bench_compares_the_engines(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--width", "2", "--depth", "1", "--size", "8", "--batch", "2", "--steps", "3", "--rounds", "1"]
+    assert main(["bench", "hypergradient", *flags]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("mixed  ") for line in lines) and any(line.startswith("reverse  ") for line in lines)
+    equal = next(line for line in lines if line.startswith("mixed against reverse, float64: "))
+    assert float(equal.rpartition(" ")[2]) <= 1e-10
+
+
+def kill_at_random(folder: Path, arguments: tuple[str, ...], begun: str, span: float) -> None:
+    """Start a command, wait for a file that shows it is at work, and kill it at a random moment after that."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "satm", *arguments]
+    before = stamps(folder, begun)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    while stamps(folder, begun) <= before and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(random.random() * span)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the command ended before it could be killed; give it more to do"
+
+
+def stamps(folder: Path, pattern: str) -> set[tuple[str, int]]:
+    """Return the files of a pattern with the times of their last changes."""
+    found = set()
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # of a whole expert, removed just now
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
+
+
+def columns(path: Path) -> pandas.DataFrame:
+    return pandas.read_parquet(path).drop(columns=["seconds", "peak_memory_bytes"])
+
+
+def same_files(one: Path, other: Path) -> None:
+    """Compare two trees of results: bytes, and of parquet the columns that are no measurement of the machine."""
+    names = [{str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} for folder in (one, other)]
+    names = [{name for name in held if "logs/" not in name and not name.endswith(".part")} for held in names]
+    assert names[0] == names[1]
+    for name in sorted(names[0]):
+        if name.endswith(".parquet"):
+            pandas.testing.assert_frame_equal(columns(one / name), columns(other / name), check_exact=True)
+        else:
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+WORK = {
+    "experts": (
+        (
+            "experts",
+            *CONFIG,
+            "--dataset",
+            "digits",
+            "--epochs",
+            "30",
+            "--batch-size",
+            "64",
+            "--momentum",
+            "0.9",
+            "--per-job",
+            "2",
+        ),
+        "results/tiny/state/experts/digits/sgd/part-*/expert-*/epoch-*.safetensors",
+    ),
+    "distill": (
+        ("distill", *CELL, "--method", "satm", "--iterations", "200", "--checkpoint-seconds", "0"),
+        "results/tiny/state/distill/digits/ipc-1/satm/seed-0/checkpoint.safetensors",
+    ),
+    "evaluate": (
+        ("evaluate", *CELL, "--method", "satm", "--repeats", "8", "--epochs", "60"),
+        "results/tiny/state/evaluate/digits/ipc-1/satm/seed-0/convnet/rows.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", list(WORK))
+def test_a_kill_at_any_moment_changes_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    arguments, begun = WORK[stage]
+    arguments = (*arguments, "--threads", "1")
+    for name in ("whole", "killed"):
+        shutil.copytree(finished, tmp_path / name)
+        if stage == "experts":
+            shutil.rmtree(tmp_path / name / "results/tiny/experts")
+    monkeypatch.chdir(tmp_path / "whole")
+    started = time.monotonic()
+    assert main(list(arguments)) == 0
+    span = 0.4 * (time.monotonic() - started)
+    for _ in range(2):
+        kill_at_random(tmp_path / "killed", arguments, begun, span)
+    left = list((tmp_path / "killed").glob(begun))
+    assert left
+    monkeypatch.chdir(tmp_path / "killed")
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    if stage == "distill":
+        assert "going on after iteration" in capsys.readouterr().out
+    same_files(tmp_path / "whole" / "results", tmp_path / "killed" / "results")
+
+
+def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["distill", *CELL, "--method", "mtt", "--iterations", "21", "--checkpoint-seconds", "0"]
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("satm.stages.save_distilled", stop)
+        assert main(arguments) == 1
+    state = RUN / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint.safetensors"
+    assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10}
+    content = state.read_bytes()
+    capsys.readouterr()
+    assert main([*arguments, "--lr-images", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "belongs to another run (options.lr_images: expected 2.0, found 1.0); starting anew" in told
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_bytes(content[:-9])
+    assert main(arguments) == 2
+    assert "checkpoint.safetensors is not a whole safetensors file" in capsys.readouterr().err
+    state.write_bytes(content)
+    assert main(arguments) == 0
+    assert "going on after iteration 20" in capsys.readouterr().out
+    one = load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors")
+    assert main(arguments) == 0
+    assert torch.equal(
+        load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors").images, one.images
+    )
+
+
+def test_parts_of_experts_are_joined_to_the_same_store(campaign: Path) -> None:
+    folder = RUN / "experts/digits/sgd"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    stamps = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert main(["experts", *CONFIG, "--dataset", "digits"]) == 0  # whole experts of the recipe are kept
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == stamps
+    shutil.rmtree(folder)
+    for part in ("1-1", "0-0"):
+        assert main(["experts", *CONFIG, "--dataset", "digits", "--part", part]) == 0
+    assert not (folder / "manifest.json").exists()
+    assert main(["experts", *CONFIG, "--dataset", "digits", "--collect"]) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert json.loads(before["manifest.json"])["identity"]["recipe"]["epochs"] == 3

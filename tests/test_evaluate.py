@@ -1,0 +1,144 @@
+"""Evaluation and the training it shares with the experts, against loops written out."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from satm.config import EvaluateOptions
+from satm.data import Augmentation, Preprocessor, Split, fit_whitening
+from satm.errors import UsageError
+from satm.evaluate import Score, evaluate
+from satm.networks import build
+from satm.params import flatten
+from satm.seeds import derive_seed, make_generator
+from satm.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
+
+NETWORK = {"network": "convnet", "depth": 1, "width": 4}
+AXES = ("noise", 1, "mtt", 0, "convnet", 0, 0)
+NOTHING = Augmentation("", "image")
+
+
+def bright(count: int, seed: int) -> TrainingImages:
+    """Images of three classes that differ in where they are bright."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = 0.5 * torch.randn(count, 1, 8, 8, generator=generator)
+    for index, label in enumerate(labels):
+        images[index, 0, 2 * int(label) : 2 * int(label) + 2] += 2
+    return TrainingImages(images, labels)
+
+
+def score(synthetic: TrainingImages | None = None, step_size: float = 0.1, axes: Any = AXES, **options: Any) -> Score:
+    chosen = EvaluateOptions(**{"epochs": 6, "decay_epoch": 3, "batch_size": 4, "augment": False, **options})
+    data = bright(9, 0) if synthetic is None else synthetic
+    augmentation = Augmentation("crop_flip", "image")
+    return evaluate(data, step_size, bright(60, 1), NETWORK, 3, chosen, augmentation, axes)
+
+
+def twin(lr: float, momentum: float, decay: float, epochs: int, decay_epoch: int) -> tuple[float, float]:
+    """The protocol written out: SGD, the rate a tenth and the momentum new after `decay_epoch` epochs."""
+    module = build(NETWORK, 1, 3, 8, derive_seed("network", *AXES))
+    generator = make_generator("evaluate", *AXES)
+    data, real = bright(9, 0), bright(60, 1)
+    buffers = [torch.zeros_like(parameter) for parameter in module.parameters()]
+    for epoch in range(epochs):
+        if epoch == decay_epoch:
+            lr, buffers = lr / 10, [torch.zeros_like(buffer) for buffer in buffers]
+        for chosen in torch.randperm(9, generator=generator).split(4):
+            loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
+            gradients = torch.autograd.grad(loss, list(module.parameters()))
+            with torch.no_grad():
+                for parameter, gradient, buffer in zip(module.parameters(), gradients, buffers, strict=True):
+                    buffer.mul_(momentum).add_(gradient + decay * parameter)
+                    parameter -= lr * buffer
+    logits = module(real.images)
+    return float((logits.argmax(1) == real.labels).float().mean()), float(functional.cross_entropy(logits, real.labels))
+
+
+def test_the_protocol_is_the_loop_written_out() -> None:
+    found = score(momentum=0.8, weight_decay=0.01)
+    accuracy, loss = twin(0.1, 0.8, 0.01, 6, 3)
+    assert found.accuracy == pytest.approx(accuracy, abs=1e-6)
+    assert found.loss == pytest.approx(loss, rel=1e-4)
+    assert score(momentum=0.8, weight_decay=0.01, decay_epoch=6).loss != pytest.approx(loss, rel=1e-3)
+
+
+def test_it_learns_and_a_seed_names_a_network() -> None:
+    found = score(epochs=40, decay_epoch=30)
+    assert found.accuracy > 0.9 and found.loss < 0.5
+    assert found.seconds > 0 and found.peak_memory_bytes > 0
+    again, other = score(), score(axes=(*AXES[:-2], 1, 0))
+    assert (score().accuracy, score().loss) == (again.accuracy, again.loss)
+    assert other.loss != again.loss
+
+
+def test_the_step_size_is_the_learned_one_or_a_number() -> None:
+    assert score(step_size=0.1).loss == score(step_size=7.0, lr=0.1).loss
+    assert score(step_size=0.1).loss != score(step_size=0.01).loss
+
+
+@pytest.mark.parametrize("step_size", [0.0, -0.1, float("nan")])
+def test_a_step_size_that_is_not_positive_is_refused(step_size: float) -> None:
+    with pytest.raises(UsageError, match=r"positive step size, the synthetic set has .*; set lr to a number"):
+        score(step_size=step_size)
+    assert score(step_size=step_size, lr=0.1).accuracy > 0
+
+
+def test_augmentation_is_an_option() -> None:
+    assert score(augment=True).loss != score(augment=False).loss
+
+
+def test_a_training_that_diverges_is_a_result() -> None:
+    found = score(step_size=1e6)
+    assert 0 <= found.accuracy <= 1
+
+
+def test_soft_labels_are_logits() -> None:
+    hard = bright(9, 0)
+    logits = 1e4 * functional.one_hot(hard.labels, 3).float()
+    assert score(replace(hard, labels=logits)).loss == pytest.approx(score().loss, rel=1e-5)
+    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    probabilities = torch.tensor([[0.2, 0.3, 0.5]]).expand(4, 3)
+    expected = -(probabilities * outputs.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(soft_cross_entropy(outputs, probabilities.log()), expected)
+
+
+class Fixed(nn.Module):
+    """A network that gives back its images' first numbers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :3]
+
+
+def test_measuring_goes_through_all_batches() -> None:
+    generator = torch.Generator().manual_seed(0)
+    count = 2 * TEST_BATCH + 7
+    images, labels = torch.randn(count, 1, 2, 2, generator=generator), torch.randint(3, (count,), generator=generator)
+    accuracy, loss = measure(Fixed(), TrainingImages(images, labels))
+    assert accuracy == pytest.approx(float((images.flatten(1)[:, :3].argmax(1) == labels).float().mean()))
+    assert loss == pytest.approx(float(functional.cross_entropy(images.flatten(1)[:, :3], labels)), rel=1e-5)
+
+
+def test_measuring_leaves_batch_statistics_alone() -> None:
+    module = build({**NETWORK, "norm": "batch"}, 1, 3, 8, seed=0)
+    before = [buffer.clone() for buffer in module.buffers()]
+    measure(module, bright(9, 0))
+    assert all(torch.equal(one, other) for one, other in zip(before, module.buffers(), strict=True))
+    assert torch.isfinite(flatten(module)).all()
+
+
+@pytest.mark.parametrize("whitened", [True, False])
+def test_real_images_come_in_the_space_of_training(whitened: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    preprocessor = Preprocessor((0.4,), (0.2,), fit_whitening(images) if whitened else None)
+    data = TrainingImages.of(Split(images, torch.arange(12)), preprocessor, torch.device("cpu"))
+    chosen = torch.tensor([3, 1, 11])
+    found, labels = data.batch(chosen)
+    torch.testing.assert_close(found, preprocessor.apply(images)[chosen])
+    assert labels.tolist() == [3, 1, 11] and len(data) == 12
+    assert data.images.dtype == (torch.float32 if whitened else torch.uint8)

@@ -1,0 +1,267 @@
+"""Experts: their training and its resumption, and the store that refuses what is not what was asked for."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from satm.checkpoint import ExpertState
+from satm.config import ExpertsOptions
+from satm.data import Augmentation
+from satm.errors import RunError, UsageError
+from satm.experts import (
+    Snapshot,
+    TrajectoryStore,
+    describe_shard,
+    differing_field,
+    shard_identity,
+    shard_name,
+    store,
+    train_expert,
+    write_manifest,
+    write_shard,
+)
+from satm.files import hash_file, open_tensors
+from satm.networks import build
+from satm.params import flatten
+from satm.seeds import make_generator
+from satm.training import TrainingImages
+
+IDENTITY: dict[str, Any] = {
+    "dataset": "digits",
+    "data": "abc",
+    "preprocessing": {"space": "normalised", "mean": [0.5], "std": [0.25], "whitening_hash": None},
+    "augmentation": ["crop", "image"],
+    "network": {"network": "convnet", "width": 4},
+    "experts": "sgd",
+    "recipe": {"epochs": 2, "lr": 0.1, "seed": 0},
+}
+AXES = ("experts", "noise", 0)
+
+
+def images() -> TrainingImages:
+    generator = torch.Generator().manual_seed(0)
+    return TrainingImages(torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3)
+
+
+def network() -> torch.nn.Module:
+    return build({"network": "convnet", "depth": 1, "width": 2}, 1, 3, 8, seed=4)
+
+
+def train(options: ExpertsOptions, after: Snapshot | None = None) -> Iterator[Snapshot]:
+    augmentation = Augmentation("color_crop_flip", "image") if options.augment else Augmentation("", "image")
+    return train_expert(network(), images(), options, augmentation, AXES, after)
+
+
+RECIPES = [
+    ExpertsOptions(epochs=5, lr=0.1, batch_size=8),
+    ExpertsOptions(epochs=5, lr=0.05, batch_size=8, momentum=0.9, weight_decay=1e-3),
+]
+
+
+@pytest.mark.parametrize("options", RECIPES, ids=["plain", "momentum"])
+def test_snapshots_own_their_memory(options: ExpertsOptions) -> None:
+    kept, copies = [], []
+    for snapshot in train(options):
+        kept.append(snapshot)
+        copies.append((snapshot.weights.clone(), None if snapshot.momentum is None else snapshot.momentum.clone()))
+    assert [snapshot.epoch for snapshot in kept] == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(kept[0].weights, flatten(network()))
+    for snapshot, (weights, momentum) in zip(kept, copies, strict=True):
+        assert torch.equal(snapshot.weights, weights)
+        assert (snapshot.momentum is None) == (momentum is None)
+        assert momentum is None or torch.equal(snapshot.momentum, momentum)
+    assert all(not torch.equal(one.weights, other.weights) for one, other in pairwise(kept))
+    assert (kept[1].momentum is not None) == (options.momentum > 0)
+
+
+@pytest.mark.parametrize("options", RECIPES, ids=["plain", "momentum"])
+def test_going_on_from_any_epoch_is_not_stopping(options: ExpertsOptions, tmp_path: Path) -> None:
+    whole = list(train(options))
+    for stop in range(options.epochs + 1):
+        state = ExpertState(tmp_path / str(stop), {"name": "it"})
+        for snapshot in islice(train(options), stop + 1):
+            state.save(snapshot)
+        after = ExpertState(tmp_path / str(stop), {"name": "it"}).load()
+        assert after is not None and after.epoch == stop
+        for snapshot in train(options, after):
+            state.save(snapshot)
+        for one, other in zip(state.snapshots(), whole, strict=True):
+            assert torch.equal(one, other.weights)
+
+
+def test_an_epoch_is_sgd_written_out() -> None:
+    options = ExpertsOptions(epochs=1, lr=0.1, batch_size=8, weight_decay=0.01, augment=False)
+    *_, last = train(options)
+    module, data = network(), images()
+    optimiser = torch.optim.SGD(module.parameters(), 0.1, weight_decay=0.01)
+    losses = []
+    for chosen in torch.randperm(20, generator=make_generator(*AXES, 1)).split(8):
+        optimiser.zero_grad()
+        loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss) * len(chosen))
+    assert torch.equal(flatten(module), last.weights)
+    assert last.loss == pytest.approx(sum(losses) / 20, rel=1e-6)
+
+
+def test_the_state_of_another_expert_is_dropped_and_a_broken_epoch_is_trained_again(tmp_path: Path) -> None:
+    options = RECIPES[1]
+    state = ExpertState(tmp_path / "expert", {"name": "it"})
+    for snapshot in islice(train(options), 4):
+        state.save(snapshot)
+    broken = tmp_path / "expert" / "epoch-0003.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    after = state.load()
+    assert after is not None and after.epoch == 2 and after.momentum is not None
+    (tmp_path / "expert" / "epoch-0001.safetensors").unlink()  # the row is broken: only its start serves
+    after = state.load()
+    assert after is not None and after.epoch == 0
+    assert ExpertState(tmp_path / "expert", {"name": "other"}).load() is None
+    assert not (tmp_path / "expert").exists()
+    assert state.load() is None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two experts of three snapshots of five parameters."""
+    records = []
+    for index in (1, 0):
+        snapshots = [torch.arange(5.0) + 10 * index + 100 * epoch for epoch in range(3)]
+        write_shard(tmp_path, index, snapshots, IDENTITY, 0.25 + index / 2)
+        records.append(describe_shard(tmp_path, index))
+    write_manifest(tmp_path / "manifest.json", IDENTITY, records)
+    return tmp_path
+
+
+def test_the_store_gives_back_what_was_written(folder: Path) -> None:
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    assert len(held) == 2 and held.epochs == 2
+    assert held.snapshot(1, 2).tolist() == [210, 211, 212, 213, 214]
+    assert held.snapshot(0, 0).tolist() == [0, 1, 2, 3, 4]
+    assert [shard["test_accuracy"] for shard in held.shards] == [0.25, 0.75]
+    assert held.shards[0]["sha256"] == hash_file(folder / "expert-000.safetensors")
+    held.verify()
+    weights = held.snapshot(0, 1)
+    (folder / "expert-000.safetensors").write_bytes(b"")
+    assert weights.tolist() == [100, 101, 102, 103, 104]  # no view of the file
+
+
+def test_the_epochs_are_those_that_every_expert_has(folder: Path) -> None:
+    write_shard(folder, 0, [torch.zeros(5) for _ in range(2)], IDENTITY, 0.5)
+    write_manifest(folder / "manifest.json", IDENTITY, [describe_shard(folder, index) for index in (0, 1)])
+    held = TrajectoryStore(folder / "manifest.json")
+    assert held.epochs == 1
+    with pytest.raises(UsageError, match="has no snapshot 2; it has 2"):
+        held.snapshot(0, 2)
+
+
+def test_one_snapshot_is_read_without_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Watched:
+        def __init__(self, file: Any) -> None:
+            self.keys, self.metadata, self._file = file.keys, file.metadata, file
+
+        def get_tensor(self, name: str) -> Tensor:
+            read.append(name)
+            return self._file.get_tensor(name)
+
+    @contextmanager
+    def watched(path: Path, what: str) -> Iterator[Watched]:
+        with open_tensors(path, what) as file:
+            yield Watched(file)
+
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    monkeypatch.setattr(store, "open_tensors", watched)
+    held.snapshot(1, 1)
+    assert read == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"dataset": "cifar10"}, "dataset: expected 'cifar10', found 'digits'"),
+        ({"data": "abd"}, "data: expected 'abd', found 'abc'"),
+        (
+            {"preprocessing": {**IDENTITY["preprocessing"], "whitening_hash": "f00"}},
+            "preprocessing.whitening_hash",
+        ),
+        ({"preprocessing": {**IDENTITY["preprocessing"], "mean": [0.4]}}, r"preprocessing.mean: expected \[0.4\]"),
+        ({"augmentation": None}, r"augmentation: expected None, found \['crop', 'image'\]"),
+        ({"network": {"network": "convnet", "width": 8}}, "network.width: expected 8, found 4"),
+        ({"network": {"network": "convnet", "width": 4, "depth": 2}}, "network.depth: expected 2, found None"),
+        ({"experts": "flat"}, "experts: expected 'flat', found 'sgd'"),
+        ({"recipe": {"epochs": 3, "lr": 0.1, "seed": 0}}, "recipe.epochs: expected 3, found 2"),
+        ({"recipe": {"epochs": 2, "lr": 0.1, "seed": 1}}, "recipe.seed: expected 1, found 0"),
+    ],
+)
+def test_experts_other_than_asked_for_are_refused_by_the_field(folder: Path, change: Any, text: str) -> None:
+    assert differing_field(IDENTITY, json.loads(json.dumps(IDENTITY))) is None
+    with pytest.raises(UsageError, match=f"not the ones asked for: {text}.*; make them again") as caught:
+        TrajectoryStore(folder / "manifest.json", {**IDENTITY, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_shard_is_refused(folder: Path) -> None:
+    (folder / "expert-001.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"expert-001\.safetensors is missing"):
+        TrajectoryStore(folder / "manifest.json", IDENTITY)
+
+
+def test_a_truncated_shard_is_refused(folder: Path) -> None:
+    path = folder / "expert-000.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 5, 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=rf"expert-000.safetensors has {length} bytes instead of {len(whole)}"):
+            TrajectoryStore(folder / "manifest.json", IDENTITY)
+        assert shard_identity(folder, 0) is None
+        with pytest.raises(UsageError, match="not a whole safetensors file"):
+            describe_shard(folder, 0)
+
+
+def test_a_changed_shard_is_found_by_verify(folder: Path) -> None:
+    path = folder / "expert-000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    with pytest.raises(UsageError, match=r"expert-000\.safetensors was changed"):
+        held.verify()
+
+
+def test_a_shard_of_the_right_length_and_wrong_content_is_refused_when_read(folder: Path) -> None:
+    path = folder / "expert-000.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    with pytest.raises(UsageError, match="not a whole safetensors file"):
+        held.snapshot(0, 0)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 2, "shards": [1]}', '{"format": 1}'])
+def test_a_broken_manifest_is_refused(folder: Path, content: str) -> None:
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UsageError, match=r"manifest\.json .*make "):
+        TrajectoryStore(folder / "manifest.json")
+
+
+def test_weights_that_are_not_finite_are_told(folder: Path) -> None:
+    write_shard(folder, 0, [torch.tensor([1.0, float("nan")]) for _ in range(3)], IDENTITY, 0.1)
+    write_manifest(folder / "manifest.json", IDENTITY, [describe_shard(folder, 0)])
+    with pytest.raises(RunError, match=r"expert-000.safetensors, epoch 1: weights that are not finite; train"):
+        TrajectoryStore(folder / "manifest.json").snapshot(0, 1)
+
+
+def test_the_identity_of_a_shard(folder: Path, tmp_path: Path) -> None:
+    assert shard_identity(folder, 1) == IDENTITY
+    assert shard_identity(folder, 7) is None
+    assert shard_name(7) == "expert-007.safetensors"

@@ -1,0 +1,218 @@
+"""Files that are whole or absent, locks, seeds, and the texts of errors."""
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from satm import files
+from satm.errors import RunError, UsageError, pick, suggest
+from satm.files import (
+    atomic_path,
+    exclusive,
+    hash_file,
+    hash_tensors,
+    open_tensors,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from satm.seeds import derive_seed, make_generator
+
+
+def listed(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_path(path) as part:
+        part.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old" and listed(tmp_path) == ["file.txt"]
+    with atomic_path(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old" and part.parent == path.parent
+    assert path.read_text() == "new" and listed(tmp_path) == ["file.txt"]
+
+
+def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file.json"
+    before = os.umask(0o022)
+    try:
+        write_json(path, {"b": 1, "a": [2]})
+    finally:
+        os.umask(before)
+    assert path.read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.ENOSPC, "No space left on device; free some space"), (errno.EACCES, "Permission denied; check that the")],
+)
+def test_a_full_or_closed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    write_json(tmp_path / "file.json", {"old": 1})
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(RunError, match=f"cannot write .*file.json: {text}") as caught:
+        write_json(tmp_path / "file.json", {"new": 1})
+    assert "\n" not in str(caught.value)
+    assert read_json(tmp_path / "file.json", "it") == {"old": 1} and listed(tmp_path) == ["file.json"]
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*; check that the folder exists"):
+        write_json(tmp_path / "file" / "below.json", {})
+    with pytest.raises(RunError, match="cannot write"), exclusive(tmp_path / "file" / "below", "it"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[1]", b"3"])
+def test_json_that_is_half_or_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    with pytest.raises(UsageError, match=r"thing .*file.json does not exist; make it first"):
+        read_json(path, "thing")
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"thing .*file.json .*make it again"):
+        read_json(path, "thing")
+
+
+def some_tensors(path: Path) -> dict[str, torch.Tensor]:
+    tensors = {"weights": torch.randn(3, 4), "labels": torch.arange(5), "number": torch.tensor(0.5)}
+    write_tensors(path, tensors, {"kind": "it", "nested": {"b": None, "a": [1, 2.5]}})
+    return tensors
+
+
+def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    tensors = some_tensors(path)
+    found, metadata = read_tensors(path, "thing")
+    assert metadata == {"kind": "it", "nested": {"b": None, "a": [1, 2.5]}}
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+    write_tensors(tmp_path / "other.safetensors", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "other.safetensors").read_bytes() == path.read_bytes()
+    write_tensors(path, {"part": tensors["weights"].T[1:]}, {})  # strided views are made whole
+    assert torch.equal(read_tensors(path, "thing")[0]["part"], tensors["weights"].T[1:])
+
+
+def test_safetensors_cut_anywhere_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    some_tensors(path)
+    whole = path.read_bytes()
+    for length in [*range(0, 40), *range(40, len(whole), 17), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match=r"thing .*file.safetensors .*make it again") as caught:
+            read_tensors(path, "thing")
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole + b"x")
+    with pytest.raises(UsageError):
+        read_tensors(path, "thing")
+
+
+def test_a_damaged_head_is_refused_and_never_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    some_tensors(path)
+    whole = path.read_bytes()
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(8, head):
+        content = bytearray(whole)
+        content[place] ^= 0x15
+        path.write_bytes(content)
+        try:
+            read_tensors(path, "thing")
+        except UsageError as error:
+            assert "\n" not in str(error)
+
+
+def test_files_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(UsageError, match="does not exist; make it first"), open_tensors(path, "thing"):
+        pass
+    files.save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(UsageError, match="was not written by satm"):
+        read_tensors(path, "thing")
+
+
+def test_hashes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert hash_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    one = torch.arange(6)
+    assert hash_tensors(one) == hash_tensors(torch.arange(12)[::2] // 2)
+    for other in (one.view(2, 3), one.int(), one + 1):
+        assert hash_tensors(other) != hash_tensors(one)
+    assert hash_tensors(one[:3], one[3:]) != hash_tensors(one)
+    assert len(hash_tensors(torch.tensor(1.0))) == 64
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "state", "the run"):
+        text = rf"the run in .*state is being made by another process \(pid {os.getpid()} on .*\); wait for it"
+        with pytest.raises(UsageError, match=text) as caught, exclusive(tmp_path / "state", "the run"):
+            pass
+        assert "\n" not in str(caught.value)
+        with exclusive(tmp_path / "other", "the run"):
+            pass
+    with exclusive(tmp_path / "state", "the run"):
+        pass
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from satm.files import exclusive
+with exclusive(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"held\n"
+            with pytest.raises(UsageError, match=f"pid {process.pid} "), exclusive(tmp_path, "it"):
+                pass
+        finally:
+            process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with exclusive(tmp_path, "it"):
+                return
+        except UsageError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_the_nearest_known_name() -> None:
+    known = {"cifar10": 1, "digits": 2}
+    assert pick("digits", known, "dataset") == 2
+    with pytest.raises(UsageError, match=r"unknown dataset 'digit'; known: cifar10, digits\. Did you mean 'digits'\?"):
+        pick("digit", known, "dataset")
+    assert suggest("zzz", known) == ""
+
+
+def test_seeds_come_from_names() -> None:
+    expected = int.from_bytes(__import__("hashlib").sha256(b'["distill", "digits", 1]').digest()[:8], "big") >> 1
+    assert derive_seed("distill", "digits", 1) == expected < 2**63
+    different = [("a", "b"), ("b", "a"), ("ab",), ("a", "b", 0), ("a", "b", "0"), ("a", "b", 1)]
+    assert len({derive_seed(*axes) for axes in different}) == len(different)
+    draws = [torch.rand(3, generator=make_generator("a", 1)) for _ in range(2)]
+    assert torch.equal(*draws) and not torch.equal(draws[0], torch.rand(3, generator=make_generator("a", 2)))
+    assert json.loads(json.dumps(derive_seed("a"))) == derive_seed("a")

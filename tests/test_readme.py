@@ -1,0 +1,73 @@
+"""The commands of the README, run as they stand there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(program)]
+
+
+@pytest.fixture(scope="module")
+def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages by hand, in a folder of their own, exactly as written."""
+    folder = tmp_path_factory.mktemp("quick-start")
+    found = commands("python -m satm")
+    assert [shlex.split(line)[3] for line in found] == ["data", "experts", "distill", "evaluate"]
+    for line in found:
+        program = [sys.executable, *shlex.split(line)[1:]]
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads of several tests at once would wait for each other
+        done = subprocess.run(program, cwd=folder, env=alone, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_quick_start_beats_chance(quick_start: Path) -> None:
+    log = (quick_start / "results/logs/evaluate/digits/ipc-1/mtt/seed-0/convnet.log").read_text()
+    found = re.search(r"mean test accuracy of 5 networks ([\d.]+)", log)
+    assert found and float(found[1]) > 0.5
+
+
+def test_python_examples_run(quick_start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(quick_start)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert tuple(names["image"].shape) == (1, 8, 8)
+    assert tuple(names["found"].images.shape) == (6, 4)
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_make_targets_exist(line: str) -> None:
+    done = subprocess.run([*shlex.split(line), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("line", [line for line in commands("snakemake") if " -n " not in line])
+def test_snakemake_plans_what_the_readme_asks_for(line: str) -> None:
+    program = [sys.executable, "-m", *shlex.split(line), "-n", "--quiet"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    named = set(re.findall(r"`((?:satm|config|workflow)/[\w./-]*)`", README)) | set(
+        re.findall(r"\]\(([\w./]+)\)", README)
+    )
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

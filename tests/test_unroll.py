@@ -1,0 +1,433 @@
+"""The hypergradient in float64 against finite differences, plain autograd, torch's optimisers, and itself."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from satm.data import Augmentation
+from satm.errors import UsageError
+from satm.networks import build
+from satm.params import call_flat, flatten, load_flat, unflatten
+from satm.training import soft_cross_entropy
+from satm.unroll import ENGINES, Adam, Hypergradient, Momentum, Point, Rule, Sgd, hypergradient
+
+RULES: dict[str, Rule] = {
+    "sgd": Sgd(),
+    "sgd-decay": Sgd(weight_decay=0.1),
+    "momentum": Momentum(0.8, weight_decay=0.05),
+    "nesterov": Momentum(0.8, nesterov=True, weight_decay=0.05),
+    "adam": Adam(0.8, 0.95, eps=1e-2),
+    "adam-decay": Adam(0.8, 0.95, eps=1e-2, weight_decay=0.1),
+    "adamw": Adam(0.8, 0.95, eps=1e-2, weight_decay=0.1, decoupled=True),
+}
+FULL = "color_crop_cutout_flip_scale_rotate"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole problem; `solve` differentiates it, `outer` is the function that is differentiated."""
+
+    module: nn.Module
+    images: Tensor
+    labels: Tensor
+    start: Tensor
+    rule: Rule
+    steps: int
+    step_size: float = 0.3
+    batches: Sequence[Tensor] | None = None
+    augment: Callable[[Tensor, int], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def objective(self, weights: Tensor) -> Tensor:
+        target = torch.linspace(-1, 1, len(weights), dtype=weights.dtype)
+        return (weights - target).square().sum() + 0.1 * (3 * weights).sin().sum()
+
+    def solve(self, engine: str = "mixed", **options: Any) -> Hypergradient:
+        arguments: dict[str, Any] = {
+            "steps": self.steps,
+            "start": self.start,
+            "rule": self.rule,
+            "loss": self.loss,
+            "batches": self.batches,
+            "augment": self.augment,
+            "engine": engine,
+            **options,
+        }
+        return hypergradient(self.module, self.images, self.labels, self.step_size, self.objective, **arguments)
+
+    def outer(self, **changed: Any) -> float:
+        return float(replace(self, **changed).solve(last=1).loss)
+
+
+def scalar_case(rule: Rule) -> Case:
+    """Five parameters, targets of real numbers, a squared loss."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 1)).double()
+    images, labels, start = (torch.randn(size, generator=generator).double() for size in ((4, 2), (4, 1), (5,)))
+    return Case(module, images, labels, start, rule, steps=6, loss=functional.mse_loss)
+
+
+def conv_case(rule: Rule, norm: str = "layer") -> Case:
+    """A ConvNet on soft labels, mini-batches and augmentation in each step."""
+    generator = torch.Generator().manual_seed(1)
+    values = {"network": "convnet", "depth": 1, "width": 2, "norm": norm, "activation": "sigmoid"}
+    module = build(values, 3, 3, 8, seed=0).double()
+    images = torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    steps = 5
+    batches = [torch.randperm(5, generator=generator)[:3] for _ in range(steps)]
+    augmentation = Augmentation(FULL, "image", "multiple")
+    draws = [augmentation.draw(generator, 3, 8) for _ in range(steps)]
+    noise = torch.randn(flatten(module).shape, generator=generator, dtype=torch.float64)
+    start = flatten(module) + 0.1 * noise
+    return Case(
+        module,
+        images,
+        labels,
+        start,
+        rule,
+        steps,
+        batches=batches,
+        augment=lambda batch, step: augmentation.apply(batch, draws[step]),
+    )
+
+
+def cases() -> list[Any]:
+    found = [pytest.param(scalar_case(rule), id=f"five-{name}") for name, rule in RULES.items()]
+    found += [pytest.param(conv_case(rule), id=f"conv-{name}") for name, rule in RULES.items()]
+    return [*found, pytest.param(conv_case(Sgd(), "instance"), id="conv-instance")]
+
+
+def unlike(one: Tensor, other: Tensor) -> float:
+    """Return the relative distance."""
+    return float((one - other).norm() / other.norm())
+
+
+def plain(case: Case, detach_before: int = 0, hold_gradients: bool = False) -> dict[str, Tensor]:
+    """The slow obvious twin: names and dictionaries, torch.func and one backward pass through everything."""
+    images, labels, start = (tensor.clone().requires_grad_() for tensor in (case.images, case.labels, case.start))
+    step_size = torch.tensor(case.step_size, dtype=torch.float64, requires_grad=True)
+    weights, state = start, case.rule.start(start.detach())
+    for step in range(case.steps):
+        if step == detach_before and step:
+            weights = weights.detach()
+            state = {name: value.detach() for name, value in state.items()}
+        chosen = slice(None) if case.batches is None else case.batches[step]
+        pixels = images[chosen] if case.augment is None else case.augment(images[chosen], step)
+        given = weights if weights.requires_grad and not hold_gradients else weights.detach().requires_grad_()
+        outputs = torch.func.functional_call(case.module, unflatten(case.module, given), (pixels,))
+        gradient = torch.autograd.grad(case.loss(outputs, labels[chosen]), given, create_graph=True)[0]
+        gradient = gradient.detach() if hold_gradients else gradient
+        if isinstance(case.rule, Sgd):
+            direction = gradient + case.rule.weight_decay * weights
+        else:
+            direction, state = case.rule.direction(weights, state, gradient)
+        if step < detach_before:
+            direction = direction.detach()
+            weights = (weights - case.step_size * direction).detach()
+        else:
+            weights = weights - step_size * direction
+    loss = case.objective(weights)
+    names, leaves = ["images", "labels", "step_size", "start"], [images, labels, step_size, start]
+    found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return {"loss": loss.detach(), "end": weights.detach(), **dict(zip(names, found, strict=True))}
+
+
+@pytest.mark.parametrize("case", cases())
+def test_both_engines_give_the_central_differences(case: Case) -> None:
+    mixed, reverse = case.solve("mixed"), case.solve("reverse")
+    assert mixed.loss == reverse.loss
+    generator = torch.Generator().manual_seed(3)
+    for name in ("images", "labels", "step_size", "start"):
+        one, other = getattr(mixed, name), getattr(reverse, name)
+        value = torch.as_tensor(getattr(case, name), dtype=torch.float64)
+        assert one.shape == value.shape
+        assert unlike(one, other) <= 1e-10, name
+        ways = [torch.randn(value.shape, generator=generator, dtype=torch.float64)]
+        if value.ndim:  # single entries, those with the largest share and one other
+            for entry in (int(one.abs().argmax()), 0):
+                way = torch.zeros(value.numel(), dtype=torch.float64)
+                way[entry] = 1
+                ways.append(way.view(value.shape))
+        for way in ways:
+            h = 5e-5
+
+            def at(shift: float, value: Tensor = value, way: Tensor = way, name: str = name) -> float:
+                moved = value + shift * way
+                return case.outer(**{name: float(moved) if name == "step_size" else moved})
+
+            slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)  # the error is of order h**4
+            assert float((one * way).sum()) == pytest.approx(slope, rel=2e-7, abs=2e-8 * float(one.norm())), name
+
+
+@pytest.mark.parametrize("case", cases())
+def test_the_slow_twin_agrees(case: Case) -> None:
+    found, expected = case.solve(), plain(case)
+    for name in ("loss", "end", "images", "labels", "step_size", "start"):
+        assert unlike(getattr(found, name), expected[name]) <= 1e-10, name
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("name", list(RULES))
+def test_truncation_is_detaching_by_hand(engine: str, name: str) -> None:
+    case = conv_case(RULES[name])
+    for last in (1, 2, case.steps - 1):
+        found, expected = case.solve(engine, last=last), plain(case, detach_before=case.steps - last)
+        for part in ("loss", "end", "images", "labels", "step_size"):
+            assert unlike(getattr(found, part), expected[part]) <= 1e-10, (part, last)
+        assert found.start is None
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_truncation_to_all_steps_is_exact(engine: str) -> None:
+    case = conv_case(Momentum())
+    whole = case.solve(engine)
+    for last in (case.steps, case.steps + 3):
+        found = case.solve(engine, last=last)
+        for part in ("loss", "images", "labels", "step_size", "start", "end"):
+            assert torch.equal(getattr(found, part), getattr(whole, part)), part
+    assert unlike(case.solve(engine, last=2).images, whole.images) > 1e-3
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("last", [None, 1, 3])
+@pytest.mark.parametrize("case", [conv_case(Sgd()), scalar_case(Sgd())], ids=["conv", "five"])
+def test_first_order_step_size_is_autograd_with_inner_gradients_held(case: Case, engine: str, last: int | None) -> None:
+    found = case.solve(engine, last=last, step_size_gradient="first-order")
+    expected = plain(case, hold_gradients=True)
+    assert unlike(found.step_size, expected["step_size"]) <= 1e-12
+    assert unlike(found.step_size, case.solve(engine).step_size) > 1e-4
+    assert torch.equal(found.images, case.solve(engine, last=last).images)
+
+
+def test_a_single_step_has_the_same_exact_and_first_order_step_size() -> None:
+    case = replace(conv_case(Sgd()), steps=1, batches=conv_case(Sgd()).batches[:1])
+    one, other = case.solve(), case.solve(step_size_gradient="first-order")
+    assert unlike(one.step_size, other.step_size) <= 1e-12
+
+
+TWINS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda weights: torch.optim.SGD(weights, 0.3),
+    "sgd-decay": lambda weights: torch.optim.SGD(weights, 0.3, weight_decay=0.1),
+    "momentum": lambda weights: torch.optim.SGD(weights, 0.3, momentum=0.8, weight_decay=0.05),
+    "nesterov": lambda weights: torch.optim.SGD(weights, 0.3, momentum=0.8, nesterov=True, weight_decay=0.05),
+    "adam": lambda weights: torch.optim.Adam(weights, 0.3, (0.8, 0.95), 1e-2),
+    "adam-decay": lambda weights: torch.optim.Adam(weights, 0.3, (0.8, 0.95), 1e-2, weight_decay=0.1),
+    "adamw": lambda weights: torch.optim.AdamW(weights, 0.3, (0.8, 0.95), 1e-2, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_the_inner_rules_are_torchs_optimisers(name: str) -> None:
+    case = conv_case(RULES[name])
+    load_flat(case.module, case.start)
+    optimiser = TWINS[name](case.module.parameters())
+    assert case.batches is not None and case.augment is not None
+    for step in range(case.steps):
+        optimiser.zero_grad()
+        chosen = case.batches[step]
+        case.loss(case.module(case.augment(case.images[chosen], step)), case.labels[chosen]).backward()
+        optimiser.step()
+    assert unlike(case.solve().end, flatten(case.module)) <= 1e-12
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam-decay"])
+def test_going_on_from_a_kept_point_is_the_whole(engine: str, name: str) -> None:
+    case = conv_case(RULES[name])
+    for last, where in ((2, 1), (2, 3), (2, 4), (None, 2), (None, 0)):
+        whole = case.solve(engine, last=last, keep_points=(where,))
+        assert list(whole.points) == [where]
+        rest = case.solve(engine, last=1, start=whole.points[where], first=where)
+        same = case.solve(engine, last=1)
+        for part in ("loss", "end", "images", "labels", "step_size"):
+            assert torch.equal(getattr(rest, part), getattr(same, part)), (part, last, where)
+    kept = case.solve(engine, last=1, keep_points=range(case.steps + 1)).points
+    assert torch.equal(kept[0].weights, case.start) and torch.equal(kept[case.steps].weights, case.solve().end)
+    again = case.solve(engine, start=kept[2], first=2)
+    truncated = case.solve(engine, last=case.steps - 2)
+    assert again.start is not None and truncated.start is None
+    assert unlike(again.images, truncated.images) <= 1e-14
+
+
+class Unused(nn.Module):
+    """A network one of whose parameters takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(3))
+        self.layers = nn.Sequential(nn.Linear(2, 1), nn.Tanh(), nn.Linear(1, 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs) + 0 * self.idle.sum()
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_adam_with_a_gradient_of_exactly_zero_is_finite(engine: str) -> None:
+    case = scalar_case(Adam(0.8, 0.95))
+    start = torch.cat([torch.ones(3, dtype=torch.float64), case.start])
+    wider = replace(case, module=Unused().double(), start=start)
+    found, expected = wider.solve(engine), case.solve(engine)
+    assert torch.equal(found.end[:3], start[:3])
+    for part in ("images", "labels"):
+        assert torch.isfinite(getattr(found, part)).all()
+    narrow = hypergradient(
+        wider.module,
+        wider.images,
+        wider.labels,
+        wider.step_size,
+        lambda weights: case.objective(weights[3:]),
+        steps=case.steps,
+        start=start,
+        rule=wider.rule,
+        loss=wider.loss,
+        engine=engine,
+    )
+    assert unlike(narrow.images, expected.images) <= 1e-12
+    assert unlike(narrow.step_size, expected.step_size) <= 1e-12
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d, nn.BatchNorm2d])
+def test_any_module_is_taken(engine: str, norm: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3), norm(2, affine=True, track_running_stats=False), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)
+    ).double()
+    images = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    case = Case(module, images, torch.randn(3, 2, dtype=torch.float64), flatten(module), Sgd(), 3)
+    case = replace(case, loss=functional.mse_loss)
+    found, expected = case.solve(engine), plain(case)
+    for part in ("images", "labels", "step_size", "start"):
+        assert unlike(getattr(found, part), expected[part]) <= 1e-10, part
+
+
+def test_integer_labels_have_no_gradient() -> None:
+    case = conv_case(Sgd())
+    labels = case.labels.argmax(1)
+    found, other = replace(case, labels=labels).solve(), replace(case, labels=labels).solve("reverse")
+    assert found.labels is None and other.labels is None
+    hard = functional.one_hot(labels, 3).double()
+    twin = plain(replace(case, labels=hard, loss=functional.cross_entropy))
+    assert unlike(found.images, twin["images"]) <= 1e-10
+
+
+def test_the_modules_own_weights_are_the_default_start_and_a_number_is_a_step_size() -> None:
+    case = conv_case(Sgd())
+    load_flat(case.module, case.start)
+    found = case.solve(start=None, step_size_gradient="exact")
+    tensor = replace(case, step_size=torch.tensor(case.step_size, dtype=torch.float64)).solve()
+    assert torch.equal(found.images, tensor.images)
+
+
+def tensors(found: Hypergradient) -> list[Tensor]:
+    held = [found.loss, found.images, found.labels, found.step_size, found.start, found.end]
+    for point in found.points.values():
+        held += [point.weights, *point.state.values()]
+    return [tensor for tensor in held if tensor is not None]
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("last", [None, 2])
+def test_nothing_keeps_a_graph_and_no_argument_changes(engine: str, last: int | None) -> None:
+    case = conv_case(Momentum())
+    where = case.solve(engine, keep_points=(0,)).points[0]
+    given = [case.images, case.labels, case.start, *case.module.parameters(), where.weights, where.state["buffer"]]
+    before = [tensor.detach().clone() for tensor in given]
+    flags = [tensor.requires_grad for tensor in given]
+    found = case.solve(engine, last=last, keep_points=range(case.steps + 1), step_size_gradient="first-order")
+    again = case.solve(engine, last=last, start=where)
+    for tensor in [*tensors(found), *tensors(again)]:
+        assert not tensor.requires_grad and tensor.grad_fn is None
+    for tensor, value, flag in zip(given, before, flags, strict=True):
+        assert torch.equal(tensor, value) and tensor.requires_grad == flag and tensor.grad is None
+    assert not where.weights.requires_grad
+    assert torch.equal(found.images, again.images)
+
+
+def test_a_callers_gradients_are_left_alone_and_no_grad_does_not_matter() -> None:
+    case = conv_case(Sgd())
+    images = case.images.clone().requires_grad_()
+    for engine in ENGINES:
+        with torch.no_grad():
+            found = replace(case, images=images).solve(engine)
+        assert images.grad is None and not found.images.requires_grad
+        assert torch.equal(found.images, case.solve(engine).images)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_dropout_and_tracked_batch_statistics_are_refused(engine: str) -> None:
+    images, labels = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 0, 1])
+    for part, text in ((nn.Dropout(0.5), "dropout"), (nn.BatchNorm2d(1), "running statistics")):
+        module = nn.Sequential(part, nn.Flatten(), nn.Linear(16, 2))
+
+        def solve(module: nn.Module = module) -> Hypergradient:
+            return hypergradient(module, images, labels, 0.1, lambda w: w.square().sum(), steps=2, engine=engine)
+
+        with pytest.raises(ValueError, match=text):
+            solve()
+        module.eval()
+        buffers = [buffer.clone() for buffer in module.buffers()]
+        assert torch.isfinite(solve().images).all()
+        assert all(torch.equal(one, other) for one, other in zip(buffers, module.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"first": 5}, "first 5 and N 5"),
+        ({"first": -1}, "first -1"),
+        ({"steps": 0}, "N 0"),
+        ({"last": 0}, "at least 1"),
+        ({"batches": [torch.tensor([0])]}, "1 batches for 5 steps"),
+        ({"start": torch.zeros(4)}, "parameters, got a vector of shape"),
+        ({"engine": "mixd"}, "Did you mean 'mixed'"),
+        ({"keep_points": (6,)}, "keep_points"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changed: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        conv_case(Sgd()).solve(**changed)
+
+
+def test_images_and_labels_that_do_not_fit_are_refused() -> None:
+    case = conv_case(Sgd())
+    with pytest.raises(ValueError, match="5 images and 4 labels"):
+        replace(case, labels=case.labels[:4]).solve()
+    with pytest.raises(ValueError, match="floating point"):
+        replace(case, images=case.images.to(torch.uint8)).solve()
+    with pytest.raises(UsageError):
+        case.solve(engine="tesla")
+
+
+def test_flat_parameters() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    vector = flatten(module)
+    assert vector.shape == (13,) and not vector.requires_grad
+    vector += 1  # owns its memory
+    assert not torch.equal(vector, flatten(module))
+    inputs = torch.randn(4, 2)
+    called = call_flat(module, vector, inputs)
+    load_flat(module, vector)
+    assert torch.equal(called, module(inputs))
+    assert {name: part.shape for name, part in unflatten(module, vector).items()} == {
+        name: part.shape for name, part in module.named_parameters()
+    }
+    with pytest.raises(ValueError, match=r"13 parameters, got a vector of shape \(12,\)"):
+        load_flat(module, vector[:12])
+
+
+def test_a_point_is_not_changed_by_going_on_from_it() -> None:
+    case = conv_case(Momentum())
+    for engine in ENGINES:
+        point: Point = case.solve(engine, last=2, keep_points=(2,)).points[2]
+        weights, buffer = point.weights.clone(), point.state["buffer"].clone()
+        case.solve(engine, start=point, first=2)
+        assert torch.equal(point.weights, weights) and torch.equal(point.state["buffer"], buffer)
+        assert not point.weights.requires_grad
