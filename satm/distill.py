@@ -121,7 +121,8 @@ def distill(
         row, following, fault = _iterate(method, run)
         if fault is None:
             run.now = following
-            if look is not None and run.now.iteration % options.evaluate_every == 0:
+            due = run.now.iteration % options.evaluate_every == 0 or run.now.iteration == options.iterations
+            if look is not None and due:
                 accuracy = look(run.now.synthetic, run.now.iteration)
                 row[f"{options.selection}_accuracy"] = accuracy
                 if run.best is None or accuracy > run.best.accuracy:

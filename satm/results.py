@@ -344,6 +344,11 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     if metadata.get("kind") != "distilled" or set(tensors) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
+    fields = set(DistilledDataset.__dataclass_fields__) - set(tensors)
+    if missing := sorted(fields - set(metadata)):
+        raise UsageError(
+            f"{path} says nothing of {', '.join(missing)}: it is damaged or of another version; make it again"
+        )
     values: dict[str, Any] = {**metadata, **tensors, "class_names": tuple(cast(list[str], metadata["class_names"]))}
     if values["whitening_path"] is not None:
         values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()

@@ -509,7 +509,7 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("satm.stages.save_distilled", stop)
+        patch.setattr("satm.stages.distill.save_distilled", stop)
         assert main(arguments) == 1
     state = RUN / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint.safetensors"
     assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10}

@@ -164,7 +164,7 @@ def test_a_first_loss_that_is_unusable_is_told_at_once() -> None:
 
 
 def test_the_best_set_by_look_is_kept() -> None:
-    accuracies = {2: 0.3, 4: 0.8, 6: 0.8, 8: 0.5}
+    accuracies = {2: 0.3, 4: 0.8, 6: 0.8, 8: 0.5, 9: 0.6}
     seen: list[int] = []
 
     def look(synthetic: Synthetic, iteration: int) -> float:
@@ -173,7 +173,7 @@ def test_the_best_set_by_look_is_kept() -> None:
 
     method = Scripted(lambda *_: answer(1.0), iterations=9, selection="validation", evaluate_every=2)
     found, run = run_all(method, look)
-    assert seen == [2, 4, 6, 8]
+    assert seen == [2, 4, 6, 8, 9]
     assert run.best is not None and (run.best.iteration, run.best.accuracy) == (4, 0.8)
     torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), 1 - 0.1 * 4))
     looked = [(row["iteration"], row["validation_accuracy"]) for row in run.rows if "validation_accuracy" in row]

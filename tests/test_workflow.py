@@ -285,7 +285,7 @@ STAGES = ("image", "zca", "expert", "distill", "sharpness", "evaluate", "table")
         ("  mtt-long", "  satm: {rho: 0.5}\n  mtt-long", "sharpness"),
         ("augment: crop_", "augment: ", "expert distill sharpness evaluate"),
         ("augment: crop_", "size: 8, augment: crop_", "image"),
-        ("augment: crop_", "validation: 5, augment: crop_", "zca expert distill sharpness evaluate"),
+        ("augment: crop_", "validation: 5, augment: crop_", "image"),
         ("tables:", "networks: {convnet: {width: 64}}\ntables:", "expert evaluate"),
         ("methods: [random, mtt", "methods: [mtt", "table"),
     ],

@@ -41,7 +41,7 @@ class IterativeOptions(MethodOptions):
     """Which iteration is kept: the last, or the one best on held-out real images, or (as published code does, and
     optimistic) on the test images."""
     evaluate_every: int = Field(500, ge=1)
-    """Iterations between two looks at the accuracy, with `selection` other than last."""
+    """Iterations between two looks at the accuracy, with `selection` other than last; the last one is looked at too."""
     evaluate_networks: int = Field(1, ge=1)
     """Networks of each look."""
     explode: float = Field(100.0, gt=0)

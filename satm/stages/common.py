@@ -1,0 +1,121 @@
+"""What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satm.config import ExpertsOptions, Resolver
+from satm.data import Augmentation, ImageData, Preprocessor, load_images, load_whitening
+from satm.errors import UsageError
+from satm.experts import TrajectoryStore
+from satm.methods import Problem
+from satm.networks import build
+from satm.networks import resolve as resolve_network
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A dataset ready for training: raw images, the way into the space of training, and the augmentation."""
+
+    data: ImageData
+    preprocessor: Preprocessor
+    augmentation: Augmentation
+    whitening_path: Path | None
+
+
+def prepare(resolver: Resolver, dataset: str) -> Prepared:
+    """Return a dataset from its stored images and, if it is whitened, its stored whitening."""
+    options = resolver.dataset(dataset)
+    data = stored_images(resolver, dataset)
+    path = Path(resolver.layout.zca(dataset)) if options.zca else None
+    if path is not None and not path.is_file():
+        raise UsageError(f"the whitening {path} does not exist; make it with {_data_command(resolver, dataset)}")
+    whitening = load_whitening(path) if path else None
+    if whitening is not None and whitening.eps != options.zca_eps:
+        raise UsageError(f"{path} was made with eps {whitening.eps:g}, zca_eps is {options.zca_eps:g}; make it again")
+    preprocessor = Preprocessor(data.mean, data.std, whitening)
+    return Prepared(data, preprocessor, Augmentation(options.augment, options.augment_share), path)
+
+
+def stored_images(resolver: Resolver, dataset: str) -> ImageData:
+    """Return a dataset as its stage stored it.
+
+    Raises:
+        UsageError: an unknown dataset, or its images were not made yet.
+    """
+    path = Path(resolver.layout.images(dataset))
+    resolver.dataset(dataset)
+    if not path.is_file():
+        raise UsageError(f"the images {path} do not exist; make them with {_data_command(resolver, dataset)}")
+    return load_images(path)
+
+
+def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, options: ExpertsOptions) -> dict[str, Any]:
+    """Return everything that makes experts the ones they are; their number and grouping into jobs does not."""
+    network, settings = resolve_network(resolver.network(options.network, prepared.data.name))
+    augmentation = prepared.augmentation
+    return {
+        "dataset": prepared.data.name,
+        "data": prepared.data.hash,
+        "preprocessing": prepared.preprocessor.identity,
+        "augmentation": [augmentation.strategy, augmentation.share] if options.augment else None,
+        "network": {"network": network, **settings.model_dump(mode="json")},
+        "experts": experts,
+        "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job"}),
+    }
+
+
+def open_experts(resolver: Resolver, prepared: Prepared, experts: str) -> TrajectoryStore:
+    """Return the trajectory store of some experts, checked against what the campaign says they are."""
+    dataset = prepared.data.name
+    options = resolver.experts(experts, dataset)
+    path = Path(resolver.layout.manifest(dataset, experts))
+    if not path.is_file():
+        raise UsageError(
+            f"the experts {experts} of {dataset} do not exist ({path}); make them with `python -m satm experts "
+            f"--dataset {dataset} --experts {experts}{_config_flag(resolver)}`"
+        )
+    store = TrajectoryStore(path, expert_identity(resolver, prepared, experts, options))
+    if len(store) != options.count:
+        raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; make the experts again")
+    return store
+
+
+def make_problem(
+    resolver: Resolver,
+    prepared: Prepared,
+    network: str,
+    ipc: int,
+    device: torch.device,
+    axes: tuple[str, int, str, int],
+    store: TrajectoryStore | None,
+) -> Problem:
+    """Return what a method may use, on a device."""
+    data = prepared.data
+    module = build(resolver.network(network, data.name), data.channels, data.classes, data.size, seed=0).to(device)
+    return Problem(data, prepared.preprocessor, prepared.augmentation, module, ipc, device, axes, store)
+
+
+def distilled_path(resolver: Resolver, dataset: str, ipc: int, method: str, seed: int) -> Path:
+    """Return where a synthetic set is.
+
+    Raises:
+        UsageError: it was not made yet; the text has the command that makes it.
+    """
+    path = Path(resolver.layout.distilled(dataset, ipc, method, seed))
+    if not path.is_file():
+        raise UsageError(
+            f"the synthetic set {path} does not exist; make it with `python -m satm distill --dataset {dataset} "
+            f"--ipc {ipc} --method {method} --seed {seed}{_config_flag(resolver)}`"
+        )
+    return path
+
+
+def _data_command(resolver: Resolver, dataset: str) -> str:
+    return f"`python -m satm data --dataset {dataset}{_config_flag(resolver)}`"
+
+
+def _config_flag(resolver: Resolver) -> str:
+    return f" --config {resolver.path}" if resolver.path else ""

@@ -1,0 +1,188 @@
+"""The stage `distill`: synthetic sets."""
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satm import checkpoint
+from satm.config import Resolver
+from satm.distill import Look, Run, begin, distill
+from satm.errors import UsageError
+from satm.evaluate import evaluate
+from satm.experts import differing_field
+from satm.files import exclusive
+from satm.machine import describe_backend
+from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
+from satm.methods.matching import MatchingOptions
+from satm.progress import Progress
+from satm.results import METRICS, DistilledDataset, run_metadata, save_distilled, write_rows
+from satm.stages.common import Prepared, make_problem, open_experts, prepare
+from satm.training import TrainingImages
+
+LOG = logging.getLogger("satm")
+
+
+def make_distilled(
+    resolver: Resolver,
+    dataset: str,
+    ipc: int,
+    method: str,
+    seed: int,
+    kind: type[Method],
+    options: MethodOptions,
+    device: torch.device,
+    checkpoint_seconds: float,
+) -> None:
+    """Make one synthetic set and its metrics; go on from a checkpoint of the same options if there is one.
+
+    At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
+    """
+    layout = resolver.layout
+    prepared = prepare(resolver, dataset)
+    store, network, experts_identity = None, "convnet", None
+    if isinstance(options, MatchingOptions):
+        store = open_experts(resolver, prepared, options.experts)
+        network, experts_identity = resolver.experts(options.experts, dataset).network, store.identity
+    problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, method, seed), store)
+    made = kind(options, problem)
+    look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
+    schedule = resolver.evaluation(method, dataset, ipc) if look else None
+    resolved = {"method": kind.name, **options.model_dump(mode="json")}
+    identity = {
+        "axes": list(problem.axes),
+        "options": resolved,
+        "data": prepared.data.hash,
+        "preprocessing": prepared.preprocessor.identity,
+        "experts": experts_identity,
+        "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
+        "looks": schedule.model_dump(mode="json") if schedule else None,
+    }
+    state = Path(layout.state("distill", dataset, f"ipc-{ipc}", method, f"seed-{seed}"))
+    with exclusive(state, f"the synthetic set of {method}"):
+        if isinstance(made, IterativeMethod):
+            run = _resume(state, identity, device) or begin(made)
+            synthetic = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
+        else:
+            synthetic, run = made.start(), None
+        chosen = run.best.iteration if run and run.best else run.now.iteration if run else 0
+        selection = options.selection if isinstance(options, IterativeOptions) else "last"
+        path = Path(layout.distilled(dataset, ipc, method, seed))
+        metadata = run_metadata(identity, device)
+        write_rows(path.with_name("metrics.parquet"), run.rows if run else [], METRICS, metadata)
+        save_distilled(
+            path,
+            DistilledDataset(
+                images=synthetic.images.cpu(),
+                labels=synthetic.labels.cpu(),
+                step_size=synthetic.step_size.cpu(),
+                preprocessing=prepared.preprocessor.identity,
+                class_names=prepared.data.class_names,
+                dataset=dataset,
+                ipc=ipc,
+                method=method,
+                seed=seed,
+                options=resolved,
+                iteration=chosen,
+                selection=selection,
+                whitening_path=prepared.whitening_path,
+            ),
+        )
+        LOG.info(
+            "%d images of iteration %d (%s), step size %.3g -> %s",
+            *(len(synthetic.images), chosen, selection, float(synthetic.step_size), path),
+        )
+        shutil.rmtree(state)
+
+
+def _resume(state: Path, identity: Mapping[str, Any], device: torch.device) -> Run | None:
+    """Return the run in a checkpoint; None if there is none, or one of other options."""
+    path = state / "checkpoint.safetensors"
+    if not path.is_file():
+        return None
+    run, found, backend = checkpoint.load_run(path, device)
+    if difference := differing_field(identity, found):
+        LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
+        return None
+    if backend != (here := describe_backend(device)):
+        LOG.warning("going on with %s what was begun with %s: not the same bytes as in one go", here, backend)
+    LOG.info("going on after iteration %d", run.now.iteration)
+    return run
+
+
+def _iterate(
+    method: IterativeMethod,
+    run: Run,
+    look: Look | None,
+    state: Path,
+    identity: Mapping[str, Any],
+    device: torch.device,
+    checkpoint_seconds: float,
+) -> Synthetic:
+    """Run the loop with progress and checkpoints."""
+    options: IterativeOptions = method.settings
+    written = time.monotonic()
+    backend = describe_backend(device)
+
+    def on_safe(held: Run) -> None:
+        nonlocal written
+        if time.monotonic() - written >= checkpoint_seconds:
+            checkpoint.save_run(state / "checkpoint.safetensors", held, identity, backend)
+            written = time.monotonic()
+
+    with Progress("distil", options.iterations, run.now.iteration) as progress:
+
+        def on_row(row: Mapping[str, Any]) -> None:
+            if row["event"]:
+                LOG.warning("%s", row["event"])
+            progress.at(
+                run.now.iteration,
+                f"loss {row['loss']:.4f}, step size {row['step_size']:.4g}, "
+                f"hypergradient norm {row['hypergradient_norm']:.3g}",
+            )
+
+        return distill(method, run, look, on_row, on_safe)
+
+
+def _look(
+    resolver: Resolver, prepared: Prepared, method: IterativeMethod, network: str, device: torch.device
+) -> Look | None:
+    """Return how the loop looks at the accuracy of its set; None where the last one is kept.
+
+    Raises:
+        UsageError: the set is to be chosen on held-out images and the dataset holds none out.
+    """
+    options: IterativeOptions = method.settings
+    if options.selection == "last":
+        return None
+    problem = method.problem
+    dataset, ipc, name, seed = problem.axes
+    split = prepared.data.validation if options.selection == "validation" else prepared.data.test
+    if not len(split):
+        raise UsageError(f"selection 'validation' needs held-out images; set validation above 0 in dataset {dataset}")
+    real = TrainingImages.of(split, prepared.preprocessor, device)
+    schedule, values = resolver.evaluation(name, dataset, ipc), resolver.network(network, dataset)
+
+    def look(synthetic: Synthetic, iteration: int) -> float:
+        images = TrainingImages(synthetic.images, synthetic.labels)
+        total = 0.0
+        for repeat in range(options.evaluate_networks):
+            axes = ("look", dataset, ipc, name, seed, iteration, repeat)
+            total += evaluate(
+                images,
+                float(synthetic.step_size),
+                real,
+                values,
+                prepared.data.classes,
+                schedule,
+                prepared.augmentation,
+                axes,
+            ).accuracy
+        LOG.info("iteration %d: %s accuracy %.4f", iteration, options.selection, total / options.evaluate_networks)
+        return total / options.evaluate_networks
+
+    return look

@@ -1,0 +1,112 @@
+"""The stage `experts`: trajectory stores."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satm import checkpoint
+from satm.config import ExpertsOptions, Resolver, parts
+from satm.data import Augmentation
+from satm.errors import UsageError
+from satm.experts import describe_shard, differing_field, shard_identity, train_expert, write_manifest, write_shard
+from satm.files import exclusive, read_json, write_json
+from satm.networks import build
+from satm.params import load_flat
+from satm.progress import Progress
+from satm.seeds import derive_seed
+from satm.stages.common import Prepared, expert_identity, prepare
+from satm.training import TrainingImages, measure
+
+LOG = logging.getLogger("satm")
+
+
+def make_experts(
+    resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, part: str | None, device: torch.device
+) -> None:
+    """Train experts; without a part all of them, and then the manifest. Whole experts of the same recipe are kept."""
+    prepared = prepare(resolver, dataset)
+    identity = expert_identity(resolver, prepared, experts, options)
+    network = resolver.network(options.network, dataset)
+    known = parts(options)
+    if part is not None and part not in known:
+        raise UsageError(f"unknown part {part!r} of experts {experts}; known: {', '.join(known)}")
+    for name in known if part is None else [part]:
+        folder = Path(resolver.layout.experts(dataset, experts))
+        state = Path(resolver.layout.state("experts", dataset, experts, f"part-{name}"))
+        with exclusive(state, f"part {name} of experts {experts}"):
+            first, last = (int(number) for number in name.split("-"))
+            indices = range(first, last + 1)
+            shards = _train_part(prepared, options, network, identity, folder, state, indices, device)
+            path = Path(resolver.layout.experts_part(dataset, experts, name))
+            write_json(path, {"identity": identity, "shards": shards})
+            shutil.rmtree(state)
+    if part is None:
+        collect_experts(resolver, dataset, experts, options)
+
+
+def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
+    """Join the parts of a trajectory store into its manifest."""
+    prepared = prepare(resolver, dataset)
+    identity = expert_identity(resolver, prepared, experts, options)
+    shards: list[Mapping[str, Any]] = []
+    for part in parts(options):
+        path = Path(resolver.layout.experts_part(dataset, experts, part))
+        content: dict[str, Any] = read_json(path, "part of experts")
+        if difference := differing_field(identity, content["identity"]):
+            raise UsageError(f"{path} holds other experts: {difference}; make that part again")
+        shards += content["shards"]
+    path = Path(resolver.layout.manifest(dataset, experts))
+    write_manifest(path, identity, shards)
+    accuracies = [float(shard["test_accuracy"]) for shard in shards]
+    mean = sum(accuracies) / len(accuracies)
+    LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
+
+
+def _train_part(
+    prepared: Prepared,
+    options: ExpertsOptions,
+    network: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    folder: Path,
+    state: Path,
+    indices: range,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Train the experts of one part that are not there yet; return the records of all."""
+    data = prepared.data
+    missing = []
+    for index in indices:
+        found = shard_identity(folder, index)
+        if found is not None and (difference := differing_field(identity, found)):
+            LOG.info("expert %d there is another one and is replaced: %s", index, difference)
+        if found != identity:
+            missing.append(index)
+    if missing:
+        real = TrainingImages.of(data.train, prepared.preprocessor, device)
+        test = TrainingImages.of(data.test, prepared.preprocessor, device)
+        augmentation = prepared.augmentation if options.augment else Augmentation("", "image")
+        with Progress("experts", len(missing) * options.epochs) as progress:
+            for index in missing:
+                axes = ("experts", data.name, identity["experts"], options.seed, index)
+                module = build(network, data.channels, data.classes, data.size, derive_seed("network", *axes))
+                module.to(device)
+                held = checkpoint.ExpertState(state / f"expert-{index:03d}", identity)
+                after = held.load()
+                progress.skip(after.epoch if after else 0)
+                for snapshot in train_expert(module, real, options, augmentation, axes, after):
+                    held.save(snapshot)
+                    if snapshot.epoch:
+                        text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"
+                        if snapshot.epoch % 5 == 0 and snapshot.epoch < options.epochs:
+                            text += f", test accuracy {measure(module, test)[0]:.4f}"
+                        progress.step(text)
+                load_flat(module, held.snapshots()[-1].to(device))
+                accuracy, _ = measure(module, test)
+                LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
+                write_shard(folder, index, held.snapshots(), identity, accuracy)
+                held.clear()
+    return [describe_shard(folder, index) for index in indices]
