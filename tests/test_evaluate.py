@@ -55,8 +55,9 @@ def twin(lr: float, momentum: float, decay: float, epochs: int, decay_epoch: int
                 for parameter, gradient, buffer in zip(module.parameters(), gradients, buffers, strict=True):
                     buffer.mul_(momentum).add_(gradient + decay * parameter)
                     parameter -= lr * buffer
-    logits = module(real.images)
-    return float((logits.argmax(1) == real.labels).float().mean()), float(functional.cross_entropy(logits, real.labels).detach())
+    with torch.no_grad():
+        logits = module(real.images)
+    return float((logits.argmax(1) == real.labels).float().mean()), float(functional.cross_entropy(logits, real.labels))
 
 
 def test_the_protocol_is_the_loop_written_out() -> None:
