@@ -48,7 +48,8 @@ def synthetic_grid(sets: Mapping[str, DistilledDataset], path: Path, title: str)
     with atomic_path(path) as part:
         # Without the writer's name and date: the same images give the same bytes.
         nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        figure.savefig(part, format=kind, metadata=nothing.get(kind))
+        # Cut to what is drawn: slanted class names reach beyond the last column.
+        figure.savefig(part, format=kind, metadata=nothing.get(kind), bbox_inches="tight", pad_inches=0.1)
 
 
 def mosaic(images: Tensor, labels: Tensor, classes: int, per_class: int) -> Tensor:
