@@ -1,0 +1,57 @@
+"""What must hold on a GPU; skipped where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from satm.bench import Case, relative
+from satm.cli import main
+from satm.machine import describe_backend, peak_memory, reset_peak
+from satm.results import load_distilled
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU on this machine"),
+]
+
+
+def test_both_engines_agree_with_the_cpu_in_float64() -> None:
+    case, gpu = Case(width=8, depth=2, size=16, batch=4, steps=6), torch.device("cuda")
+    reference = case.solve("reverse", torch.float64, torch.device("cpu"))
+    for engine in ("mixed", "reverse"):
+        found = case.solve(engine, torch.float64, gpu)
+        assert found.images.is_cuda
+        torch.testing.assert_close(found.images.cpu(), reference.images, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.step_size.cpu(), reference.step_size, rtol=1e-9, atol=1e-12)
+
+
+def test_mixed_takes_less_memory_than_reverse() -> None:
+    case, gpu, peaks = Case(width=32, depth=3, size=32, batch=10, steps=20), torch.device("cuda"), {}
+    for engine in ("mixed", "reverse"):
+        reset_peak(gpu)
+        before = peak_memory(gpu)
+        case.solve(engine, torch.float32, gpu)
+        peaks[engine] = peak_memory(gpu) - before
+    assert peaks["mixed"] < peaks["reverse"] / 4
+
+
+def test_float32_is_as_near_to_float64_as_on_a_cpu() -> None:
+    case, gpu = Case(width=16, depth=2, size=16, batch=4, steps=5), torch.device("cuda")
+    exact = case.solve("reverse", torch.float64, gpu)
+    assert relative(case.solve("mixed", torch.float32, gpu), exact) < 5e-2
+
+
+def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    where = ["--config", "tiny.yaml", "--dataset", "digits"]
+    cell = [*where, "--ipc", "1", "--method", "satm", "--device", "cuda"]
+    assert main(["data", *where]) == 0
+    assert main(["experts", *where, "--device", "cuda"]) == 0
+    for stage in (["distill", *cell], ["evaluate", *cell], ["analyse", *cell, "--segments", "2"]):
+        assert main(stage) == 0, stage
+    found = load_distilled("results/tiny/distilled/digits/ipc-1/satm/seed-0/distilled.safetensors")
+    assert torch.isfinite(found.images).all()
+    assert "torch" in describe_backend(torch.device("cuda"))
