@@ -108,7 +108,7 @@ def test_an_epoch_is_sgd_written_out() -> None:
         loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
         loss.backward()
         optimiser.step()
-        losses.append(float(loss) * len(chosen))
+        losses.append(float(loss.detach()) * len(chosen))
     assert torch.equal(flatten(module), last.weights)
     assert last.loss == pytest.approx(sum(losses) / 20, rel=1e-6)
 
