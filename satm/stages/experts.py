@@ -104,9 +104,10 @@ def _train_part(
                         if snapshot.epoch % 5 == 0 and snapshot.epoch < options.epochs:
                             text += f", test accuracy {measure(module, test)[0]:.4f}"
                         progress.step(text)
-                load_flat(module, held.snapshots()[-1].to(device))
+                snapshots = held.snapshots()
+                load_flat(module, snapshots[-1].to(device))
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                write_shard(folder, index, held.snapshots(), identity, accuracy)
+                write_shard(folder, index, snapshots, identity, accuracy)
                 held.clear()
     return [describe_shard(folder, index) for index in indices]
