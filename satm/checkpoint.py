@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satm.distill import Best, Run, State
+from satm.distill import Best, Made, Run, State
 from satm.errors import UsageError
 from satm.experts import Snapshot
 from satm.files import read_tensors, write_tensors
@@ -24,20 +24,19 @@ def save_run(path: Path, run: Run, identity: Mapping[str, Any], backend: str) ->
         identity: JSON values that say what the run is.
         backend: what it is computed with.
     """
-    tensors = {**_pack(run.now.synthetic, "now"), **_pack(run.safe.synthetic, "safe")}
+    tensors: dict[str, Tensor] = {}
     for name, state in (("now", run.now), ("safe", run.safe)):
-        tensors[f"{name}.images_velocity"] = state.images_velocity.clone()
-        tensors[f"{name}.step_size_velocity"] = state.step_size_velocity.clone()
+        tensors |= _flat(_state_tree(state), name)
     if run.best:
-        tensors |= _pack(run.best.synthetic, "best")
+        tensors |= _flat(_made_tree(run.best.made), "best")
     metadata = {
         "identity": identity,
         "backend": backend,
         "iterations": {"now": run.now.iteration, "safe": run.safe.iteration},
-        "rates": {"lr_images": run.lr_images, "lr_step_size": run.lr_step_size},
+        "rates": run.rates,
         "attempt": run.attempt,
         "rows": run.rows,
-        "best": {"accuracy": run.best.accuracy, "iteration": run.best.iteration} if run.best else None,
+        "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
     }
     write_tensors(path, tensors, metadata)
 
@@ -50,29 +49,64 @@ def load_run(path: Path, device: torch.device) -> tuple[Run, dict[str, Any], str
     """
     held, content = read_tensors(path, "checkpoint")
     values: dict[str, Any] = content
-    tensors = {name: tensor.to(device) for name, tensor in held.items()}
-    states = {
-        name: State(
-            values["iterations"][name],
-            _unpack(tensors, name),
-            tensors[f"{name}.images_velocity"],
-            tensors[f"{name}.step_size_velocity"],
-        )
-        for name in ("now", "safe")
-    }
-    best = Best(synthetic=_unpack(tensors, "best"), **values["best"]) if values["best"] else None
-    now, rates = states["now"], values["rates"]
-    run = Run(now, states["safe"], now, **rates, attempt=values["attempt"], rows=values["rows"], best=best)
+    tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
+    now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
+    best = values["best"]
+    chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
+    run = Run(now, safe, now, values["rates"], attempt=values["attempt"], rows=values["rows"], best=chosen)
     return run, values["identity"], values["backend"]
 
 
-def _pack(synthetic: Synthetic, name: str) -> dict[str, Tensor]:
-    # Copies: states share the labels, and safetensors refuses tensors that share memory.
-    return {f"{name}.{field}": getattr(synthetic, field).clone() for field in ("images", "labels", "step_size")}
+Tree = dict[str, Any]
+"""Tensors by nested names."""
 
 
-def _unpack(tensors: Mapping[str, Tensor], name: str) -> Synthetic:
-    return Synthetic(*(tensors[f"{name}.{field}"] for field in ("images", "labels", "step_size")))
+def _state_tree(state: State) -> Tree:
+    return {
+        "numbers": state.numbers,
+        "moments": state.moments,
+        "memory": state.memory,
+        **({} if state.average is None else {"average": state.average}),
+    }
+
+
+def _state(tree: Tree, iteration: int) -> State:
+    moments = {name: tree.get("moments", {}).get(name, {}) for name in tree["numbers"]}
+    return State(iteration, tree["numbers"], moments, tree.get("memory", {}), tree.get("average"))
+
+
+def _made_tree(made: Made) -> Tree:
+    parts = {"synthetic": vars(made.synthetic), "numbers": made.numbers}
+    return {**parts, **({} if made.raw is None else {"raw": vars(made.raw)})}
+
+
+def _made(tree: Tree, iteration: int) -> Made:
+    raw = Synthetic(**tree["raw"]) if "raw" in tree else None
+    return Made(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a tree by names joined with a point, each a copy.
+
+    States share tensors, and safetensors refuses tensors that share memory.
+    """
+    found: dict[str, Tensor] = {}
+    for name, held in tree.items():
+        place = f"{prefix}.{name}"
+        found |= {place: held.clone()} if isinstance(held, Tensor) else _flat(held, place)
+    return found
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> Tree:
+    """Return the tree that `_flat` was given; branches without tensors are gone."""
+    tree: Tree = {}
+    for name, tensor in tensors.items():
+        *branches, leaf = name.split(".")
+        here = tree
+        for branch in branches:
+            here = here.setdefault(branch, {})
+        here[leaf] = tensor
+    return tree
 
 
 class ExpertState:

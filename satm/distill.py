@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from satm.errors import RunError
 from satm.machine import peak_memory, reset_peak
 from satm.methods import IterativeMethod, IterativeOptions, Synthetic
+from satm.outer import NOTHING, Memory, OuterGradient
+from satm.unroll import Adam, Momentum, Rule
 
 SAFE_EVERY = 10
 """Iterations between two states that the loop may go back to. It goes back to the last but one, which at least so many
@@ -27,15 +28,34 @@ class State:
 
     Args:
         iteration: outer steps done.
-        synthetic: the set.
-        images_velocity: `[n, C, H, W]` momentum buffer.
-        step_size_velocity: `[]` momentum buffer.
+        numbers: what the set is made of by name: `images` or what they are computed from, `labels`, `step_size`.
+        moments: state of the outer optimiser, by name of the number.
+        memory: what the method carries from one iteration to the next.
+        average: `images` and learned `labels` averaged over the iterations; None without `ema`.
+    """
+
+    iteration: int
+    numbers: Mapping[str, Tensor]
+    moments: Mapping[str, Mapping[str, Tensor]]
+    memory: Memory
+    average: Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A synthetic set as it leaves the loop.
+
+    Args:
+        iteration: outer steps that led to it.
+        synthetic: the set; with `ema` the averaged one.
+        raw: with `ema` the set that was not averaged; else None.
+        numbers: what the images of the raw set are computed from; empty where they are learned themselves.
     """
 
     iteration: int
     synthetic: Synthetic
-    images_velocity: Tensor
-    step_size_velocity: Tensor
+    raw: Synthetic | None
+    numbers: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,7 @@ class Best:
     """The best set by accuracy on the split that the options select on."""
 
     accuracy: float
-    iteration: int
-    synthetic: Synthetic
+    made: Made
 
 
 @dataclass
@@ -55,8 +74,7 @@ class Run:
         now: the current state.
         safe: the state to go back to.
         recent: the state that becomes `safe` after `SAFE_EVERY` further iterations.
-        lr_images: current outer step size of the images.
-        lr_step_size: current outer step size of the inner step size.
+        rates: current outer step size of each number.
         attempt: how often the loop went back.
         rows: one per iteration, for metrics.parquet.
         best: None where the last set is kept, or before the first look.
@@ -65,8 +83,7 @@ class Run:
     now: State
     safe: State
     recent: State
-    lr_images: float
-    lr_step_size: float
+    rates: dict[str, float]
     attempt: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
@@ -80,8 +97,14 @@ def begin(method: IterativeMethod) -> Run:
     """Return the run before its first iteration."""
     options: IterativeOptions = method.settings
     synthetic = method.start()
-    state = State(0, synthetic, torch.zeros_like(synthetic.images), torch.zeros_like(synthetic.step_size))
-    return Run(state, state, state, options.lr_images, options.lr_step_size)
+    numbers = {**method.parameterisation.split(synthetic.images), "step_size": synthetic.step_size}
+    numbers["labels"] = synthetic.labels
+    rates = method.rates()
+    moments = {name: _rule(options, name).start(numbers[name]) for name in rates}
+    composed = replace(synthetic, images=method.parameterisation.join(numbers))
+    average = None if options.ema is None else _averaged(composed)
+    state = State(0, numbers, moments, NOTHING, average)
+    return Run(state, state, state, rates)
 
 
 def distill(
@@ -90,7 +113,7 @@ def distill(
     look: Look | None,
     on_row: Callable[[Mapping[str, Any]], None],
     on_safe: Callable[[Run], None],
-) -> Synthetic:
+) -> Made:
     """Do the iterations that are left and return the synthetic set.
 
     Each iteration draws from a generator derived from its number, so going on from any state that `on_safe` was given
@@ -111,7 +134,7 @@ def distill(
         RunError: the loop went back `max_rollbacks` times, or the first loss is unusable already.
     """
     options: IterativeOptions = method.settings
-    device = run.now.synthetic.images.device
+    device = run.now.numbers["step_size"].device
     while run.now.iteration < options.iterations:
         if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
             run.safe, run.recent = run.recent, run.now
@@ -123,17 +146,34 @@ def distill(
             run.now = following
             due = run.now.iteration % options.evaluate_every == 0 or run.now.iteration == options.iterations
             if look is not None and due:
-                accuracy = look(run.now.synthetic, run.now.iteration)
+                made = finished(method, run.now)
+                accuracy = look(made.synthetic, run.now.iteration)
                 row[f"{options.selection}_accuracy"] = accuracy
                 if run.best is None or accuracy > run.best.accuracy:
-                    run.best = Best(accuracy, run.now.iteration, run.now.synthetic)
+                    run.best = Best(accuracy, made)
         else:
             row["event"] = _go_back(run, options, fault)
         row["seconds"] = time.perf_counter() - started
         row["peak_memory_bytes"] = peak_memory(device)
         run.rows.append(row)
         on_row(row)
-    return run.now.synthetic if run.best is None else run.best.synthetic
+    return finished(method, run.now) if run.best is None else run.best.made
+
+
+def finished(method: IterativeMethod, state: State) -> Made:
+    """Return the set of a state as it is tested and stored."""
+    raw = compose(method, state)
+    learned = {name: held for name, held in state.numbers.items() if name not in ("images", "labels", "step_size")}
+    made = method.finish(raw, state.iteration)
+    if state.average is None:
+        return Made(state.iteration, made, None, learned)
+    return Made(state.iteration, method.finish(replace(raw, **state.average), state.iteration), made, learned)
+
+
+def compose(method: IterativeMethod, state: State) -> Synthetic:
+    """Return the synthetic set that the numbers of a state make."""
+    numbers = state.numbers
+    return Synthetic(method.parameterisation.join(numbers), numbers["labels"], numbers["step_size"])
 
 
 @dataclass(frozen=True)
@@ -142,73 +182,106 @@ class Fault:
 
     Args:
         text: what happened.
-        rate: the rate to lower, where it is known: `lr_images` or `lr_step_size`.
+        number: whose rate is to be lowered, where it is known.
     """
 
     text: str
-    rate: str | None = None
+    number: str | None = None
 
 
 def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, Fault | None]:
     """Return the row of one iteration, the state after it, and what is wrong with it."""
     options: IterativeOptions = method.settings
     state = run.now
-    found = method.gradient(state.synthetic, state.iteration)
+    before = compose(method, state)
+    found = method.gradient(before, state.iteration, state.memory)
     loss, norm = float(found.loss), float(found.images.norm())
     row: dict[str, Any] = {
         "iteration": state.iteration + 1,
         "attempt": run.attempt,
         "event": "",
         "loss": loss,
-        "step_size": float(state.synthetic.step_size),
+        "step_size": float(before.step_size),
         "hypergradient_norm": norm,
         "sharpness": None if found.sharpness is None else float(found.sharpness),
         "step_size_gradient": float(found.step_size),
-        "lr_images": run.lr_images,
-        "lr_step_size": run.lr_step_size,
+        **{f"lr_{name}": rate for name, rate in run.rates.items()},
     }
     if not math.isfinite(loss) or not math.isfinite(norm):
         return row, state, Fault(f"the loss is {loss:g} and its hypergradient's norm {norm:g}")
+    if options.skip_above is not None and loss > options.skip_above:
+        row["event"] = f"skipped: the loss of {loss:g} is above skip_above={options.skip_above:g}"
+        return row, replace(state, iteration=state.iteration + 1, memory=found.memory), None
     if loss > options.explode:
         return row, state, Fault(f"the loss of {loss:g} is above explode={options.explode:g}")
-    images_velocity = options.momentum * state.images_velocity + found.images
-    step_size_velocity = options.momentum * state.step_size_velocity + found.step_size
-    synthetic = replace(
-        state.synthetic,
-        images=state.synthetic.images - run.lr_images * images_velocity,
-        step_size=state.synthetic.step_size - run.lr_step_size * step_size_velocity,
-    )
-    step_size = float(synthetic.step_size)
+    following = _step(method, run, found)
+    step_size = float(following.numbers["step_size"])
     if not (math.isfinite(step_size) and step_size > 0):
-        return row, state, Fault(f"the step size would become {step_size:g}", "lr_step_size")
-    return row, State(state.iteration + 1, synthetic, images_velocity, step_size_velocity), None
+        return row, state, Fault(f"the step size would become {step_size:g}", "step_size")
+    if options.ema is not None and state.average is not None:
+        now = _averaged(compose(method, following))
+        decay = options.ema
+        average = {name: decay * held + (1 - decay) * now[name] for name, held in state.average.items()}
+        following = replace(following, average=average)
+    return row, following, None
+
+
+def _step(method: IterativeMethod, run: Run, found: OuterGradient) -> State:
+    """Return the state after the outer optimiser's step."""
+    options: IterativeOptions = method.settings
+    state = run.now
+    gradients = {**method.parameterisation.pull(state.numbers, found.images), "step_size": found.step_size}
+    if found.labels is not None:
+        gradients["labels"] = found.labels
+    numbers, moments = dict(state.numbers), dict(state.moments)
+    for name, rate in run.rates.items():
+        direction, moments[name] = _rule(options, name).direction(numbers[name], dict(moments[name]), gradients[name])
+        if found.share is not None and len(direction.shape) and len(direction) == len(found.share):
+            direction = direction * found.share.view(-1, *[1] * (direction.ndim - 1))
+        numbers[name] = numbers[name] - rate * direction
+    return State(state.iteration + 1, numbers, moments, found.memory, state.average)
+
+
+def _rule(options: IterativeOptions, name: str) -> Rule:
+    """Return the outer optimiser of a number."""
+    if options.outer == "adam":
+        return Adam()
+    return Momentum(options.momentum_labels if name == "labels" else options.momentum)
+
+
+def _averaged(synthetic: Synthetic) -> dict[str, Tensor]:
+    """Return what an average is taken of: images, and labels if they are learned."""
+    soft = synthetic.labels.is_floating_point()
+    return {"images": synthetic.images, **({"labels": synthetic.labels} if soft else {})}
 
 
 def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     """Return to the safe state with the offending rate lowered; return the text for log and metrics.
 
-    Without a known offender, it is the rate whose quantity has moved further, relative to itself, since the safe state.
+    Without a known offender, it is the rate whose number has moved further, relative to itself, since the safe state.
 
     Raises:
         RunError: too often, or nothing has moved yet.
     """
     where = f"in iteration {run.now.iteration + 1} {fault.text}"
-    if fault.rate is None and run.now.iteration == 0:
+    if fault.number is None and run.now.iteration == 0:
         raise RunError(f"{where}, before anything was learned; start with a smaller step_size or fewer inner_steps")
     if run.attempt >= options.max_rollbacks:
+        rates = " and ".join(f"lr_{name} {rate:g}" for name, rate in run.rates.items())
         raise RunError(
-            f"{where}; gave up after going back {run.attempt} times (max_rollbacks), with lr_images {run.lr_images:g} "
-            f"and lr_step_size {run.lr_step_size:g} at the end; start with lower rates"
+            f"{where}; gave up after going back {run.attempt} times (max_rollbacks), with {rates} at the end; start "
+            "with lower rates"
         )
-    rate = fault.rate or _further_moved(run)
-    setattr(run, rate, getattr(run, rate) * options.lower)
+    name = fault.number or _furthest_moved(run)
+    run.rates[name] *= options.lower
     run.attempt += 1
     run.now = run.recent = run.safe
-    return f"{where}; went back to iteration {run.safe.iteration} and lowered {rate} to {getattr(run, rate):g}"
+    return f"{where}; went back to iteration {run.safe.iteration} and lowered lr_{name} to {run.rates[name]:g}"
 
 
-def _further_moved(run: Run) -> str:
-    now, safe = run.now.synthetic, run.safe.synthetic
-    images = float((now.images - safe.images).norm() / safe.images.norm())
-    step_size = float((now.step_size - safe.step_size).abs() / safe.step_size)
-    return "lr_step_size" if step_size > images else "lr_images"
+def _furthest_moved(run: Run) -> str:
+    def moved(name: str) -> float:
+        now, safe = run.now.numbers[name], run.safe.numbers[name]
+        return float((now - safe).norm() / safe.norm())
+
+    return max(run.rates, key=moved)

@@ -128,7 +128,7 @@ def problem(tmp_path: Path) -> Problem:
         data,
         Preprocessor(data.mean, data.std, None),
         Augmentation("color_crop_cutout_flip_scale_rotate", "image"),
-        module.double(),
+        lambda seed: build(SMOOTH, 1, 3, 8, seed=seed).double(),
         2,
         torch.device("cpu"),
         ("noise", 2, "any", 0),

@@ -6,21 +6,45 @@ from typing import Any
 from satm.config import parse
 from satm.errors import pick
 from satm.methods.base import METHODS, IterativeMethod, IterativeOptions, Method, MethodOptions, Problem, Synthetic
+from satm.methods.contra import Contra
+from satm.methods.datm import Datm
+from satm.methods.ftd import Ftd
 from satm.methods.mtt import Mtt
+from satm.methods.mtt_asam import MttAsam
+from satm.methods.mtt_ema import MttEma
+from satm.methods.mtt_gsam import MttGsam
+from satm.methods.mtt_robust import MttRobust
+from satm.methods.mtt_sam import MttSam
+from satm.methods.mtt_vasso import MttVasso
 from satm.methods.random import Random
 from satm.methods.satm import Satm
+from satm.methods.satm_da import SatmDa
+from satm.methods.satm_fi import SatmFi
+from satm.methods.tesla import Tesla
 
 __all__ = [
     "METHODS",
+    "Contra",
+    "Datm",
+    "Ftd",
     "IterativeMethod",
     "IterativeOptions",
     "Method",
     "MethodOptions",
     "Mtt",
+    "MttAsam",
+    "MttEma",
+    "MttGsam",
+    "MttRobust",
+    "MttSam",
+    "MttVasso",
     "Problem",
     "Random",
     "Satm",
+    "SatmDa",
+    "SatmFi",
     "Synthetic",
+    "Tesla",
     "resolve",
 ]
 

@@ -5,6 +5,7 @@ Shapes: n synthetic images of C x H x W, K classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -15,8 +16,12 @@ from satm.config import Options
 from satm.data import Augmentation, ImageData, Preprocessor
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
-from satm.outer import OuterGradient
-from satm.seeds import make_generator
+from satm.methods import starts
+from satm.methods.parameterisation import DIRECT, Parameterisation
+from satm.outer import NOTHING, Memory, OuterGradient
+from satm.params import flatten
+from satm.seeds import derive_seed, make_generator
+from satm.training import TrainingImages
 
 
 class MethodOptions(Options):
@@ -31,12 +36,33 @@ class IterativeOptions(MethodOptions):
 
     iterations: int = Field(5000, ge=1)
     """Outer steps."""
+    init: Literal["real", "correct", "gaussian"] = "real"
+    """What the synthetic images start from: real images of each class, those of them that an expert classifies
+    correctly, or Gaussian noise."""
+    init_norm: float | None = Field(None, gt=0)
+    """Norm that each image of Gaussian noise is scaled to; None: as drawn, with standard deviation 1."""
+    labels: Literal["hard", "learned", "teacher"] = "hard"
+    """What the set says: the class of each image; soft labels that are learned as logits and start from the experts'
+    logits, where there are experts; or those that a segment's end, a network, gives the images in each iteration."""
+    confidence: float = Field(0.9, gt=0, lt=1)
+    """Probability of an image's own class in soft labels that start without an expert's opinion."""
+    outer: Literal["sgd", "adam"] = "sgd"
+    """Outer optimiser: SGD with momentum, or Adam."""
     lr_images: float = Field(1000.0, gt=0)
     """Outer step size of the images."""
     momentum: float = Field(0.5, ge=0, lt=1)
-    """Outer momentum, of the images and of the step size. 0.5 as in the public code of MTT, FTD, TESLA and DATM."""
+    """Outer momentum of SGD, of the images and of the step size. 0.5 as in the public code of MTT, FTD, TESLA, DATM."""
+    lr_labels: float = Field(1.0, ge=0)
+    """Outer step size of learned labels' logits."""
+    momentum_labels: float = Field(0.9, ge=0, lt=1)
+    """Outer momentum of SGD, of learned labels. 0.9 as in DATM's public code."""
     lr_step_size: float = Field(1e-5, ge=0)
     """Outer step size of the inner step size."""
+    ema: float | None = Field(None, ge=0, lt=1)
+    """Decay of an exponential moving average of images and learned labels, which becomes the synthetic set; the raw one
+    is kept and evaluated beside it. None: no average; 0: the average is the raw set."""
+    skip_above: float | None = Field(None, gt=0)
+    """Iterations with a larger loss move nothing. None: none is skipped."""
     selection: Literal["last", "validation", "test"] = "last"
     """Which iteration is kept: the last, or the one best on held-out real images, or (as published code does, and
     optimistic) on the test images."""
@@ -75,7 +101,7 @@ class Problem:
         data: the real images, raw.
         preprocessor: from raw images to the space that networks are trained in.
         augmentation: of real and synthetic images.
-        module: a network of the kind that is trained on the set; its weights mean nothing.
+        build: a freshly initialised network of the kind that is trained on the set, by seed.
         ipc: images per class.
         device: where to compute.
         axes: names of this run for its seeds: ``dataset, ipc, method, seed``.
@@ -85,41 +111,29 @@ class Problem:
     data: ImageData
     preprocessor: Preprocessor
     augmentation: Augmentation
-    module: nn.Module
+    build: Callable[[int], nn.Module]
     ipc: int
     device: torch.device
     axes: tuple[str, int, str, int]
     experts: TrajectoryStore | None = None
 
+    @cached_property
+    def module(self) -> nn.Module:
+        """A network whose weights mean nothing, to be called with others."""
+        return self.build(0).to(self.device)
+
+    @cached_property
+    def real(self) -> TrainingImages:
+        """All real training images, ready for training."""
+        return TrainingImages.of(self.data.train, self.preprocessor, self.device)
+
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Return a generator of this run for a purpose, such as ``"iteration", 12``."""
         return make_generator("distill", *self.axes, *purpose)
 
-    def real_images(self) -> tuple[Tensor, Tensor]:
-        """Return `ipc` random training images of each class, sorted by class: `[n, C, H, W]` float32 and `[n]` int64.
-
-        The draw depends on the dataset, the images per class and the seed, not on the method, so that methods that are
-        compared start from the same images.
-
-        Raises:
-            UsageError: a class has fewer images, or ipc is not positive.
-        """
-        dataset, ipc, _, seed = self.axes
-        if ipc < 1:
-            raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}; use 1 or more")
-        generator = make_generator("init", dataset, ipc, seed)
-        chosen = []
-        for label in range(self.data.classes):
-            members = (self.data.train.labels == label).nonzero().squeeze(1)
-            if len(members) < ipc:
-                raise UsageError(
-                    f"{ipc} images per class were asked for, class {label} ({self.data.class_names[label]}) of "
-                    f"{dataset} has {len(members)} training images; use a smaller ipc"
-                )
-            chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
-        indices = torch.cat(chosen)
-        images = self.preprocessor.apply(self.data.train.images[indices])
-        return images.to(self.device), self.data.train.labels[indices].to(self.device)
+    def fresh_weights(self, *purpose: str | int) -> Tensor:
+        """Return `[P]` weights of a freshly initialised network, by purpose as `generator`."""
+        return flatten(self.build(derive_seed("network", "distill", *self.axes, *purpose))).to(self.device)
 
 
 class Method:
@@ -143,7 +157,11 @@ class Method:
 
     def start(self) -> Synthetic:
         """Return the set before the first iteration: real images with hard labels."""
-        images, labels = self.problem.real_images()
+        images, labels = starts.real(self.problem)
+        return self.synthetic(images, labels)
+
+    def synthetic(self, images: Tensor, labels: Tensor) -> Synthetic:
+        """Return images and labels with the step size that they start with."""
         return Synthetic(images, labels, torch.tensor(self.settings.step_size, device=images.device))
 
 
@@ -151,10 +169,51 @@ class IterativeMethod(Method):
     """A method that moves its set in iterations."""
 
     options: ClassVar[type[MethodOptions]] = IterativeOptions
+    parameterisation: Parameterisation = DIRECT
 
-    def gradient(self, synthetic: Synthetic, iteration: int) -> OuterGradient:
-        """Return what the outer step of this iteration follows; a pure function of its arguments."""
+    def __init__(self, options: Any, problem: Problem) -> None:
+        super().__init__(options, problem)
+        for name, value in (("init", "correct"), ("labels", "teacher")):
+            if getattr(options, name) == value and not self.needs_experts:
+                raise UsageError(
+                    f"{name} {value!r} needs experts, method {self.name!r} uses none; choose another {name}"
+                )
+
+    def start(self) -> Synthetic:
+        """Return the set before the first iteration, as `init` and `labels` say."""
+        options: IterativeOptions = self.settings
+        problem, experts = self.problem, self.problem.experts
+        if options.init == "gaussian":
+            images, labels = starts.gaussian(problem, options.init_norm)
+        elif options.init == "correct" and experts is not None:
+            images, labels = starts.correct(problem, experts)
+        else:
+            images, labels = starts.real(problem)
+        if options.labels == "learned" and experts is not None:
+            labels = starts.expert_labels(problem, experts, images, labels)
+        elif options.labels == "learned":
+            labels = starts.confident(labels, problem.data.classes, options.confidence)
+        return self.synthetic(images, labels)
+
+    def rates(self) -> dict[str, float]:
+        """Return the outer step size of each number that is learned."""
+        options: IterativeOptions = self.settings
+        soft = {"labels": options.lr_labels} if options.labels == "learned" else {}
+        return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
+
+    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+        """Return what the outer step of this iteration follows; a pure function of its arguments.
+
+        Args:
+            synthetic: the set.
+            iteration: outer steps done before.
+            memory: what the iteration before has left in its `OuterGradient.memory`.
+        """
         raise TypeError(f"{type(self).__name__} must define gradient()")
+
+    def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
+        """Return the set as it is tested and stored after so many iterations."""
+        return synthetic
 
 
 M = TypeVar("M", bound=type[Method])

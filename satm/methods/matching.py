@@ -1,45 +1,23 @@
-"""What all methods that match training trajectories share: one iteration's segment, batches, augmentation and loss.
+"""What all methods that match training trajectories share: one iteration's segments, batches, augmentation and loss.
 
-Shapes: n synthetic images of C x H x W, P parameters, N inner steps.
+Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.methods.base import IterativeMethod, IterativeOptions, MethodOptions, Problem, Synthetic
-from satm.methods.segments import Segment, uniform
-from satm.outer import Oracle
+from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
+from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.segments import Segment, expanded, spaced, uniform
+from satm.outer import Answer, Oracle, Points
+from satm.params import call_flat
 from satm.training import soft_cross_entropy
 from satm.unroll import Hypergradient, Point, hypergradient
-
-
-class MatchingOptions(IterativeOptions):
-    """Options of every trajectory-matching method."""
-
-    experts: str = "sgd"
-    """Name of the experts."""
-    inner_steps: int = Field(50, ge=1)
-    """Steps of the student on the synthetic set (N in MTT)."""
-    expert_epochs: int = Field(2, ge=1)
-    """Epochs of the expert that they should equal (M in MTT)."""
-    min_start_epoch: int = Field(0, ge=0)
-    """First epoch at which a segment may start."""
-    max_start_epoch: int = Field(20, ge=1)
-    """One more than the last epoch at which a segment may start."""
-    batch_size: int | None = Field(None, ge=1)
-    """Synthetic images of one inner step, drawn without repetition until all were seen; None: all of them."""
-    augment: bool = True
-    """Augment the synthetic images in each inner step as the dataset says."""
-    step_size_gradient: Literal["exact", "first-order", "fixed"] = "exact"
-    """How the inner step size is learned: its exact gradient, SATM's Eq. 12, or not at all."""
-    engine: Literal["mixed", "reverse"] = "mixed"
-    """How the hypergradient is computed: in little memory, or as an unrolled graph. Both are exact."""
 
 
 def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -57,6 +35,25 @@ def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
     return (student - target).square().sum() / (start - target).square().sum()
 
 
+@dataclass(frozen=True)
+class Student:
+    """One unroll of an iteration.
+
+    Args:
+        weight: of its loss.
+        origin: `[P]` the expert at the segment's start.
+        begin: `[P]` where the student begins: `origin`, or near it.
+        target: `[P]` the expert at the segment's end.
+        labels: of all synthetic images.
+    """
+
+    weight: float
+    origin: Tensor
+    begin: Tensor
+    target: Tensor
+    labels: Tensor
+
+
 class TrajectoryMatching(IterativeMethod):
     """Match the end of a short training on the synthetic set to an expert's path."""
 
@@ -69,73 +66,117 @@ class TrajectoryMatching(IterativeMethod):
         if problem.experts is None:
             raise UsageError("a trajectory-matching method needs experts; make them with `python -m satm experts`")
         self.experts = problem.experts
-        if options.min_start_epoch >= options.max_start_epoch:
-            raise UsageError(
-                f"segments start in [min_start_epoch, max_start_epoch), got [{options.min_start_epoch}, "
-                f"{options.max_start_epoch}); raise max_start_epoch"
-            )
-        needed, there = options.max_start_epoch - 1 + options.expert_epochs, self.experts.epochs
-        if needed > there:
-            raise UsageError(
-                f"a segment from epoch {options.max_start_epoch - 1} over {options.expert_epochs} epochs ends at epoch "
-                f"{needed}, the experts have {there}; lower max_start_epoch or expert_epochs, or train longer experts"
-            )
+        check(options, self.experts.epochs)
 
-    def segment(self, generator: torch.Generator) -> Segment:
-        """Return the part of an expert's path for one iteration."""
-        options = self.settings
-        return uniform(
-            generator, len(self.experts), options.min_start_epoch, options.max_start_epoch, options.expert_epochs
-        )
+    def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
+        """Return the set with the labels that the last iteration's teacher gives its images, where a teacher labels."""
+        if self.settings.labels != "teacher" or iteration == 0:
+            return synthetic
+        segment = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)[0][1]
+        return replace(synthetic, labels=self._labels(synthetic, self._snapshot(segment.expert, segment.end)))
 
-    def oracle(self, synthetic: Synthetic, generator: torch.Generator) -> Oracle:
+    def segments(self, generator: torch.Generator, iteration: int | None) -> list[tuple[float, Segment]]:
+        """Return the parts of an expert's path for one iteration, each with the weight of its loss; the sampled first.
+
+        Args:
+            generator: of the iteration, not yet used.
+            iteration: outer steps done before; None: after all.
+
+        Source: weights: ConTra Eq. 8.
+        """
+        options, length = self.settings, self.settings.expert_epochs
+        below = options.max_start_epoch
+        if options.expand_from is not None:
+            below = expanded(options.expand_from, below, options.expand_iterations, iteration)
+        sampled = uniform(generator, len(self.experts), options.min_start_epoch, below, length)
+        if not options.concurrent:
+            return [(1.0, sampled)]
+        fixed = spaced(sampled.expert, options.min_start_epoch, options.spacing, options.concurrent, length)
+        return [(options.beta, sampled), *(((1 - options.beta) / options.concurrent, segment) for segment in fixed)]
+
+    def oracle(self, synthetic: Synthetic, generator: torch.Generator, iteration: int | None = None) -> Oracle:
         """Return the hypergradient of the matching loss as a function of the images, all draws of an iteration made.
 
+        Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
+        grow with their number.
+
+        Args:
+            synthetic: the set.
+            generator: of the iteration.
+            iteration: outer steps done before; None: after all.
+
         Raises:
-            UsageError: the expert did not move between the segment's ends.
+            UsageError: the expert did not move between a segment's ends.
         """
         options, augmentation = self.settings, self.problem.augmentation
-        segment = self.segment(generator)
-        origin = self.experts.snapshot(segment.expert, segment.start).to(synthetic.images)
-        target = self.experts.snapshot(segment.expert, segment.end).to(synthetic.images)
-        if torch.equal(origin, target):
-            raise UsageError(f"expert {segment.expert} did not move from epoch {segment.start} to {segment.end}")
+        segments = self.segments(generator, iteration)
         batches = self._batches(len(synthetic.images), generator)
         count = len(synthetic.images) if batches is None else len(batches[0])
         draws = [augmentation.draw(generator, count, synthetic.images.shape[-1]) for _ in range(options.inner_steps)]
+        students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
 
         def augment(images: Tensor, step: int) -> Tensor:
             return augmentation.apply(images, draws[step])
 
-        def at(
-            images: Tensor,
-            *,
-            last: int | None = None,
-            start: Point | None = None,
-            first: int = 0,
-            keep_points: Sequence[int] = (),
-        ) -> Hypergradient:
-            found = hypergradient(
+        def unroll(student: Student, images: Tensor, start: Tensor | Point, **asked: Any) -> Hypergradient:
+            return hypergradient(
                 self.problem.module,
                 images,
-                synthetic.labels,
+                student.labels,
                 synthetic.step_size,
-                lambda weights: matching_loss(weights, origin, target),
+                lambda weights: matching_loss(weights, student.origin, student.target),
                 steps=options.inner_steps,
-                last=last,
-                start=origin if start is None else start,
-                first=first,
+                start=start,
                 loss=soft_cross_entropy,
                 batches=batches,
                 augment=augment if options.augment else None,
                 step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
                 engine=options.engine,
-                keep_points=keep_points,
+                **asked,
             )
-            fixed = options.step_size_gradient == "fixed"
-            return replace(found, step_size=torch.zeros_like(found.step_size)) if fixed else found
+
+        def at(
+            images: Tensor,
+            *,
+            last: int | None = None,
+            start: Points | None = None,
+            first: int = 0,
+            keep_points: Sequence[int] = (),
+        ) -> Answer:
+            total: Answer | None = None
+            for index, student in enumerate(students):
+                begin = student.begin if start is None else start[index]
+                found = unroll(student, images, begin, last=last, first=first, keep_points=keep_points)
+                total = _added(total, found, student.weight)
+            assert total is not None
+            if options.step_size_gradient == "fixed":
+                total = replace(total, step_size=torch.zeros_like(total.step_size))
+            if options.engine == "tesla" and options.tesla_scale == "code":
+                total = replace(total, images=total.images / 2)
+            return total if options.labels == "learned" else replace(total, labels=None)
 
         return at
+
+    def _student(self, synthetic: Synthetic, weight: float, segment: Segment, generator: torch.Generator) -> Student:
+        """Return one unroll of an iteration."""
+        origin = self._snapshot(segment.expert, segment.start).to(synthetic.images)
+        target = self._snapshot(segment.expert, segment.end).to(synthetic.images)
+        if torch.equal(origin, target):
+            raise UsageError(f"expert {segment.expert} did not move from epoch {segment.start} to {segment.end}")
+        begin = origin
+        if sigma := self.settings.start_noise:
+            begin = origin + sigma * torch.randn(origin.shape, generator=generator).to(origin)
+        return Student(weight, origin, begin, target, self._labels(synthetic, target))
+
+    def _snapshot(self, expert: int, epoch: int) -> Tensor:
+        return self.experts.snapshot(expert, epoch).to(self.problem.device)
+
+    def _labels(self, synthetic: Synthetic, target: Tensor) -> Tensor:
+        """Return the labels that a student sees: the set's, or logits of the network at the segment's end."""
+        if self.settings.labels != "teacher":
+            return synthetic.labels
+        with torch.no_grad():
+            return call_flat(self.problem.module, target.to(synthetic.images), synthetic.images)
 
     def _batches(self, count: int, generator: torch.Generator) -> list[Tensor] | None:
         """Return the images of each inner step; None where each step takes all.
@@ -151,3 +192,19 @@ class TrajectoryMatching(IterativeMethod):
             order = torch.randperm(count, generator=generator).to(self.problem.device)
             batches += [part for part in order.split(size) if len(part) == size]
         return batches[: self.settings.inner_steps]
+
+
+def _added(total: Answer | None, found: Hypergradient, weight: float) -> Answer:
+    """Return the sum of answers with one more, weighted."""
+    labels = None if found.labels is None else weight * found.labels
+    points = {index: (point,) for index, point in found.points.items()}
+    one = Answer(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
+    if total is None:
+        return one
+    return Answer(
+        total.loss + one.loss,
+        total.images + one.images,
+        None if total.labels is None or labels is None else total.labels + labels,
+        total.step_size + one.step_size,
+        {index: total.points[index] + points[index] for index in points},
+    )

@@ -1,4 +1,4 @@
-"""Which part of which expert's path the student is measured against in one iteration."""
+"""Which parts of which expert's path the students are measured against in one iteration."""
 
 from dataclasses import dataclass
 
@@ -33,3 +33,28 @@ def uniform(generator: torch.Generator, experts: int, start_from: int, start_bel
     expert = int(torch.randint(experts, (1,), generator=generator))
     start = int(torch.randint(start_from, start_below, (1,), generator=generator))
     return Segment(expert, start, start + length)
+
+
+def expanded(first_below: int, start_below: int, over: int, iteration: int | None) -> int:
+    """Return one more than the last start epoch of an iteration: it grows linearly, so that easy segments come first.
+
+    Args:
+        first_below: at the beginning.
+        start_below: at the end.
+        over: iterations until it is reached.
+        iteration: outer steps done before; None: after all.
+
+    Source: DATM's public code.
+    """
+    if iteration is None or iteration >= over:
+        return start_below
+    return first_below + (start_below - first_below) * iteration // over
+
+
+def spaced(expert: int, start_from: int, distance: int, count: int, length: int) -> list[Segment]:
+    """Return `count` segments of one expert, their starts `distance` epochs apart from `start_from` on.
+
+    Source: ConTra Algorithm 1, lines 7 to 10.
+    """
+    starts = [start_from + index * distance for index in range(count)]
+    return [Segment(expert, start, start + length) for start in starts]

@@ -1,7 +1,30 @@
 """How the synthetic set is moved: which hypergradients an outer step asks for, and what it makes of them."""
 
-from satm.outer.base import Oracle, OuterGradient
+from satm.outer.base import NOTHING, Answer, Memory, Oracle, OuterGradient, Points
 from satm.outer.descent import descent
-from satm.outer.smoothed import Smoothing, smoothed
+from satm.outer.noise import smoothing_noise
+from satm.outer.sharpness_aware import (
+    Ascent,
+    adaptive,
+    orthogonal,
+    sharpness_aware,
+    steepest,
+    without_surrogate_gap,
+)
 
-__all__ = ["Oracle", "OuterGradient", "Smoothing", "descent", "smoothed"]
+__all__ = [
+    "NOTHING",
+    "Answer",
+    "Ascent",
+    "Memory",
+    "Oracle",
+    "OuterGradient",
+    "Points",
+    "adaptive",
+    "descent",
+    "orthogonal",
+    "sharpness_aware",
+    "smoothing_noise",
+    "steepest",
+    "without_surrogate_gap",
+]

@@ -1,6 +1,7 @@
 """What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from satm.config import ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, load_images, load_whitening
 from satm.errors import UsageError
-from satm.experts import TrajectoryStore
+from satm.experts import Difficulty, TrajectoryStore, load_difficulty
 from satm.methods import Problem
-from satm.networks import build
+from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 
 
@@ -33,8 +34,12 @@ def prepare(resolver: Resolver, dataset: str) -> Prepared:
     if path is not None and not path.is_file():
         raise UsageError(f"the whitening {path} does not exist; make it with {_data_command(resolver, dataset)}")
     whitening = load_whitening(path) if path else None
-    if whitening is not None and whitening.eps != options.zca_eps:
-        raise UsageError(f"{path} was made with eps {whitening.eps:g}, zca_eps is {options.zca_eps:g}; make it again")
+    if whitening is not None:
+        made = (whitening.eps, whitening.per_image, whitening.relative)
+        asked = (options.zca_eps, options.zca_per_image, options.zca_relative)
+        for name, has, wanted in zip(("eps", "per_image", "relative"), made, asked, strict=True):
+            if has != wanted:
+                raise UsageError(f"{path} was made with {name} {has}, zca_{name} is {wanted}; make it again")
     preprocessor = Preprocessor(data.mean, data.std, whitening)
     return Prepared(data, preprocessor, Augmentation(options.augment, options.augment_share), path)
 
@@ -53,7 +58,12 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
 
 
 def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, options: ExpertsOptions) -> dict[str, Any]:
-    """Return everything that makes experts the ones they are; their number and grouping into jobs does not."""
+    """Return everything that makes experts the ones they are; their number and grouping into jobs does not.
+
+    Raises:
+        UsageError: options that do not fit together, or a difficulty that was not measured or belongs to other experts.
+    """
+    difficulty = stored_difficulty(resolver, prepared, experts, options)
     network, settings = resolve_network(resolver.network(options.network, prepared.data.name))
     augmentation = prepared.augmentation
     return {
@@ -63,14 +73,43 @@ def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, option
         "augmentation": [augmentation.strategy, augmentation.share] if options.augment else None,
         "network": {"network": network, **settings.model_dump(mode="json")},
         "experts": experts,
-        "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job"}),
+        "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job", "difficulty_count"}),
+        "difficulty": difficulty.hash if difficulty else None,
     }
 
 
-def open_experts(resolver: Resolver, prepared: Prepared, experts: str) -> TrajectoryStore:
-    """Return the trajectory store of some experts, checked against what the campaign says they are."""
+def stored_difficulty(
+    resolver: Resolver, prepared: Prepared, experts: str, options: ExpertsOptions
+) -> Difficulty | None:
+    """Return how hard the training images are, for experts that see the easy ones first; None for others."""
     dataset = prepared.data.name
-    options = resolver.experts(experts, dataset)
+    asked = resolver.difficulty(experts, dataset, options)
+    if asked is None:
+        return None
+    path = Path(resolver.layout.difficulty(dataset, asked))
+    if not path.is_file():
+        raise UsageError(
+            f"the difficulty {path} does not exist; measure it with `python -m satm experts --dataset {dataset} "
+            f"--experts {asked} --measure-difficulty{_config_flag(resolver)}`"
+        )
+    recipe = resolver.experts(asked, dataset)
+    identity = expert_identity(resolver, prepared, asked, recipe)
+    return load_difficulty(path, identity, min(recipe.difficulty_count, recipe.count), len(prepared.data.train))
+
+
+def open_experts(
+    resolver: Resolver, prepared: Prepared, experts: str, given: ExpertsOptions | None = None
+) -> TrajectoryStore:
+    """Return the trajectory store of some experts, checked against what they should be.
+
+    Args:
+        resolver: the campaign.
+        prepared: the dataset.
+        experts: their name.
+        given: their recipe; None: what the campaign says.
+    """
+    dataset = prepared.data.name
+    options = resolver.experts(experts, dataset) if given is None else given
     path = Path(resolver.layout.manifest(dataset, experts))
     if not path.is_file():
         raise UsageError(
@@ -94,8 +133,8 @@ def make_problem(
 ) -> Problem:
     """Return what a method may use, on a device."""
     data = prepared.data
-    module = build(resolver.network(network, data.name), data.channels, data.classes, data.size, seed=0).to(device)
-    return Problem(data, prepared.preprocessor, prepared.augmentation, module, ipc, device, axes, store)
+    build = partial(build_network, resolver.network(network, data.name), data.channels, data.classes, data.size)
+    return Problem(data, prepared.preprocessor, prepared.augmentation, build, ipc, device, axes, store)
 
 
 def distilled_path(resolver: Resolver, dataset: str, ipc: int, method: str, seed: int) -> Path:

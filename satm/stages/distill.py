@@ -11,14 +11,13 @@ import torch
 
 from satm import checkpoint
 from satm.config import Resolver
-from satm.distill import Look, Run, begin, distill
+from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluate import evaluate
 from satm.experts import differing_field
 from satm.files import exclusive
 from satm.machine import describe_backend
 from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
-from satm.methods.matching import MatchingOptions
 from satm.progress import Progress
 from satm.results import METRICS, DistilledDataset, run_metadata, save_distilled, write_rows
 from satm.stages.common import Prepared, make_problem, open_experts, prepare
@@ -44,10 +43,11 @@ def make_distilled(
     """
     layout = resolver.layout
     prepared = prepare(resolver, dataset)
-    store, network, experts_identity = None, "convnet", None
-    if isinstance(options, MatchingOptions):
-        store = open_experts(resolver, prepared, options.experts)
-        network, experts_identity = resolver.experts(options.experts, dataset).network, store.identity
+    store, network, experts_identity = None, getattr(options, "network", "convnet"), None
+    if kind.needs_experts:
+        experts: str = getattr(options, "experts")  # noqa: B009 - every method that needs experts has the option
+        store = open_experts(resolver, prepared, experts)
+        network, experts_identity = resolver.experts(experts, dataset).network, store.identity
     problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, method, seed), store)
     made = kind(options, problem)
     look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
@@ -66,14 +66,15 @@ def make_distilled(
     with exclusive(state, f"the synthetic set of {method}"):
         if isinstance(made, IterativeMethod):
             run = _resume(state, identity, device) or begin(made)
-            synthetic = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
+            found = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
+            rows = run.rows
         else:
-            synthetic, run = made.start(), None
-        chosen = run.best.iteration if run and run.best else run.now.iteration if run else 0
+            found, rows = Made(0, made.start(), None, {}), []
         selection = options.selection if isinstance(options, IterativeOptions) else "last"
         path = Path(layout.distilled(dataset, ipc, method, seed))
         metadata = run_metadata(identity, device)
-        write_rows(path.with_name("metrics.parquet"), run.rows if run else [], METRICS, metadata)
+        write_rows(path.with_name("metrics.parquet"), rows, METRICS, metadata)
+        synthetic, raw = found.synthetic, found.raw
         save_distilled(
             path,
             DistilledDataset(
@@ -87,14 +88,18 @@ def make_distilled(
                 method=method,
                 seed=seed,
                 options=resolved,
-                iteration=chosen,
+                iteration=found.iteration,
                 selection=selection,
                 whitening_path=prepared.whitening_path,
+                average="raw" if raw is None else "ema",
+                raw_images=None if raw is None else raw.images.cpu(),
+                raw_labels=None if raw is None else raw.labels.cpu(),
+                stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
             ),
         )
         LOG.info(
             "%d images of iteration %d (%s), step size %.3g -> %s",
-            *(len(synthetic.images), chosen, selection, float(synthetic.step_size), path),
+            *(len(synthetic.images), found.iteration, selection, float(synthetic.step_size), path),
         )
         shutil.rmtree(state)
 
@@ -122,7 +127,7 @@ def _iterate(
     identity: Mapping[str, Any],
     device: torch.device,
     checkpoint_seconds: float,
-) -> Synthetic:
+) -> Made:
     """Run the loop with progress and checkpoints."""
     options: IterativeOptions = method.settings
     written = time.monotonic()

@@ -65,8 +65,9 @@ def hypergradient(
     """Train a network for N steps on synthetic images and differentiate where it ends.
 
     ``theta_{i+1} = theta_i - step_size * direction_i`` for i = first ... N-1, then ``objective(theta_N)``; the
-    gradients are with respect to the images, soft labels, step size and the weights at the start. Both engines are
-    exact; they differ in memory and time (`satm.unroll.engines`). No argument is changed and nothing keeps a graph.
+    gradients are with respect to the images, soft labels, step size and the weights at the start. The engines `mixed`
+    and `reverse` are exact; they differ in memory and time. `tesla` is a published approximation
+    (`satm.unroll.engines`). No argument is changed and nothing keeps a graph.
 
     Args:
         module: any network whose output is a pure function of its parameters and its input. Its buffers are constants.
@@ -86,7 +87,7 @@ def hypergradient(
         augment: `(images [b, ...], index of the step) -> [b, ...]`, the same each time for the same step.
         step_size_gradient: `exact`: of the differentiated steps; `first-order`: minus the inner product of the
             objective's gradient and the sum of ALL steps' directions, the inner gradients held constant.
-        engine: `mixed` or `reverse`.
+        engine: `mixed`, `reverse` or `tesla`.
         keep_points: indices of steps before which the trajectory is to be returned.
 
     Returns:
