@@ -21,6 +21,7 @@ import tyro
 
 import satm
 from satm import stages
+from satm.analysis.expert_sharpness import LENGTHS
 from satm.bench import bench_hypergradient
 from satm.config import Options, Resolver, load_campaign
 from satm.errors import RunError, UsageError, pick
@@ -76,11 +77,14 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def experts(arguments: Sequence[str]) -> None:
-    """Train the experts of a dataset, all of them or one part, or join the parts."""
+    """Train the experts of a dataset, all of them or one part; join the parts; or ask finished ones what is hard."""
     known = _peek(arguments, config=None, dataset="digits", experts="sgd")
     resolver = load_campaign(known.config)
     recipe = resolver.experts(known.experts, known.dataset)
     part = Annotated[str | None, tyro.conf.arg(help="Train only experts FIRST-LAST; the manifest is left out.")]
+    measure = Annotated[
+        bool, tyro.conf.arg(help="Train nothing: measure how hard each image is for these, finished experts.")
+    ]
     flags = _parse(
         "experts",
         experts.__doc__,
@@ -90,16 +94,22 @@ def experts(arguments: Sequence[str]) -> None:
             ("experts", Annotated[str, tyro.conf.arg(help="Name of the experts.")], "sgd"),
             ("part", part, None),
             ("collect", Annotated[bool, tyro.conf.arg(help="Only join the parts into the manifest.")], False),
+            ("measure_difficulty", measure, False),
         ],
         arguments,
         recipe,
     )
     resolver.dataset(flags.dataset)
-    kind = "manifest" if flags.collect else f"part-{flags.part}" if flags.part else "all"
+    if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
+        raise UsageError("--part, --collect and --measure-difficulty are three things to do; give one of them")
+    todo = "manifest" if flags.collect else "difficulty" if flags.measure_difficulty else "all"
+    kind = f"part-{flags.part}" if flags.part else todo
     with _logged(resolver, "experts", flags.dataset, flags.experts, kind):
         _show("experts", flags, flags.options)
         if flags.collect:
             stages.collect_experts(resolver, flags.dataset, flags.experts, flags.options)
+        elif flags.measure_difficulty:
+            stages.make_difficulty(resolver, flags.dataset, flags.experts, flags.options, _compute(flags))
         else:
             device = _compute(flags)
             stages.make_experts(resolver, flags.dataset, flags.experts, flags.options, flags.part, device)
@@ -135,17 +145,57 @@ def evaluate(arguments: Sequence[str]) -> None:
         stages.make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
 
 
+ANALYSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sharpness": (("ipc", "method"), ("seed", "segments")),
+    "expert-sharpness": (("experts",), ("images", "count", "rho")),
+}
+"""What `analyse` can measure: the flags that it needs beside the dataset, and those that it may have."""
+
+
 def analyse(arguments: Sequence[str]) -> None:
-    """Measure properties of a synthetic set other than accuracy."""
-    what = Annotated[Literal["sharpness"], tyro.conf.arg(help="What to measure.")]
-    segments = Annotated[int, tyro.conf.arg(help="Expert segments to average over.")]
-    fields = [*_cell(), ("what", what, "sharpness"), ("segments", segments, 20)]
+    """Measure properties other than accuracy: of a synthetic set, or of experts."""
+    what = Annotated[Literal["sharpness", "expert-sharpness"], tyro.conf.arg(help="What to measure.")]
+    fields = [
+        ("dataset", Dataset),
+        ("what", what, "sharpness"),
+        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (sharpness).")], None),
+        ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (sharpness).")], None),
+        ("seed", Seed, 0),
+        ("segments", Annotated[int, tyro.conf.arg(help="Expert segments to average over (sharpness).")], 20),
+        ("experts", Annotated[str | None, tyro.conf.arg(help="Name of the experts (expert-sharpness).")], None),
+        ("images", Annotated[int, tyro.conf.arg(help="Training images (expert-sharpness).")], 1000),
+        ("count", Annotated[int, tyro.conf.arg(help="Experts, the first ones (expert-sharpness).")], 5),
+        ("rho", Annotated[tuple[float, ...], tyro.conf.arg(help="Lengths of the step (expert-sharpness).")], LENGTHS),
+    ]
     flags = _parse("analyse", analyse.__doc__, Compute, fields, arguments)
+    _suits(flags)
     resolver = load_campaign(flags.config)
+    if flags.what == "expert-sharpness":
+        with _logged(resolver, flags.what, flags.dataset, flags.experts):
+            _show("analyse", flags)
+            stages.make_expert_sharpness(
+                resolver, flags.dataset, flags.experts, flags.images, flags.count, flags.rho, _compute(flags)
+            )
+        return
     cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
     with _logged(resolver, flags.what, flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}"):
         _show("analyse", flags)
         stages.make_sharpness(resolver, *cell, flags.segments, _compute(flags))
+
+
+def _suits(flags: Any) -> None:
+    """Check that the flags of `analyse` are those that its measurement uses.
+
+    Raises:
+        UsageError: one is missing, or would be ignored.
+    """
+    needed, allowed = ANALYSES[flags.what]
+    for name in needed:
+        if getattr(flags, name) is None:
+            raise UsageError(f"--what {flags.what} needs --{' and --'.join(needed)}, --{name} is missing")
+    for name in {name for names in ANALYSES.values() for part in names for name in part} - {*needed, *allowed}:
+        if getattr(flags, name) != type(flags).__dataclass_fields__[name].default:
+            raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
 
 
 def table(arguments: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from satm.errors import UsageError, pick, suggest
 
@@ -63,6 +63,11 @@ class DatasetOptions(Options):
     """Whiten with ZCA, fitted on the training images, instead of subtracting the mean and dividing by the std."""
     zca_eps: float = Field(0.1, gt=0)
     """Added to the eigenvalues of the covariance before the inverse root."""
+    zca_per_image: bool = False
+    """Bring each image to mean 0 and norm 1 by itself before whitening, instead of subtracting the mean image. With
+    `zca_relative` this is the whitening of RaT-BPTT. Images are shown with the average brightness and contrast then."""
+    zca_relative: bool = False
+    """`zca_eps` is in units of the mean eigenvalue."""
     mean: tuple[float, ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
     std: tuple[float, ...] | None = None
@@ -72,9 +77,19 @@ class DatasetOptions(Options):
     augment_share: Literal["image", "batch"] = "image"
     """Each image draws its own parameters, or one draw serves the whole batch."""
 
+    @model_validator(mode="after")
+    def _variants_need_zca(self) -> "DatasetOptions":
+        wrong = [name for name in ("zca_per_image", "zca_relative") if getattr(self, name) and not self.zca]
+        if wrong:
+            raise ValueError(f"{wrong[0]} changes the whitening and zca is false; set zca to true or leave it out")
+        return self
+
 
 class ExpertsOptions(Options):
-    """The recipe of the expert networks. Source of the defaults: protocol of MTT (SGD without momentum)."""
+    """The recipe of the expert networks. Source of the defaults: protocol of MTT (SGD without momentum).
+
+    How an expert descends (`optimiser`) and which images it sees when (`order`) are independent of each other.
+    """
 
     network: str = "convnet"
     """Name of a network."""
@@ -96,6 +111,77 @@ class ExpertsOptions(Options):
     """Another seed gives other experts."""
     per_job: int = Field(10, ge=1)
     """Experts that one job trains, one after another. Does not change them."""
+    optimiser: Literal["sgd", "flat"] = "sgd"
+    """`flat`: SGD along a sharpness-aware gradient, which leads to flat minima (FTD)."""
+    flat_rule: Literal["paper", "code"] = "paper"
+    """Which sharpness-aware gradient: FTD's Algorithm 1, or that of its public code (GSAM)."""
+    rho: float = Field(0.01, ge=0)
+    """Length of the sharpness-aware step to the worst neighbour. Source: FTD sections 4.3 and A.3.1."""
+    alpha: float = Field(1.0, ge=0)
+    """`paper`: share of the neighbour's gradient; `code`: weight of what is taken away from it. Source: FTD Table 7,
+    1 but for 0.3 on CIFAR-10 at 1 and 10 images per class; its code's own default is 0.4."""
+    adaptive: bool = False
+    """Measure the step relative to each weight's size (ASAM); `flat_rule: code` only."""
+    order: Literal["full", "curriculum"] = "full"
+    """`full`: every epoch sees all images; `curriculum`: the easy ones first (ConTra Appendix B, Eq. 12)."""
+    difficulty: str = ""
+    """Name of the experts whose paths say how hard each training image is, for `order: curriculum`."""
+    start_fraction: float = Field(0.5, gt=0, le=1)
+    """Fraction of the images, the easiest, that the first epoch of a curriculum sees (lambda in ConTra); from there it
+    grows linearly. Not given in the paper; 0.5 is ours: the hard half comes later."""
+    full_epoch: int | None = Field(None, ge=1)
+    """Epochs of a curriculum before all images are seen (gamma in ConTra); None: half of `epochs`, rounded down. Not
+    given in the paper; half is ours."""
+    difficulty_count: int = Field(5, ge=1)
+    """How many of these experts, the first ones, are asked when they say how hard images are. Does not change them."""
+
+    def check(self, where: str) -> None:
+        """Check that the options fit together; a single one is checked when it is set.
+
+        Args:
+            where: what the options belong to, for the message.
+
+        Raises:
+            UsageError: an option without effect beside another, or a curriculum that lacks or contradicts something.
+        """
+        defaults = type(self)()
+        idle: dict[str, tuple[str, ...]] = {}
+        if self.optimiser != "flat":
+            idle["optimiser 'sgd'; set optimiser to flat"] = ("flat_rule", "rho", "alpha", "adaptive")
+        elif self.flat_rule != "code":
+            idle["flat_rule 'paper'; set flat_rule to code"] = ("adaptive",)
+        if self.order != "curriculum":
+            idle["order 'full'; set order to curriculum"] = ("difficulty", "start_fraction", "full_epoch")
+        for cause, names in idle.items():
+            for name in names:
+                if (value := getattr(self, name)) != getattr(defaults, name):
+                    raise UsageError(f"{where}: {name} {value!r} has no effect with {cause}, or leave {name} out")
+        if self.order == "curriculum":
+            if not self.difficulty:
+                raise UsageError(
+                    f"{where}: order 'curriculum' needs difficulty: name the experts, such as sgd, whose paths say how "
+                    "hard each image is"
+                )
+            if self.full_epoch is not None and self.full_epoch > self.epochs:
+                raise UsageError(
+                    f"{where}: full_epoch {self.full_epoch} lies after the last of {self.epochs} epochs; lower it or "
+                    "raise epochs"
+                )
+
+
+BUILTIN_EXPERTS = {
+    "sgd": ExpertsOptions(),
+    "flat": ExpertsOptions(optimiser="flat", flat_rule="paper", rho=0.01, alpha=1.0),
+    "flat-03": ExpertsOptions(optimiser="flat", flat_rule="paper", rho=0.01, alpha=0.3),
+    "flat-code": ExpertsOptions(optimiser="flat", flat_rule="code", rho=0.01, alpha=0.4, adaptive=True),
+    "flat-datm": ExpertsOptions(optimiser="flat", flat_rule="code", rho=0.01, alpha=0.3, adaptive=True),
+    "sgd-long": ExpertsOptions(),
+    "curriculum": ExpertsOptions(order="curriculum", difficulty="sgd"),
+}
+"""`sgd`: MTT; `flat`: FTD as its paper says, `flat-03` with the alpha of its Table 7 for CIFAR-10 at 1 and 10 images per
+class; `flat-code`: FTD as its public code does by default, `flat-datm` as DATM uses it; `curriculum`: ConTra with few
+images per class, whose paper names no optimiser: plain SGD here, and `{optimiser: flat, order: curriculum, difficulty:
+sgd}` is both; `sgd-long`: ConTra with more images per class. Presets say how long those of DATM and ConTra train."""
 
 
 class EvaluateOptions(Options):
@@ -107,14 +193,18 @@ class EvaluateOptions(Options):
     """Passes over the synthetic set."""
     batch_size: int = Field(256, ge=1)
     """Synthetic images a step."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """`adam`: with PyTorch's betas 0.9 and 0.999. RaT-BPTT trains with it: `lr` 0.001, `decay_epoch` None."""
     lr: float | Literal["learned"] = "learned"
-    """Step size of SGD; `learned`: the one in the synthetic set's file."""
+    """Step size; `learned`: the one in the synthetic set's file."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of SGD."""
+    """Momentum of SGD; Adam has its own."""
     weight_decay: float = Field(5e-4, ge=0)
     """Added to the gradient, times the weight."""
-    decay_epoch: int = Field(501, ge=1)
-    """The step size is divided by 10 after this many epochs and the momentum starts anew."""
+    decay_epoch: int | None = Field(501, ge=1)
+    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+    flat_rho: float = Field(0.0, ge=0)
+    """Above 0, train sharpness-aware with steps of this length to the worst neighbour (SAM, FTD section 4.3)."""
     augment: bool = True
     """Augment the synthetic images as the dataset says."""
     split: Literal["test", "validation"] = "test"
@@ -173,6 +263,22 @@ class TableOptions(Options):
     and `validation` in the dataset)."""
     sharpness: tuple[str, ...] = ()
     """Methods whose sharpness is measured and compared, the first against each other one."""
+    published: tuple[str, ...] = ()
+    """Methods, by their names in `satm/published/published_results.csv`, that are shown with published numbers only,
+    beside those that the paper's own table prints."""
+
+    @field_validator("published")
+    @classmethod
+    def _only_published(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("split") == "validation":
+            raise ValueError("published numbers are of test images, split is 'validation'; leave one of them out")
+        for name in value:
+            if name in info.data.get("methods", ()):
+                raise ValueError(
+                    f"methods names {name!r} too, which has its published numbers beside the measured ones; leave it "
+                    "out of published"
+                )
+        return value
 
     def seeds_for(self, ipc: int) -> tuple[int, ...]:
         """Return the seeds at so many images per class."""
@@ -197,7 +303,7 @@ class Campaign(Options):
     networks: dict[str, dict[str, Any]] = {}
     """Each names a registered network under `network` and fixes its options."""
     experts: dict[str, ExpertsOptions] = {}
-    """Recipes by name; `sgd` is built in."""
+    """Recipes by name; an entry changes what it names of a built-in recipe (`satm.config.BUILTIN_EXPERTS`)."""
     methods: dict[str, dict[str, Any]] = {}
     """Each names a registered method under `method` and fixes its options; a registered name needs no entry."""
     settings: tuple[Setting, ...] = ()
@@ -248,10 +354,31 @@ class Resolver:
 
     def experts(self, name: str, dataset: str) -> ExpertsOptions:
         """Return the recipe of the experts `name` on a dataset."""
-        known = {"sgd": ExpertsOptions(), **self.campaign.experts}
-        own = pick(name, known, "experts").model_dump(exclude_unset=True)
+        pick(name, {**BUILTIN_EXPERTS, **self.campaign.experts}, "experts")
+        base, own = (
+            entries[name].model_dump(exclude_unset=True) if name in entries else {}
+            for entries in (BUILTIN_EXPERTS, self.campaign.experts)
+        )
         found = self._set("experts", experts=(name,), dataset=(dataset,))
-        return parse(ExpertsOptions, {**found, **own}, f"experts {name}")
+        options = parse(ExpertsOptions, {**base, **found, **own}, f"experts {name}")
+        options.check(f"experts {name}")
+        return options
+
+    def difficulty(self, name: str, dataset: str, options: ExpertsOptions) -> str | None:
+        """Return the experts whose paths order the images for the experts `name`; None where the order is full.
+
+        Raises:
+            UsageError: options that do not fit together, or experts that learn from an order themselves.
+        """
+        options.check(f"experts {name}")
+        if options.order == "full":
+            return None
+        if (found := self.experts(options.difficulty, dataset).order) != "full":
+            raise UsageError(
+                f"experts {name}: difficulty names {options.difficulty}, experts of order {found!r}; name experts of "
+                "order 'full'"
+            )
+        return options.difficulty
 
     def method(self, name: str, dataset: str, ipc: int) -> dict[str, Any]:
         """Return `{"method": registered name, option: value…}` for one cell of a table."""
@@ -308,6 +435,10 @@ class Layout:
         """Manifest of a whole trajectory store."""
         return f"{self.experts(dataset, experts)}/manifest.json"
 
+    def difficulty(self, dataset: str, experts: str) -> str:
+        """How hard each training image was for some experts."""
+        return f"{self.experts(dataset, experts)}/difficulty.safetensors"
+
     def distilled(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
         """A synthetic set."""
         return f"{self._run('distilled', dataset, ipc, method, seed)}/distilled.safetensors"
@@ -323,6 +454,10 @@ class Layout:
     def sharpness(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
         """Sharpness of the outer loss around a synthetic set."""
         return f"{self._run('analysis', dataset, ipc, method, seed)}/sharpness.parquet"
+
+    def expert_sharpness(self, dataset: str, experts: str) -> str:
+        """Sharpness of the training loss along the paths of some experts."""
+        return f"{self.root}/analysis/{dataset}/experts/{experts}/sharpness.parquet"
 
     def table(self, name: str, kind: str = "csv") -> str:
         """A results table as csv, md or tex."""

@@ -195,7 +195,7 @@ def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, 
     state = run.now
     before = compose(method, state)
     found = method.gradient(before, state.iteration, state.memory)
-    loss, norm = float(found.loss), float(found.images.norm())
+    loss, norm = float(found.loss), float(found.images.norm() if found.norm is None else found.norm)
     row: dict[str, Any] = {
         "iteration": state.iteration + 1,
         "attempt": run.attempt,
@@ -207,8 +207,9 @@ def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, 
         "step_size_gradient": float(found.step_size),
         **{f"lr_{name}": rate for name, rate in run.rates.items()},
     }
-    if not math.isfinite(loss) or not math.isfinite(norm):
-        return row, state, Fault(f"the loss is {loss:g} and its hypergradient's norm {norm:g}")
+    whole = norm if found.labels is None else math.hypot(norm, float(found.labels.norm()))
+    if not math.isfinite(loss) or not math.isfinite(whole):
+        return row, state, Fault(f"the loss is {loss:g} and its hypergradient's norm {whole:g}")
     if options.skip_above is not None and loss > options.skip_above:
         row["event"] = f"skipped: the loss of {loss:g} is above skip_above={options.skip_above:g}"
         return row, replace(state, iteration=state.iteration + 1, memory=found.memory), None
@@ -235,7 +236,9 @@ def _step(method: IterativeMethod, run: Run, found: OuterGradient) -> State:
         gradients["labels"] = found.labels
     numbers, moments = dict(state.numbers), dict(state.moments)
     for name, rate in run.rates.items():
-        direction, moments[name] = _rule(options, name).direction(numbers[name], dict(moments[name]), gradients[name])
+        rule = _rule(options, name)
+        held = rule.start(numbers[name]) if found.restart else dict(moments[name])
+        direction, moments[name] = rule.direction(numbers[name], held, gradients[name])
         if found.share is not None and len(direction.shape) and len(direction) == len(found.share):
             direction = direction * found.share.view(-1, *[1] * (direction.ndim - 1))
         numbers[name] = numbers[name] - rate * direction
@@ -282,6 +285,6 @@ def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
 def _furthest_moved(run: Run) -> str:
     def moved(name: str) -> float:
         now, safe = run.now.numbers[name], run.safe.numbers[name]
-        return float((now - safe).norm() / safe.norm())
+        return float((now - safe).norm() / safe.norm().clamp_min(1e-30))  # a number may start at zero
 
     return max(run.rates, key=moved)

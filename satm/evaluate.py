@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from satm.config import EvaluateOptions
 from satm.data import Augmentation
@@ -16,7 +17,7 @@ from satm.errors import UsageError
 from satm.machine import peak_memory, reset_peak
 from satm.networks import build
 from satm.seeds import derive_seed, make_generator
-from satm.training import TrainingImages, measure, train_epoch
+from satm.training import SharpnessAware, TrainingImages, measure, train_epoch
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,9 @@ def evaluate(
     Raises:
         UsageError: the step size is not positive, or the network does not fit the images.
 
-    Source: protocol of MTT's public code.
-    Differs: it trains epochs 0 to 1000 inclusive, one more than `epochs` here.
+    Source: protocol of MTT's public code; with `flat_rho`, "MTT + Flat Minimum" of FTD section 4.3, which is SAM; with
+        `adam`, RaT-BPTT's.
+    Differs: MTT's code trains epochs 0 to 1000 inclusive, one more than `epochs` here.
     """
     lr = step_size if options.lr == "learned" else options.lr
     if not lr > 0:
@@ -74,12 +76,20 @@ def evaluate(
     module = build(network, channels, classes, size, derive_seed("network", *axes)).to(device)
     generator = make_generator("evaluate", *axes)
     chosen = augmentation if options.augment else Augmentation("", augmentation.share)
+    sharpness_aware = SharpnessAware("paper", options.flat_rho, 1.0) if options.flat_rho else None
     for epoch in range(options.epochs):
         if epoch in (0, options.decay_epoch):
-            rate = lr if epoch == 0 else lr / 10
-            optimiser = torch.optim.SGD(
-                module.parameters(), lr=rate, momentum=options.momentum, weight_decay=options.weight_decay
-            )
-        train_epoch(module, optimiser, synthetic, options.batch_size, chosen, generator)
+            optimiser = _optimiser(module, options, lr if epoch == 0 else lr / 10)
+        train_epoch(
+            module, optimiser, synthetic, options.batch_size, chosen, generator, sharpness_aware=sharpness_aware
+        )
     accuracy, loss = measure(module, real)
     return Score(accuracy, loss, time.perf_counter() - started, peak_memory(device))
+
+
+def _optimiser(module: nn.Module, options: EvaluateOptions, rate: float) -> torch.optim.Optimizer:
+    """Return a fresh optimiser of the kind that the options name."""
+    parameters = module.parameters()
+    if options.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=options.weight_decay)
+    return torch.optim.SGD(parameters, lr=rate, momentum=options.momentum, weight_decay=options.weight_decay)

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -74,6 +74,8 @@ class Columns:
     """Columns whose values may be missing."""
     extra: bool = False
     """Allow further float columns, in name order, whose values may be missing."""
+    since: Mapping[str, object] = field(default_factory=dict)
+    """Columns that files of earlier versions lack, with the value that holds for all their rows."""
 
     def schema(self, rows: Sequence[Mapping[str, Any]]) -> pyarrow.Schema:
         """Return the typed columns that hold `rows`.
@@ -105,16 +107,19 @@ EVALUATION = Columns(
         "labels": str,
         "split": str,
         "selection": str,
+        "average": str,
         "accuracy": float,
         "loss": float,
         "epochs": int,
         "seconds": float,
         "peak_memory_bytes": int,
     },
+    since={"average": "raw"},
 )
 """One row per network trained on a synthetic set. labels: hard or soft; split: where `accuracy` (a fraction) and `loss`
-were measured; selection: last, validation or test, how the synthetic set was chosen; seconds and peak_memory_bytes of
-this training."""
+were measured; selection: last, validation or test, how the synthetic set was chosen; average: raw, or ema where the set
+is an exponential moving average over the iterations (then there are rows of both, a network of each repeat on either);
+seconds and peak_memory_bytes of this training."""
 
 METRICS = Columns(
     "metrics",
@@ -152,6 +157,22 @@ SHARPNESS = Columns(
 """One row per expert segment: the matching loss at a synthetic set, at its worst neighbour in distance rho, and the
 difference."""
 
+EXPERT_SHARPNESS = Columns(
+    "sharpness of experts",
+    {
+        "dataset": str,
+        "experts": str,
+        "expert": int,
+        "epoch": int,
+        "rho": float,
+        "loss": float,
+        "perturbed_loss": float,
+        "sharpness": float,
+    },
+)
+"""One row per snapshot of an expert and length rho: the training loss at its weights, at their worst neighbour in
+distance rho, and the difference."""
+
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, metadata: Mapping[str, Any]) -> None:
     """Write rows as parquet, atomically.
@@ -175,11 +196,13 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
 def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
     """Return the rows of a file written by `write_rows`; a missing optional number is NaN.
 
+    A column that came with a later version (`Columns.since`) is filled in where the file lacks it.
+
     Raises:
         UsageError: the file is missing, cut short, or of another kind.
     """
-    table = _read_table(path, columns)
     expected = columns.schema([])
+    table = _completed(_read_table(path, columns), columns, expected)
     found = [name for name in table.column_names if name in columns.fields]
     if found != expected.names or (not columns.extra and len(table.column_names) != len(found)):
         raise UsageError(
@@ -193,6 +216,17 @@ def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
         )
     frame: pandas.DataFrame = table.to_pandas()
     return frame
+
+
+def _completed(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schema) -> pyarrow.Table:
+    """Return the table of an earlier version with the columns that have come since; any other one as it is."""
+    absent = [name for name in expected.names if name in columns.since and name not in table.column_names]
+    if table.column_names[: len(expected) - len(absent)] != [name for name in expected.names if name not in absent]:
+        return table
+    for name in absent:
+        values = pyarrow.array([columns.since[name]] * len(table), expected.field(name).type)
+        table = table.add_column(expected.get_field_index(name), expected.field(name), values)
+    return table
 
 
 def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
@@ -220,6 +254,13 @@ def _read_table(path: Path, columns: Columns) -> pyarrow.Table:
             f"{columns.what} {path} was not written by satm (it carries no 'satm' metadata); make it again"
         )
     return table
+
+
+RAW_PARTS = ("raw_images", "raw_labels")
+"""Tensors of a synthetic set's file that are there beside an average only."""
+
+STORED = "stored."
+"""Begins the name of a tensor that images are computed from, in a synthetic set's file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +293,15 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """Which iteration this is: `last`, or the best on `validation` or `test` images."""
     whitening_path: Path | None = None
     """File of the whitening, where there is one."""
+    average: str = "raw"
+    """What images and labels are: `raw`, those of one iteration, or `ema`, an exponential moving average over them."""
+    raw_images: Tensor | None = None
+    """Beside an average: the images `[n, C, H, W]` of the iteration itself, in the same space."""
+    raw_labels: Tensor | None = None
+    """Beside an average: the labels of the iteration itself, like `labels`; None: they are `labels`."""
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the images of the iteration (not an average of them) are computed from, by name, such as basis images and
+    their weights; empty where they are numbers of their own."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together.
@@ -259,6 +309,16 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             UsageError: a shape, a type or a label does not fit.
         """
+        if self.average not in ("raw", "ema"):
+            raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}")
+        if self.average == "raw" and (self.raw_images is not None or self.raw_labels is not None):
+            raise UsageError("raw_images and raw_labels stand beside an average, got average 'raw'; leave them out")
+        for one, other in ((self.raw_images, self.images), (self.raw_labels, self.labels)):
+            if one is not None and (one.shape != other.shape or one.dtype != other.dtype):
+                raise UsageError(
+                    f"the raw part beside an average must be like it, {other.dtype} {tuple(other.shape)}, got "
+                    f"{one.dtype} {tuple(one.shape)}"
+                )
         if self.images.ndim != 4 or self.images.dtype != torch.float32:
             raise UsageError(
                 f"a synthetic set needs float32 images [n, C, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
@@ -287,6 +347,56 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def classes(self) -> Tensor:
         """`[n]` int64, the class of each image; of soft labels the largest."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
+    @property
+    def stored_numbers(self) -> int:
+        """How many numbers the set is made of, to compare sets at an equal budget.
+
+        Counted are `stored`, or without it (and for an average, which is not computed from it) the numbers of the
+        images; and, where labels are soft, their logits. Not counted are integer labels, which follow from the order of
+        the images, the step size, and what stands beside an average.
+        """
+        computed = self.average == "raw" and self.stored
+        count = sum(tensor.numel() for tensor in self.stored.values()) if computed else self.images.numel()
+        return count + (self.labels.numel() if self.labels.is_floating_point() else 0)
+
+    def first(self, ipc: int) -> "DistilledDataset":
+        """Return the set of the first so many images of each class; `stored` is kept whole.
+
+        Of a set that is good in every prefix (boosted distillation) it is a set for a smaller budget.
+
+        Raises:
+            UsageError: there are fewer images, or the images are not sorted by class with as many of each.
+        """
+        classes = len(self.class_names)
+        each, rest = divmod(len(self), classes)
+        order = torch.arange(classes).repeat_interleave(each)
+        if rest or (self.labels.ndim == 1 and not torch.equal(self.labels.cpu(), order)):
+            raise UsageError(
+                f"the first images of each class can be taken where images are sorted by class with as many of each, "
+                f"which these {len(self)} images of {classes} classes are not"
+            )
+        if not 1 <= ipc <= each:
+            raise UsageError(
+                f"the synthetic set has {each} images of each class, asked for the first {ipc}; ask for 1 to {each}"
+            )
+        chosen = (torch.arange(classes)[:, None] * each + torch.arange(ipc)).reshape(-1).to(self.images.device)
+        parts = ("images", "labels", *RAW_PARTS)
+        held: dict[str, Any] = {part: whole[chosen] for part in parts if (whole := getattr(self, part)) is not None}
+        return replace(self, ipc=ipc, **held)
+
+    def unaveraged(self) -> "DistilledDataset":
+        """Return the raw set that stands beside an average; a raw set as it is.
+
+        Raises:
+            UsageError: the set is an average and its raw images were not kept.
+        """
+        if self.average == "raw":
+            return self
+        if self.raw_images is None:
+            raise UsageError("the synthetic set is an average whose raw images were not kept; distil it again")
+        labels = self.labels if self.raw_labels is None else self.raw_labels
+        return replace(self, images=self.raw_images, labels=labels, average="raw", raw_images=None, raw_labels=None)
 
     def pixels(self, whitening: Whitening | None = None) -> Tensor:
         """Return `[n, C, H, W]` float32 images in [0, 1], clamped, for looking at.
@@ -320,7 +430,7 @@ def save_distilled(path: Path, data: DistilledDataset) -> None:
         RunError: the disk is full or the folder cannot be written.
     """
     whitening = data.whitening_path
-    fields = ("class_names", "dataset", "ipc", "method", "seed", "iteration", "selection")
+    fields = ("class_names", "dataset", "ipc", "method", "seed", "iteration", "selection", "average")
     metadata = {
         "kind": "distilled",
         **{field: getattr(data, field) for field in fields},
@@ -330,6 +440,10 @@ def save_distilled(path: Path, data: DistilledDataset) -> None:
         "versions": {"satm": satm.__version__, "torch": torch.__version__},
     }
     tensors = {"images": data.images, "labels": data.labels, "step_size": data.step_size.detach().float().reshape(())}
+    extras = {name: getattr(data, name) for name in RAW_PARTS}
+    extras |= {f"{STORED}{name}": tensor for name, tensor in data.stored.items()}
+    # The format refuses tensors that share memory, as raw and averaged labels may.
+    tensors |= {name: tensor.clone() for name, tensor in extras.items() if tensor is not None}
     write_tensors(path, tensors, metadata)
 
 
@@ -341,15 +455,17 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path, "synthetic set")
-    if metadata.get("kind") != "distilled" or set(tensors) != {"images", "labels", "step_size"}:
+    stored = {name.removeprefix(STORED): tensors.pop(name) for name in sorted(tensors) if name.startswith(STORED)}
+    if metadata.get("kind") != "distilled" or set(tensors) - set(RAW_PARTS) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
-    fields = set(DistilledDataset.__dataclass_fields__) - set(tensors)
-    if missing := sorted(fields - set(metadata)):
+    wanted = {*DistilledDataset.__dataclass_fields__} - {*tensors, *RAW_PARTS, "stored", "average"}
+    if missing := sorted(wanted - set(metadata)):
         raise UsageError(
             f"{path} says nothing of {', '.join(missing)}: it is damaged or of another version; make it again"
         )
     values: dict[str, Any] = {**metadata, **tensors, "class_names": tuple(cast(list[str], metadata["class_names"]))}
+    values["stored"] = stored
     if values["whitening_path"] is not None:
         values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
     return DistilledDataset(**{name: value for name, value in values.items() if name not in ("kind", "versions")})

@@ -6,9 +6,10 @@ Accuracies are fractions in every frame and csv, percent (as papers print them) 
 import functools
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.table import Table
 from scipy.special import stdtrit
 
 from satm.config import Resolver, TableOptions, canonical
-from satm.errors import UsageError
+from satm.errors import UsageError, pick
 from satm.files import atomic_path
 from satm.results import EVALUATION, METRICS, SHARPNESS, Columns, read_rows
 
@@ -35,9 +36,12 @@ COLUMNS = {
     "accuracy_std": "float64",
     "n": "Int64",
     "selection": "object",
+    "average": "object",
     "split": "object",
     "published_mean": "float64",
     "published_std": "float64",
+    "published_network": "object",
+    "published_source": "object",
     "difference": "float64",
     "seconds": "float64",
     "peak_memory_bytes": "Int64",
@@ -62,6 +66,9 @@ PAIRED_COLUMNS = (
 CONFIDENCE = 0.95
 """Of the interval of a paired difference."""
 
+WIDE = "convnet-wide"
+"""Network, in the data file, of published numbers that are of a wider ConvNet than the others."""
+
 
 @functools.cache
 def load_published() -> pandas.DataFrame:
@@ -76,9 +83,12 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc and method of a table; in a cell the methods that are only published come first.
 
     Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
-    on the images that `split` names; selection, which iteration of the synthetic set was tested; published_mean and
-    published_std (of test images); difference, accuracy_mean minus published_mean; seconds of one distillation, mean
-    over the seeds; peak_memory_bytes, the largest of any. Accuracies are fractions. What does not exist is missing.
+    on the images that `split` names; selection, which iteration of the synthetic set was tested; average, `ema` where
+    the set is a moving average over the iterations, else `raw`; published_mean and published_std (of test images),
+    published_network that they are of, published_source, the table that prints them; difference, accuracy_mean minus
+    published_mean; seconds of one distillation, mean over the seeds; peak_memory_bytes, the largest of any. Accuracies
+    are fractions. What does not exist is missing. Where sets are averaged, the row of the averages, which stands for
+    the method, is followed by one of the raw sets without published numbers.
 
     Raises:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
@@ -87,13 +97,13 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     options = resolver.table(name)
     rows: list[dict[str, object]] = []
     for dataset, ipc in _cells(options):
-        published = _published(name, dataset, ipc, options.methods) if options.split == "test" else {}
+        published = _published(name, dataset, ipc, options) if options.split == "test" else {}
         cell = {"dataset": dataset, "ipc": ipc}
         rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
-        rows += [
-            {**cell, "method": one, **_measured(resolver, options, dataset, ipc, one), **published.get(one, {})}
-            for one in options.methods
-        ]
+        for one in options.methods:
+            main, *beside = _measured(resolver, options, dataset, ipc, one)
+            rows.append({**cell, "method": one, **main, **published.get(one, {})})
+            rows += [{**cell, "method": one, **raw} for raw in beside]
     frame = pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     return frame.assign(difference=frame["accuracy_mean"] - frame["published_mean"])
 
@@ -106,7 +116,7 @@ def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     (fraction, images of the table's split) and, where `sharpness` is set, sharpness (of the outer loss; smaller is
     flatter). Pairs are the seeds of the distillation, each the mean over its networks or segments; with one seed they
     are the networks or the segments themselves, so that the interval does not cover the choice of the seed.
-    `over` says which. low and high are missing with a single pair.
+    `over` says which. low and high are missing with a single pair. Of averaged sets the averages are compared.
 
     Raises:
         UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
@@ -119,7 +129,7 @@ def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
             cell = {"dataset": dataset, "ipc": ipc, "method": compared[0], "reference": reference}
             if {compared[0], reference} <= set(options.methods):
                 one, two = (
-                    _evaluations(resolver, options, dataset, ipc, method) for method in (compared[0], reference)
+                    _evaluations(resolver, options, dataset, ipc, method)[0] for method in (compared[0], reference)
                 )
                 rows.append({**cell, "quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")})
             if options.sharpness:
@@ -186,16 +196,16 @@ def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFra
     results = Table(title=f"{' and '.join(sorted(set(frame['split'].dropna())))} accuracy, percent".capitalize())
     for column in ("dataset", "ipc", "method", "accuracy", "n", "selection", "published", "seconds", "peak MiB"):
         results.add_column(column, justify="left" if column in ("dataset", "method", "selection") else "right")
-    for row in frame.to_dict("records"):
+    for name, row in zip(_names(frame), frame.to_dict("records"), strict=True):
         memory = row["peak_memory_bytes"]
         results.add_row(
             row["dataset"],
             str(row["ipc"]),
-            row["method"],
+            name,
             _percent(row["accuracy_mean"], row["accuracy_std"]),
             "" if pandas.isna(row["n"]) else str(row["n"]),
             "" if pandas.isna(row["selection"]) else row["selection"],
-            _percent(row["published_mean"], row["published_std"]),
+            _percent(row["published_mean"], row["published_std"]) + _mark(row, True),
             "" if pandas.isna(row["seconds"]) else f"{row['seconds']:.0f}",
             "" if pandas.isna(memory) else f"{memory / 2**20:.0f}",
         )
@@ -226,18 +236,33 @@ def _cells(options: TableOptions) -> list[tuple[str, int]]:
     return [(dataset, ipc) for dataset, ipcs in options.datasets.items() for ipc in ipcs]
 
 
-def _published(name: str, dataset: str, ipc: int, measured: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the published mean and std, as fractions, by method, in the paper's order."""
+def _published(name: str, dataset: str, ipc: int, options: TableOptions) -> dict[str, dict[str, object]]:
+    """Return what is published by method, as fractions, in the paper's order; methods asked for by name come last.
+
+    Numbers of a wide network stand only for methods asked for by name that have no other in this cell.
+    """
     frame = load_published()
-    frame = frame[(frame["metric"] == "test_accuracy") & (frame["eval_arch"] == "convnet") & frame["value"].notna()]
-    frame = frame[(frame["dataset"] == dataset) & (frame["ipc"] == ipc)]
-    found: dict[str, dict[str, float]] = {}
-    for index, (source, table) in enumerate(PUBLISHED.get(name, ())):
-        own = frame[(frame["source"] == source) & (frame["table"] == table)]
-        for method, value, std in zip(own["method"], own["value"], own["std"], strict=True):
-            if method not in found and (index == 0 or method in measured):
-                found[method] = {"published_mean": value / 100, "published_std": std / 100}
-    return found
+    frame = frame[(frame["metric"] == "test_accuracy") & frame["eval_arch"].isin(["convnet", WIDE])]
+    for method in options.published:
+        pick(method, dict.fromkeys(frame["method"]), f"method with published numbers in table {name}")
+    frame = frame[(frame["dataset"] == dataset) & (frame["ipc"] == ipc) & frame["value"].notna()]
+    known = {place: rank for rank, place in enumerate(PUBLISHED.get(name, ()))}
+    ranks = [known.get(place, len(known)) for place in zip(frame["source"], frame["table"], strict=True)]
+    frame = frame.assign(rank=ranks, wide=frame["eval_arch"] == WIDE, aside=frame["task"] != "in-domain")
+    own: dict[str, dict[str, object]] = {}
+    asked: dict[str, dict[str, object]] = {}
+    for row in frame.sort_values(["wide", "rank", "aside"], kind="stable").to_dict("records"):
+        method, rank = row["method"], row["rank"]
+        values = {
+            "published_mean": row["value"] / 100,
+            "published_std": row["std"] / 100,
+            "published_network": row["eval_arch"],
+            "published_source": f"{row['source']} {row['table']}",
+        }
+        if rank < len(known) and not row["wide"] and (rank == 0 or method in options.methods):
+            own.setdefault(method, values)
+        asked.setdefault(method, values)
+    return {**own, **{method: asked[method] for method in options.published if method in asked and method not in own}}
 
 
 def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: dict[str, object]) -> pandas.DataFrame:
@@ -255,8 +280,10 @@ def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: d
     return frame
 
 
-def _evaluations(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    """Return the rows of one cell on the images that the table is about, all seeds."""
+def _evaluations(
+    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str
+) -> list[pandas.DataFrame]:
+    """Return the rows of one cell on the images that the table is about, all seeds; of averages first, then of raw."""
     found = []
     for seed in options.seeds_for(ipc):
         path = resolver.layout.evaluation(dataset, ipc, method, seed, options.network)
@@ -272,7 +299,13 @@ def _evaluations(resolver: Resolver, options: TableOptions, dataset: str, ipc: i
             f"the evaluations of {method} on {dataset}, ipc {ipc}, mix the selections {', '.join(kinds)}, "
             "which are not comparable; make them again with one"
         )
-    return rows
+    averages = [sorted(set(frame["average"])) for frame in found]
+    if any(kinds != averages[0] for kinds in averages):
+        raise UsageError(
+            f"the evaluations of {method} on {dataset}, ipc {ipc}, are of averaged sets at some seeds and only of raw "
+            "ones at others, which are not comparable; make them again with one"
+        )
+    return [rows[rows["average"] == average] for average in averages[0]]
 
 
 def _sharpness(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
@@ -284,23 +317,30 @@ def _sharpness(resolver: Resolver, options: TableOptions, dataset: str, ipc: int
     return pandas.concat(found, ignore_index=True)
 
 
-def _measured(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> dict[str, object]:
-    rows = _evaluations(resolver, options, dataset, ipc, method)
+def _measured(
+    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str
+) -> list[dict[str, object]]:
+    """Return what was measured in one cell; of averages first, then of raw sets."""
+    evaluations = _evaluations(resolver, options, dataset, ipc, method)
     seconds, memory = [], []
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         metrics = _read(resolver, resolver.layout.metrics(dataset, ipc, method, seed), METRICS, "distill", axes)
         seconds.append(float(metrics["seconds"].sum()))
         memory += metrics["peak_memory_bytes"].tolist()
-    return {
-        "accuracy_mean": rows["accuracy"].mean(),
-        "accuracy_std": rows["accuracy"].std(),
-        "n": len(rows),
-        "selection": rows["selection"].iloc[0],
-        "split": options.split,
-        "seconds": sum(seconds) / len(seconds),
-        "peak_memory_bytes": max(memory, default=None),
-    }
+    return [
+        {
+            "accuracy_mean": rows["accuracy"].mean(),
+            "accuracy_std": rows["accuracy"].std(),
+            "n": len(rows),
+            "selection": rows["selection"].iloc[0],
+            "average": rows["average"].iloc[0],
+            "split": options.split,
+            "seconds": sum(seconds) / len(seconds),
+            "peak_memory_bytes": max(memory, default=None),
+        }
+        for rows in evaluations
+    ]
 
 
 def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str) -> dict[str, object]:
@@ -334,18 +374,30 @@ class _Cell:
     best: bool
 
 
+def _names(frame: pandas.DataFrame) -> list[str]:
+    """Return the method of each row, with `, raw` where the same cell has a row of averages too."""
+    records = frame.to_dict("records")
+    cells = [(row["dataset"], row["ipc"], row["method"]) for row in records]
+    averaged = {cell for cell, row in zip(cells, records, strict=True) if row["average"] == "ema"}
+    return [
+        f"{row['method']}, raw" if cell in averaged and row["average"] == "raw" else str(row["method"])
+        for cell, row in zip(cells, records, strict=True)
+    ]
+
+
 def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
-    """Return (whether published, method) of each column of the paper's layout."""
+    """Return (whether published, name) of each column of the paper's layout."""
     found = []
+    names = pandas.Series(_names(frame), index=frame.index)
     for published, column in ((True, "published_mean"), (False, "accuracy_mean")):
-        present = frame.loc[frame[column].notna(), "method"]
-        found += [(published, str(method)) for method in dict.fromkeys(present)]
+        found += [(published, str(name)) for name in dict.fromkeys(names[frame[column].notna()])]
     return found
 
 
 def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, list[_Cell]]]:
     """Return dataset (empty where it repeats), ipc and the cells of each row of the paper's layout."""
-    held = {(row["dataset"], row["ipc"], row["method"]): row for row in frame.to_dict("records")}
+    records = zip(_names(frame), frame.to_dict("records"), strict=True)
+    held = {(row["dataset"], row["ipc"], name): row for name, row in records}
     found: list[tuple[str, str, list[_Cell]]] = []
     last = None
     for dataset, ipc in dict.fromkeys((dataset, ipc) for dataset, ipc, _ in held):
@@ -354,10 +406,9 @@ def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[
             kind = "published" if published else "accuracy"
             row = held.get((dataset, ipc, method), {})
             mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
-            rivals = kind if published else f"selection {row.get('selection')}"
-            marked = not published and not math.isnan(mean) and row["selection"] != "last"
-            mark = f" [{row['selection']}]" if marked else ""
-            shown.append((round(100 * mean, 1), rivals, f"{_percent(mean, std)}{mark}" or "-"))
+            rivals = row.get("published_network") if published else f"selection {row.get('selection')}"
+            mark = "" if math.isnan(mean) else _mark(row, published)
+            shown.append((round(100 * mean, 1), str(rivals), f"{_percent(mean, std)}{mark}" or "-"))
         cells = []
         for mean, rivals, text in shown:
             means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
@@ -365,6 +416,13 @@ def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[
         found.append(("" if dataset == last else dataset, str(ipc), cells))
         last = dataset
     return found
+
+
+def _mark(row: Mapping[Any, Any], published: bool) -> str:
+    """Return what is said of a number that is not to be compared with the others without a thought."""
+    if published:
+        return " [wide]" if row.get("published_network") == WIDE else ""
+    return "" if row["selection"] == "last" else f" [{row['selection']}]"
 
 
 def _percent(mean: float, std: float) -> str:
@@ -385,11 +443,21 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
         f"all seeds of the distillation together. Network: `{network}`. Bold: the best of a row among the published "
         "numbers, and among the measured ones of one selection."
     ]
-    if frame["published_mean"].notna().any():
+    printed = frame[frame["published_mean"].notna()]
+    if set(printed["method"]) - set(options.published):
         sources = ", ".join(f"{source} {table}" for source, table in PUBLISHED[name])
         notes.append(
             f"Published: {sources} (the later ones for measured methods that the first does not print), with a ConvNet "
             "of width 128. A difference says little where the network, the epochs or the iterations are fewer."
+        )
+    for source, rows in printed[printed["method"].isin(options.published)].groupby("published_source", sort=False):
+        notes.append(f"{', '.join(dict.fromkeys(rows['method']))}: published in {source}, not measured here.")
+    if (printed["published_network"] == WIDE).any():
+        notes.append("[wide]: published for a wider ConvNet, and not compared with the others.")
+    if averaged := list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"])):
+        notes.append(
+            f"{', '.join(averaged)}: exponential moving averages over the iterations; beside them, as `raw`, the sets "
+            "of the iteration itself."
         )
     marks = sorted(set(frame["selection"].dropna()) - {"last"})
     notes += [

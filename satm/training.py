@@ -1,9 +1,11 @@
-"""Ordinary training of one network, shared by the experts and by evaluation.
+"""Training of one network, plain or sharpness-aware, shared by the experts and by evaluation.
 
 Shapes: B images of a batch, C x H x W an image, K classes.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,85 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets)
 
 
+Weights = Mapping[str, Tensor]
+"""Values by the name of the parameter: weights, or their gradients."""
+
+
+@dataclass(frozen=True)
+class SharpnessAware:
+    """A gradient that leads to flat minima, made of the one at the weights w and the one at a worse neighbour.
+
+    Args:
+        rule: with g the gradient at w and g' that at the neighbour, `paper`: neighbour ``w + rho g / |g|``, gradient
+            ``alpha g' + (1 - alpha) g``, SAM where alpha is 1; `code`: neighbour ``w + rho g / (|g| + 1e-12)`` and
+            gradient ``g' - alpha v``, where v is the part of g orthogonal to g' (GSAM).
+        rho: length of the step to the neighbour, over all weights together.
+        alpha: see `rule`.
+        adaptive: `code` only: the neighbour is ``w + rho w^2 g / (|w g| + 1e-12)``, elementwise (ASAM).
+
+    Raises:
+        ValueError: `adaptive` with the rule `paper`, which has no such step.
+
+    Source: `paper`: FTD Algorithm 1 and Eq. 15, 16. `code`: FTD's public buffer code, which calls the GSAM package
+        (`gsam.py`: `perturb_weights`, `gradient_decompose`) with a constant rho.
+    Differs: that package steps back by subtraction, which rounds; here the weights themselves never move.
+    """
+
+    rule: Literal["paper", "code"]
+    rho: float
+    alpha: float
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.adaptive and self.rule == "paper":
+            raise ValueError("adaptive has no effect with the rule 'paper'; use the rule 'code' or leave it out")
+
+    def neighbour(self, weights: Weights, gradient: Weights) -> dict[str, Tensor]:
+        """Return the weights of the worse neighbour; without a slope the weights themselves."""
+        scaled = {name: weights[name].abs() * slope if self.adaptive else slope for name, slope in gradient.items()}
+        norm = _norm(scaled)
+        if self.rule == "code":
+            factor = self.rho / (norm + 1e-12)
+        else:
+            factor = torch.where(norm > 0, self.rho / norm, torch.zeros_like(norm))
+        return {
+            name: weights[name] + factor * (weights[name] ** 2 * slope if self.adaptive else slope)
+            for name, slope in gradient.items()
+        }
+
+    def combine(self, gradient: Weights, there: Weights) -> dict[str, Tensor]:
+        """Return the gradient to follow, from those at the weights and at the neighbour."""
+        if self.rule == "paper":
+            return {name: slope.lerp(there[name], self.alpha) for name, slope in gradient.items()}
+        here_norm, there_norm = _norm(gradient), _norm(there)
+        product = torch.stack([(slope * there[name]).sum() for name, slope in gradient.items()]).sum()
+        cosine = product / (there_norm * here_norm + 1e-12)
+        along = cosine * here_norm / (there_norm + 1e-12)
+        return {name: there[name] - self.alpha * (slope - along * there[name]) for name, slope in gradient.items()}
+
+    def replace_gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> None:
+        """Replace the parameters' gradients of a batch, `parameter.grad`, by the sharpness-aware ones.
+
+        The second pass sees the same images, augmentation included. It leaves weights and buffers alone: running
+        statistics of batch norms are those of the first pass, as in the GSAM package.
+        """
+        parameters = {name: held for name, held in module.named_parameters() if held.grad is not None}
+        here = {name: held.grad for name, held in parameters.items() if held.grad is not None}
+        weights = {name: held.detach() for name, held in parameters.items()}
+        near = {name: held.requires_grad_() for name, held in self.neighbour(weights, here).items()}
+        buffers = {name: held.clone() for name, held in module.named_buffers()}
+        loss = soft_cross_entropy(torch.func.functional_call(module, (near, buffers), (images,)), labels)
+        there = dict(zip(near, torch.autograd.grad(loss, list(near.values())), strict=True))
+        for name, slope in self.combine(here, there).items():
+            parameters[name].grad = slope
+
+
+def _norm(values: Weights) -> Tensor:
+    """Return `[]` the Euclidean norm over all values together."""
+    norm: Tensor = torch.stack([value.norm() for value in values.values()]).norm()
+    return norm
+
+
 def train_epoch(
     module: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -64,6 +145,9 @@ def train_epoch(
     batch_size: int,
     augmentation: Augmentation,
     generator: torch.Generator,
+    *,
+    among: Tensor | None = None,
+    sharpness_aware: SharpnessAware | None = None,
 ) -> float:
     """Train one pass over the images in a random order; return the mean loss.
 
@@ -74,9 +158,14 @@ def train_epoch(
         batch_size: the last batch may be smaller.
         augmentation: drawn anew for each batch.
         generator: on the CPU; draws the order and the augmentation.
+        among: `[m]` int64 on the CPU, the images of this pass; None: all.
+        sharpness_aware: which gradient to follow; None: that at the weights. The loss is that at the weights anyway.
     """
     module.train()
-    order = torch.randperm(len(data), generator=generator)
+    count = len(data) if among is None else len(among)
+    order = torch.randperm(count, generator=generator)
+    if among is not None:
+        order = among[order]
     total = torch.zeros((), device=data.labels.device)
     for chosen in order.split(batch_size):
         images, labels = data.batch(chosen.to(data.labels.device))
@@ -84,20 +173,27 @@ def train_epoch(
         loss = soft_cross_entropy(module(images), labels)
         optimiser.zero_grad()
         loss.backward()
+        if sharpness_aware is not None:
+            sharpness_aware.replace_gradients(module, images, labels)
         optimiser.step()
         total += loss.detach() * len(chosen)
-    return float(total) / len(data)
+    return float(total) / count
 
 
 @torch.no_grad()
-def measure(module: nn.Module, data: TrainingImages) -> tuple[float, float]:
-    """Return the accuracy, a fraction, and the mean cross-entropy on images with integer labels, not augmented."""
+def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `[B, K]` logits and the labels of all images in their order, not augmented; the module is put to test."""
     module.eval()
-    right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
-    total = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     for start in range(0, len(data), TEST_BATCH):
         images, labels = data.batch(slice(start, start + TEST_BATCH))
-        logits = module(images)
+        yield module(images), labels
+
+
+def measure(module: nn.Module, data: TrainingImages) -> tuple[float, float]:
+    """Return the accuracy, a fraction, and the mean cross-entropy on images with integer labels, not augmented."""
+    right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
+    total = torch.zeros((), dtype=torch.float64, device=data.labels.device)
+    for logits, labels in outputs(module, data):
         right += (logits.argmax(1) == labels).sum()
         total += functional.cross_entropy(logits, labels, reduction="sum").double()
     return int(right) / len(data), float(total) / len(data)

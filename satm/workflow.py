@@ -25,11 +25,11 @@ DECODING = {
 }
 """The options of a dataset that decide its stored images; they reach later stages through that file."""
 
-WHITENING = {"zca_eps"}
+WHITENING = {"zca_eps", "zca_per_image", "zca_relative"}
 """The options of a dataset that decide its whitening."""
 
-SHARING = {"count", "per_job"}
-"""The options of experts that say how many there are and which job trains them, not what one is."""
+SHARING = {"count", "per_job", "difficulty_count"}
+"""The options of experts that say how many there are, which job trains them and how many are asked, not what one is."""
 
 
 class Campaigns:
@@ -111,6 +111,13 @@ class Campaigns:
         images = [resolver.layout.images(wildcards.dataset)]
         return [*images, resolver.layout.zca(wildcards.dataset)] if resolver.dataset(wildcards.dataset).zca else images
 
+    def difficulty(self, wildcards: Wildcards) -> list[str]:
+        """Return the file that says how hard each image is, for experts that see the easy ones first."""
+        resolver = self.of(wildcards.root)
+        recipe = resolver.experts(wildcards.experts, wildcards.dataset)
+        asked = resolver.difficulty(wildcards.experts, wildcards.dataset, recipe)
+        return [] if asked is None else [resolver.layout.difficulty(wildcards.dataset, asked)]
+
     def parts(self, wildcards: Wildcards) -> list[str]:
         """Return the parts of a trajectory store."""
         resolver = self.of(wildcards.root)
@@ -161,6 +168,11 @@ class Campaigns:
         recipe = resolver.experts(wildcards.experts, wildcards.dataset)
         network = resolver.network(recipe.network, wildcards.dataset)
         return canonical({"recipe": _values(recipe, without=SHARING), "network": network, **self._data(wildcards)})
+
+    def difficulty_options(self, wildcards: Wildcards) -> str:
+        """Return the options of measuring difficulty: how many experts are asked. The rest reaches it through files."""
+        recipe = self.of(wildcards.root).experts(wildcards.experts, wildcards.dataset)
+        return canonical(_values(recipe, only={"difficulty_count"}))
 
     def distill_options(self, wildcards: Wildcards) -> str:
         """Return the options of a distillation: method, dataset. Those of the experts reach it through their files."""

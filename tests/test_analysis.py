@@ -1,17 +1,23 @@
-"""Sharpness of a synthetic set, against its definition written out."""
+"""Sharpness of a synthetic set and of experts, against their definitions written out."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import Refuse
+from torch.nn import functional
 
+from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_at
 from satm.analysis.sharpness import measure_sharpness
 from satm.bench import Case, relative
+from satm.cli import main
 from satm.methods import Problem, Synthetic
 from satm.methods.matching import MatchingOptions, TrajectoryMatching
-from satm.results import SHARPNESS, read_rows
+from satm.params import flatten, load_flat
+from satm.results import EXPERT_SHARPNESS, SHARPNESS, read_rows, read_rows_metadata
 from satm.seeds import make_generator
+from satm.training import TEST_BATCH, TrainingImages
 
 OPTIONS = MatchingOptions(inner_steps=3, expert_epochs=1, max_start_epoch=3, step_size=0.1)
 
@@ -49,14 +55,10 @@ def test_without_a_step_there_is_no_rise(problem: Problem) -> None:
 
 
 def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, refused: Refuse) -> None:
-    from satm.cli import main
-
     cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1"]
     assert main(["distill", *cell, "--method", "mtt"]) == 0
     for method in ("satm", "mtt"):
         assert main(["analyse", *cell, "--method", method, "--segments", "2"]) == 0
-    from pathlib import Path
-
     rows = [
         read_rows(Path(f"results/tiny/analysis/digits/ipc-1/{method}/seed-0/sharpness.parquet"), SHARPNESS)
         for method in ("satm", "mtt")
@@ -64,6 +66,97 @@ def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, 
     assert [list(frame["segment"]) for frame in rows] == [[0, 1], [0, 1]]
     assert set(rows[0]["rho"]) == set(rows[1]["rho"]) == {0.05}
     assert "sharpness is that of a matching loss" in refused("analyse", *cell, "--method", "random")
+
+
+def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused: Refuse) -> None:
+    text = Path("tiny.yaml").read_text()
+    cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm", "--segments", "1"]
+    Path("tiny.yaml").write_text(text + "methods: {satm: {rho: 0.07}}\n")
+    assert main(["analyse", *cell]) == 0
+    path = Path("results/tiny/analysis/digits/ipc-1/satm/seed-0/sharpness.parquet")
+    assert set(read_rows(path, SHARPNESS).rho) == {0.07}
+    other = text.replace("  - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}\n", "")
+    Path("tiny.yaml").write_text(other + "methods: {satm: {method: mtt}}\n")
+    assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
+    cell[cell.index("digits")] = "held"  # without presets for the entry satm
+    assert "the entry 'satm', which is another method here; rename it" in refused("analyse", *cell)
+
+
+def real_images(count: int) -> TrainingImages:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(count, 1, 8, 8, generator=generator, dtype=torch.float64)
+    return TrainingImages(images, torch.arange(count) % 3)
+
+
+def loss_at(problem: Problem, weights: torch.Tensor, data: TrainingImages) -> torch.Tensor:
+    load_flat(problem.module, weights)
+    return functional.cross_entropy(problem.module(data.images), data.labels)
+
+
+def test_the_sharpness_of_an_expert_is_ftds_equation(problem: Problem) -> None:
+    assert problem.experts is not None
+    data, lengths = real_images(12), (0.05, 0.4)
+    found = list(measure_expert_sharpness(problem.module, problem.experts, data, 2, lengths))
+    assert [[(row["expert"], row["epoch"]) for row in rows] for rows in found] == [
+        [(expert, epoch)] * 2 for expert in range(2) for epoch in range(5)
+    ]
+    for rows in found:
+        weights = problem.experts.snapshot(int(rows[0]["expert"]), int(rows[0]["epoch"])).double()
+        base = loss_at(problem, weights, data)
+        slope = torch.cat([part.reshape(-1) for part in torch.autograd.grad(base, list(problem.module.parameters()))])
+        for row, rho in zip(rows, lengths, strict=True):
+            worst = float(loss_at(problem, weights + rho * slope / slope.square().sum().sqrt(), data).detach())
+            assert row["rho"] == rho
+            assert row["loss"] == pytest.approx(float(base.detach()), rel=1e-12)
+            assert row["perturbed_loss"] == pytest.approx(worst, rel=1e-12)
+            assert row["sharpness"] == row["perturbed_loss"] - row["loss"] > 0
+
+
+def test_no_neighbour_at_a_small_distance_is_much_worse(problem: Problem) -> None:
+    data, weights, rho = real_images(12), flatten(problem.module), 1e-3
+    (row,) = sharpness_at(problem.module, weights, data, [rho])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        step = torch.randn(len(weights), generator=generator, dtype=torch.float64)
+        other = float(loss_at(problem, weights + rho * step / step.norm(), data).detach())
+        assert other - row["loss"] < row["sharpness"]
+
+
+def test_the_sharpness_of_an_expert_goes_through_all_batches(problem: Problem) -> None:
+    data = real_images(TEST_BATCH + 8)
+    weights = flatten(problem.module)
+    (row,) = sharpness_at(problem.module, weights, data, [0.3])
+    assert torch.equal(flatten(problem.module), weights)
+    base = loss_at(problem, weights, data)
+    slope = torch.cat([part.reshape(-1) for part in torch.autograd.grad(base, list(problem.module.parameters()))])
+    assert row["loss"] == pytest.approx(float(base.detach()), rel=1e-12)
+    worst = float(loss_at(problem, weights + 0.3 * slope / slope.norm(), data).detach())
+    assert row["perturbed_loss"] == pytest.approx(worst, rel=1e-12)
+    (still,) = sharpness_at(problem.module, weights, data, [0.0])
+    assert still["sharpness"] == 0
+
+
+def test_the_stage_measures_the_sharpness_of_experts(campaign: Path, refused: Refuse) -> None:
+    given = ["analyse", "--config", "tiny.yaml", "--what", "expert-sharpness", "--dataset", "digits"]
+    assert main([*given, "--experts", "sgd", "--images", "100", "--rho", "0.01", "0.1"]) == 0
+    path = Path("results/tiny/analysis/digits/experts/sgd/sharpness.parquet")
+    rows = read_rows(path, EXPERT_SHARPNESS)
+    assert len(rows) == 2 * 4 * 2 and set(rows.rho) == {0.01, 0.1} and set(rows.experts) == {"sgd"}
+    assert rows.sharpness.gt(0).all() and sorted(set(rows.epoch)) == [0, 1, 2, 3]
+    assert read_rows_metadata(path, EXPERT_SHARPNESS)["options"]["images"] == 100
+    assert main([*given, "--experts", "sgd", "--images", "100", "--rho", "0.01", "0.1"]) == 0
+    assert read_rows(path, EXPERT_SHARPNESS).equals(rows)
+    assert "--what expert-sharpness needs --experts, --experts is missing" in refused(*given)
+    for flags, text in (
+        (("--ipc", "1"), "--ipc has no effect with --what expert-sharpness; leave it out"),
+        (("--images", "0"), "images must be above 0, got 0"),
+        (("--rho", "0.1", "0"), "rho must be above 0, got 0.0"),
+    ):
+        assert text in refused(*given, "--experts", "sgd", *flags)
+    told = refused("analyse", "--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1")
+    assert "--what sharpness needs --ipc and --method, --method is missing" in told
+    told = refused("analyse", "--dataset", "digits", "--ipc", "1", "--method", "mtt", "--experts", "sgd")
+    assert "--experts has no effect with --what sharpness" in told
 
 
 def test_engines_agree_on_the_benchmark_case() -> None:
@@ -75,8 +168,6 @@ def test_engines_agree_on_the_benchmark_case() -> None:
 
 
 def test_benchmark_prints_time_memory_and_differences(capfd: pytest.CaptureFixture[str]) -> None:
-    from satm.cli import main
-
     flags = ["--width", "4", "--depth", "1", "--size", "8", "--batch", "2", "--steps", "3", "--rounds", "1"]
     assert main(["bench", "hypergradient", *flags, "--device", "cpu"]) == 0
     told = capfd.readouterr().out

@@ -102,7 +102,7 @@ def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text
             {"tables": {"table2": {**TABLE["table2"], "sharpness": ["satm"]}}},
             "unknown method .*sharpness 'satm'; known: mtt",
         ),
-        ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: sgd.*mean 'sgd'?"),
+        ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
     ],
 )
 def test_a_wrong_name_or_option_is_told_before_any_job(checker: schemas.Checker, content: dict, text: str) -> None:

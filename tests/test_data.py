@@ -458,11 +458,14 @@ def test_normalisation_and_back() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_preprocessing_and_augmentation_on_a_gpu() -> None:
     images = torch.randint(0, 256, (9, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for whitening in (None, fit_whitening(images)):
+    for whitening in (None, fit_whitening(images), fit_whitening(images, per_image=True, relative=True)):
         preprocessor = Preprocessor((0.4,) * 3, (0.3,) * 3, whitening)
         on_cpu, on_gpu = preprocessor.apply(images), preprocessor.to("cuda").apply(images)
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(preprocessor.to("cuda").to_pixels(on_gpu).cpu(), images / 255, rtol=0, atol=1e-4)
+        shown = preprocessor.to("cuda").to_pixels(on_gpu).cpu()
+        torch.testing.assert_close(shown, preprocessor.to_pixels(on_cpu), rtol=0, atol=1e-4)
+        if whitening is None or not whitening.per_image:
+            torch.testing.assert_close(shown, images / 255, rtol=0, atol=1e-4)
     for family in FAMILIES:
         augmentation = Augmentation(family, "image")
         draw = augmentation.draw(torch.Generator().manual_seed(1), 9, 8)
@@ -474,8 +477,13 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     preprocessor = Preprocessor((0.4,), (0.3,), None)
     whole = preprocessor.apply(images)
+    whitening = fit_whitening(images, per_image=True, relative=True)
+    whitened = Preprocessor((0.4,), (0.3,), whitening)
+    expected = whitened.apply(images)
     monkeypatch.setattr("satm.data.images.CHUNK_NUMBERS", 33)  # two images
     assert torch.equal(preprocessor.apply(images), whole)
+    torch.testing.assert_close(whitened.apply(images), expected)
+    torch.testing.assert_close(whitened.to_pixels(expected), whitening.invert(expected).clamp(0, 1))
     assert preprocessor.apply(images[:0]).shape == (0, 1, 4, 4)
 
 

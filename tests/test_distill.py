@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from matching import double, make, single
 from torch import Tensor
 
 from satm import checkpoint
-from satm.distill import SAFE_EVERY, Look, Run, begin, distill
+from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill
 from satm.errors import RunError, UsageError
-from satm.methods import IterativeMethod, IterativeOptions, Problem, Satm, Synthetic
-from satm.methods.satm import SatmOptions
-from satm.outer import OuterGradient
+from satm.methods import IterativeMethod, IterativeOptions, Problem, Synthetic
+from satm.outer import NOTHING, Memory, OuterGradient
+from satm.params import call_flat
 from satm.results import METRICS
 
 Script = Callable[[Synthetic, int], OuterGradient]
@@ -26,26 +27,49 @@ class Scripted(IterativeMethod):
 
     name = "scripted"
 
-    def __init__(self, script: Script, **options: Any) -> None:
+    def __init__(self, script: Script, begun: Synthetic | None = None, **options: Any) -> None:
         self.script = script
+        self.begun = begun or Synthetic(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]), torch.tensor(0.1))
         defaults: dict[str, Any] = {"iterations": 5, "lr_images": 0.1, "lr_step_size": 0.1, "momentum": 0.0}
         self.settings = IterativeOptions(**{**defaults, **options})
 
     def start(self) -> Synthetic:
-        return Synthetic(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]), torch.tensor(0.1))
+        return self.begun
 
-    def gradient(self, synthetic: Synthetic, iteration: int) -> OuterGradient:
+    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
         return self.script(synthetic, iteration)
 
 
-def answer(images: Tensor | float = 0.0, step_size: float = 0.0, loss: float = 1.0) -> OuterGradient:
+def soft(dtype: torch.dtype = torch.float64) -> Synthetic:
+    """Return a set with logits for labels."""
+    generator = torch.Generator().manual_seed(2)
+    images, labels = (torch.randn(size, generator=generator, dtype=dtype) for size in ((2, 1, 2, 2), (2, 3)))
+    return Synthetic(images, labels, torch.tensor(0.1, dtype=dtype))
+
+
+def answer(
+    images: Tensor | float = 0.0, step_size: float = 0.0, loss: float = 1.0, labels: Tensor | None = None
+) -> OuterGradient:
     held = images if isinstance(images, Tensor) else torch.full((2, 1, 2, 2), images)
-    return OuterGradient(torch.tensor(loss), held, None, torch.tensor(step_size))
+    return OuterGradient(torch.tensor(loss), held, labels, torch.tensor(step_size))
+
+
+def followed(synthetic: Synthetic, iteration: int) -> OuterGradient:
+    """Return gradients that depend on everything that is learned."""
+    size = synthetic.step_size
+    of_labels = synthetic.labels.sin() + iteration if synthetic.labels.is_floating_point() else None
+    gradient = synthetic.images.cos() * (iteration + 1) + size
+    return OuterGradient(torch.tensor(1.0), gradient, of_labels, 0.1 * size + synthetic.images.mean() / 50)
+
+
+def make_all(method: IterativeMethod, look: Look | None = None, run: Run | None = None) -> tuple[Made, Run]:
+    run = begin(method) if run is None else run
+    return distill(method, run, look, lambda row: None, lambda run: None), run
 
 
 def run_all(method: IterativeMethod, look: Look | None = None, run: Run | None = None) -> tuple[Synthetic, Run]:
-    run = begin(method) if run is None else run
-    return distill(method, run, look, lambda row: None, lambda run: None), run
+    made, run = make_all(method, look, run)
+    return made.synthetic, run
 
 
 def values(run: Run) -> list[dict[str, Any]]:
@@ -71,6 +95,40 @@ def test_the_steps_are_sgd_with_momentum() -> None:
     assert run.now.iteration == 5
 
 
+@pytest.mark.parametrize("outer", ["sgd", "adam"])
+def test_images_labels_and_step_size_are_moved_as_torch_moves_them(outer: Any) -> None:
+    rates = {"lr_images": 0.05, "lr_labels": 0.3, "lr_step_size": 0.002}
+    options: dict[str, Any] = {"outer": outer, "labels": "learned", "momentum": 0.5, "momentum_labels": 0.8, **rates}
+    method = Scripted(followed, soft(), iterations=7, **options)
+    found, run = run_all(method)
+    start = method.start()
+    images, labels, step_size = (held.clone() for held in (start.images, start.labels, start.step_size))
+    groups = [
+        {"params": [held], "lr": rate, "momentum": momentum}
+        for held, rate, momentum in zip((images, labels, step_size), rates.values(), (0.5, 0.8, 0.5), strict=True)
+    ]
+    if outer == "adam":
+        groups = [{name: value for name, value in group.items() if name != "momentum"} for group in groups]
+    optimiser = torch.optim.SGD(groups) if outer == "sgd" else torch.optim.Adam(groups)
+    for iteration in range(7):
+        slope = followed(Synthetic(images, labels, step_size), iteration)
+        images.grad, labels.grad, step_size.grad = slope.images, slope.labels, slope.step_size
+        optimiser.step()
+    for one, other in ((found.images, images), (found.labels, labels), (found.step_size, step_size)):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+    assert run.rates == {"images": 0.05, "labels": 0.3, "step_size": 0.002}
+    assert run.rows[0]["lr_labels"] == 0.3
+    for changed in ({"momentum_labels": 0.5}, {"lr_labels": 0.2}) if outer == "sgd" else ({"lr_labels": 0.2},):
+        assert not torch.equal(
+            run_all(Scripted(followed, soft(), iterations=7, **{**options, **changed}))[0].labels, labels
+        )
+
+
+def test_labels_that_are_not_learned_stay() -> None:
+    found, run = run_all(Scripted(followed, lr_step_size=0.001))
+    assert torch.equal(found.labels, torch.tensor([0, 1])) and "lr_labels" not in run.rows[0]
+
+
 def test_one_row_an_iteration_with_its_measurements() -> None:
     told: list[Mapping[str, Any]] = []
     method = Scripted(lambda synthetic, iteration: answer(2.0, 0.01, loss=3.0 - iteration), iterations=3)
@@ -91,9 +149,9 @@ def test_a_step_size_that_turns_negative_lowers_its_rate() -> None:
     method = Scripted(lambda synthetic, iteration: answer(1.0, 1.0), lr_step_size=0.15, iterations=4)
     found, run = run_all(method)
     assert 0 < float(found.step_size) < 0.1
-    assert run.lr_images == 0.1  # the other rate is no offender
+    assert run.rates["images"] == 0.1  # the other rate is no offender
     # 0.15 and 0.075 fail, 0.0375 fails in the third iteration, 0.01875 does not in four.
-    assert run.attempt == 3 and run.lr_step_size == pytest.approx(0.01875)
+    assert run.attempt == 3 and run.rates["step_size"] == pytest.approx(0.01875)
     events = [row["event"] for row in run.rows if row["event"]]
     assert events[0] == (
         "in iteration 1 the step size would become -0.05; went back to iteration 0 and lowered lr_step_size to 0.075"
@@ -114,7 +172,7 @@ def test_a_step_size_that_turns_negative_lowers_its_rate() -> None:
 )
 def test_a_bad_loss_goes_back_to_a_proven_state(bad: OuterGradient, text: str) -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
-        return bad if iteration == 25 and run.lr_images == 0.1 else answer(torch.randn(2, 1, 2, 2))
+        return bad if iteration == 25 and run.rates["images"] == 0.1 else answer(torch.randn(2, 1, 2, 2))
 
     method = Scripted(script, iterations=30)
     run = begin(method)
@@ -123,7 +181,7 @@ def test_a_bad_loss_goes_back_to_a_proven_state(bad: OuterGradient, text: str) -
     assert event.startswith("in iteration 26 ") and text in event
     assert event.endswith("went back to iteration 10 and lowered lr_images to 0.05")
     assert [row["iteration"] for row in run.rows] == [*range(1, 27), *range(11, 31)]
-    assert run.attempt == 1 and run.lr_images == 0.05 and run.lr_step_size == 0.1
+    assert run.attempt == 1 and run.rates["images"] == 0.05 and run.rates["step_size"] == 0.1
     assert torch.isfinite(found.images).all()
 
 
@@ -135,7 +193,7 @@ def test_the_rate_whose_quantity_moved_further_is_the_offender() -> None:
     method = Scripted(script, iterations=6)
     run = begin(method)
     run_all(method, run=run)
-    assert run.lr_step_size == 0.05 and run.lr_images == 0.1
+    assert run.rates["step_size"] == 0.05 and run.rates["images"] == 0.1
 
 
 def test_a_step_size_gradient_that_is_not_finite_lowers_its_rate() -> None:
@@ -174,7 +232,7 @@ def test_the_best_set_by_look_is_kept() -> None:
     method = Scripted(lambda *_: answer(1.0), iterations=9, selection="validation", evaluate_every=2)
     found, run = run_all(method, look)
     assert seen == [2, 4, 6, 8, 9]
-    assert run.best is not None and (run.best.iteration, run.best.accuracy) == (4, 0.8)
+    assert run.best is not None and (run.best.made.iteration, run.best.accuracy) == (4, 0.8)
     torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), 1 - 0.1 * 4))
     looked = [(row["iteration"], row["validation_accuracy"]) for row in run.rows if "validation_accuracy" in row]
     assert looked == list(accuracies.items())
@@ -190,13 +248,14 @@ def wild(synthetic: Synthetic, iteration: int) -> OuterGradient:
     return OuterGradient(torch.tensor(size), -synthetic.images + noise, None, noise.sum() / 50, torch.tensor(0.5))
 
 
-def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outer", ["sgd", "adam"])
+def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, outer: str) -> None:
     def look(synthetic: Synthetic, iteration: int) -> float:
         return float(synthetic.images.sum().cos())
 
-    method = Scripted(
-        wild, iterations=60, momentum=0.5, explode=20, selection="test", evaluate_every=7, lr_step_size=0.05
-    )
+    rates = {"lr_step_size": 0.05} if outer == "sgd" else {"lr_step_size": 0.005, "lr_images": 1.0}
+    options = {"momentum": 0.5, "explode": 20 if outer == "sgd" else 14, **rates}
+    method = Scripted(wild, iterations=60, selection="test", evaluate_every=7, outer=outer, ema=0.8, **options)
     kept: list[Path] = []
 
     def on_safe(run: Run) -> None:
@@ -212,31 +271,64 @@ def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path) -> 
         assert identity == {"name": "it"} and backend == "here"
         assert again.now.iteration % SAFE_EVERY == 0
         other = distill(method, again, look, lambda row: None, lambda run: None)
-        assert torch.equal(other.images, found.images) and torch.equal(other.step_size, found.step_size)
+        assert not unequal(other, found)
         assert values(again) == values(run)
-        assert again.best is not None and run.best is not None and again.best.iteration == run.best.iteration
+        assert again.best is not None and run.best is not None
+        assert again.best.made.iteration == run.best.made.iteration == found.iteration
 
 
-def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path) -> None:
-    problem = replace(problem, module=problem.module.float())
-    options = SatmOptions(
-        iterations=25, inner_steps=3, expert_epochs=1, max_start_epoch=3, batch_size=4, lr_images=0.5, step_size=0.1
-    )
-    method = Satm(options, problem)
+def unequal(one: Made, other: Made) -> list[str]:
+    """Return what two sets differ in, bit for bit."""
+    found = [] if one.iteration == other.iteration else ["iteration"]
+    for kind in ("synthetic", "raw"):
+        here, there = getattr(one, kind), getattr(other, kind)
+        if here is None or there is None:
+            found += [] if here is there else [kind]
+            continue
+        found += [f"{kind}.{part}" for part in vars(here) if not same(getattr(here, part), getattr(there, part))]
+    if set(one.numbers) != set(other.numbers):
+        return [*found, "numbers"]
+    return found + [name for name in one.numbers if not same(one.numbers[name], other.numbers[name])]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+REAL: dict[str, dict[str, Any]] = {
+    "satm": {},
+    "mtt-vasso": {"labels": "learned", "ema": 0.9, "selection": "validation", "evaluate_every": 4},
+    "tesla": {"outer": "adam", "lr_images": 0.05, "ema": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path, name: str) -> None:
+    options = {"iterations": 25, "inner_steps": 3, "expert_epochs": 1, "lr_images": 0.5, "lr_labels": 0.5, **REAL[name]}
+    method = make(single(problem), name, **options, step_size=0.1)
     path = tmp_path / "checkpoint.safetensors"
     run = begin(method)
+
+    def look(synthetic: Synthetic, iteration: int) -> float:
+        return -abs(iteration - 8) + float(synthetic.images.sum().cos())  # best before the kept state
 
     def on_safe(held: Run) -> None:
         if held.now.iteration == 10:
             checkpoint.save_run(path, held, {}, "")
 
-    found = distill(method, run, None, lambda row: None, on_safe)
+    chosen = look if "selection" in REAL[name] else None
+    found = distill(method, run, chosen, lambda row: None, on_safe)
     again = checkpoint.load_run(path, torch.device("cpu"))[0]
-    other = distill(Satm(options, problem), again, None, lambda row: None, lambda run: None)
-    assert torch.equal(other.images, found.images) and torch.equal(other.step_size, found.step_size)
-    assert torch.equal(other.labels, found.labels) and other.labels.dtype == torch.int64
-    assert values(again) == values(run)
-    assert not torch.equal(found.images, method.start().images)
+    assert set(again.now.memory) == ({"direction"} if name == "mtt-vasso" else set())
+    other = distill(
+        make(single(problem), name, **options, step_size=0.1), again, chosen, lambda row: None, lambda _: None
+    )
+    assert not unequal(other, found)
+    assert values(again) == values(run) and len(run.rows) == 25
+    assert (found.raw is None) == (name == "satm") and found.iteration == (8 if chosen else 25)
+    start = method.start()
+    assert not torch.equal(found.synthetic.images, start.images)
+    assert torch.equal(found.synthetic.labels, start.labels) == (name == "satm")
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -245,3 +337,250 @@ def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UsageError, match="not a whole safetensors file"):
         checkpoint.load_run(path, torch.device("cpu"))
+
+
+def test_iterations_with_a_large_loss_move_nothing() -> None:
+    """As if they were not there, but counted."""
+
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        large = {2: 1.5, 5: 1.01, 6: 200.0}.get(iteration)
+        found = followed(synthetic, 0)
+        return replace(found, loss=torch.tensor(1.0 if large is None else large))
+
+    options: dict[str, Any] = {"labels": "learned", "momentum": 0.5, "lr_step_size": 0.001, "ema": 0.7}
+    found, run = make_all(Scripted(script, soft(), iterations=9, skip_above=1.0, **options))
+    fewer, _ = make_all(Scripted(lambda *_: followed(_[0], 0), soft(), iterations=6, **options))
+    assert not set(unequal(found, fewer)) - {"iteration"} and found.iteration == run.now.iteration == 9
+    assert [row["iteration"] for row in run.rows] == list(range(1, 10))
+    events = {row["iteration"]: row["event"] for row in run.rows if row["event"]}
+    assert events == {
+        3: "skipped: the loss of 1.5 is above skip_above=1",
+        6: "skipped: the loss of 1.01 is above skip_above=1",
+        7: "skipped: the loss of 200 is above skip_above=1",
+    }
+    assert run.attempt == 0
+    every, _ = make_all(Scripted(script, soft(), iterations=9, explode=1e6, **options))
+    assert unequal(every, found)
+
+
+def test_what_is_not_finite_is_not_skipped() -> None:
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        return answer(1.0, loss=math.inf if iteration == 3 else 1.0)
+
+    with pytest.raises(RunError, match="in iteration 4 the loss is inf"):
+        run_all(Scripted(script, skip_above=1.0, max_rollbacks=1))
+
+
+def test_labels_that_moved_furthest_are_the_offender() -> None:
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        bad = iteration == 5 and run.attempt == 0
+        return answer(0.01, 0.001, 1e6 if bad else 1.0, torch.ones(2, 3))
+
+    for labels in (soft(torch.float32).labels, torch.zeros(2, 3)):
+        begun = replace(soft(torch.float32), labels=labels)
+        method = Scripted(script, begun, iterations=6, labels="learned", lr_labels=0.4)
+        run = begin(method)
+        run_all(method, run=run)
+        assert run.rates == {"images": 0.1, "labels": 0.2, "step_size": 0.1}
+        assert [row["lr_labels"] for row in run.rows] == [0.4] * 6 + [0.2] * 6
+        assert "lowered lr_labels to 0.2" in run.rows[5]["event"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_labels_never_become_something_that_is_not_finite(bad: float) -> None:
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        broken = iteration == 4 and run.attempt == 0
+        return answer(0.01, 0.0, 1.0, torch.full((2, 3), bad if broken else 1.0))
+
+    method = Scripted(script, soft(torch.float32), iterations=6, labels="learned", ema=0.5)
+    run = begin(method)
+    made, _ = make_all(method, run=run)
+    assert run.attempt == 1 and run.rates["labels"] == 0.5
+    assert f"in iteration 5 the loss is 1 and its hypergradient's norm {bad:g}; went" in run.rows[4]["event"]
+    assert made.raw is not None
+    assert torch.isfinite(made.synthetic.labels).all() and torch.isfinite(made.raw.labels).all()
+
+
+def test_an_average_with_decay_0_is_the_raw_set(problem: Problem) -> None:
+    for name in ("mtt-ema", "ftd", "datm"):
+        options: dict[str, Any] = {"iterations": 4, "inner_steps": 3, "lr_images": 0.5, "lr_labels": 0.5}
+        kept, none, some = (make(problem, name, **options, ema=decay) for decay in (0.0, None, 0.5))
+        for method in (kept, none, some):
+            method.start = lambda made=kept: double(type(made)(made.settings, problem))
+        one, other, averaged = (make_all(method)[0] for method in (kept, none, some))
+        assert one.raw is not None and other.raw is None and averaged.raw is not None
+        for part in ("images", "labels", "step_size"):
+            value = getattr(other.synthetic, part)
+            assert torch.equal(getattr(one.synthetic, part), value), (name, part)
+            assert torch.equal(getattr(one.raw, part), value) and torch.equal(getattr(averaged.raw, part), value)
+            learned = part == "images" or (part == "labels" and name == "datm")
+            assert torch.equal(getattr(averaged.synthetic, part), value) != learned, (name, part)
+
+
+def test_the_average_is_its_twin_and_goes_back_too() -> None:
+    path: dict[int, Synthetic] = {}
+
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        path[iteration] = synthetic  # after going back the later visit counts
+        bad = iteration == 25 and run.attempt == 0
+        return replace(followed(synthetic, iteration % 3), loss=torch.tensor(1e6 if bad else 1.0))
+
+    options: dict[str, Any] = {"labels": "learned", "iterations": 28, "lr_labels": 0.2, "lr_step_size": 0.001}
+    method = Scripted(script, soft(), **options, ema=0.9)
+    run = begin(method)
+    made, _ = make_all(method, run=run)
+    assert run.attempt == 1 and made.raw is not None
+    sets = [path[iteration] for iteration in range(28)] + [made.raw]
+    images, labels = sets[0].images, sets[0].labels
+    for following in sets[1:]:
+        images = 0.9 * images + 0.1 * following.images
+        labels = 0.9 * labels + 0.1 * following.labels
+    torch.testing.assert_close(made.synthetic.images, images, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(made.synthetic.labels, labels, rtol=1e-12, atol=1e-14)
+    assert torch.equal(made.synthetic.step_size, made.raw.step_size)
+    assert float((images - made.raw.images).norm()) > 1e-3
+
+
+def test_looks_are_at_the_averaged_set_and_the_raw_one_is_kept_with_it() -> None:
+    seen: dict[int, Tensor] = {}
+
+    def look(synthetic: Synthetic, iteration: int) -> float:
+        seen[iteration] = synthetic.images
+        return {2: 0.1, 4: 0.9, 6: 0.2}[iteration]
+
+    options: dict[str, Any] = {"ema": 0.5, "selection": "test", "evaluate_every": 2}
+    made, _ = make_all(Scripted(lambda *_: answer(1.0), iterations=6, **options), look)
+    assert made.iteration == 4 and torch.equal(made.synthetic.images, seen[4]) and made.raw is not None
+    torch.testing.assert_close(made.raw.images, torch.full((2, 1, 2, 2), 1 - 0.1 * 4))
+    weights = [0.5**4, 0.5**4, 0.5**3, 0.5**2, 0.5]
+    expected = sum(weight * (1 - 0.1 * step) for step, weight in enumerate(weights))
+    torch.testing.assert_close(made.synthetic.images, torch.full((2, 1, 2, 2), expected))
+
+
+@pytest.mark.parametrize("outer", ["sgd", "adam"])
+def test_a_share_scales_each_images_step(outer: str) -> None:
+    shares = torch.tensor([0.0, 0.25], dtype=torch.float64)
+
+    def run(share: Tensor | None) -> Synthetic:
+        method = Scripted(
+            lambda synthetic, iteration: replace(followed(synthetic, iteration), share=share),
+            soft(),
+            iterations=1,
+            labels="learned",
+            outer=outer,
+            lr_step_size=0.001,
+        )
+        return run_all(method)[0]
+
+    start, whole, part = soft(), run(None), run(shares)
+    assert torch.equal(run(torch.ones(2, dtype=torch.float64)).images, whole.images)
+    for name in ("images", "labels"):
+        before, all_of_it, some = (getattr(held, name) for held in (start, whole, part))
+        assert torch.equal(some[0], before[0]) and not torch.equal(all_of_it[0], before[0])
+        torch.testing.assert_close(some[1] - before[1], 0.25 * (all_of_it[1] - before[1]), rtol=1e-12, atol=1e-15)
+    assert torch.equal(part.step_size, whole.step_size) and not torch.equal(part.step_size, start.step_size)
+
+
+def test_an_image_without_a_share_keeps_its_bytes_for_good() -> None:
+    shares = torch.tensor([1.0, 0.0])
+    method = Scripted(
+        lambda synthetic, iteration: replace(answer(torch.randn(2, 1, 2, 2)), share=shares), iterations=30, momentum=0.9
+    )
+    found, _ = run_all(method)
+    assert torch.equal(found.images[1], method.start().images[1])
+    assert not torch.equal(found.images[0], method.start().images[0])
+
+
+def test_a_restart_forgets_the_optimisers_state() -> None:
+    def images(restarts: tuple[int, ...], count: int = 3) -> Tensor:
+        method = Scripted(
+            lambda _, iteration: replace(answer(1.0), restart=iteration in restarts), iterations=count, momentum=0.5
+        )
+        return run_all(method)[0].images
+
+    torch.testing.assert_close(images(()), torch.full((2, 1, 2, 2), 1 - 0.1 * (1 + 1.5 + 1.75)))
+    torch.testing.assert_close(images((2,)), torch.full((2, 1, 2, 2), 1 - 0.1 * (1 + 1.5 + 1)))
+    torch.testing.assert_close(images((1,)), torch.full((2, 1, 2, 2), 1 - 0.1 * (1 + 1 + 1.5)))
+
+
+class Halved:
+    """Images that are twice some numbers plus their own mean image."""
+
+    def split(self, images: Tensor) -> Mapping[str, Tensor]:
+        return {"half": images / 2, "shift": torch.zeros_like(images[:1])}
+
+    def join(self, numbers: Mapping[str, Tensor]) -> Tensor:
+        return 2 * numbers["half"] + numbers["shift"]
+
+    def pull(self, numbers: Mapping[str, Tensor], gradient: Tensor) -> Mapping[str, Tensor]:
+        return {"half": 2 * gradient, "shift": gradient.sum(0, keepdim=True)}
+
+
+class Computed(Scripted):
+    """A method whose images are computed from other numbers."""
+
+    parameterisation = Halved()
+
+    def rates(self) -> dict[str, float]:
+        return {"half": 0.05, "shift": 0.02, "step_size": 0.001}
+
+
+def test_images_that_are_computed_from_numbers(tmp_path: Path) -> None:
+    method = Computed(followed, soft(), iterations=25, momentum=0.5, ema=0.6)
+    kept = tmp_path / "checkpoint.safetensors"
+    run = begin(method)
+    made = distill(method, run, None, lambda row: None, lambda held: checkpoint.save_run(kept, held, {}, ""))
+    half, shift, step_size = soft().images / 2, torch.zeros(1, 1, 2, 2, dtype=torch.float64), soft().step_size
+    images, average = soft().images, soft().images
+    optimiser = torch.optim.SGD(
+        [{"params": [half], "lr": 0.05}, {"params": [shift], "lr": 0.02}, {"params": [step_size], "lr": 0.001}],
+        momentum=0.5,
+    )
+    for iteration in range(25):
+        found = followed(Synthetic(images, soft().labels, step_size), iteration)
+        half.grad, shift.grad, step_size.grad = 2 * found.images, found.images.sum(0, keepdim=True), found.step_size
+        optimiser.step()
+        images = 2 * half + shift
+        average = 0.6 * average + 0.4 * images
+    assert made.raw is not None
+    torch.testing.assert_close(made.raw.images, images, rtol=1e-10, atol=0)
+    torch.testing.assert_close(made.synthetic.images, average, rtol=1e-10, atol=0)
+    assert set(made.numbers) == {"half", "shift"} and set(run.rates) == {"half", "shift", "step_size"}
+    torch.testing.assert_close(made.numbers["shift"], shift, rtol=1e-10, atol=0)
+    assert torch.equal(method.parameterisation.join(made.numbers), made.raw.images)
+    again = checkpoint.load_run(kept, torch.device("cpu"))[0]
+    assert again.now.iteration == 20
+    assert not unequal(make_all(method, run=again)[0], made)
+
+
+def test_the_loop_hands_the_memory_on(problem: Problem) -> None:
+    options: dict[str, Any] = {"iterations": 3, "inner_steps": 3, "lr_images": 0.5, "momentum": 0.0, "rho": 0.2}
+    method = make(problem, "mtt-vasso", **options, theta=0.3)
+    start = double(method)
+    method.start = lambda: start
+    found, run = run_all(method)
+    synthetic, memory = start, NOTHING
+    for iteration in range(3):
+        slope = method.gradient(synthetic, iteration, memory)
+        memory = slope.memory
+        step_size = synthetic.step_size - 1e-5 * slope.step_size
+        synthetic = Synthetic(synthetic.images - 0.5 * slope.images, synthetic.labels, step_size)
+    assert torch.equal(found.images, synthetic.images)
+    assert torch.equal(run.now.memory["direction"], memory["direction"])
+    forgetful = make(problem, "mtt-vasso", **options, theta=0.3)
+    forgetful.start = lambda: start
+    forgetful.gradient = lambda synthetic, iteration, memory: method.gradient(synthetic, iteration, NOTHING)
+    assert not torch.equal(run_all(forgetful)[0].images, found.images)
+
+
+def test_the_teachers_last_labels_leave_the_loop(problem: Problem) -> None:
+    options: dict[str, Any] = {"iterations": 4, "inner_steps": 3, "lr_images": 0.5, "labels": "teacher", "ema": 0.5}
+    method = make(single(problem), "mtt", **options)
+    made, run = make_all(method)
+    [(_, segment)] = method.segments(problem.generator("iteration", 3), 3)
+    weights = method.experts.snapshot(segment.expert, segment.end)
+    assert made.raw is not None and not torch.equal(made.raw.images, made.synthetic.images)
+    for found in (made.synthetic, made.raw):
+        assert torch.equal(found.labels, call_flat(problem.module, weights, found.images))
+        assert found.labels.shape == (6, 3) and found.labels.dtype == torch.float32
+    assert run.now.numbers["labels"].tolist() == [0, 0, 1, 1, 2, 2]  # what is learned has none

@@ -68,6 +68,62 @@ def test_the_protocol_is_the_loop_written_out() -> None:
     assert score(momentum=0.8, weight_decay=0.01, decay_epoch=6).loss != pytest.approx(loss, rel=1e-3)
 
 
+def steps(epochs: int) -> tuple[nn.Module, TrainingImages, list[Tensor]]:
+    """The network of `AXES`, the synthetic set, and the mini-batches that its training draws."""
+    generator = make_generator("evaluate", *AXES)
+    batches = [chosen for _ in range(epochs) for chosen in torch.randperm(9, generator=generator).split(4)]
+    return build(NETWORK, 1, 3, 8, derive_seed("network", *AXES)), bright(9, 0), batches
+
+
+def test_adam_is_the_loop_written_out() -> None:
+    module, data, batches = steps(4)
+    held = [(parameter, torch.zeros_like(parameter), torch.zeros_like(parameter)) for parameter in module.parameters()]
+    for count, chosen in enumerate(batches, 1):
+        loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
+        gradients = torch.autograd.grad(loss, [parameter for parameter, _, _ in held])
+        with torch.no_grad():
+            for (parameter, first, second), slope in zip(held, gradients, strict=True):
+                gradient = slope + 0.01 * parameter
+                first.mul_(0.9).add_(0.1 * gradient)
+                second.mul_(0.999).add_(0.001 * gradient.square())
+                step = (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
+                parameter -= 0.003 * step
+    options: dict[str, Any] = {"optimiser": "adam", "lr": 0.003, "weight_decay": 0.01, "epochs": 4}
+    found = score(**options, decay_epoch=None)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
+    assert score(**options, decay_epoch=None, momentum=0.1).loss == found.loss  # momentum is SGD's
+    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=1e-4)
+
+
+def test_the_step_size_decays_only_where_asked() -> None:
+    never = score(decay_epoch=None)
+    assert never.loss == score(decay_epoch=99).loss
+    assert never.loss == pytest.approx(twin(0.1, 0.9, 5e-4, 6, 6)[1], rel=1e-4)
+    assert never.loss != score().loss
+
+
+def test_a_flat_minimum_is_sam_written_out() -> None:
+    module, data, batches = steps(6)
+    parameters = list(module.parameters())
+    for chosen in batches:
+        slopes = []
+        for step in (0.05, 0.0):
+            loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
+            slopes.append(torch.autograd.grad(loss, parameters))
+            norm = sum(slope.square().sum() for slope in slopes[0]) ** 0.5
+            with torch.no_grad():
+                for parameter, first, last in zip(parameters, slopes[0], slopes[-1], strict=True):
+                    if step:
+                        parameter += step * first / norm
+                    else:
+                        parameter -= 0.05 * first / norm
+                        parameter -= 0.1 * last
+    options: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "decay_epoch": None}
+    found = score(**options, flat_rho=0.05)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
+    assert score(**options).loss != pytest.approx(found.loss, rel=1e-3)
+
+
 def test_it_learns_and_a_seed_names_a_network() -> None:
     found = score(epochs=40, decay_epoch=30)
     assert found.accuracy > 0.9 and found.loss < 0.5

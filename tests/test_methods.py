@@ -1,57 +1,37 @@
 """Methods: SATM against a slow twin and reduced to MTT, the draws of an iteration, the contract of every method."""
 
-from collections import Counter
-from collections.abc import Sequence
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matching import BASE, double, make, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
+from satm.checkpoint import load_run, save_run
 from satm.config import DatasetOptions
 from satm.data import DATASETS, load_dataset
+from satm.distill import begin, distill
 from satm.errors import UsageError
-from satm.experts import TrajectoryStore
-from satm.methods import METHODS, IterativeMethod, Mtt, Problem, Random, Satm, Synthetic, resolve
-from satm.methods.matching import MatchingOptions, matching_loss
-from satm.methods.satm import SatmOptions
-from satm.methods.segments import uniform
-from satm.outer import OuterGradient, Smoothing, smoothed
+from satm.methods import METHODS, IterativeMethod, IterativeOptions, Problem, Satm, Synthetic, resolve
+from satm.methods.matching import matching_loss
+from satm.methods.matching_options import MatchingOptions
+from satm.outer import OuterGradient
 from satm.params import call_flat
-from satm.unroll import Hypergradient, Point
-
-BASE: dict[str, Any] = {
-    "inner_steps": 6,
-    "expert_epochs": 2,
-    "max_start_epoch": 3,
-    "batch_size": 4,
-    "step_size": 0.2,
-}
-
-
-def double(made: Mtt | Satm) -> Synthetic:
-    synthetic = made.start()
-    return replace(synthetic, images=synthetic.images.double(), step_size=synthetic.step_size.double())
-
-
-def satm(problem: Problem, **options: Any) -> Satm:
-    return Satm(SatmOptions(**BASE, **options), problem)
-
-
-def unlike(one: Tensor, other: Tensor) -> float:
-    return float((one - other).norm() / other.norm())
+from satm.results import METRICS
 
 
 @pytest.mark.parametrize("engine", ["mixed", "reverse"])
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_satm_without_its_parts_is_mtt(problem: Problem, engine: str, augment: bool, batch_size: int | None) -> None:
-    shared: dict[str, Any] = {**BASE, "engine": engine, "augment": augment, "batch_size": batch_size}
-    mtt = Mtt(MatchingOptions(**shared), problem)
-    reduced = SatmOptions(**shared, rho=0, gamma=0, keep_divisor=1, step_size_gradient="exact")
-    other = Satm(reduced, problem)
+    shared: dict[str, Any] = {"engine": engine, "augment": augment, "batch_size": batch_size}
+    mtt = make(problem, "mtt", **shared)
+    reduced = {**shared, "rho": 0, "gamma": 0, "keep_divisor": 1, "step_size_gradient": "exact"}
+    other = make(problem, "satm", **reduced)
     synthetic = double(mtt)
     for iteration in (0, 5):
         one, two = mtt.gradient(synthetic, iteration), other.gradient(synthetic, iteration)
@@ -59,7 +39,7 @@ def test_satm_without_its_parts_is_mtt(problem: Problem, engine: str, augment: b
             assert torch.equal(getattr(one, part), getattr(two, part)), part
         assert one.sharpness is None and two.sharpness == 0
     for changed, part in ({"rho": 0.1}, "images"), ({"gamma": 0.1}, "step_size"), ({"keep_divisor": 2}, "images"):
-        unequal = Satm(SatmOptions(**{**reduced.model_dump(), **changed}), problem).gradient(synthetic, 5)
+        unequal = make(problem, "satm", **{**reduced, **changed}).gradient(synthetic, 5)
         assert unlike(getattr(unequal, part), getattr(one, part)) > 1e-4, changed
 
 
@@ -67,10 +47,9 @@ def twin(made: Satm, synthetic: Synthetic, iteration: int) -> OuterGradient:
     """Algorithm 1 of SATM with plain autograd: two loops, dictionaries left out, nothing shared but the draws."""
     options, problem = made.settings, made.problem
     generator = problem.generator("iteration", iteration)
-    segment = made.segment(generator)
-    assert made.problem.experts is not None
-    start = problem.experts.snapshot(segment.expert, segment.start).double()
-    target = problem.experts.snapshot(segment.expert, segment.end).double()
+    [(_, segment)] = made.segments(generator, iteration)
+    start = made.experts.snapshot(segment.expert, segment.start).double()
+    target = made.experts.snapshot(segment.expert, segment.end).double()
     batches = made._batches(len(synthetic.images), generator)
     assert batches is not None
     draws = [problem.augmentation.draw(generator, len(batches[0]), 8) for _ in range(options.inner_steps)]
@@ -119,7 +98,7 @@ def twin(made: Satm, synthetic: Synthetic, iteration: int) -> OuterGradient:
     ids=str,
 )
 def test_satm_is_its_algorithm_written_out(problem: Problem, engine: str, options: dict[str, Any]) -> None:
-    made = satm(problem, engine=engine, **options)
+    made = make(problem, "satm", engine=engine, **options)
     synthetic = double(made)
     for iteration in (0, 3):
         found, expected = made.gradient(synthetic, iteration), twin(made, synthetic, iteration)
@@ -128,84 +107,25 @@ def test_satm_is_its_algorithm_written_out(problem: Problem, engine: str, option
 
 
 def test_another_restart_and_the_noise_matter(problem: Problem) -> None:
-    base = satm(problem, keep_divisor=2, rho=0.3)
+    base = make(problem, "satm", keep_divisor=2, rho=0.3)
     synthetic = double(base)
     images = base.gradient(synthetic, 0).images
-    assert torch.equal(satm(problem, keep_divisor=2, rho=0.3, restart=3).gradient(synthetic, 0).images, images)
+    assert torch.equal(make(problem, "satm", keep_divisor=2, rho=0.3, restart=3).gradient(synthetic, 0).images, images)
     for changed in ({"restart": 1}, {"restart": 5}, {"gamma": 0.1}, {"noise": "variance"}):
-        other = satm(problem, **{"keep_divisor": 2, "rho": 0.3, **changed}).gradient(synthetic, 0)
+        other = make(problem, "satm", **{"keep_divisor": 2, "rho": 0.3, **changed}).gradient(synthetic, 0)
         assert unlike(other.images, images) > 1e-5, changed
 
 
-class Watched:
-    """An oracle that remembers what it was asked and answers with one gradient."""
-
-    def __init__(self, gradient: Tensor, losses: Sequence[float] = (1.0, 1.5)) -> None:
-        self.gradient, self.losses, self.asked = gradient, list(losses), []
-
-    def __call__(self, images: Tensor, **options: Any) -> Hypergradient:
-        self.asked.append((images, options))
-        loss = torch.tensor(self.losses[len(self.asked) - 1])
-        step_size = torch.tensor(float(len(self.asked)))
-        points = {index: Point(torch.full((3,), 7.0), {}) for index in options.get("keep_points", ())}
-        return Hypergradient(loss, self.gradient, None, step_size, None, torch.zeros(3), points)
-
-
-def test_a_zero_hypergradient_divides_by_nothing() -> None:
-    images = torch.randn(2, 1, 4, 4)
-    oracle = Watched(torch.zeros_like(images))
-    found = smoothed(oracle, images, torch.Generator(), Smoothing(0.1, 0.0, "std", 2, 1))
-    assert torch.equal(oracle.asked[1][0], images)
-    assert torch.equal(found.images, torch.zeros_like(images))
-
-
-def test_what_the_two_unrolls_are_asked_and_what_is_taken_from_each() -> None:
-    images = torch.randn(2, 1, 4, 4)
-    gradient = torch.randn(2, 1, 4, 4)
-    oracle = Watched(gradient, (1.0, 1.25))
-    found = smoothed(oracle, images, torch.Generator(), Smoothing(0.5, 0.0, "std", 4, 6))
-    (first, asked), (second, again) = oracle.asked
-    assert torch.equal(first, images) and asked == {"last": 4, "keep_points": (6,)}
-    assert float((second - images).norm()) == pytest.approx(0.5)
-    assert float(((second - images) * gradient).sum()) == pytest.approx(0.5 * float(gradient.norm()))
-    assert again["first"] == 6 and again["last"] == 4 and torch.equal(again["start"].weights, torch.full((3,), 7.0))
-    assert (float(found.loss), float(found.step_size), float(found.sharpness)) == (1.0, 1.0, 0.25)
-
-
-@pytest.mark.parametrize("kind", ["std", "variance"])
-def test_the_noise_is_proportional_to_each_images_norm(kind: Any) -> None:
-    images = torch.cat([torch.full((1, 1, 100, 100), value) for value in (0.01, 1.0, 0.0)])
-    oracle = Watched(torch.ones_like(images))
-    smoothed(oracle, images, torch.Generator().manual_seed(1), Smoothing(0.1, 0.02, kind, 1, 0))
-    noise = (oracle.asked[0][0] - images).double().flatten(1)
-    for index, norm in enumerate((1.0, 100.0)):
-        expected = 0.02 * norm if kind == "std" else (0.02 * norm) ** 0.5
-        assert float(noise[index].std()) == pytest.approx(expected, rel=0.05)
-        assert abs(float(noise[index].mean())) < 0.05 * expected
-    assert not noise[2].any()
-    assert abs(float(torch.corrcoef(noise[:2])[0, 1])) < 0.05
-
-
 def test_sharpness_is_positive_up_the_hill(problem: Problem) -> None:
-    made = satm(problem, rho=0.01, gamma=0, keep_divisor=1)
+    made = make(problem, "satm", rho=0.01, gamma=0, keep_divisor=1)
     found = made.gradient(double(made), 0)
-    descent = Mtt(MatchingOptions(**BASE), problem).gradient(double(made), 0)
+    descent = make(problem, "mtt").gradient(double(made), 0)
     assert float(found.sharpness) == pytest.approx(0.01 * float(descent.images.norm()), rel=0.1)
-
-
-def test_segments_are_uniform_over_experts_and_starts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    found = [uniform(generator, 3, 2, 6, 4) for _ in range(2400)]
-    counts = Counter((segment.expert, segment.start) for segment in found)
-    assert set(counts) == {(expert, start) for expert in range(3) for start in range(2, 6)}
-    assert all(140 <= count <= 260 for count in counts.values())
-    assert all(segment.end == segment.start + 4 for segment in found)
 
 
 @pytest.mark.parametrize(("count", "size", "steps"), [(10, 4, 9), (12, 4, 7), (6, 5, 4)])
 def test_batches_are_drawn_without_repetition(problem: Problem, count: int, size: int, steps: int) -> None:
-    options = MatchingOptions(**{**BASE, "batch_size": size, "inner_steps": steps})
-    batches = Mtt(options, problem)._batches(count, torch.Generator().manual_seed(0))
+    batches = make(problem, "mtt", batch_size=size, inner_steps=steps)._batches(count, torch.Generator().manual_seed(0))
     assert batches is not None and len(batches) == steps
     rounds = count // size
     for first in range(0, steps, rounds):
@@ -217,8 +137,7 @@ def test_batches_are_drawn_without_repetition(problem: Problem, count: int, size
 
 def test_without_a_smaller_batch_size_all_images_are_taken(problem: Problem) -> None:
     for size in (None, 6, 7):
-        made = Mtt(MatchingOptions(**{**BASE, "batch_size": size}), problem)
-        assert made._batches(6, torch.Generator()) is None
+        assert make(problem, "mtt", batch_size=size)._batches(6, torch.Generator()) is None
 
 
 def test_the_matching_loss() -> None:
@@ -230,27 +149,12 @@ def test_the_matching_loss() -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "first-order", "fixed"])
 def test_how_the_step_size_is_learned(problem: Problem, kind: str) -> None:
-    synthetic = double(Mtt(MatchingOptions(**BASE), problem))
-    found = Mtt(MatchingOptions(**BASE, step_size_gradient=kind), problem).gradient(synthetic, 0)
-    exact = Mtt(MatchingOptions(**BASE), problem).gradient(synthetic, 0)
+    synthetic = double(make(problem, "mtt"))
+    found = make(problem, "mtt", step_size_gradient=kind).gradient(synthetic, 0)
+    exact = make(problem, "mtt").gradient(synthetic, 0)
     assert torch.equal(found.images, exact.images)
     assert torch.equal(found.step_size, exact.step_size) == (kind == "exact")
     assert (float(found.step_size) == 0) == (kind == "fixed")
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"max_start_epoch": 4}, "from epoch 3 over 2 epochs ends at epoch 5, the experts have 4; lower max_start"),
-        ({"expert_epochs": 5}, "from epoch 2 over 5 epochs ends at epoch 7, the experts have 4"),
-        ({"min_start_epoch": 3}, r"got \[3, 3\); raise max_start_epoch"),
-    ],
-)
-def test_segments_that_the_experts_do_not_have_are_refused(problem: Problem, options: Any, text: str) -> None:
-    for name in ("mtt", "satm"):
-        kind, checked = resolve({"method": name, **BASE, **options})
-        with pytest.raises(UsageError, match=text):
-            kind(checked, problem)
 
 
 @pytest.mark.parametrize(
@@ -259,75 +163,194 @@ def test_segments_that_the_experts_do_not_have_are_refused(problem: Problem, opt
 )
 def test_satms_own_mistakes_are_refused(problem: Problem, options: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
-        satm(problem, **options)
+        make(problem, "satm", **options)
 
 
-def test_the_last_segment_is_reached(problem: Problem) -> None:
-    made = Mtt(MatchingOptions(**{**BASE, "max_start_epoch": 3, "expert_epochs": 2}), problem)
-    ends = {made.segment(torch.Generator().manual_seed(seed)).end for seed in range(60)}
-    assert ends == {2, 3, 4}
+TRUNCATED: dict[str, Any] = {"step_size_gradient": "first-order", "keep_divisor": 3}
+SAM: dict[str, Any] = {**TRUNCATED, "rho": 0.1, "reuse": True}
+SATM: dict[str, Any] = {**TRUNCATED, "rho": 0.1, "gamma": 0.001, "noise": "std", "restart": None}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "mtt": {},
+    "mtt-robust": {"start_noise": 0.001},
+    "mtt-ema": {**TRUNCATED, "ema": 0.999},
+    "mtt-sam": SAM,
+    "mtt-gsam": {**SAM, "alpha": 0.4},
+    "mtt-asam": {**SAM, "eta": 0.01},
+    "mtt-vasso": {**SAM, "theta": 0.4},
+    "ftd": {"experts": "flat", "ema": 0.999},
+    "tesla": {"engine": "tesla", "labels": "teacher", "step_size_gradient": "first-order"},
+    "datm": {"experts": "flat", "init": "correct", "labels": "learned", "skip_above": 1.0},
+    "contra": {"init": "correct", "labels": "learned", "concurrent": 4},
+    "satm": SATM,
+    "satm-fi": {**SATM, "experts": "flat"},
+    "satm-da": {**SATM, "experts": "flat", "init": "correct", "labels": "learned", "skip_above": 1.0},
+}
+"""What each method changes of, or adds to, the options of plain MTT."""
 
 
-def test_experts_that_do_not_move_are_refused(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrajectoryStore, "snapshot", lambda self, expert, epoch: torch.ones(4))
-    made = Mtt(MatchingOptions(**BASE), problem)
-    with pytest.raises(UsageError, match=r"expert \d did not move from epoch"):
-        made.gradient(made.start(), 0)
+@pytest.mark.parametrize("name", list(DEFAULTS))
+def test_the_defaults_are_the_composition(name: str) -> None:
+    plain, held = MatchingOptions().model_dump(), METHODS[name].options().model_dump()
+    assert {key: value for key, value in held.items() if key not in plain or value != plain[key]} == DEFAULTS[name]
 
 
-def test_matching_without_experts_is_refused(problem: Problem) -> None:
-    with pytest.raises(UsageError, match="needs experts"):
-        Mtt(MatchingOptions(**BASE), replace(problem, experts=None))
+def test_plain_mtt() -> None:
+    expected: dict[str, Any] = {
+        "experts": "sgd",
+        "init": "real",
+        "labels": "hard",
+        "segments": "uniform",
+        "concurrent": 0,
+        "start_noise": 0.0,
+        "keep_divisor": 1,
+        "step_size_gradient": "exact",
+        "engine": "mixed",
+        "tesla_scale": "paper",
+        "outer": "sgd",
+        "momentum": 0.5,
+        "ema": None,
+        "skip_above": None,
+    }
+    held = METHODS["mtt"].options().model_dump()
+    assert {key: held[key] for key in expected} == expected
+
+
+def small(name: str) -> dict[str, Any]:
+    """Return options that make any method quick: those of these that it has."""
+    wanted = {**BASE, "iterations": 2, "lr_images": 0.01, "expert_epochs": 1, "distance": 1, "skip_above": None}
+    return {"method": name, **{key: held for key, held in wanted.items() if key in METHODS[name].options.model_fields}}
+
+
+def built(problem: Problem, name: str) -> Any:
+    """Return a method in float32, without experts if it needs none."""
+    kind, options = resolve(small(name))
+    problem = single(problem)
+    return kind(options, problem if kind.needs_experts else replace(problem, experts=None))
+
+
+def finite(*tensors: Tensor | None) -> bool:
+    return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_and_option_is_documented(name: str) -> None:
+    kind = METHODS[name]
+    assert kind.name == name and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name)
+    told = kind.__dict__["__doc__"]
+    assert "Composition:" in told
+    assert "Source:" in told or name == "random"
+    for option, field in kind.options.model_fields.items():
+        assert field.description and field.description.strip().endswith("."), option
+        assert not field.is_required(), option
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_starts_with_a_set(problem: Problem, name: str) -> None:
+    made = built(problem, name)
+    options, synthetic = made.settings, made.start()
+    assert synthetic.images.shape == (6, 1, 8, 8) and synthetic.images.dtype == torch.float32
+    assert synthetic.step_size.shape == () and float(synthetic.step_size) == pytest.approx(0.2)
+    assert finite(*vars(synthetic).values())
+    if getattr(options, "labels", "hard") == "learned":
+        assert synthetic.labels.shape == (6, 3) and synthetic.labels.dtype == torch.float32
+    else:
+        assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2] and synthetic.labels.dtype == torch.int64
+    if getattr(options, "init", "real") != "gaussian":
+        real = problem.preprocessor.apply(problem.data.train.images)
+        classes = problem.data.train.labels
+        for index, image in enumerate(synthetic.images):
+            assert any(torch.equal(image, real[other]) for other in (classes == index // 2).nonzero()[:, 0])
+    again = made.start()
+    assert all(
+        torch.equal(one, other) for one, other in zip(vars(synthetic).values(), vars(again).values(), strict=True)
+    )
+
+
+def parts(found: OuterGradient) -> dict[str, Tensor]:
+    """Return all tensors of a gradient by name."""
+    held = {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
+    return {**held, **{f"memory.{name}": value for name, value in found.memory.items()}}
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
-    problem = replace(problem, module=problem.module.float())
-    values = {key: value for key, value in BASE.items() if key in METHODS[name].options.model_fields}
-    kind, options = resolve({"method": name, **values})
-    assert kind.name == name and kind is METHODS[name] and kind.__doc__
-    made = kind(options, problem if kind.needs_experts else replace(problem, experts=None))
+    """The gradient is a pure function of the set, the iteration and the memory, also of an iteration before."""
+    made = built(problem, name)
+    if not isinstance(made, IterativeMethod):
+        assert not hasattr(made, "gradient")
+        return
     synthetic = made.start()
-    assert synthetic.images.shape == (6, 1, 8, 8) and synthetic.images.dtype == torch.float32
-    assert synthetic.labels.tolist() == [0, 0, 1, 1, 2, 2] and float(synthetic.step_size) == pytest.approx(0.2)
-    real = problem.preprocessor.apply(problem.data.train.images)
-    assert all(any(torch.equal(image, other) for other in real) for image in synthetic.images)
+    state = torch.random.get_rng_state()
+    first = made.gradient(synthetic, 0)
+    given = {**{f"set.{part}": held for part, held in vars(synthetic).items()}, **parts(first)}
+    before = {part: held.clone() for part, held in given.items()}
+    one, two = (made.gradient(synthetic, 1, first.memory) for _ in range(2))
+    other = built(problem, name).gradient(synthetic, 1, first.memory)  # nothing is hidden in the method
+    assert all(torch.equal(held, before[part]) for part, held in given.items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first.images, made.gradient(synthetic, 0).images)
+    for found in (first, one):
+        assert found.images.shape == synthetic.images.shape and found.images.dtype == torch.float32
+        assert found.loss.shape == () and found.step_size.shape == ()
+        learned = made.settings.labels == "learned"
+        assert (found.labels is not None) == learned
+        assert found.labels is None or found.labels.shape == synthetic.labels.shape
+        assert found.share is None or found.share.shape == (6,)
+        assert all(isinstance(key, str) and isinstance(held, Tensor) for key, held in found.memory.items())
+        assert not any(held.requires_grad for held in parts(found).values())
+        assert finite(*parts(found).values()) and float(found.images.norm()) > 0
+    for same in (two, other):
+        assert list(parts(one)) == list(parts(same))
+        assert all(torch.equal(held, parts(same)[part]) for part, held in parts(one).items())
+    assert not torch.equal(first.images, one.images)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path) -> None:
+    made = built(problem, name)
     if not isinstance(made, IterativeMethod):
         return
-    before = synthetic.images.clone()
-    one, two, other = made.gradient(synthetic, 3), made.gradient(synthetic, 3), made.gradient(synthetic, 4)
-    assert torch.equal(synthetic.images, before)
-    assert one.images.shape == before.shape and one.images.dtype == torch.float32 and one.labels is None
-    assert torch.isfinite(one.images).all() and torch.isfinite(one.loss) and torch.isfinite(one.step_size)
-    assert torch.equal(one.images, two.images) and torch.equal(one.step_size, two.step_size)
-    assert not torch.equal(one.images, other.images)
-    for tensor in (one.loss, one.images, one.step_size):
-        assert not tensor.requires_grad
+    run = begin(made)
+    assert set(run.rates) <= set(run.now.numbers) and all(rate > 0 for rate in run.rates.values())
+    checked: list[int] = []
+
+    def check() -> None:
+        """A stored run is the run; its numbers, moments and memory come back bit for bit."""
+        one, two = tmp_path / f"one-{len(checked)}", tmp_path / f"two-{len(checked)}"
+        save_run(one, run, {"name": name}, "here")
+        again, identity, backend = load_run(one, torch.device("cpu"))
+        save_run(two, again, identity, backend)
+        assert one.read_bytes() == two.read_bytes()
+        for here, there in ((run.now, again.now), (run.safe, again.safe)):
+            assert set(here.numbers) == set(there.numbers) and set(here.memory) == set(there.memory)
+            assert all(torch.equal(held, there.numbers[key]) for key, held in here.numbers.items())
+            assert all(torch.equal(held, there.memory[key]) for key, held in here.memory.items())
+            for number, moments in here.moments.items():
+                assert set(moments) == set(there.moments[number])
+                assert all(torch.equal(held, there.moments[number][key]) for key, held in moments.items())
+            assert (here.average is None) == (there.average is None) == (made.settings.ema is None)
+        checked.append(run.now.iteration)
+
+    check()
+    found = distill(made, run, None, lambda row: None, lambda run: None)
+    check()
+    assert checked == [0, 2] and found.iteration == 2
+    assert METRICS.schema(run.rows) and [row["event"] for row in run.rows] == ["", ""]
+    start = made.start()
+    assert found.synthetic.images.shape == start.images.shape and not torch.equal(found.synthetic.images, start.images)
+    assert finite(*vars(found.synthetic).values())
+    assert (found.raw is None) == (made.settings.ema is None)
 
 
-def test_the_start_depends_on_dataset_ipc_and_seed_but_not_on_the_method(problem: Problem) -> None:
-    def start(*axes: Any) -> Tensor:
-        return replace(problem, axes=axes).real_images()[0]
-
-    base = start("noise", 2, "any", 0)
-    assert torch.equal(start("noise", 2, "mtt", 0), base)
-    assert not torch.equal(start("noise", 2, "any", 1), base)
-    assert len(start("noise", 4, "any", 0)) == 12
-
-
-@pytest.mark.parametrize(
-    ("ipc", "text"),
-    [(5, r"5 images per class were asked for, class 0 \(a\) of noise has 4"), (0, "ipc.*got 0"), (-1, "ipc.*got -1")],
-)
-def test_impossible_numbers_of_images_are_refused(problem: Problem, ipc: int, text: str) -> None:
-    made = Random(Random.options(), replace(problem, axes=("noise", ipc, "random", 0), ipc=ipc))
-    with pytest.raises(UsageError, match=text):
-        made.start()
+def test_every_iterative_method_has_the_loops_options() -> None:
+    for kind in METHODS.values():
+        assert issubclass(kind.options, IterativeOptions) == issubclass(kind, IterativeMethod)
 
 
 def test_unknown_methods_and_options_name_the_nearest() -> None:
-    with pytest.raises(UsageError, match=r"unknown method 'mt'; known: mtt, random, satm. Did you mean 'mtt'?"):
+    with pytest.raises(UsageError) as caught:
         resolve({"method": "mt"})
+    assert str(caught.value) == f"unknown method 'mt'; known: {', '.join(sorted(METHODS))}. Did you mean 'mtt'?"
     with pytest.raises(UsageError, match=r"unknown option 'rhoo'.*Did you mean 'rho'?"):
         resolve({"method": "satm", "rhoo": 1})
     with pytest.raises(UsageError, match="step_size: input should be greater than 0, got 0"):

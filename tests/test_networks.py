@@ -1,19 +1,39 @@
 """Networks: parameter counts of the papers, PyTorch's initialisation, the whole search space, refused shapes."""
 
+import math
 from itertools import product
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import UsageError
-from satm.networks import NETWORKS, ConvNetOptions, build, resolve
+from satm.networks import NETWORKS, ConvNetOptions, Network, build, resolve
 from satm.params import flatten
 from satm.unroll import hypergradient
 
 CHOICES = [get_args(ConvNetOptions.model_fields[name].annotation) for name in ("norm", "activation", "pooling")]
+
+TINY: dict[str, dict[str, Any]] = {
+    "convnet": {"width": 3},
+    "alexnet": {"width_factor": 1 / 64},
+    "vgg11": {"width_factor": 1 / 64},
+    "resnet18": {"width_factor": 1 / 64},
+}
+"""Options with which each network has two to eight filters a layer."""
+
+LEAST = {"convnet": 4, "alexnet": 8, "vgg11": 32, "resnet18": 9}
+"""Fewest pixels that each network takes with its default options; of a ConvNet only the published use is meant."""
+
+
+def tiny(name: str, channels: int = 1, size: int = 32, seed: int = 3, **options: Any) -> Network:
+    return build({"network": name, **TINY[name], **options}, channels, 7, size, seed)
+
+
+def noise(channels: int, size: int, count: int = 2) -> Tensor:
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +49,7 @@ def test_the_search_space_is_all_there() -> None:
     assert [len(choices) for choices in CHOICES] == [5, 3, 3]
 
 
-@pytest.mark.parametrize(("norm", "activation", "pooling"), product(*CHOICES))
+@pytest.mark.parametrize(("norm", "activation", "pooling"), list(product(*CHOICES)))
 def test_every_choice_of_the_search_space_trains(norm: str, activation: str, pooling: str) -> None:
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for depth in (1, 2, 3, 4):
@@ -50,21 +70,235 @@ def test_every_width_of_the_search_space_builds(width: int) -> None:
     assert module(torch.zeros(1, 3, 8, 8)).shape == (1, 10)
 
 
+def test_every_network_has_a_small_form_here() -> None:
+    assert set(TINY) == set(LEAST) == set(NETWORKS)
+
+
 @pytest.mark.parametrize("name", list(NETWORKS))
-@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+@pytest.mark.parametrize("size", [8, 9, 16, 28, 32, 64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
 def test_every_network_keeps_the_contract(name: str, channels: int, size: int) -> None:
-    values = {"network": name}
-    module = build(values, channels, 7, size, seed=3)
-    images = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-    module.eval()
+    if size < LEAST[name]:
+        with pytest.raises(UsageError, match=rf"images of {size} x {size} pixels .* at least {LEAST[name]} x"):
+            tiny(name, channels, size)
+        return
+    module = tiny(name, channels, size)
+    images = noise(channels, size)
+    before = flatten(module)
     logits = module(images)
     assert logits.shape == (2, 7) and torch.isfinite(logits).all()
-    assert torch.equal(module(images), logits)
-    assert torch.equal(flatten(build(values, channels, 7, size, seed=3)), flatten(module))
-    assert not torch.equal(flatten(build(values, channels, 7, size, seed=4)), flatten(module))
-    module.train()
-    found = hypergradient(module, images, torch.tensor([0, 6]), 0.01, lambda w: w.square().sum(), steps=1)
-    assert torch.isfinite(found.images).all()
+    assert torch.equal(module(images), logits) and torch.equal(flatten(module), before)
+    assert torch.equal(module.eval()(images), logits), "training changes a state"
+    torch.testing.assert_close(module(images[1:]), logits[1:])  # no image depends on the others of its batch
+    embedded = module.embed(images)
+    assert embedded.shape == (2, module.classifier.in_features)
+    assert torch.equal(functional.linear(embedded, module.classifier.weight, module.classifier.bias), logits)
+    assert len(embedded.unique()) > 2, "a norm over one pixel leaves constants only"
+    assert not torch.equal(embedded[0], embedded[1])
+    assert list(dict.fromkeys(key.split(".")[0] for key, _ in module.named_parameters())) == ["features", "classifier"]
+    assert not list(module.buffers())
+    assert torch.equal(flatten(tiny(name, channels, size)), before)
+    assert not torch.equal(flatten(tiny(name, channels, size, seed=4)), before)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_the_engines_agree_on_every_network(name: str) -> None:
+    module = tiny(name, size=32 if name == "vgg11" else 16).double()
+    images = noise(1, 32 if name == "vgg11" else 16, count=3).double()
+    target = flatten(tiny(name, size=images.shape[-1], seed=4)).double()
+    found = [
+        hypergradient(
+            module,
+            images,
+            torch.tensor([0, 6, 3]),
+            0.05,
+            lambda weights: (weights - target).square().sum(),
+            steps=3,
+            batches=[torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1, 2])],
+            engine=engine,
+        )
+        for engine in ("reverse", "mixed")
+    ]
+    for field in ("loss", "images", "step_size", "start", "end"):
+        one, two = (getattr(each, field) for each in found)
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10 * float(one.abs().max()), msg=field)
+    assert all(image.abs().max() > 0 for image in found[0].images)
+
+
+def count_convolutions(plan: list[tuple[int, int, int]], bias: bool, norm: bool) -> int:
+    """Numbers in convolutions (inputs, filters, kernel), their biases and their norms' scales and shifts."""
+    return sum(i * o * k * k + o * bias + 2 * o * norm for i, o, k in plan)
+
+
+ALEXNET = [(3, 128, 5), (128, 192, 5), (192, 256, 3), (256, 192, 3), (192, 192, 3)]
+VGG11 = [(3, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512), (512, 512), (512, 512)]
+RESNET18 = [
+    *[(3, 64, 3), *[(64, 64, 3)] * 4],
+    *[(64, 128, 3), *[(128, 128, 3)] * 3, (64, 128, 1)],
+    *[(128, 256, 3), *[(256, 256, 3)] * 3, (128, 256, 1)],
+    *[(256, 512, 3), *[(512, 512, 3)] * 3, (256, 512, 1)],
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "counts"),
+    [
+        ({"network": "alexnet"}, 32, (count_convolutions(ALEXNET, True, False), 192 * 4 * 4)),
+        ({"network": "alexnet"}, 64, (count_convolutions(ALEXNET, True, False), 192 * 4 * 4)),
+        ({"network": "alexnet"}, 28, (count_convolutions(ALEXNET, True, False), 192 * 3 * 3)),
+        ({"network": "alexnet", "norm": "instance"}, 32, (count_convolutions(ALEXNET, True, True), 192 * 4 * 4)),
+        ({"network": "vgg11"}, 32, (count_convolutions([(*pair, 3) for pair in VGG11], True, True), 512)),
+        ({"network": "vgg11"}, 64, (count_convolutions([(*pair, 3) for pair in VGG11], True, True), 4 * 512)),
+        ({"network": "resnet18"}, 32, (count_convolutions(RESNET18, False, True), 512)),
+        ({"network": "resnet18"}, 128, (count_convolutions(RESNET18, False, True), 512)),
+        ({"network": "resnet18", "norm": "none"}, 8, (count_convolutions(RESNET18, False, False), 512)),
+    ],
+)
+def test_parameter_counts_of_the_definitions(values: dict[str, Any], size: int, counts: tuple[int, int]) -> None:
+    convolutions, embedded = counts
+    with torch.device("meta"):
+        module = build(values, 3, 10, size, seed=0)
+    assert sum(parameter.numel() for parameter in module.parameters()) == convolutions + 10 * embedded + 10
+    assert module.classifier.in_features == embedded
+    told = NETWORKS[values["network"]].__doc__ or ""
+    if size == 32 and "norm" not in values:
+        assert f"{convolutions + 10 * embedded + 10:,} parameters" in told
+
+
+def alexnet_by_hand(stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 5, stride, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Conv2d(16, 24, 5, 1, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Conv2d(24, 32, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 24, 3, 1, 1),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, 1, 1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Flatten(),
+        nn.Linear(24 * 4 * 4, 10),
+    )
+
+
+def vgg11_by_hand() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, filters, pooled in [
+        *[(3, 2, True), (2, 4, True), (4, 8, False), (8, 8, True)],
+        *[(8, 16, False), (16, 16, True), (16, 16, False), (16, 16, True)],
+    ]:
+        layers += [nn.Conv2d(inputs, filters, 3, 1, 1), nn.GroupNorm(filters, filters), nn.ReLU()]
+        layers += [nn.MaxPool2d(2, 2)] if pooled else []
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10))
+
+
+def seeded(make: Any, *arguments: Any) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        module: nn.Sequential = make(*arguments)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "twin"),
+    [
+        ({"network": "alexnet", "width_factor": 1 / 8}, 32, (alexnet_by_hand, 1)),
+        ({"network": "alexnet", "width_factor": 1 / 8}, 64, (alexnet_by_hand, 2)),
+        ({"network": "alexnet", "width_factor": 1 / 8, "stem_stride": 3}, 96, (alexnet_by_hand, 3)),
+        ({"network": "vgg11", "width_factor": 1 / 32}, 32, (vgg11_by_hand,)),
+    ],
+)
+def test_networks_written_out_as_a_sequence(values: dict[str, Any], size: int, twin: tuple[Any, ...]) -> None:
+    expected, module = seeded(*twin), build(values, 3, 10, size, seed=11)
+    assert torch.equal(flatten(module), flatten(expected))
+    images = noise(3, size)
+    assert torch.equal(module(images), expected(images))
+
+
+def normalised(maps: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Instance norm with one mean and deviation per image and channel."""
+    mean, variance = maps.mean((2, 3), keepdim=True), maps.var((2, 3), correction=0, keepdim=True)
+    return (maps - mean) / (variance + 1e-5).sqrt() * scale[:, None, None] + shift[:, None, None]
+
+
+def resnet18_by_hand(weights: list[Tensor], images: Tensor, stride: int) -> Tensor:
+    """The forward pass from the weights in their order: stem, then each block's body before its shortcut."""
+    left = iter(weights)
+
+    def convolve(maps: Tensor, step: int = 1) -> Tensor:
+        kernel = next(left)
+        return normalised(functional.conv2d(maps, kernel, None, step, kernel.shape[-1] // 2), next(left), next(left))
+
+    maps = convolve(images, stride).relu()
+    for stage in range(4):
+        for block in range(2):
+            step = 2 if stage and not block else 1
+            body = convolve(convolve(maps, step).relu())
+            maps = (body + (convolve(maps, step) if step == 2 else maps)).relu()
+    logits = maps.mean((2, 3)) @ next(left).T + next(left)
+    assert next(left, None) is None
+    return logits
+
+
+@pytest.mark.parametrize(("size", "option", "stride"), [(32, None, 1), (64, None, 2), (64, 1, 1), (33, 2, 2)])
+def test_resnet18_written_out(size: int, option: int | None, stride: int) -> None:
+    module = build({"network": "resnet18", "width_factor": 1 / 16, "stem_stride": option}, 3, 10, size, seed=1).double()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():  # scales and shifts that are told apart
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    images = noise(3, size).double()
+    expected = resnet18_by_hand([parameter.detach() for parameter in module.parameters()], images, stride)
+    torch.testing.assert_close(module(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_corner_of_the_last_map() -> None:
+    values = {"network": "vgg11", "width_factor": 1 / 32}
+    whole, corner = (build({**values, "readout": readout}, 3, 10, 64, seed=1) for readout in ("all", "corner"))
+    images = noise(3, 64)
+    maps = whole.features(images)
+    assert maps.shape == (2, 16, 2, 2) and whole.classifier.in_features == 64
+    assert torch.equal(corner.embed(images), maps[:, :, 0, 0])
+    small = build({**values, "readout": "corner"}, 3, 10, 32, seed=1)
+    assert torch.equal(small(images[:, :, :32, :32]), build(values, 3, 10, 32, seed=1)(images[:, :, :32, :32]))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg11", "resnet18"])
+def test_norms_and_widths_are_options(name: str) -> None:
+    kinds = {"none": (), "batch": (nn.BatchNorm2d,), "instance": (nn.GroupNorm,)}
+    convolutions = 20 if name == "resnet18" else 8 if name == "vgg11" else 5
+    for norm, kind in kinds.items():
+        module = tiny(name, norm=norm)
+        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)]
+        assert len(norms) == (convolutions if kind else 0) and all(isinstance(part, kind) for part in norms)
+        assert all(part.num_groups == part.num_channels for part in norms if isinstance(part, nn.GroupNorm))
+        assert torch.isfinite(module(noise(1, 32))).all()
+        convolved = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+        assert len(convolved) == convolutions
+        assert all((part.bias is None) == (name == "resnet18") for part in convolved)
+    with torch.device("meta"):
+        narrow, wide = (build({"network": name, "width_factor": factor}, 3, 10, 32, seed=0) for factor in (1, 1.5))
+    one, other = ([p.out_channels for p in each.modules() if isinstance(p, nn.Conv2d)] for each in (narrow, wide))
+    assert [1.5 * filters for filters in one] == other
+    assert min(p.out_channels for p in tiny(name, width_factor=1e-9).modules() if isinstance(p, nn.Conv2d)) == 1
+
+
+def test_the_least_size_is_the_least() -> None:
+    for name, options, least in [
+        ("alexnet", {}, 8),
+        ("alexnet", {"stem_stride": 2, "norm": "instance"}, 15),
+        ("vgg11", {"norm": "none"}, 32),
+        ("resnet18", {"stem_stride": 2}, 17),
+        ("resnet18", {"norm": "batch"}, 1),
+        ("resnet18", {"stem_stride": 3, "norm": "none"}, 1),
+    ]:
+        assert math.prod(tiny(name, size=least, **options).embed(noise(1, least)).shape) > 0
+        if least > 1:
+            with pytest.raises(UsageError, match=rf"^network {name}: images of .* at least {least} x {least}$"):
+                tiny(name, size=least - 1, **options)
 
 
 def test_instance_and_group_norm_are_what_they_say() -> None:
@@ -115,7 +349,7 @@ def test_the_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"network": "convnt"}, "unknown network 'convnt'; known: convnet. Did you mean 'convnet'?"),
+        ({"network": "convnt"}, "unknown network 'convnt'; known: .*, convnet, .*. Did you mean 'convnet'?"),
         ({"network": "convnet", "widht": 3}, "unknown option 'widht'.*Did you mean 'width'?"),
         ({"network": "convnet", "norm": "batchnorm"}, "norm: .*got 'batchnorm'"),
         ({"network": "convnet", "width": 0}, "width: .*got 0"),

@@ -14,6 +14,7 @@ import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import fit_whitening, save_whitening
 from satm.errors import UsageError
+from satm.files import read_tensors, write_tensors
 from satm.results import (
     EVALUATION,
     METADATA_KEY,
@@ -37,6 +38,7 @@ ROW = {
     "labels": "hard",
     "split": "test",
     "selection": "last",
+    "average": "raw",
     "accuracy": 0.875,
     "loss": 0.4,
     "epochs": 10,
@@ -90,6 +92,22 @@ def test_a_row_with_wrong_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without 'loss'"):
         write_rows(tmp_path / "x", [{**ROW, "loss": None}], EVALUATION, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_from_before_sets_were_averaged_are_of_raw_sets(tmp_path: Path) -> None:
+    path = tmp_path / "old.parquet"
+    fields = {name: kind for name, kind in EVALUATION.fields.items() if name != "average"}
+    old = dataclasses.replace(EVALUATION, fields=fields, since={})
+    row = {name: value for name, value in ROW.items() if name != "average"}
+    write_rows(path, [row, {**row, "repeat": 1}], old, {})
+    frame = read_rows(path, EVALUATION)
+    assert frame.to_dict("records") == [ROW, {**ROW, "repeat": 1}] and list(frame.columns) == list(EVALUATION.fields)
+    table = parquet.read_table(path)
+    parquet.write_table(table.drop_columns("loss"), path)  # another column is missing too
+    with pytest.raises(UsageError, match=r"has the columns dataset.*expected dataset"):
+        read_rows(path, EVALUATION)
+    write_rows(path, [], old, {})
+    assert list(read_rows(path, EVALUATION).columns) == list(EVALUATION.fields)
 
 
 def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: Path) -> None:
@@ -214,9 +232,102 @@ def test_missing_cut_and_foreign_sets_say_so_in_one_line(raw: torch.Tensor, tmp_
         load_distilled(path)
 
 
+def soft(raw: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def test_an_averaged_set_comes_back_with_its_raw_one(raw: torch.Tensor, tmp_path: Path) -> None:
+    made = plain(raw)
+    more = {"average": "ema", "raw_images": made.images + 1, "raw_labels": soft(raw, 1), "labels": soft(raw)}
+    averaged = dataclasses.replace(made, **more)  # type: ignore[arg-type]
+    save_distilled(tmp_path / "a.safetensors", averaged)
+    found = load_distilled(tmp_path / "a.safetensors")
+    assert found.average == "ema" and torch.equal(found.images, made.images) and torch.equal(found.labels, soft(raw))
+    itself = found.unaveraged()
+    assert (itself.average, itself.raw_images, itself.raw_labels) == ("raw", None, None)
+    assert torch.equal(itself.images, made.images + 1) and torch.equal(itself.labels, soft(raw, 1))
+    assert itself.unaveraged() is itself and (itself.method, itself.iteration) == (made.method, made.iteration)
+    hard = dataclasses.replace(made, average="ema", raw_images=made.images + 1, raw_labels=made.labels)
+    save_distilled(tmp_path / "b.safetensors", hard)  # raw and averaged labels are one tensor
+    assert torch.equal(load_distilled(tmp_path / "b.safetensors").unaveraged().labels, made.labels)
+    shared = dataclasses.replace(hard, raw_labels=None)
+    assert torch.equal(shared.unaveraged().labels, made.labels)
+    save_distilled(tmp_path / "c.safetensors", dataclasses.replace(made, average="ema"))
+    with pytest.raises(UsageError, match="raw images were not kept"):
+        load_distilled(tmp_path / "c.safetensors").unaveraged()
+
+
+def test_what_images_are_computed_from_is_stored_and_counted(raw: torch.Tensor, tmp_path: Path) -> None:
+    made = plain(raw)  # 4 images of 3 x 4 x 4
+    basis, weights = torch.randn(3, 3, 2, 2), torch.randn(4, 3)
+    parts = dataclasses.replace(made, stored={"weights": weights, "basis": basis})
+    save_distilled(tmp_path / "a.safetensors", parts)
+    save_distilled(tmp_path / "b.safetensors", dataclasses.replace(parts, stored={"basis": basis, "weights": weights}))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    found = load_distilled(tmp_path / "a.safetensors")
+    assert set(found.stored) == {"basis", "weights"} and torch.equal(found.stored["basis"], basis)
+    assert torch.equal(found.stored["weights"], weights)
+    assert made.stored_numbers == 4 * 48 and found.stored_numbers == 3 * 12 + 4 * 3
+    assert dataclasses.replace(made, labels=soft(raw)).stored_numbers == 4 * 48 + 4 * 2
+    assert dataclasses.replace(found, labels=soft(raw)).stored_numbers == 48 + 8
+    averaged = dataclasses.replace(found, average="ema", raw_images=made.images)
+    assert averaged.stored_numbers == 4 * 48 and averaged.unaveraged().stored_numbers == 48
+    save_distilled(tmp_path / "c.safetensors", dataclasses.replace(made, stored={"images": made.images}))
+    assert torch.equal(load_distilled(tmp_path / "c.safetensors").stored["images"], made.images)
+
+
+def test_a_file_from_before_averages_is_a_raw_set(raw: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    save_distilled(path, plain(raw))
+    tensors, metadata = read_tensors(path, "synthetic set")
+    assert set(tensors) == {"images", "labels", "step_size"}
+    del metadata["average"]
+    write_tensors(path, tensors, metadata)
+    found = load_distilled(path)
+    assert (found.average, found.raw_images, found.raw_labels, dict(found.stored)) == ("raw", None, None, {})
+    assert torch.equal(found.images, plain(raw).images)
+    del metadata["ipc"]
+    write_tensors(path, tensors, metadata)
+    with pytest.raises(UsageError, match="says nothing of ipc"):
+        load_distilled(path)
+    write_tensors(path, {**tensors, "other": torch.zeros(1)}, metadata)
+    with pytest.raises(UsageError, match="expected a synthetic set"):
+        load_distilled(path)
+
+
+def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
+    preprocessor = Preprocessor((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), None)
+    images = preprocessor.apply(raw[:12])
+    labels = torch.arange(3).repeat_interleave(4)
+    whole = distilled(raw, preprocessor, images=images, labels=labels, ipc=4, class_names=("a", "b", "c"))
+    two = whole.first(2)
+    assert (len(two), two.ipc, two.labels.tolist()) == (6, 2, [0, 0, 1, 1, 2, 2])
+    assert torch.equal(two.images, images[[0, 1, 4, 5, 8, 9]]) and two.options == whole.options
+    assert torch.equal(two.first(1).images, images[[0, 4, 8]]) and torch.equal(whole.first(4).images, images)
+    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    averaged = dataclasses.replace(whole, labels=logits, average="ema", raw_images=-images, raw_labels=2 * logits)
+    one = averaged.first(1)
+    assert torch.equal(one.labels, logits[[0, 4, 8]]) and torch.equal(one.unaveraged().labels, 2 * one.labels)
+    assert torch.equal(one.unaveraged().images, -one.images)
+    for ipc in (0, 5):
+        with pytest.raises(UsageError, match=rf"has 4 images of each class, asked for the first {ipc}; ask for 1 to 4"):
+            whole.first(ipc)
+    for labels in (torch.arange(3).repeat(4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4)):
+        with pytest.raises(
+            UsageError, match="sorted by class with as many of each, which these 12 images of 3 classes"
+        ):
+            dataclasses.replace(whole, labels=labels).first(1)
+    with pytest.raises(UsageError, match="which these 12 images of 5 classes are not"):
+        dataclasses.replace(whole, class_names=tuple("abcde")).first(1)
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
+        ({"average": "mean"}, "are raw or ema, got average 'mean'"),
+        ({"raw_images": torch.zeros(4, 3, 4, 4)}, "beside an average, got average 'raw'; leave them out"),
+        ({"average": "ema", "raw_images": torch.zeros(3, 3, 4, 4)}, r"float32 \(4, 3, 4, 4\), got .*\(3, 3, 4, 4\)"),
+        ({"average": "ema", "raw_labels": torch.zeros(4, 2)}, r"int64 \(4,\), got torch.float32 \(4, 2\)"),
         ({"labels": torch.tensor([0, 0, 1, 2])}, "must be 0 to 1, got 0 to 2"),
         ({"labels": torch.tensor([0, 1])}, r"needs labels int64 \[4\]"),
         ({"images": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "needs float32 images"),

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from satm.config import Campaign, Resolver
+from satm.config import Campaign, Resolver, parse
 from satm.errors import UsageError
+from satm.methods import METHODS
 from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
 from satm.tables import COLUMNS, latex, load_published, markdown, paired_table, results_table, show_table, write_table
 
@@ -30,8 +31,9 @@ def make(
     sharpness: bool = True,
     dataset: str = "cifar10",
     accuracies: dict[tuple[str, int], list[float]] = ACCURACY,
+    averaged: frozenset[tuple[str, int]] = frozenset(),
 ) -> Resolver:
-    """Return a campaign of one cell whose files exist."""
+    """Return a campaign of one cell whose files exist; raw sets beside `averaged` ones are 0.05 worse."""
     table = {"datasets": {dataset: [1]}, "methods": ["random", "mtt", "satm"], "seeds": seeds}
     campaign = Campaign.model_validate(
         {"tables": {"table2": {**table, "sharpness": ["satm", "mtt"] if sharpness else []}}}
@@ -43,10 +45,20 @@ def make(
         row = {**axes, "network": "convnet", "labels": "hard", "selection": "last", "loss": 1.0, "epochs": 5}
         cost = {"seconds": 1.0, "peak_memory_bytes": 7}
         rows = [
-            {**row, **cost, "repeat": repeat, "split": split, "accuracy": accuracy - (split != "test")}
+            {
+                **row,
+                **cost,
+                "repeat": repeat,
+                "split": split,
+                "accuracy": accuracy - (split != "test"),
+                "average": "raw",
+            }
             for repeat, accuracy in enumerate(measured)
             for split in ("test", "validation")
         ]
+        if (method, seed) in averaged:
+            raw = [{**each, "accuracy": each["accuracy"] - 0.05} for each in rows]
+            rows = [{**each, "average": "ema"} for each in rows] + raw
         write_rows(Path(layout.evaluation(*axes.values(), "convnet")), rows, EVALUATION, {})  # type: ignore[arg-type]
         steps = [
             {"iteration": i, "attempt": 0, "event": "", "seconds": 2.0 + seed, "peak_memory_bytes": 100 * i + seed}
@@ -132,7 +144,10 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
-    assert "cifar10,1,mtt,0.325,0.0208167,4,last,test,0.462,0.008,-0.137,7.5,201" in text.splitlines()
+    assert (
+        "cifar10,1,mtt,0.325,0.0208167,4,last,raw,test,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
+        in text.splitlines()
+    )
     again = pandas.read_csv(folder / "table2-paired.csv")
     pandas.testing.assert_frame_equal(again, paired, rtol=1e-4, check_dtype=False)
     lines = (folder / "table2.md").read_text().splitlines()
@@ -150,7 +165,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
 
 
 def test_selections_are_named_and_not_compared() -> None:
-    row = {"dataset": "d", "ipc": 1, "accuracy_std": 0.0, "n": 2, "published_mean": math.nan}
+    row = {"dataset": "d", "ipc": 1, "accuracy_std": 0.0, "n": 2, "published_mean": math.nan, "average": "raw"}
     frame = pandas.DataFrame(
         [
             {**row, "method": "a", "accuracy_mean": 0.5, "selection": "last"},
@@ -160,6 +175,42 @@ def test_selections_are_named_and_not_compared() -> None:
     )
     assert markdown(frame).splitlines()[2] == "| d | 1 | 50.0 ± 0.0 | **60.0 ± 0.0** | 90.0 ± 0.0 [test] |"
     assert r"90.0 $\pm$ 0.0 [test] \\" in latex(frame) and "published" not in latex(frame)
+
+
+def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_path: Path) -> None:
+    resolver = make(tmp_path, averaged=frozenset({("mtt", 0), ("mtt", 1)}))
+    plain = results_table(make(tmp_path / "plain"), "table2")
+    frame, paired = write_table(resolver, "table2")
+    assert list(frame["method"]) == [*plain["method"][:-1], "mtt", "satm"]
+    raw = (frame["method"] == "mtt") & (frame["average"] == "raw")
+    held = frame[~raw].reset_index(drop=True)
+    assert held.loc[held["method"] == "mtt", "average"].item() == "ema" and plain["average"].dropna().eq("raw").all()
+    pandas.testing.assert_frame_equal(held.drop(columns="average"), plain.drop(columns="average"))
+    own = frame[raw].iloc[0]
+    values = numpy.array([0.30, 0.32, 0.33, 0.35]) - 0.05
+    assert (own["accuracy_mean"], own["n"]) == (pytest.approx(values.mean()), 4)
+    assert own["accuracy_std"] == pytest.approx(values.std(ddof=1)) and own["seconds"] == pytest.approx(7.5)
+    assert pandas.isna(own["published_mean"]) and pandas.isna(own["difference"])
+    pandas.testing.assert_frame_equal(paired, paired_table(make(tmp_path / "plain"), "table2"))
+    folder = tmp_path / "results"
+    lines = (folder / "table2.md").read_text().splitlines()
+    assert lines[0].endswith("| random | mtt | mtt, raw | satm |")
+    assert lines[2].endswith("| 15.5 ± 1.3 | 32.5 ± 2.1 | 27.5 ± 2.1 | **35.0 ± 0.8** |")
+    assert "mtt: exponential moving averages over the iterations; beside them, as `raw`," in lines[-1]
+    tex = (folder / "table2.tex").read_text()
+    assert r"mtt & mtt, raw & satm \\" in tex and r"\multicolumn{4}{c}{measured}" in tex
+    console = Console(record=True, width=140, file=(tmp_path / "shown").open("w"))
+    show_table(console, frame, paired)
+    assert "mtt, raw" in console.export_text()
+    write_table(make(tmp_path / "plain"), "table2")
+    assert "moving averages" not in (tmp_path / "plain/results/table2.md").read_text()
+
+
+def test_averaged_and_raw_seeds_are_not_mixed(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="of mtt on cifar10, ipc 1, are of averaged sets at some seeds and only of raw"
+    ):
+        results_table(make(tmp_path, averaged=frozenset({("mtt", 1)})), "table2")
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
@@ -195,3 +246,77 @@ def test_the_published_table_is_whole() -> None:
     own = frame[(frame["source"] == "satm") & (frame["table"] == "Table 2")]
     assert len(own) == 69 and own["value"].between(1, 100).all()
     assert not frame.duplicated(["source", "table", "dataset", "ipc", "method", "eval_arch", "metric", "note"]).any()
+
+
+def make_published(root: Path, published: list[str]) -> Resolver:
+    """Return the campaign of `make` whose table asks for published rows."""
+    table = make(root).table("table2").model_dump() | {"published": published}
+    campaign = Campaign.model_validate({"tables": {"table2": table}})
+    return Resolver(campaign, (), str(root / "results"), Path("config/small.yaml"))
+
+
+def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
+    plain = results_table(make(tmp_path), "table2")
+    assert set(plain["published_source"].dropna()) == {"satm Table 2", "contra Table 1"}
+    resolver = make_published(tmp_path, ["kip", "frepo", "dc", "linba", "mtt-ema"])
+    frame, _ = write_table(resolver, "table2")
+    extra = ["kip", "frepo", "linba"]  # dc is in the table anyway, mtt-ema was not published for this cell
+    assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", *extra, "random", "mtt", "satm"]
+    rest = frame[~frame["method"].isin(extra)].reset_index(drop=True)
+    pandas.testing.assert_frame_equal(rest, plain)
+    rows = frame.set_index("method")
+    assert rows.loc["kip", "published_mean"] == pytest.approx(0.499)
+    assert rows.loc[extra, "published_network"].tolist() == ["convnet-wide", "convnet", "convnet"]
+    assert rows.loc["frepo", "published_mean"] == pytest.approx(0.456)  # re-evaluated with the width of the others
+    assert rows.loc["linba", "published_mean"] == pytest.approx(0.664)
+    assert rows.loc[extra, ["accuracy_mean", "n", "selection", "difference", "seconds"]].isna().all(axis=None)
+    csv = (tmp_path / "results" / "table2.csv").read_text().splitlines()
+    assert "cifar10,1,kip,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
+    text = (tmp_path / "results" / "table2.md").read_text()
+    assert "| 49.9 ± 0.2 [wide] | 45.6 ± 0.1 | **66.4 ± 0.4** |" in text
+    assert "kip: published in contra Table 1, not measured here." in text
+    assert "frepo: published in ratbptt Table 1, not measured here." in text
+    assert "[wide]: published for a wider ConvNet" in text
+    tex = (tmp_path / "results" / "table2.tex").read_text()
+    assert r"49.9 $\pm$ 0.2 [wide]" in tex and r"\multicolumn{12}{c}{published}" in tex
+    assert "[wide]" not in markdown(plain)
+
+
+def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
+    frame = results_table(make_published(tmp_path, ["kip", "rcig"]), "table2")
+    assert frame.set_index("method").loc["rcig", "published_mean"] == pytest.approx(0.496)
+    frame.loc[frame["method"] == "kip", "published_mean"] = 0.9
+    assert "| 90.0 ± 0.2 [wide] |" in markdown(frame) and "**49.6 ± 1.2**" in markdown(frame)
+
+
+def test_published_rows_of_a_table_that_no_paper_has(tmp_path: Path) -> None:
+    campaign = {"tables": {"mine": {"datasets": {"cifar10": [1]}, "methods": [], "published": ["rfad"]}}}
+    resolver = Resolver(Campaign.model_validate(campaign), (), str(tmp_path / "results"))
+    frame, paired = write_table(resolver, "mine")
+    assert frame["method"].tolist() == ["rfad"] and paired.empty
+    assert "rfad: published in ratbptt Table 1" in (tmp_path / "results" / "mine.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ({"published": ["mtt"]}, "methods names 'mtt' too, .* leave it out of published, got"),
+        ({"published": ["kip"], "split": "validation"}, "are of test images, split is 'validation'; leave one of them"),
+    ],
+)
+def test_published_options_that_exclude_each_other(cell: dict[str, object], text: str) -> None:
+    table = {"datasets": {"cifar10": [1]}, "methods": ["mtt"], **cell}
+    with pytest.raises(UsageError, match=f"published: .*{text}") as caught:
+        parse(Campaign, {"tables": {"table2": table}}, "small.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_published_method_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"unknown method with published numbers in table table2 'kipp'.*'kip'\?"):
+        results_table(make_published(tmp_path, ["kipp"]), "table2")
+
+
+def test_the_published_rows_of_other_outer_steps_have_the_methods_names() -> None:
+    frame = load_published()
+    own = frame[(frame["source"] == "satm") & (frame["table"] == "Table 4")]
+    assert set(own["method"]) <= set(METHODS) and len(own) == 14

@@ -25,6 +25,7 @@ RULES: dict[str, Rule] = {
     "adam-decay": Adam(0.8, 0.95, eps=1e-2, weight_decay=0.1),
     "adamw": Adam(0.8, 0.95, eps=1e-2, weight_decay=0.1, decoupled=True),
 }
+EXACT = ["mixed", "reverse"]
 FULL = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -173,7 +174,7 @@ def test_the_slow_twin_agrees(case: Case) -> None:
         assert unlike(getattr(found, name), expected[name]) <= 1e-10, name
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", EXACT)
 @pytest.mark.parametrize("name", list(RULES))
 def test_truncation_is_detaching_by_hand(engine: str, name: str) -> None:
     case = conv_case(RULES[name])
@@ -195,7 +196,7 @@ def test_truncation_to_all_steps_is_exact(engine: str) -> None:
     assert unlike(case.solve(engine, last=2).images, whole.images) > 1e-3
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", EXACT)
 @pytest.mark.parametrize("last", [None, 1, 3])
 @pytest.mark.parametrize("case", [conv_case(Sgd()), scalar_case(Sgd())], ids=["conv", "five"])
 def test_first_order_step_size_is_autograd_with_inner_gradients_held(case: Case, engine: str, last: int | None) -> None:
@@ -210,6 +211,99 @@ def test_a_single_step_has_the_same_exact_and_first_order_step_size() -> None:
     case = replace(conv_case(Sgd()), steps=1, batches=conv_case(Sgd()).batches[:1])
     one, other = case.solve(), case.solve(step_size_gradient="first-order")
     assert unlike(one.step_size, other.step_size) <= 1e-12
+
+
+def test_every_engine_is_exact_or_teslas() -> None:
+    assert {*EXACT, "tesla"} == set(ENGINES)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_tesla_is_exact_for_one_step(name: str) -> None:
+    whole = conv_case(RULES[name])
+    assert whole.batches is not None
+    case = replace(whole, steps=1, batches=whole.batches[:1])
+    point = whole.solve(keep_points=(4,)).points[4]  # with a state that is not zero
+    for here, options in ((case, {}), (whole, {"start": point, "first": 4}), (whole, {"last": 1})):
+        one, other = here.solve("tesla", **options), here.solve("reverse", **options)
+        for part in ("loss", "end", "images", "labels", "step_size"):
+            assert unlike(getattr(one, part), getattr(other, part)) <= 1e-12, (part, options)
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_tesla_is_not_exact_for_two_steps(name: str) -> None:
+    whole = conv_case(RULES[name])
+    assert whole.batches is not None
+    case = replace(whole, steps=2, batches=whole.batches[:2])
+    one, other = case.solve("tesla"), case.solve("reverse")
+    assert unlike(one.loss, other.loss) <= 1e-12 and unlike(one.end, other.end) <= 1e-12
+    for part in ("images", "labels", "step_size"):
+        assert unlike(getattr(one, part), getattr(other, part)) > 1e-6, part
+
+
+@dataclass(frozen=True)
+class Matched(Case):
+    """A case whose objective is that of trajectory matching."""
+
+    @property
+    def target(self) -> Tensor:
+        return self.start + 0.3 * torch.linspace(-1, 1, len(self.start), dtype=torch.float64)
+
+    def objective(self, weights: Tensor) -> Tensor:
+        return (weights - self.target).square().sum() / (self.start - self.target).square().sum()
+
+
+@pytest.mark.parametrize("soft", [True, False])
+def test_tesla_is_its_formula_written_out(soft: bool) -> None:
+    held = {name: getattr(conv_case(Sgd()), name) for name in Case.__dataclass_fields__}
+    case = Matched(**held) if soft else Matched(**{**held, "labels": held["labels"].argmax(1)})
+    assert case.batches is not None and case.augment is not None and case.steps == 5
+    weights, gradients, places = case.start, [], []
+    for step in range(case.steps):  # what each step does to the weights, which are constant from here on
+        images, labels = (tensor.clone() for tensor in (case.images, case.labels))
+        images.requires_grad_()
+        labels.requires_grad_(soft)
+        given = weights.detach().requires_grad_()
+        outputs = call_flat(case.module, given, case.augment(images[case.batches[step]], step))
+        inner = case.loss(outputs, labels[case.batches[step]])
+        gradient = torch.autograd.grad(inner, given, create_graph=True)[0]
+        gradients.append(gradient)
+        places.append((images, labels))
+        weights = weights - case.step_size * gradient.detach()
+    total = torch.stack([gradient.detach() for gradient in gradients]).sum(0)
+    moved = (case.start - case.target).square().sum()
+    factor = 2 * (case.step_size * (case.target - case.start) + case.step_size**2 * total) / moved
+    of_images, of_labels = torch.zeros_like(case.images), torch.zeros_like(case.images[:, 0, 0, :3])
+    for gradient, (images, labels) in zip(gradients, places, strict=True):
+        found = torch.autograd.grad(factor @ gradient, [images, labels] if soft else [images])
+        of_images += found[0]
+        if soft:
+            of_labels += found[1]
+    of_step_size = 2 * ((case.target - case.start + case.step_size * total) @ total) / moved
+    made, exact = case.solve("tesla"), case.solve("reverse")
+    assert unlike(made.end, weights) <= 1e-12
+    assert unlike(made.images, of_images) <= 1e-10 and unlike(made.step_size, of_step_size) <= 1e-10
+    assert unlike(made.images, exact.images) > 1e-6 and unlike(made.step_size, exact.step_size) > 1e-6
+    if soft:
+        assert made.labels is not None and unlike(made.labels, of_labels) <= 1e-10
+    else:
+        assert made.labels is None
+
+
+def test_teslas_step_size_is_learned_with_inner_gradients_held() -> None:
+    case = conv_case(Sgd())
+    held = plain(case, hold_gradients=True)["step_size"]
+    assert unlike(case.solve("tesla").step_size, held) <= 1e-12
+    assert unlike(case.solve("tesla", last=2, step_size_gradient="first-order").step_size, held) <= 1e-12
+    assert unlike(case.solve("tesla", last=2).step_size, held) > 1e-4
+
+
+def test_to_tesla_a_change_of_the_start_moves_the_end_as_much() -> None:
+    case = conv_case(Momentum())
+    found = case.solve("tesla")
+    end = found.end.clone().requires_grad_()
+    assert found.start is not None
+    assert torch.equal(found.start, torch.autograd.grad(case.objective(end), end)[0])
+    assert case.solve("tesla", last=2).start is None
 
 
 TWINS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -293,7 +387,7 @@ def test_adam_with_a_gradient_of_exactly_zero_is_finite(engine: str) -> None:
     assert unlike(narrow.step_size, expected.step_size) <= 1e-12
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("engine", EXACT)
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d, nn.BatchNorm2d])
 def test_any_module_is_taken(engine: str, norm: type[nn.Module]) -> None:
     torch.manual_seed(0)
@@ -402,8 +496,8 @@ def test_images_and_labels_that_do_not_fit_are_refused() -> None:
         replace(case, labels=case.labels[:4]).solve()
     with pytest.raises(ValueError, match="floating point"):
         replace(case, images=case.images.to(torch.uint8)).solve()
-    with pytest.raises(UsageError):
-        case.solve(engine="tesla")
+    with pytest.raises(UsageError, match="unknown engine 'forward'; known: mixed, reverse, tesla"):
+        case.solve(engine="forward")
 
 
 def test_flat_parameters() -> None:

@@ -1,3 +1,5 @@
+"""Whitening and its variants against their definitions written out with numpy, its file, its refusals."""
+
 import dataclasses
 import os
 from pathlib import Path
@@ -6,10 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from satm.config import DatasetOptions
-from satm.data import Preprocessor, Whitening, fit_whitening, load_dataset, load_whitening, save_whitening
+from satm.cli import main
+from satm.config import DatasetOptions, load_campaign
+from satm.data import (
+    ImageData,
+    Preprocessor,
+    Split,
+    Whitening,
+    fit_whitening,
+    load_dataset,
+    load_whitening,
+    save_images,
+    save_whitening,
+)
 from satm.errors import UsageError
-from satm.files import write_tensors
+from satm.files import hash_tensors, read_tensors, write_tensors
+from satm.stages.common import prepare
+from satm.workflow import WHITENING
+
+VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
+"""`per_image` and `relative`."""
 
 
 def make_images(count: int, seed: int = 0, size: int = 4) -> torch.Tensor:
@@ -29,6 +47,156 @@ def whitening_by_definition(images: torch.Tensor, eps: float) -> tuple[np.ndarra
         covariance += np.outer(row - mean, row - mean)
     u, s, _ = np.linalg.svd(covariance / (len(x) - 1))
     return mean, u @ np.diag(1 / np.sqrt(s + eps)) @ u.T, u @ np.diag(np.sqrt(s + eps)) @ u.T
+
+
+def standardised(images: torch.Tensor) -> np.ndarray:
+    rows = []
+    for image in images.numpy().astype(np.float64):
+        row = image.ravel() - image.mean()
+        rows.append(row / np.sqrt((row**2).sum()))
+    return np.stack(rows)
+
+
+def variant_by_definition(
+    images: torch.Tensor, eps: float, per_image: bool, relative: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the images that whitening is fitted on and their matrix and inverse, as RaT-BPTT's preprocessing does."""
+    x = images.numpy().reshape(len(images), -1).astype(np.float64) / 255
+    x = standardised(images) if per_image else x - x.mean(0)
+    e, v = np.linalg.eig(x.T @ x / (len(x) - (not per_image)))
+    root = np.sqrt(e.real + eps * (e.real.sum() / len(e) if relative else 1))
+    return x, v.real @ np.diag(1 / root) @ v.real.T, v.real @ np.diag(root) @ v.real.T
+
+
+@pytest.mark.parametrize(("per_image", "relative"), VARIANTS)
+def test_the_variants_follow_their_definition(per_image: bool, relative: bool) -> None:
+    images, test = make_images(300), make_images(20, seed=1)
+    fitted = fit_whitening(images, 0.1, per_image, relative)
+    x, matrix, inverse = variant_by_definition(images, 0.1, per_image, relative)
+    np.testing.assert_allclose(fitted.matrix.numpy(), matrix, rtol=1e-5, atol=1e-6 * np.abs(matrix).max())
+    np.testing.assert_allclose(fitted.inverse.numpy(), inverse, rtol=1e-5, atol=1e-6)
+    white = fitted.apply(images.double() / 255).flatten(1).numpy()
+    np.testing.assert_allclose(white, x @ matrix, rtol=1e-4, atol=1e-4)
+    mean = images.numpy().astype(np.float64).mean(0).ravel() / 255
+    other = standardised(test) if per_image else test.numpy().reshape(20, -1).astype(np.float64) / 255 - mean
+    np.testing.assert_allclose(
+        fitted.apply(test.double() / 255).flatten(1).numpy(), other @ matrix, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_norm_of_whitened_images_is_what_the_eigenvalues_say() -> None:
+    images = make_images(400)
+    x = standardised(images)
+    values = np.linalg.eigvalsh(x.T @ x / 400)
+    white = fit_whitening(images, 0.1, True, True).apply(images.double() / 255).flatten(1)
+    expected = (values / (values + 0.1 * values.mean())).sum()
+    assert float(white.square().sum(1).mean()) == pytest.approx(expected, rel=1e-4)
+    assert 5 < expected < 48
+
+
+def test_brightness_and_contrast_do_not_matter_per_image_and_come_back_on_average() -> None:
+    images = make_images(200)
+    scaled = images.double() / 255
+    fitted = fit_whitening(images, 0.1, True, True)
+    white = fitted.apply(scaled)
+    torch.testing.assert_close(fitted.apply(0.3 * scaled + 0.4), white)
+    back = fitted.invert(white)
+    shape = standardised(images).reshape(scaled.shape)
+    level, norm = scaled.flatten(1).mean(1), (scaled - scaled.mean((1, 2, 3), keepdim=True)).flatten(1).norm(dim=1)
+    torch.testing.assert_close(back, norm.mean() * torch.from_numpy(shape) + level.mean(), rtol=0, atol=1e-4)
+    shown = Preprocessor((0.5,) * 3, (0.2,) * 3, fitted).to_pixels(white)
+    torch.testing.assert_close(shown.double(), back.clamp(0, 1), rtol=0, atol=1e-5)
+    assert (back - scaled).abs().mean() < 0.1  # an average image's brightness and contrast, not its own
+    one = images[:1].repeat(5, 1, 1, 1)
+    alike = fit_whitening(one, 0.1, True, True)  # where all are alike, nothing is lost
+    torch.testing.assert_close(alike.invert(alike.apply(one.double() / 255)), one.double() / 255, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("per_image", "relative"), VARIANTS)
+def test_variants_keep_their_file_their_hash_and_their_device(tmp_path: Path, per_image: bool, relative: bool) -> None:
+    images = make_images(60)
+    fitted = fit_whitening(images, 0.1, per_image, relative)
+    save_whitening(tmp_path / "a", fitted)
+    loaded = load_whitening(tmp_path / "a")
+    assert (loaded.hash, loaded.eps, loaded.per_image, loaded.relative) == (fitted.hash, 0.1, per_image, relative)
+    scaled = images.double() / 255
+    assert torch.equal(loaded.apply(scaled), fitted.apply(scaled))
+    assert torch.equal(loaded.invert(scaled), fitted.invert(scaled))
+    assert torch.equal(loaded.to("cpu").invert(scaled), loaded.invert(scaled))
+    assert (loaded.norm is None) == (not per_image)
+    for other in ({"per_image": not per_image}, {"relative": not relative}):
+        assert fit_whitening(images, 0.1, **{"per_image": per_image, "relative": relative, **other}).hash != fitted.hash
+    changed = {"relative": not relative} if fitted.norm is None else {"norm": fitted.norm * 2}
+    save_whitening(tmp_path / "a", dataclasses.replace(fitted, **changed))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="was changed"):
+        load_whitening(tmp_path / "a")
+
+
+def test_hashes_and_files_from_before_the_variants_stay_valid(tmp_path: Path) -> None:
+    fitted = fit_whitening(make_images(60))
+    held = {"mean": fitted.mean, "matrix": fitted.matrix, "inverse": fitted.inverse}
+    old = hash_tensors(*held.values(), torch.tensor(0.1, dtype=torch.float64))
+    assert fitted.hash == old
+    write_tensors(tmp_path / "old", held, {"kind": "whitening", "hash": old, "eps": 0.1})
+    loaded = load_whitening(tmp_path / "old")
+    assert (loaded.hash, loaded.per_image, loaded.relative, loaded.norm) == (old, False, False, None)
+    save_whitening(tmp_path / "new", fitted)
+    assert set(read_tensors(tmp_path / "new", "whitening")[0]) == set(held)
+
+
+def test_an_image_of_one_colour_becomes_zero_per_image() -> None:
+    images = make_images(50)
+    images[7] = 93
+    fitted = fit_whitening(images, 0.1, True, True)
+    for kind in (torch.float32, torch.float64):
+        white = fitted.apply(images.to(kind) / 255)
+        assert white.isfinite().all() and white[7].norm() < 0.1 < white[6].norm()
+    x = (images[6:8].double() / 255).requires_grad_()
+    fitted.apply(x).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    for per_image, relative in VARIANTS:
+        flat = fit_whitening(torch.full((10, 1, 2, 2), 7, dtype=torch.uint8), 0.1, per_image, relative)
+        assert flat.matrix.isfinite().all()
+        torch.testing.assert_close(flat.matrix @ flat.inverse, torch.eye(4))
+
+
+def test_the_workflow_makes_the_whitening_anew_for_each_of_its_options() -> None:
+    assert {name for name in DatasetOptions.model_fields if name.startswith("zca_")} == WHITENING
+
+
+@pytest.mark.parametrize("option", ["zca_per_image", "zca_relative"])
+def test_a_variant_without_whitening_is_refused(tmp_path: Path, option: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(f"datasets: {{odd: {{source: digits, {option}: true}}}}\n")
+    with pytest.raises(UsageError, match=rf"datasets.odd: {option} changes .* zca is false; set zca to true") as caught:
+        load_campaign(path)
+    assert "\n" not in str(caught.value)
+    assert DatasetOptions.model_validate({"source": "digits", "zca": True, option: True}).zca
+
+
+def test_the_stage_makes_the_variant_and_a_stale_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    variants = {"zca_per_image": True, "zca_relative": True}
+    text = "datasets: {{digits: {{source: digits, zca: true, zca_per_image: {0}, zca_relative: {1}}}}}\n"
+    (tmp_path / "odd.yaml").write_text(text.format("true", "true"))
+    images = torch.cat([make_images(30, seed)[:, :1] for seed in (0, 1, 2)])
+    splits = [Split(images[30 * part :][:30], torch.arange(30) % 3) for part in range(3)]
+    data = ImageData("digits", *splits, ("a", "b", "c"), (0.5,), (0.2,), "")
+    data = dataclasses.replace(data, hash=hash_tensors(*(t for split in splits for t in (split.images, split.labels))))
+    layout = load_campaign(Path("odd.yaml")).layout
+    save_images(Path(layout.images("digits")), data)
+    assert main(["data", "--config", "odd.yaml", "--dataset", "digits", "--make", "zca"]) == 0
+    prepared = prepare(load_campaign(Path("odd.yaml")), "digits")
+    expected = fit_whitening(splits[0].images, 0.1, True, True)
+    assert prepared.preprocessor.identity["whitening_hash"] == expected.hash
+    torch.testing.assert_close(prepared.preprocessor.apply(splits[2].images), expected.apply(splits[2].images / 255))
+    for name in variants:
+        given = {other: str(other != name).lower() for other in variants}
+        (tmp_path / "odd.yaml").write_text(text.format(*given.values()))
+        with pytest.raises(UsageError, match=rf"was made with {name[4:]} True, {name} is False; make it again"):
+            prepare(load_campaign(Path("odd.yaml")), "digits")
 
 
 @pytest.mark.parametrize("count", [300, 20])  # 20 images of 48 numbers: the covariance is singular
@@ -71,8 +239,9 @@ def test_test_images_are_whitened_with_the_training_matrix() -> None:
     assert np.abs(expected.mean(0)).max() > 1e-3  # another set: not centred by its own mean
 
 
-def test_whitening_passes_gradients() -> None:
-    fitted = fit_whitening(make_images(50))
+@pytest.mark.parametrize(("per_image", "relative"), VARIANTS)
+def test_whitening_passes_gradients(per_image: bool, relative: bool) -> None:
+    fitted = fit_whitening(make_images(50), 0.1, per_image, relative)
     x = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(fitted.apply, (x,))
     assert torch.autograd.gradcheck(fitted.invert, (x,))

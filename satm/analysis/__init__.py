@@ -1,1 +1,1 @@
-"""Measurements on synthetic sets that are not accuracies."""
+"""Measurements on synthetic sets and experts that are not accuracies."""

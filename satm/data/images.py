@@ -120,7 +120,9 @@ class Preprocessor:
     """From raw images to the space that networks are trained in, and back.
 
     Without whitening: normalised, `(x - mean) / std` per channel, x in [0, 1]. With it: x in [0, 1], whitened, and
-    neither mean nor std is used. Training and test images go through the same map.
+    neither mean nor std is used. Training and test images go through the same map. The way back is exact up to rounding
+    and clamping, except from a whitening `per_image`: it gives every image the brightness and contrast of an average
+    training image then, which serves for looking at only.
 
     Args:
         mean: per channel, [0, 1] scale.

@@ -1,5 +1,12 @@
 """Networks trained on real images, and the store of the paths that they took."""
 
+from satm.experts.difficulty import (
+    Difficulty,
+    expert_difficulty,
+    load_difficulty,
+    mean_difficulty,
+    save_difficulty,
+)
 from satm.experts.store import (
     Identity,
     TrajectoryStore,
@@ -13,11 +20,16 @@ from satm.experts.store import (
 from satm.experts.train import Snapshot, train_expert
 
 __all__ = [
+    "Difficulty",
     "Identity",
     "Snapshot",
     "TrajectoryStore",
     "describe_shard",
     "differing_field",
+    "expert_difficulty",
+    "load_difficulty",
+    "mean_difficulty",
+    "save_difficulty",
     "shard_identity",
     "shard_name",
     "train_expert",

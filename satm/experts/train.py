@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from satm.config import ExpertsOptions
 from satm.data import Augmentation
+from satm.experts.difficulty import easiest, pace
 from satm.params import flatten, load_flat, unflatten
 from satm.seeds import make_generator
-from satm.training import TrainingImages, train_epoch
+from satm.training import SharpnessAware, TrainingImages, train_epoch
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def train_expert(
     augmentation: Augmentation,
     axes: tuple[str | int, ...],
     after: Snapshot | None = None,
+    order: Tensor | None = None,
 ) -> Iterator[Snapshot]:
     """Yield the expert after each epoch; the first is the initialisation, unless going on from a snapshot.
 
@@ -53,9 +55,16 @@ def train_expert(
         augmentation: of the real images.
         axes: names of this expert for its seeds.
         after: go on from here.
+        order: `[n]` int64 on the CPU, the images from easy to hard, where the options ask for a curriculum; None: none.
 
-    Source: MTT's public recipe: SGD with a constant step size.
+    Raises:
+        ValueError: a curriculum without an order, or an order without a curriculum.
+
+    Source: MTT's public recipe: SGD with a constant step size. Flat: FTD Algorithm 1. Curriculum: ConTra Appendix B.
+    Differs: ConTra does not say how its curriculum experts descend; here plain SGD unless the options ask for `flat`.
     """
+    if (order is None) == (options.order == "curriculum"):
+        raise ValueError(f"the options' order is {options.order!r}, the images' order is {order}; give both or none")
     if after is None:
         after = Snapshot(0, flatten(module).cpu(), None, float("nan"))
         yield after
@@ -67,10 +76,28 @@ def train_expert(
         buffers = unflatten(module, after.momentum.to(data.labels.device))
         for name, parameter in module.named_parameters():
             optimiser.state[parameter]["momentum_buffer"] = buffers[name].clone()
+    sharpness_aware = None
+    if options.optimiser == "flat":
+        sharpness_aware = SharpnessAware(options.flat_rule, options.rho, options.alpha, options.adaptive)
     for epoch in range(after.epoch + 1, options.epochs + 1):
-        generator = make_generator(*axes, epoch)
-        loss = train_epoch(module, optimiser, data, options.batch_size, augmentation, generator)
+        among = None if order is None else easiest(order, _share(options, epoch))
+        loss = train_epoch(
+            module,
+            optimiser,
+            data,
+            options.batch_size,
+            augmentation,
+            make_generator(*axes, epoch),
+            among=among,
+            sharpness_aware=sharpness_aware,
+        )
         yield Snapshot(epoch, flatten(module).cpu(), _momentum(module, optimiser), loss)
+
+
+def _share(options: ExpertsOptions, epoch: int) -> float:
+    """Return the fraction of the images that an epoch, counted from 1, of a curriculum sees."""
+    full_epoch = max(1, options.epochs // 2) if options.full_epoch is None else options.full_epoch
+    return pace(epoch - 1, options.start_fraction, full_epoch)
 
 
 def _momentum(module: nn.Module, optimiser: torch.optim.SGD) -> Tensor | None:

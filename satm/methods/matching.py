@@ -12,6 +12,7 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
+from satm.methods.batches import mini_batches
 from satm.methods.matching_options import MatchingOptions, check
 from satm.methods.segments import Segment, expanded, spaced, uniform
 from satm.outer import Answer, Oracle, Points
@@ -179,19 +180,9 @@ class TrajectoryMatching(IterativeMethod):
             return call_flat(self.problem.module, target.to(synthetic.images), synthetic.images)
 
     def _batches(self, count: int, generator: torch.Generator) -> list[Tensor] | None:
-        """Return the images of each inner step; None where each step takes all.
-
-        Source: MTT's public code: a permutation is consumed in chunks and drawn again when it is used up.
-        Differs: a rest smaller than a batch is a batch of its own there and is dropped here, so that all have one size.
-        """
-        size = self.settings.batch_size
-        if size is None or size >= count:
-            return None
-        batches: list[Tensor] = []
-        while len(batches) < self.settings.inner_steps:
-            order = torch.randperm(count, generator=generator).to(self.problem.device)
-            batches += [part for part in order.split(size) if len(part) == size]
-        return batches[: self.settings.inner_steps]
+        """Return the images of each inner step; None where each step takes all."""
+        options = self.settings
+        return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)
 
 
 def _added(total: Answer | None, found: Hypergradient, weight: float) -> Answer:

@@ -21,6 +21,8 @@ class MttEma(Mtt):
     """MTT with an exponential moving average of the synthetic set.
 
     Composition: as `mtt`, truncated, first-order step-size gradient; descent with a moving average.
+
+    Source: SATM Table 4 and section 4.3.1; the average as in FTD, section 3.3.
     """
 
     options: ClassVar[type[MethodOptions]] = MttEmaOptions

@@ -35,9 +35,9 @@ def real(problem: "Problem") -> tuple[Tensor, Tensor]:
 
 def gaussian(problem: "Problem", norm: float | None) -> tuple[Tensor, Tensor]:
     """Return Gaussian noise, each image scaled to a norm; None: as drawn, with standard deviation 1."""
-    dataset, ipc, _, seed = problem.axes
-    data = problem.data
-    shape = (data.classes * _positive(ipc), data.channels, data.size, data.size)
+    dataset, _, _, seed = problem.axes
+    data, ipc = problem.data, _positive(problem.ipc)
+    shape = (data.classes * ipc, data.channels, data.size, data.size)
     images = torch.randn(shape, generator=make_generator("noise-init", dataset, ipc, seed)).to(problem.device)
     if norm is not None:
         images = norm * images / images.flatten(1).norm(dim=1)[:, None, None, None]

@@ -4,14 +4,29 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from satm.config import Options, parse
 from satm.errors import UsageError, pick
-from satm.networks.base import NETWORKS
+from satm.networks.alexnet import AlexNet, AlexNetOptions
+from satm.networks.base import NETWORKS, Network
 from satm.networks.convnet import ConvNet, ConvNetOptions
+from satm.networks.resnet import ResNet18, ResNet18Options
+from satm.networks.vgg import Vgg11, Vgg11Options
 
-__all__ = ["NETWORKS", "ConvNet", "ConvNetOptions", "build", "resolve"]
+__all__ = [
+    "NETWORKS",
+    "AlexNet",
+    "AlexNetOptions",
+    "ConvNet",
+    "ConvNetOptions",
+    "Network",
+    "ResNet18",
+    "ResNet18Options",
+    "Vgg11",
+    "Vgg11Options",
+    "build",
+    "resolve",
+]
 
 
 def resolve(values: Mapping[str, Any]) -> tuple[str, Options]:
@@ -25,7 +40,7 @@ def resolve(values: Mapping[str, Any]) -> tuple[str, Options]:
     return name, parse(pick(name, NETWORKS, "network").options, held, f"network {name}")
 
 
-def build(values: Mapping[str, Any], channels: int, classes: int, size: int, seed: int) -> nn.Module:
+def build(values: Mapping[str, Any], channels: int, classes: int, size: int, seed: int) -> Network:
     """Return a freshly initialised network.
 
     Args:

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from satm.config import Options
 from satm.networks.base import Network, register
+from satm.networks.layers import norm_layers
 
 
 class ConvNetOptions(Options):
@@ -65,7 +66,7 @@ class ConvNet(Network):
         layers: list[nn.Module] = []
         for _ in range(depth):
             layers += [nn.Conv2d(channels, options.width, 3, padding=1)]
-            layers += _norm(options.norm, options.width, size)
+            layers += norm_layers(options.norm, options.width, size)
             layers += [_ACTIVATIONS[options.activation]()]
             if pooled:
                 layers += [nn.MaxPool2d(2) if options.pooling == "max" else nn.AvgPool2d(2)]
@@ -73,23 +74,3 @@ class ConvNet(Network):
             channels = options.width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels * size * size, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return `[B, classes]` logits of `[B, C, H, W]` images."""
-        logits: Tensor = self.classifier(self.features(images).flatten(1))
-        return logits
-
-
-def _norm(name: str, width: int, size: int) -> list[nn.Module]:
-    """Return the norm layer after a convolution, or nothing."""
-    if name == "batch":
-        return [nn.BatchNorm2d(width)]
-    if name == "layer":
-        return [nn.LayerNorm([width, size, size])]
-    if name == "instance":  # GroupNorm has a fast forward-mode rule, InstanceNorm2d has none
-        return [nn.GroupNorm(width, width)]
-    if name == "group":
-        if width % 4:
-            raise ValueError(f"norm 'group' needs a width that 4 divides, got {width}")
-        return [nn.GroupNorm(4, width)]
-    return []

@@ -34,6 +34,8 @@ class OuterGradient:
         sharpness: `[]` rise of the loss at the perturbed set; None where the method perturbs nothing.
         memory: for the next iteration.
         share: `[n]` factors on the step of each image and its label; None: all 1.
+        restart: the outer optimiser forgets what it remembers before this step.
+        norm: `[]` norm of the images' hypergradient where `images` was scaled; None where it was not.
     """
 
     loss: Tensor
@@ -43,6 +45,8 @@ class OuterGradient:
     sharpness: Tensor | None = None
     memory: Memory = field(default_factory=lambda: NOTHING)
     share: Tensor | None = None
+    restart: bool = False
+    norm: Tensor | None = None
 
 
 @dataclass(frozen=True)

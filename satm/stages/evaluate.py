@@ -30,7 +30,10 @@ def make_evaluation(
     options: EvaluateOptions,
     device: torch.device,
 ) -> None:
-    """Train fresh networks on a synthetic set and write one row each; rows that are there already are kept."""
+    """Train fresh networks on a synthetic set and write one row each; rows that are there already are kept.
+
+    A set that is an average is followed by its raw one, on networks of the same seeds, so that the two are paired.
+    """
     layout = resolver.layout
     prepared = prepare(resolver, dataset)
     path = distilled_path(resolver, dataset, ipc, method, seed)
@@ -56,14 +59,17 @@ def make_evaluation(
         held = state / "rows.json"
         if held.is_file():
             content: dict[str, Any] = read_json(held, "state of an evaluation")
-            rows = content["rows"] if content["identity"] == identity else []
+            rows = [{**EVALUATION.since, **row} for row in content["rows"]] if content["identity"] == identity else []
         real = TrainingImages.of(split, prepared.preprocessor, device)
-        synthetic = TrainingImages(distilled.images.to(device), distilled.labels.to(device))
-        with Progress("evaluate", options.repeats, len(rows)) as progress:
-            for repeat in range(len(rows), options.repeats):
+        tested = [distilled] if distilled.raw_images is None else [distilled, distilled.unaveraged()]
+        named = ["" if distilled.average == "raw" else f" on the {each.average} set" for each in tested]
+        synthetic = [TrainingImages(each.images.to(device), each.labels.to(device)) for each in tested]
+        with Progress("evaluate", options.repeats * len(tested), len(rows)) as progress:
+            for done in range(len(rows), options.repeats * len(tested)):
+                which, repeat = divmod(done, options.repeats)
                 axes = (dataset, ipc, method, seed, network, repeat, options.network_seed)
                 score = evaluate(
-                    synthetic,
+                    synthetic[which],
                     float(distilled.step_size),
                     real,
                     values,
@@ -83,6 +89,7 @@ def make_evaluation(
                         "labels": "soft" if distilled.labels.is_floating_point() else "hard",
                         "split": options.split,
                         "selection": distilled.selection,
+                        "average": tested[which].average,
                         "accuracy": score.accuracy,
                         "loss": score.loss,
                         "epochs": options.epochs,
@@ -91,9 +98,11 @@ def make_evaluation(
                     }
                 )
                 write_json(held, {"identity": identity, "rows": rows})
-                progress.step(f"network {repeat}: {options.split} accuracy {score.accuracy:.4f}")
+                progress.step(f"network {repeat}{named[which]}: {options.split} accuracy {score.accuracy:.4f}")
         target = Path(layout.evaluation(dataset, ipc, method, seed, network))
         write_rows(target, rows, EVALUATION, run_metadata(identity, device))
-        mean = sum(row["accuracy"] for row in rows) / len(rows)
-        LOG.info("mean %s accuracy of %d networks %.4f -> %s", options.split, len(rows), mean, target)
+        for each, name in zip(tested, named, strict=True):
+            found = [row["accuracy"] for row in rows if row["average"] == each.average]
+            mean = sum(found) / len(found)
+            LOG.info("mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(found), name, mean, target)
         shutil.rmtree(state)

@@ -12,13 +12,24 @@ from satm import checkpoint
 from satm.config import ExpertsOptions, Resolver, parts
 from satm.data import Augmentation
 from satm.errors import UsageError
-from satm.experts import describe_shard, differing_field, shard_identity, train_expert, write_manifest, write_shard
+from satm.experts import (
+    Difficulty,
+    describe_shard,
+    differing_field,
+    expert_difficulty,
+    mean_difficulty,
+    save_difficulty,
+    shard_identity,
+    train_expert,
+    write_manifest,
+    write_shard,
+)
 from satm.files import exclusive, read_json, write_json
 from satm.networks import build
 from satm.params import load_flat
 from satm.progress import Progress
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, expert_identity, prepare
+from satm.stages.common import Prepared, expert_identity, open_experts, prepare, stored_difficulty
 from satm.training import TrainingImages, measure
 
 LOG = logging.getLogger("satm")
@@ -30,6 +41,7 @@ def make_experts(
     """Train experts; without a part all of them, and then the manifest. Whole experts of the same recipe are kept."""
     prepared = prepare(resolver, dataset)
     identity = expert_identity(resolver, prepared, experts, options)
+    difficulty = stored_difficulty(resolver, prepared, experts, options)
     network = resolver.network(options.network, dataset)
     known = parts(options)
     if part is not None and part not in known:
@@ -40,7 +52,7 @@ def make_experts(
         with exclusive(state, f"part {name} of experts {experts}"):
             first, last = (int(number) for number in name.split("-"))
             indices = range(first, last + 1)
-            shards = _train_part(prepared, options, network, identity, folder, state, indices, device)
+            shards = _train_part(prepared, options, difficulty, network, identity, folder, state, indices, device)
             path = Path(resolver.layout.experts_part(dataset, experts, name))
             write_json(path, {"identity": identity, "shards": shards})
             shutil.rmtree(state)
@@ -66,9 +78,33 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
     LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
 
 
+def make_difficulty(
+    resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, device: torch.device
+) -> None:
+    """Measure how hard each training image was for finished experts."""
+    prepared = prepare(resolver, dataset)
+    data = prepared.data
+    store = open_experts(resolver, prepared, experts, options)
+    network = resolver.network(options.network, dataset)
+    module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
+    real = TrainingImages.of(data.train, prepared.preprocessor, device)
+    asked = min(options.difficulty_count, len(store))
+    found = []
+    with Progress("difficulty", asked) as progress:
+        for expert in range(asked):
+            found.append(expert_difficulty(module, store, expert, real))
+            learned = found[-1].epoch
+            never = int((learned > store.epochs).sum())
+            progress.step(f"expert {expert}: learned after {float(learned.mean()):.2f} epochs, {never} images never")
+    path = Path(resolver.layout.difficulty(dataset, experts))
+    save_difficulty(path, mean_difficulty(found), store.identity, asked)
+    LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), asked, path)
+
+
 def _train_part(
     prepared: Prepared,
     options: ExpertsOptions,
+    difficulty: Difficulty | None,
     network: Mapping[str, Any],
     identity: Mapping[str, Any],
     folder: Path,
@@ -89,6 +125,7 @@ def _train_part(
         real = TrainingImages.of(data.train, prepared.preprocessor, device)
         test = TrainingImages.of(data.test, prepared.preprocessor, device)
         augmentation = prepared.augmentation if options.augment else Augmentation("", "image")
+        order = difficulty.order() if difficulty else None
         with Progress("experts", len(missing) * options.epochs) as progress:
             for index in missing:
                 axes = ("experts", data.name, identity["experts"], options.seed, index)
@@ -97,7 +134,7 @@ def _train_part(
                 held = checkpoint.ExpertState(state / f"expert-{index:03d}", identity)
                 after = held.load()
                 progress.skip(after.epoch if after else 0)
-                for snapshot in train_expert(module, real, options, augmentation, axes, after):
+                for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
                     held.save(snapshot)
                     if snapshot.epoch:
                         text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"

@@ -3,7 +3,7 @@
 from satm.unroll.engines import ENGINES
 from satm.unroll.hypergradient import Hypergradient, hypergradient
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
-from satm.unroll.rules import Adam, Momentum, Rule, Sgd
+from satm.unroll.rules import Adam, Momentum, Rule, Scheduled, Sgd
 
 __all__ = [
     "ENGINES",
@@ -15,6 +15,7 @@ __all__ = [
     "Momentum",
     "Point",
     "Rule",
+    "Scheduled",
     "Sgd",
     "hypergradient",
 ]

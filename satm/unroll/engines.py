@@ -143,8 +143,9 @@ def tesla(
 
     The cotangent of the last weights is handed to each step's gradient unchanged, as if the weights of a step were
     constant. The exact cotangent of a step is multiplied with one factor ``1 - step_size * Hessian`` for each step that
-    follows; these are left out. For one step there is none, and the gradient is exact; for more it is not. The
-    steps are run twice, once for where they end and once for the gradients.
+    follows; these are left out. For one step there is none, and the gradients of the images, labels and step size are
+    exact; for more they are not, and that of the start is the last weights' own for any number. The steps are run
+    twice, once for where they end and once for the gradients.
 
     Source: TESLA (Cui et al. 2023), "constant memory" section; the step size's gradient is that with all inner
         gradients held constant, as its public code computes it.

@@ -100,5 +100,32 @@ class Adam:
         return direction, {"first": first, "second": second, "count": count}
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """A rule whose step size falls in steps: its direction times `factor` for each milestone that is passed.
+
+    A milestone of m is passed after m steps, so the step of index m is the first one that is smaller, as
+    `torch.optim.lr_scheduler.MultiStepLR` counts. The state is that of the rule and, under `passed`, the steps done.
+    """
+
+    rule: Rule
+    milestones: tuple[int, ...]
+    factor: float
+
+    def start(self, weights: Tensor) -> State:
+        """Return the state of the rule and no step done."""
+        return {**self.rule.start(weights), "passed": torch.zeros((), dtype=weights.dtype, device=weights.device)}
+
+    def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
+        """Return the rule's direction, scaled."""
+        held = dict(state)
+        passed = held.pop("passed").detach()
+        direction, following = self.rule.direction(weights, held, gradient)
+        scale = torch.ones_like(passed)
+        for milestone in self.milestones:
+            scale = torch.where(passed >= milestone, scale * self.factor, scale)
+        return scale * direction, {**following, "passed": passed + 1}
+
+
 def _decayed(gradient: Tensor, weights: Tensor, weight_decay: float) -> Tensor:
     return gradient + weight_decay * weights if weight_decay else gradient

@@ -3,6 +3,7 @@
 rule experts_part:
     input:
         data=campaigns.prepared,
+        difficulty=campaigns.difficulty,
     output:
         part=layout.experts_part("{dataset}", "{experts}", "{part}"),
     log:
@@ -48,3 +49,29 @@ rule experts:
     shell:
         "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
         " --collect > {log} 2>&1"
+
+
+rule difficulty:
+    input:
+        data=campaigns.prepared,
+        experts=rules.experts.output.manifest,
+    output:
+        difficulty=layout.difficulty("{dataset}", "{experts}"),
+    log:
+        layout.log("experts", "{dataset}", "{experts}", "difficulty"),
+    benchmark:
+        layout.benchmark("experts", "{dataset}", "{experts}", "difficulty")
+    conda:
+        "../envs/satm.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=240,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.difficulty_options,
+        revision=REVISIONS["experts"],
+    shell:
+        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --measure-difficulty --threads {threads} > {log} 2>&1"

@@ -1,0 +1,28 @@
+"""Which synthetic images each inner step trains on."""
+
+import torch
+from torch import Tensor
+
+
+def mini_batches(
+    count: int, size: int | None, steps: int, generator: torch.Generator, device: torch.device
+) -> list[Tensor] | None:
+    """Return the images `[size]` int64 of each inner step; None where each step takes all.
+
+    Args:
+        count: images there are.
+        size: images of a step; None: all.
+        steps: inner steps.
+        generator: on the CPU; not used where each step takes all.
+        device: of the indices.
+
+    Source: MTT's public code: a permutation is consumed in chunks and drawn again when it is used up.
+    Differs: a rest smaller than a batch is a batch of its own there and is dropped here, so that all have one size.
+    """
+    if size is None or size >= count:
+        return None
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        order = torch.randperm(count, generator=generator).to(device)
+        batches += [part for part in order.split(size) if len(part) == size]
+    return batches[:steps]

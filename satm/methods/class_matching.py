@@ -1,0 +1,88 @@
+"""What methods share that compare real and synthetic images class by class: their batches, and the same change of both.
+
+Shapes: n synthetic images of C x H x W, m of them of one class, b real images of it, K classes.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from satm.data import Augmentation
+from satm.data.augment import Draw
+from satm.errors import UsageError
+from satm.methods.base import IterativeMethod, IterativeOptions, MethodOptions, Problem, Synthetic
+
+
+class ClassMatchingOptions(IterativeOptions):
+    """Options of every method that compares images class by class."""
+
+    real_batch: int = Field(256, ge=1)
+    """Real images of a class in each comparison, drawn without repetition; a smaller class gives all that it has."""
+    augment: bool = True
+    """Change the real and the synthetic images of a class alike before they are compared, with families of the
+    dataset."""
+    explode: float = Field(1e9, gt=0)
+    """A loss above this counts as exploded. The losses here grow with the classes and the width of the network."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One class in one iteration.
+
+    Args:
+        chosen: `[m]` int64, its places in the synthetic set.
+        real: `[b, C, H, W]` real images, changed by `draw`.
+        draw: the change; it serves the synthetic images too.
+    """
+
+    chosen: Tensor
+    real: Tensor
+    draw: Draw
+
+
+class ClassMatching(IterativeMethod):
+    """A method whose loss is a sum over classes. The step size is not learned.
+
+    Raises:
+        UsageError: (on construction) labels that are not hard.
+    """
+
+    options: ClassVar[type[MethodOptions]] = ClassMatchingOptions
+
+    def __init__(self, options: ClassMatchingOptions, problem: Problem) -> None:
+        if options.labels != "hard":
+            raise UsageError(
+                f"labels {options.labels!r} does not fit method {self.name!r}, whose objective compares images class "
+                "by class and gives labels no gradient; use labels hard or a method that matches trajectories"
+            )
+        super().__init__(options, problem)
+        families = problem.augmentation.strategy if options.augment else ""
+        self.siamese: Augmentation = replace(problem.augmentation, strategy=families, share="batch")
+        """Drawn once for a class, it changes batches of any length alike."""
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """Indices of the training images of each class, int64 on the CPU."""
+        labels = self.problem.data.train.labels
+        return [(labels == label).nonzero().squeeze(1) for label in range(self.problem.data.classes)]
+
+    def comparison(self, synthetic: Synthetic, label: int, generator: torch.Generator) -> Comparison:
+        """Return one class of an iteration.
+
+        Args:
+            synthetic: the set; the real images come in its precision.
+            label: the class.
+            generator: of the iteration; the classes are drawn in their order.
+
+        Source: public code of DSA and DM: each class draws real images and a change of its own.
+        """
+        members, options = self.members[label], self.settings
+        order = torch.randperm(len(members), generator=generator)[: options.real_batch]
+        real, _ = self.problem.real.batch(members[order].to(self.problem.device))
+        draw = self.siamese.draw(generator, len(real), real.shape[-1])
+        chosen = (synthetic.labels == label).nonzero().squeeze(1)
+        return Comparison(chosen, self.siamese.apply(real.to(synthetic.images), draw), draw)

@@ -1,0 +1,225 @@
+"""What all methods of unrolled training share: a fresh network trained on the synthetic set and tested on real images.
+
+Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps, B real images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
+from satm.methods.batches import mini_batches
+from satm.methods.boosting import Stage, stage
+from satm.methods.linear import Linear
+from satm.methods.unrolled_options import UnrolledOptions, check
+from satm.methods.windows import Window
+from satm.outer import NOTHING, Memory, OuterGradient
+from satm.params import call_flat
+from satm.training import soft_cross_entropy
+from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
+from satm.unroll.engines import Objective
+
+CHUNK = 500
+"""Real images of the outer loss whose activations are held together: about 1 GiB in a ConvNet of width 128 at 32 x 32
+pixels, where a batch of 5,000 would need ten times as much."""
+
+
+def real_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Objective:
+    """Return the mean cross-entropy on real images as a function of the weights, in the memory of `CHUNK` images.
+
+    A chunk's activations are dropped after its forward pass and computed again in the backward pass.
+
+    Args:
+        module: the network.
+        images: `[B, C, H, W]` in the space that it is trained in, of the weights' type.
+        labels: `[B]` int64.
+    """
+
+    def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(call_flat(module, weights, part), targets, reduction="sum")
+
+    def loss(weights: Tensor) -> Tensor:
+        if len(images) <= CHUNK:
+            return summed(weights, images, labels) / len(images)
+        total = torch.zeros((), dtype=weights.dtype, device=weights.device)
+        for part, targets in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+            total = total + checkpoint(summed, weights, part, targets, use_reentrant=False, preserve_rng_state=False)
+        return total / len(images)
+
+    return loss
+
+
+class UnrolledTraining(IterativeMethod):
+    """Train a fresh network on the synthetic set and follow the gradient of its loss on real images.
+
+    An iteration draws fresh weights, a batch of real images, mini-batches and augmentation; all of it depends on the
+    run's axes and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass
+    over the real images gives each at most once; a rest smaller than a batch is left out.
+    """
+
+    options: ClassVar[type[MethodOptions]] = UnrolledOptions
+    settings: UnrolledOptions
+
+    def __init__(self, options: UnrolledOptions, problem: Problem) -> None:
+        check(options, problem)
+        if options.basis:
+            self.parameterisation = Linear(options.basis, problem.data.classes)
+            problem = replace(problem, ipc=options.basis_images or problem.ipc)
+        super().__init__(options, problem)
+        self.rule = inner_rule(options)
+        self.batch = min(options.real_batch, len(problem.data.train))
+        self.per_pass = len(problem.data.train) // self.batch
+
+    def start(self) -> Synthetic:
+        """Return the set before the first iteration, each image scaled to `init_norm`."""
+        synthetic, options = super().start(), self.settings
+        if options.init == "gaussian" or options.init_norm is None:
+            return synthetic
+        images = synthetic.images
+        unit = functional.normalize(images.flatten(1), dim=1).view_as(images)
+        return replace(synthetic, images=options.init_norm * unit)
+
+    def rates(self) -> dict[str, float]:
+        """Return the outer step size of each number that is learned."""
+        rates, options = super().rates(), self.settings
+        if options.basis:
+            rates = {"basis": rates.pop("images"), "weights": options.lr_weights, **rates}
+        return rates
+
+    def window(self, iteration: int, memory: Memory) -> Window:
+        """Return the differentiated steps of an iteration."""
+        raise TypeError(f"{type(self).__name__} must define window()")
+
+    def remember(self, memory: Memory, loss: Tensor) -> Memory:
+        """Return what `window` needs in the next iteration."""
+        return NOTHING
+
+    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+        """Return the hypergradient through the window, clipped or normalised."""
+        options = self.settings
+        here = self._stage(iteration, len(synthetic.images))
+        if here is not None and here.begins:
+            memory = NOTHING
+        generator = self.problem.generator("iteration", iteration)
+        images, labels = self.real_images(iteration, generator)
+        found = self.unroll(synthetic, iteration, memory, images, labels, generator)
+        step_size = found.step_size
+        outer = OuterGradient(
+            found.loss,
+            found.images,
+            found.labels if options.labels == "learned" else None,
+            torch.zeros_like(step_size) if options.step_size_gradient == "fixed" else step_size,
+            memory=self.remember(memory, found.loss),
+            share=None if here is None else here.share,
+            restart=here is not None and here.begins,
+        )
+        return limited(outer, memory, options)
+
+    def real_images(self, iteration: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return `[B, C, H, W]` real images of an iteration, augmented, and their labels."""
+        problem, augmentation = self.problem, self.problem.augmentation
+        order = torch.randperm(len(problem.real), generator=problem.generator("pass", iteration // self.per_pass))
+        images, labels = problem.real.batch(order.split(self.batch)[iteration % self.per_pass].to(problem.device))
+        if self.settings.augment_real:
+            images = augmentation.apply(images, augmentation.draw(generator, len(images), images.shape[-1]))
+        return images, labels
+
+    def unroll(
+        self,
+        synthetic: Synthetic,
+        iteration: int,
+        memory: Memory,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
+    ) -> Hypergradient:
+        """Return the hypergradient of the loss on some real images, through the window of an iteration.
+
+        Args:
+            synthetic: the set.
+            iteration: outer steps done before.
+            memory: of the iteration before.
+            images: `[B, C, H, W]` real images in the space of training.
+            labels: `[B]` their classes.
+            generator: on the CPU; draws mini-batches and augmentation of all N steps.
+        """
+        options, problem, augmentation = self.settings, self.problem, self.problem.augmentation
+        module, like = problem.module, synthetic.images
+        window = self.window(iteration, memory)
+        batches = self._batches(len(like), iteration, generator)
+        count = len(like) if batches is None else len(batches[0])
+        draws = [augmentation.draw(generator, count, like.shape[-1]) for _ in range(options.inner_steps)]
+
+        def augment(images: Tensor, step: int) -> Tensor:
+            return augmentation.apply(images, draws[step])
+
+        return hypergradient(
+            module,
+            like,
+            synthetic.labels,
+            synthetic.step_size,
+            real_loss(module, images.to(like), labels),
+            steps=window.end,
+            last=window.length,
+            start=problem.fresh_weights("student", iteration).to(like),
+            rule=self.rule,
+            loss=soft_cross_entropy,
+            batches=None if batches is None else batches[: window.end],
+            augment=augment if options.augment else None,
+            step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
+            engine=options.engine,
+        )
+
+    def _stage(self, iteration: int, count: int) -> Stage | None:
+        """Return which block is learned; None where all images are learned at once."""
+        options, problem = self.settings, self.problem
+        if options.blocks == 1:
+            return None
+        found = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
+        return replace(found, trained=found.trained.to(problem.device), share=found.share.to(problem.device))
+
+    def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
+        """Return the images of each of the N inner steps, those of the present blocks only; None: all in each."""
+        options, here = self.settings, self._stage(iteration, count)
+        among = count if here is None else len(here.trained)
+        batches = mini_batches(among, options.batch_size, options.inner_steps, generator, self.problem.device)
+        if here is None:
+            return batches
+        return [here.trained] * options.inner_steps if batches is None else [here.trained[part] for part in batches]
+
+
+def inner_rule(options: UnrolledOptions) -> Rule:
+    """Return the inner optimiser with its schedule."""
+    rule: Rule = Adam()
+    if options.inner == "sgd":
+        momentum, decay = options.inner_momentum, options.inner_weight_decay
+        rule = Momentum(momentum, weight_decay=decay) if momentum else Sgd(decay)
+    return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
+
+
+def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> OuterGradient:
+    """Return the answer with its image gradient clipped, or scaled to norm 1, as the options say.
+
+    Args:
+        found: as computed, with what its own memory holds already.
+        memory: of the iteration before; `norm` is the average norm.
+        options: `clip`, `clip_decay` and `normalise`.
+
+    Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
+        is left as it is.
+    """
+    norm = found.images.norm()
+    if options.normalise:
+        return replace(found, images=found.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
+    if options.clip is None:
+        return found
+    before = memory.get("norm", norm)
+    average = options.clip_decay * before + (1 - options.clip_decay) * norm
+    cap = options.clip * average
+    images = torch.where(norm > cap, cap / norm, 1.0) * found.images
+    return replace(found, images=images, norm=norm, memory={**found.memory, "norm": average})

@@ -1,0 +1,347 @@
+"""Baselines: class-wise matching against loops over layers, channels and images, episodes against torch's SGD, k-center
+against brute force."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from satm import checkpoint
+from satm.config import load_campaign
+from satm.data import Augmentation
+from satm.data.augment import Draw
+from satm.distill import Run, begin, distill
+from satm.errors import UsageError
+from satm.methods import METHODS, Dc, Dm, IterativeMethod, KCenter, Problem, Synthetic, dc, dm, resolve
+from satm.methods.selection import Selection, SelectionOptions
+from satm.params import load_flat
+
+CLASSWISE = ("dc", "dsa", "dm")
+
+
+def make(problem: Problem, name: str, **options: Any) -> Any:
+    kind, settings = resolve({"method": name, **options})
+    return kind(settings, problem)
+
+
+def exact(method: IterativeMethod) -> Synthetic:
+    """Return the method's start in float64, a little away from the real images."""
+    start = method.start()
+    noise = torch.randn(start.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return replace(start, images=start.images.double() + 0.1 * noise, step_size=start.step_size.double())
+
+
+def network(problem: Problem, weights: Tensor) -> Any:
+    module = problem.build(0)
+    load_flat(module, weights)
+    return module
+
+
+def classes(method: Any, synthetic: Synthetic, iteration: int) -> Iterator[tuple[int, list[int], Tensor, Draw]]:
+    """Yield label, places in the set, changed real images and change of each class, drawn as a method should."""
+    problem, data = method.problem, method.problem.data
+    generator = problem.generator("iteration", iteration)
+    families = problem.augmentation.strategy if method.settings.augment else ""
+    augmentation = Augmentation(families, "batch")
+    for label in range(data.classes):
+        members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
+        order = torch.randperm(len(members), generator=generator).tolist()[: method.settings.real_batch]
+        draw = augmentation.draw(generator, len(order), data.size)
+        real = [problem.preprocessor.apply(data.train.images[[members[place]]]).double() for place in order]
+        places = [index for index, one in enumerate(synthetic.labels.tolist()) if one == label]
+        yield label, places, torch.cat([augmentation.apply(image, draw) for image in real]), draw
+
+
+def slow_gradients(module: nn.Module, images: list[Tensor], label: int) -> list[Tensor]:
+    """Return the gradient of the mean loss of each convolution's and linear layer's weights, image by image."""
+    losses = [functional.cross_entropy(module(image[None]), torch.tensor([label])) for image in images]
+    layers = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return list(torch.autograd.grad(torch.stack(losses).mean(), layers, create_graph=True))
+
+
+def slow_dc(method: Dc, synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return DC's loss and its gradient by loops over classes, layers and channels."""
+    module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for label, places, real, draw in classes(method, synthetic, iteration):
+        own = [method.siamese.apply(images[[place]], draw)[0] for place in places]
+        pairs = zip(slow_gradients(module, own, label), slow_gradients(module, list(real), label), strict=True)
+        for mine, theirs in pairs:
+            for channel in range(len(mine)):
+                one, two = mine[channel].reshape(-1), theirs[channel].reshape(-1).detach()
+                lengths = one.dot(one).sqrt() * two.dot(two).sqrt()
+                total = total + 1 - one.dot(two) / (lengths + 1e-6)
+    return total.detach(), torch.autograd.grad(total, images)[0]
+
+
+def slow_dm(method: Dm, synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return DM's loss and its gradient by loops over classes, images and features."""
+    module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for _, places, real, draw in classes(method, synthetic, iteration):
+        own = [module.features(method.siamese.apply(images[[place]], draw)).reshape(-1) for place in places]
+        theirs = [module.features(image[None]).reshape(-1).detach() for image in real]
+        for feature in range(len(own[0])):
+            mine = sum(one[feature] for one in own) / len(own)
+            total = total + (mine - sum(one[feature] for one in theirs) / len(theirs)) ** 2
+    return total.detach(), torch.autograd.grad(total, images)[0]
+
+
+@pytest.mark.parametrize("real_batch", [3, 256])  # a class has four images
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_loss_and_gradient_are_those_of_plain_loops(problem: Problem, name: str, real_batch: int) -> None:
+    method = make(problem, name, real_batch=real_batch)
+    synthetic = exact(method)
+    slow: Callable[..., tuple[Tensor, Tensor]] = slow_dm if name == "dm" else slow_dc
+    for iteration in (0, 7):
+        found = method.gradient(synthetic, iteration)
+        loss, images = slow(method, synthetic, iteration, problem.fresh_weights("network", iteration))
+        torch.testing.assert_close(found.loss, loss, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.images, images, rtol=1e-8, atol=1e-12)
+        assert (found.images.flatten(1).norm(dim=1) > 0).all()
+        assert float(found.step_size) == 0 and found.labels is None
+
+
+def test_the_distance_lies_between_0_and_2_for_each_channel() -> None:
+    one = [torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
+    assert float(dc.gradient_distance(one, one)) == pytest.approx(0, abs=1e-5)
+    assert float(dc.gradient_distance([-part for part in one], one)) == pytest.approx(10, abs=1e-5)
+    assert float(dc.gradient_distance([3 * part for part in one], one)) == pytest.approx(0, abs=1e-5)
+    none = [torch.zeros_like(part) for part in one]
+    assert float(dc.gradient_distance(none, one)) == 5
+
+
+def test_real_and_synthetic_images_are_changed_alike(problem: Problem) -> None:
+    whole = replace(problem, ipc=4)
+    method = make(whole, "dm")
+    start = replace(method.start(), images=method.start().images.double())
+    assert all(float(method.gradient(start, iteration).loss) < 1e-20 for iteration in range(20))
+    changed = [method.comparison(start, 0, whole.generator("iteration", iteration)).draw for iteration in range(20)]
+    assert len({name for draw in changed for name, _ in draw.steps}) > 3
+
+
+def test_classes_that_go_through_the_network_together_do_not_meet(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make(problem, "dm")
+    synthetic = exact(method)
+    together = method.gradient(synthetic, 2)
+    for chunk in (1, 2, 4):  # two images a class: one class, one, two at a time
+        monkeypatch.setattr(dm, "CHUNK", chunk)
+        apart = method.gradient(synthetic, 2)
+        torch.testing.assert_close(apart.loss, together.loss, rtol=1e-12, atol=0)
+        torch.testing.assert_close(apart.images, together.images, rtol=1e-10, atol=1e-14)
+
+
+def run_all(method: IterativeMethod, run: Run | None = None) -> Tensor:
+    held = begin(method) if run is None else run
+    return distill(method, held, None, lambda row: None, lambda kept: None).synthetic.images
+
+
+def test_dsa_without_families_is_dc(problem: Problem) -> None:
+    plain = replace(problem, augmentation=Augmentation("", "image"))
+    options = {"iterations": 7, "outer_loop": 3, "inner_loop": 2, "batch_size": 4}
+    found = {name: run_all(make(plain, name, **options)) for name in ("dc", "dsa")}
+    assert torch.equal(found["dc"], found["dsa"])
+    assert torch.equal(found["dc"], run_all(make(problem, "dc", **options)))
+    assert torch.equal(found["dc"], run_all(make(problem, "dsa", augment=False, **options)))
+    assert not torch.equal(found["dc"], run_all(make(problem, "dsa", **options)))
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str, momentum: float) -> None:
+    options = {"outer_loop": 3, "inner_loop": 2, "batch_size": 4, "lr_network": 0.3}
+    more = {"momentum_network": momentum, "weight_decay_network": 0.01}
+    method = make(problem, name, **options, **more)
+    synthetic = exact(method)
+    module = network(problem, problem.fresh_weights("network", 3))
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.3, momentum=momentum, weight_decay=0.01)
+    found = method.gradient(synthetic, 3)
+    for iteration in (4, 5):
+        synthetic = replace(synthetic, images=synthetic.images - found.images)
+        generator = problem.generator("train", iteration)
+        orders = [torch.randperm(6, generator=generator) for _ in range(2)]
+        families = Augmentation(problem.augmentation.strategy if name == "dsa" else "", "image")
+        for batch in [part for order in orders for part in (order[:4], order[4:])]:
+            draw = families.draw(generator, len(batch), 8)
+            optimiser.zero_grad()
+            loss = functional.cross_entropy(
+                module(families.apply(synthetic.images[batch], draw)), synthetic.labels[batch]
+            )
+            loss.backward()
+            optimiser.step()
+        weights = torch.cat([part.detach().reshape(-1) for part in module.parameters()])
+        found = method.gradient(synthetic, iteration, found.memory)
+        loss, images = slow_dc(method, synthetic, iteration, weights)
+        torch.testing.assert_close(found.loss, loss, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.images, images, rtol=1e-7, atol=1e-12)
+        if iteration == 4:
+            torch.testing.assert_close(found.memory["weights"], weights, rtol=1e-10, atol=1e-12)
+    assert not found.memory  # the next iteration begins an episode
+    fresh = method.gradient(synthetic, 6, found.memory).memory["weights"]
+    assert torch.equal(fresh, problem.fresh_weights("network", 6))
+
+
+def test_one_update_an_episode_never_trains(problem: Problem) -> None:
+    method = make(replace(problem, ipc=1), "dc")
+    assert (method.outer_loop, method.inner_loop) == (1, 1)
+    assert not method.gradient(exact(method), 5).memory
+
+
+@pytest.mark.parametrize(
+    ("ipc", "expected"), [(1, (1, 1)), (3, (1, 1)), (10, (10, 50)), (29, (20, 25)), (50, (50, 10)), (100, (50, 10))]
+)
+def test_the_published_loops(ipc: int, expected: tuple[int, int]) -> None:
+    assert dc.loops(ipc) == expected
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_going_on_in_the_middle_of_an_episode_ends_at_the_same_bytes(
+    problem: Problem, tmp_path: Path, name: str
+) -> None:
+    single = replace(problem, build=lambda seed: problem.build(seed).float())
+    loops = {} if name == "dm" else {"outer_loop": 4, "inner_loop": 2, "batch_size": 4, "momentum_network": 0.5}
+    options = {"iterations": 23, "ema": 0.5, "lr_images": 0.5, **loops}
+    path = tmp_path / "checkpoint.safetensors"
+
+    def on_safe(held: Run) -> None:
+        if held.now.iteration == 10:
+            checkpoint.save_run(path, held, {}, "")
+
+    found = distill(make(single, name, **options), begin(make(single, name, **options)), None, print_nothing, on_safe)
+    again = checkpoint.load_run(path, torch.device("cpu"))[0]
+    assert set(again.now.memory) == (set() if name == "dm" else {"weights", "buffer"})  # 10 is within 8 to 11
+    other = distill(make(single, name, **options), again, None, print_nothing, lambda run: None)
+    assert torch.equal(other.synthetic.images, found.synthetic.images)
+    assert found.raw is not None and other.raw is not None and torch.equal(other.raw.images, found.raw.images)
+    assert float(found.synthetic.step_size) == pytest.approx(0.01) and found.synthetic.labels.dtype == torch.int64
+    assert not torch.equal(found.raw.images, make(single, name).start().images)
+
+
+def print_nothing(row: object) -> None:
+    """Take a row of metrics."""
+
+
+@pytest.mark.parametrize(("name", "rate"), [("dc", 0.3), ("dsa", 0.3), ("dm", 0.3)])
+def test_the_distance_in_networks_not_seen_shrinks(problem: Problem, name: str, rate: float) -> None:
+    method = make(problem, name, iterations=40, lr_images=rate)
+    start = method.start()
+    moved = replace(start, images=run_all(method))
+
+    def mean(synthetic: Synthetic) -> float:
+        losses = [float(method.gradient(synthetic, iteration).loss) for iteration in range(1000, 1020)]
+        return math.fsum(losses) / len(losses)
+
+    assert mean(moved) < 0.9 * mean(start)
+
+
+def test_gaussian_start(problem: Problem) -> None:
+    images = make(problem, "dc", init="gaussian").start().images
+    assert torch.equal(images, make(problem, "dm", init="gaussian").start().images)
+    assert not torch.equal(images, make(problem, "dc").start().images)
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+@pytest.mark.parametrize("labels", ["learned", "teacher"])
+def test_labels_that_are_not_hard_are_refused(problem: Problem, name: str, labels: str) -> None:
+    text = f"labels '{labels}' does not fit method '{name}', whose objective compares images class by class .* use "
+    with pytest.raises(UsageError, match=text) as caught:
+        make(problem, name, labels=labels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CLASSWISE)
+def test_correct_images_need_experts(problem: Problem, name: str) -> None:
+    with pytest.raises(UsageError, match=f"init 'correct' needs experts, method '{name}' uses none"):
+        make(problem, name, init="correct")
+
+
+def brute_force(features: Tensor, count: int) -> list[int]:
+    """Return greedy k-center by looking at all distances anew for each center."""
+
+    def distance(one: list[float], two: list[float]) -> float:
+        return math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(one, two, strict=True)))
+
+    rows = features.tolist()
+    mean = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    picked = [min(range(len(rows)), key=lambda index: distance(rows[index], mean))]
+    while len(picked) < count:
+        rest = [index for index in range(len(rows)) if index not in picked]
+        picked.append(max(rest, key=lambda index: min(distance(rows[index], rows[one]) for one in picked)))
+    return picked
+
+
+def test_k_center_is_the_one_of_brute_force(problem: Problem) -> None:
+    method, generator = make(problem, "k-center"), torch.Generator().manual_seed(0)
+    for _ in range(10):
+        features = torch.randn(9, 3, generator=generator, dtype=torch.float64)
+        for count in (1, 4, 9):
+            assert method.pick(features, count, generator).tolist() == brute_force(features, count)
+    alike = torch.ones(4, 3, dtype=torch.float64)
+    assert sorted(method.pick(alike, 4, generator).tolist()) == [0, 1, 2, 3]
+
+
+def test_k_center_sees_what_the_first_expert_sees(problem: Problem) -> None:
+    method: KCenter = make(problem, "k-center", step_size=0.3)
+    found, data = method.start(), problem.data
+    assert problem.experts is not None
+    module = network(problem, problem.experts.snapshot(0, problem.experts.epochs)).float()
+    expected = []
+    for label in range(3):
+        members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
+        images = problem.preprocessor.apply(data.train.images[members])
+        with torch.no_grad():
+            features = module.features(images).flatten(1)
+        expected.append(images[brute_force(features, 2)])
+    assert torch.equal(found.images, torch.cat(expected)) and found.images.dtype == torch.float32
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2] and float(found.step_size) == pytest.approx(0.3)
+
+
+def test_a_selection_is_a_name_and_pick(problem: Problem) -> None:
+    class Last(Selection):
+        name = "last"
+
+        def pick(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+            return torch.arange(len(features))[-count:]
+
+    images = Last(SelectionOptions(), problem).start().images
+    wanted = problem.data.train.images[[2, 3, 6, 7, 10, 11]]
+    assert torch.equal(images, problem.preprocessor.apply(wanted))
+    assert "last" not in METHODS
+
+
+@pytest.mark.parametrize("ipc", [0, 5])
+def test_a_selection_of_more_images_than_there_are(problem: Problem, ipc: int) -> None:
+    with pytest.raises(
+        UsageError, match=rf"'k-center' can choose 1 to 4 images of class 0 \(a\) of noise, ipc is {ipc};"
+    ):
+        make(replace(problem, ipc=ipc), "k-center")
+
+
+def test_a_selection_without_experts(problem: Problem) -> None:
+    with pytest.raises(UsageError, match=r"'k-center' needs experts; make them with `python -m satm experts`"):
+        make(replace(problem, experts=None), "k-center")
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "ipc", "expected"),
+    [
+        ("dc", "cifar10", 10, {"iterations": 10000, "outer_loop": 10, "inner_loop": 50, "init": "gaussian"}),
+        ("dsa", "cifar100", 50, {"iterations": 50000, "outer_loop": 50, "inner_loop": 10, "lr_images": 0.1}),
+        ("dm", "tiny-imagenet", 1, {"iterations": 20000, "lr_images": 1}),
+    ],
+)
+def test_published_settings(method: str, dataset: str, ipc: int, expected: dict[str, object]) -> None:
+    resolver = load_campaign(None)
+    values = resolver.method(method, dataset, ipc)
+    assert {name: values[name] for name in expected} == expected
+    schedule = resolver.evaluation(method, dataset, ipc)
+    assert schedule.lr == "learned" and values["step_size"] == 0.01
+    assert (schedule.epochs, schedule.augment) == ((300, False) if method == "dc" else (1000, True))

@@ -1,0 +1,82 @@
+"""The stage that evaluates averaged sets: a network of each repeat on the average and on the raw set, resumable."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from satm import stages
+from satm.cli import main
+from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
+
+RUN = Path("results/tiny")
+CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
+DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
+EVALUATED = RUN / "evaluation/digits/ipc-1/satm/seed-0/convnet.parquet"
+STATE = RUN / "state/evaluate/digits/ipc-1/satm/seed-0/convnet/rows.json"
+
+
+def evaluated(made: DistilledDataset) -> pandas.DataFrame:
+    """Store a set and evaluate it."""
+    save_distilled(DISTILLED, made)
+    assert main(["evaluate", *CELL]) == 0
+    return read_rows(EVALUATED, EVALUATION)
+
+
+def measured(rows: pandas.DataFrame) -> list[Any]:
+    return rows[["repeat", "labels", "accuracy", "loss"]].to_dict("records")
+
+
+def test_an_average_and_its_raw_set_are_trained_on_with_the_same_networks(campaign: Path) -> None:
+    made = load_distilled(DISTILLED)
+    averaged = dataclasses.replace(made, average="ema", images=0.5 * made.images, raw_images=made.images)
+    rows = evaluated(averaged)
+    assert rows["average"].tolist() == ["ema", "ema", "raw", "raw"] and rows["repeat"].tolist() == [0, 1, 0, 1]
+    alone = evaluated(made)
+    assert alone["average"].tolist() == ["raw", "raw"]
+    assert measured(rows[2:]) == measured(alone)
+    assert measured(rows[:2]) == measured(evaluated(dataclasses.replace(averaged, raw_images=None)))
+    assert rows["loss"].nunique() == 4
+
+
+def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = load_distilled(DISTILLED)
+    averaged = dataclasses.replace(made, average="ema", images=0.5 * made.images, raw_images=made.images)
+    whole = evaluated(averaged)
+    honest, done = stages.evaluate.evaluate, []
+
+    def stops(*arguments: Any) -> Any:
+        done.append(arguments[-1])
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(stages.evaluate, "evaluate", stops)
+    EVALUATED.unlink()
+    assert main(["evaluate", *CELL]) == 1 and not EVALUATED.exists()
+    assert [row["average"] for row in json.loads(STATE.read_text())["rows"]] == ["ema", "ema", "raw"]
+    again = evaluated(averaged)
+    assert len(done) == 5 and done[3] == done[4] == done[1], "only the last network was left, of the second repeat"
+    assert measured(again) == measured(whole) and not STATE.exists()
+
+
+def test_rows_kept_from_before_averages_are_of_the_raw_set(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read_rows(EVALUATED, EVALUATION)
+
+    def stops(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    honest = stages.evaluate.evaluate
+    calls = iter([honest, stops])
+    monkeypatch.setattr(stages.evaluate, "evaluate", lambda *arguments: next(calls)(*arguments))
+    assert main(["evaluate", *CELL]) == 1
+    held = json.loads(STATE.read_text())
+    for row in held["rows"]:
+        del row["average"]
+    STATE.write_text(json.dumps(held))
+    monkeypatch.setattr(stages.evaluate, "evaluate", honest)
+    assert main(["evaluate", *CELL]) == 0
+    assert measured(read_rows(EVALUATED, EVALUATION)) == measured(whole)
