@@ -24,6 +24,10 @@ from satm.results import EVALUATION, METRICS, SHARPNESS, Columns, read_rows
 PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
     "table3": (("satm", "Table 3"),),
+    "table4": (("satm", "Table 4"),),
+    "table10": (("satm", "Table 10"),),
+    "table11": (("satm", "Table 11"),),
+    "table12": (("satm", "Table 12"),),
 }
 """Where a table's published numbers come from, as (source, table) of the data file. The first is the table itself; the
 later ones only fill in for methods that are measured and that it does not print (`random` in Table 2)."""

@@ -104,6 +104,13 @@ def test_concurrent_segments_keep_the_sampled_one(problem: Problem, options: dic
     assert experts == {0, 1}
 
 
+def test_concurrent_segments_begin_at_the_least_start(problem: Problem) -> None:
+    options = {"min_start_epoch": 1, "max_start_epoch": 4, "expert_epochs": 1, "concurrent": 2}
+    for distance, starts in ((2, [1, 3]), (1, [1, 2]), (None, [1, 2])):
+        [_, *fixed] = make(problem, "mtt", **options, distance=distance).segments(generator(0), 0)
+        assert [(segment.start, segment.end) for _, segment in fixed] == [(start, start + 1) for start in starts]
+
+
 def test_spaced() -> None:
     assert spaced(1, 3, 4, 3, 2) == [Segment(1, 3, 5), Segment(1, 7, 9), Segment(1, 11, 13)]
     assert spaced(0, 3, 4, 0, 2) == []
