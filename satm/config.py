@@ -121,7 +121,8 @@ class ExpertsOptions(Options):
     """`paper`: share of the neighbour's gradient; `code`: weight of what is taken away from it. Source: FTD Table 7,
     1 but for 0.3 on CIFAR-10 at 1 and 10 images per class; its code's own default is 0.4."""
     adaptive: bool = False
-    """Measure the step relative to each weight's size (ASAM); `flat_rule: code` only."""
+    """Measure the step relative to each weight's size (ASAM), so that one rho is a much shorter step; `flat_rule: code`
+    only."""
     order: Literal["full", "curriculum"] = "full"
     """`full`: every epoch sees all images; `curriculum`: the easy ones first (ConTra Appendix B, Eq. 12)."""
     difficulty: str = ""
@@ -178,10 +179,11 @@ BUILTIN_EXPERTS = {
     "sgd-long": ExpertsOptions(),
     "curriculum": ExpertsOptions(order="curriculum", difficulty="sgd"),
 }
-"""`sgd`: MTT; `flat`: FTD as its paper says, `flat-03` with the alpha of its Table 7 for CIFAR-10 at 1 and 10 images per
-class; `flat-code`: FTD as its public code does by default, `flat-datm` as DATM uses it; `curriculum`: ConTra with few
-images per class, whose paper names no optimiser: plain SGD here, and `{optimiser: flat, order: curriculum, difficulty:
-sgd}` is both; `sgd-long`: ConTra with more images per class. Presets say how long those of DATM and ConTra train."""
+"""`sgd`: MTT; `flat`: FTD as its paper says, `flat-03` with the alpha of its Table 7 for CIFAR-10 at 1 and 10 images
+per class; `flat-code`: FTD as its public code does by default, `flat-datm` as DATM uses it; `curriculum`: ConTra with
+few images per class, whose paper names no optimiser: plain SGD here, and `{optimiser: flat, order: curriculum,
+difficulty: sgd}` is both; `sgd-long`: ConTra with more images per class. Presets say how long those of DATM and ConTra
+train."""
 
 
 class EvaluateOptions(Options):

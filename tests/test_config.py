@@ -79,7 +79,7 @@ def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text
         ({"methods": {"mtt": {"batch_size": 0}}}, "batch_size: got 0, expected integer >= 1 or null"),
         (
             {"methods": {"mine": {"rho": 1}}},
-            "unknown method in test.yaml: methods.mine 'mine'; known: mtt, random, satm",
+            "unknown method in test.yaml: methods.mine 'mine'; known: .*mtt, .*random, .*satm",
         ),
         ({"methods": {"mine": {"method": "stam"}}}, "unknown method .*'stam'.*Did you mean 'satm'?"),
         ({"networks": {"convnet": {"widht": 3}}}, "networks.convnet: unknown option 'widht'.*Did you mean 'width'?"),
@@ -155,7 +155,7 @@ def test_experts_of_a_method_are_its_own_or_the_default(checker: schemas.Checker
 def test_a_preset_row_parses_and_has_a_source(file: str, row: dict) -> None:
     setting = parse(Setting, row, file)
     assert setting.source
-    for name in setting.method:
+    for name in setting.method if setting.stage == "distill" else ():
         resolve_method({"method": name, **setting.options})
     for name in setting.network:
         resolve_network({"network": name, **setting.options})

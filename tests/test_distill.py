@@ -371,19 +371,30 @@ def test_what_is_not_finite_is_not_skipped() -> None:
         run_all(Scripted(script, skip_above=1.0, max_rollbacks=1))
 
 
-def test_labels_that_moved_furthest_are_the_offender() -> None:
+@pytest.mark.parametrize("labels", [soft(torch.float32).labels, torch.zeros(2, 3)], ids=["some", "zero"])
+def test_labels_that_moved_furthest_are_the_offender(labels: Tensor) -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         bad = iteration == 5 and run.attempt == 0
         return answer(0.01, 0.001, 1e6 if bad else 1.0, torch.ones(2, 3))
 
-    for labels in (soft(torch.float32).labels, torch.zeros(2, 3)):
-        begun = replace(soft(torch.float32), labels=labels)
-        method = Scripted(script, begun, iterations=6, labels="learned", lr_labels=0.4)
-        run = begin(method)
-        run_all(method, run=run)
-        assert run.rates == {"images": 0.1, "labels": 0.2, "step_size": 0.1}
-        assert [row["lr_labels"] for row in run.rows] == [0.4] * 6 + [0.2] * 6
-        assert "lowered lr_labels to 0.2" in run.rows[5]["event"]
+    begun = replace(soft(torch.float32), labels=labels)
+    method = Scripted(script, begun, iterations=6, labels="learned", lr_labels=0.4, momentum_labels=0.0)
+    run = begin(method)
+    found, _ = run_all(method, run=run)
+    assert run.rates == {"images": 0.1, "labels": 0.2, "step_size": 0.1}
+    assert [row["lr_labels"] for row in run.rows] == [0.4] * 6 + [0.2] * 6
+    assert "went back to iteration 0 and lowered lr_labels to 0.2" in run.rows[5]["event"]
+    torch.testing.assert_close(found.labels, labels - 6 * 0.2)
+
+
+def test_what_is_zero_and_has_not_moved_is_no_offender() -> None:
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        return answer(0.0, -0.01, 1e6 if iteration == 5 and run.attempt == 0 else 1.0)
+
+    method = Scripted(script, replace(soft(torch.float32), images=torch.zeros(2, 1, 2, 2)), iterations=6)
+    run = begin(method)
+    run_all(method, run=run)
+    assert run.rates == {"images": 0.1, "step_size": 0.05}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

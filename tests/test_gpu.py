@@ -1,5 +1,6 @@
 """What must hold on a GPU; skipped where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from conftest import TINY
 
 from satm.bench import Case, relative
 from satm.cli import main
+from satm.distill import begin, distill
 from satm.machine import describe_backend, peak_memory, reset_peak
+from satm.methods import METHODS, IterativeMethod, Problem, resolve
 from satm.results import load_distilled
 
 pytestmark = [
@@ -55,3 +58,21 @@ def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = load_distilled("results/tiny/distilled/digits/ipc-1/satm/seed-0/distilled.safetensors")
     assert torch.isfinite(found.images).all()
     assert "torch" in describe_backend(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_runs_on_a_gpu(problem: Problem, name: str) -> None:
+    fields = METHODS[name].options.model_fields
+    small = {"iterations": 3, "inner_steps": 4, "window": 2, "max_start_epoch": 3, "real_batch": 4, "lr_images": 0.01}
+    if not {"window", "inner_steps"} <= set(fields) or name in ("bptt", "r-bptt"):
+        small.pop("window")
+    if name == "contra":
+        small |= {"concurrent": 2, "distance": 1}
+    kind, options = resolve({"method": name, **{key: value for key, value in small.items() if key in fields}})
+    build = problem.build
+    there = replace(problem, build=lambda seed: build(seed).float(), device=torch.device("cuda"))
+    made = kind(options, there)
+    assert made.start().images.is_cuda
+    if isinstance(made, IterativeMethod):
+        found = distill(made, begin(made), None, lambda row: None, lambda run: None).synthetic
+        assert found.images.is_cuda and torch.isfinite(found.images).all()

@@ -289,6 +289,26 @@ def test_tesla_is_its_formula_written_out(soft: bool) -> None:
         assert made.labels is None
 
 
+@pytest.mark.parametrize("name", list(RULES))
+def test_tesla_holds_weights_and_state_of_every_step(name: str) -> None:
+    case = conv_case(RULES[name])
+    assert case.batches is not None and case.augment is not None
+    found = case.solve("tesla", keep_points=range(case.steps))
+    end = found.end.clone().requires_grad_()
+    slope = torch.autograd.grad(case.objective(end), end)[0]
+    images, labels = (tensor.clone().requires_grad_() for tensor in (case.images, case.labels))
+    moved = torch.zeros((), dtype=torch.float64)
+    for step, chosen in enumerate(case.batches):
+        point = found.points[step]
+        given = point.weights.clone().requires_grad_()
+        outputs = call_flat(case.module, given, case.augment(images[chosen], step))
+        gradient = torch.autograd.grad(case.loss(outputs, labels[chosen]), given, create_graph=True)[0]
+        moved = moved - case.step_size * (slope @ case.rule.direction(point.weights, point.state, gradient)[0])
+    of_images, of_labels = torch.autograd.grad(moved, [images, labels])
+    assert found.labels is not None
+    assert unlike(found.images, of_images) <= 1e-10 and unlike(found.labels, of_labels) <= 1e-10
+
+
 def test_teslas_step_size_is_learned_with_inner_gradients_held() -> None:
     case = conv_case(Sgd())
     held = plain(case, hold_gradients=True)["step_size"]

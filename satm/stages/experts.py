@@ -128,7 +128,8 @@ def _train_part(
         order = difficulty.order() if difficulty else None
         with Progress("experts", len(missing) * options.epochs) as progress:
             for index in missing:
-                axes = ("experts", data.name, identity["experts"], options.seed, index)
+                # Not the recipe's own name: recipes are compared on the same initialisations and batches.
+                axes = ("experts", data.name, "sgd", options.seed, index)
                 module = build(network, data.channels, data.classes, data.size, derive_seed("network", *axes))
                 module.to(device)
                 held = checkpoint.ExpertState(state / f"expert-{index:03d}", identity)
