@@ -71,9 +71,8 @@ def test_a_segment_without_weight_costs_nothing(problem: Problem, monkeypatch: p
         assert len(called) == count
 
 
-@pytest.mark.parametrize("augment", [True, False])
-@pytest.mark.parametrize("batch_size", [4, None])
-@pytest.mark.parametrize(("beta", "distance"), [(0.0, 1), (0.0, None), (0.3, 1)])
+@pytest.mark.parametrize(("augment", "batch_size"), [(True, 4), (True, None), (False, 4)])
+@pytest.mark.parametrize(("beta", "distance"), [(0.0, 1), (0.3, None)])
 def test_concurrent_segments_are_the_weighted_mean_of_single_ones(
     problem: Problem, beta: float, distance: int | None, batch_size: int | None, augment: bool
 ) -> None:
