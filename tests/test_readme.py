@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from satm.config import Campaign, Resolver, load_campaign
+from satm.methods import METHODS, resolve
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,3 +75,17 @@ def test_files_that_the_readme_names_exist() -> None:
     )
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_methods_names_every_one() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in METHODS if f"`{name}`" not in page] == []
+
+
+def test_the_variants_on_the_page_of_methods_can_be_used() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    examples = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
+    resolver = Resolver(Campaign.model_validate(examples), load_campaign(None).settings, "results")
+    assert len(examples["methods"]) > 4
+    for name in examples["methods"]:
+        resolve(resolver.method(name, "cifar10", 10))

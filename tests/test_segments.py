@@ -164,7 +164,7 @@ class Untouched:
             "the last of concurrent 4 segments starts at epoch 3 and ends at 5, the experts have 4; lower concurrent, "
             "distance or expert_epochs",
         ),
-        ({"concurrent": 4, "distance": None}, "concurrent 4 segments at a distance of 0 .*lower concurrent"),
+        ({"concurrent": 4, "distance": None}, "concurrent 4 segments do not fit between .*lower concurrent or set"),
         ({"tesla_scale": "code"}, "tesla_scale 'code' belongs to the engine 'tesla', the engine is 'mixed'; leave one"),
         ({"tesla_scale": "code", "engine": "reverse"}, "the engine is 'reverse'"),
         ({"keep_divisor": 7}, r"int\(6 / 7\) keeps no step; lower keep_divisor or raise inner_steps"),

@@ -113,7 +113,12 @@ def _check_concurrent(options: MatchingOptions, epochs: int) -> None:
     count, least, most = options.concurrent, options.min_start_epoch, options.max_start_epoch
     distance = options.spacing
     start = least + (count - 1) * distance
-    if distance < 1 or start > most:
+    if distance < 1:
+        raise UsageError(
+            f"concurrent {count} segments do not fit between min_start_epoch {least} and max_start_epoch {most}: "
+            f"{most - least} epochs divided by {count} are less than one; lower concurrent or set distance"
+        )
+    if start > most:
         raise UsageError(
             f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
             f"{start}, max_start_epoch is {most}; lower concurrent or distance"
