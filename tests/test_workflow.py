@@ -214,7 +214,8 @@ def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/distilled/digts/ipc-1/mtt/seed-0/metrics.parquet")
     assert done.returncode == 1
     assert (
-        "unknown dataset 'digts'; known: cifar10, cifar100, digits, tiny-imagenet. Did you mean 'digits'?"
+        "unknown dataset 'digts'; known: cifar10, cifar10-standardised, cifar100, cifar100-standardised, digits, "
+        "tiny-imagenet, tiny-imagenet-standardised. Did you mean 'digits'?"
         in done.stdout
     )
 

@@ -73,7 +73,8 @@ class TrajectoryMatching(IterativeMethod):
         """Return the set with the labels that the last iteration's teacher gives its images, where a teacher labels."""
         if self.settings.labels != "teacher" or iteration == 0:
             return synthetic
-        segment = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)[0][1]
+        segments = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)
+        segment = next(segment for weight, segment in segments if weight)
         return replace(synthetic, labels=self._labels(synthetic, self._snapshot(segment.expert, segment.end)))
 
     def segments(self, generator: torch.Generator, iteration: int | None) -> list[tuple[float, Segment]]:

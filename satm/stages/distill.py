@@ -59,6 +59,7 @@ def make_distilled(
         "data": prepared.data.hash,
         "preprocessing": prepared.preprocessor.identity,
         "experts": experts_identity,
+        "network": resolver.network(network, dataset),
         "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
         "looks": schedule.model_dump(mode="json") if schedule else None,
     }
