@@ -222,8 +222,7 @@ def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
     assert done.returncode == 1
     assert (
         "unknown dataset 'digts'; known: cifar10, cifar10-standardised, cifar100, cifar100-standardised, digits, "
-        "tiny-imagenet, tiny-imagenet-standardised. Did you mean 'digits'?"
-        in done.stdout
+        "tiny-imagenet, tiny-imagenet-standardised. Did you mean 'digits'?" in done.stdout
     )
 
 
