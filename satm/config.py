@@ -9,7 +9,7 @@ A value is looked for in this order, the later winning: the default of its model
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +31,23 @@ class Options(BaseModel):
     """Frozen options; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
+    """Refuse options that were set and have no effect.
+
+    Args:
+        options: to check.
+        idle: names by what robs them of their effect, and what to do, in words.
+        prefix: what the message begins with.
+
+    Raises:
+        UsageError: naming both.
+    """
+    for cause, names in idle.items():
+        for name in names:
+            if (value := getattr(options, name)) != type(options).model_fields[name].default:
+                raise UsageError(f"{prefix}{name} {value!r} has no effect with {cause}, or leave {name} out")
 
 
 class DatasetOptions(Options):
@@ -145,7 +162,6 @@ class ExpertsOptions(Options):
         Raises:
             UsageError: an option without effect beside another, or a curriculum that lacks or contradicts something.
         """
-        defaults = type(self)()
         idle: dict[str, tuple[str, ...]] = {}
         if self.optimiser != "flat":
             idle["optimiser 'sgd'; set optimiser to flat"] = ("flat_rule", "rho", "alpha", "adaptive")
@@ -153,10 +169,7 @@ class ExpertsOptions(Options):
             idle["flat_rule 'paper'; set flat_rule to code"] = ("adaptive",)
         if self.order != "curriculum":
             idle["order 'full'; set order to curriculum"] = ("difficulty", "start_fraction", "full_epoch")
-        for cause, names in idle.items():
-            for name in names:
-                if (value := getattr(self, name)) != getattr(defaults, name):
-                    raise UsageError(f"{where}: {name} {value!r} has no effect with {cause}, or leave {name} out")
+        refuse_idle(self, idle, f"{where}: ")
         if self.order == "curriculum":
             if not self.difficulty:
                 raise UsageError(

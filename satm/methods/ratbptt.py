@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from satm.config import refuse_idle
 from satm.methods import windows
 from satm.methods.base import MethodOptions, Problem, register
 from satm.methods.t_bptt import TruncatedBptt, WindowOptions
-from satm.methods.unrolled_options import refuse_idle
 from satm.methods.windows import Placement, Window
 from satm.outer import NOTHING, Memory
 

@@ -1,10 +1,10 @@
 """The options of unrolled training, and which of them exclude each other or the data."""
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from satm.config import refuse_idle
 from satm.errors import UsageError
 from satm.methods.base import IterativeOptions, Problem
 from satm.methods.boosting import check_blocks
@@ -121,19 +121,3 @@ def check(options: UnrolledOptions, problem: Problem) -> None:
         data.channels * data.size**2,
         options.labels == "learned",
     )
-
-
-def refuse_idle(options: UnrolledOptions, idle: Mapping[str, Sequence[str]]) -> None:
-    """Refuse options that were set and have no effect.
-
-    Args:
-        options: to check.
-        idle: names by what robs them of their effect, and what to do, in words.
-
-    Raises:
-        UsageError: naming both.
-    """
-    for cause, names in idle.items():
-        for name in names:
-            if (value := getattr(options, name)) != type(options).model_fields[name].default:
-                raise UsageError(f"{name} {value!r} has no effect with {cause}, or leave {name} out")
