@@ -127,6 +127,12 @@ class Problem:
         """All real training images, ready for training."""
         return TrainingImages.of(self.data.train, self.preprocessor, self.device)
 
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """Indices of the training images of each class, `[m]` int64 on the CPU, ascending."""
+        labels = self.data.train.labels
+        return [(labels == label).nonzero().squeeze(1) for label in range(self.data.classes)]
+
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Return a generator of this run for a purpose, such as ``"iteration", 12``."""
         return make_generator("distill", *self.axes, *purpose)

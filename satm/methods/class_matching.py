@@ -4,7 +4,6 @@ Shapes: n synthetic images of C x H x W, m of them of one class, b real images o
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -64,12 +63,6 @@ class ClassMatching(IterativeMethod):
         self.siamese: Augmentation = replace(problem.augmentation, strategy=families, share="batch")
         """Drawn once for a class, it changes batches of any length alike."""
 
-    @cached_property
-    def members(self) -> list[Tensor]:
-        """Indices of the training images of each class, int64 on the CPU."""
-        labels = self.problem.data.train.labels
-        return [(labels == label).nonzero().squeeze(1) for label in range(self.problem.data.classes)]
-
     def comparison(self, synthetic: Synthetic, label: int, generator: torch.Generator) -> Comparison:
         """Return one class of an iteration.
 
@@ -80,7 +73,7 @@ class ClassMatching(IterativeMethod):
 
         Source: public code of DSA and DM: each class draws real images and a change of its own.
         """
-        members, options = self.members[label], self.settings
+        members, options = self.problem.members[label], self.settings
         order = torch.randperm(len(members), generator=generator)[: options.real_batch]
         real, _ = self.problem.real.batch(members[order].to(self.problem.device))
         draw = self.siamese.draw(generator, len(real), real.shape[-1])

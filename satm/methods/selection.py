@@ -41,9 +41,7 @@ class Selection(Method):
         if problem.experts is None:
             raise UsageError(f"method {self.name!r} needs experts; make them with `python -m satm experts`")
         self.experts = problem.experts
-        labels = problem.data.train.labels
-        self.members = [(labels == label).nonzero().squeeze(1) for label in range(problem.data.classes)]
-        for label, members in enumerate(self.members):
+        for label, members in enumerate(problem.members):
             if not 1 <= problem.ipc <= len(members):
                 raise UsageError(
                     f"method {self.name!r} can choose 1 to {len(members)} images of class {label} "
@@ -56,7 +54,7 @@ class Selection(Method):
         weights = self.experts.snapshot(0, self.experts.epochs).to(problem.device)
         chosen = [
             members[self.pick(self._features(members, weights), problem.ipc, problem.generator("pick", label))]
-            for label, members in enumerate(self.members)
+            for label, members in enumerate(problem.members)
         ]
         return self.synthetic(*problem.real.batch(torch.cat(chosen).to(problem.device)))
 

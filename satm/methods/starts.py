@@ -118,8 +118,7 @@ def _orders(problem: "Problem") -> list[Tensor]:
     ipc = _positive(problem.ipc)
     generator = make_generator("init", dataset, ipc, seed)
     orders = []
-    for label in range(problem.data.classes):
-        members = (problem.data.train.labels == label).nonzero().squeeze(1)
+    for label, members in enumerate(problem.members):
         if len(members) < ipc:
             raise UsageError(
                 f"{ipc} images per class were asked for, class {label} ({problem.data.class_names[label]}) of "
