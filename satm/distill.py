@@ -239,7 +239,7 @@ def _step(method: IterativeMethod, run: Run, found: OuterGradient) -> State:
         rule = _rule(options, name)
         held = rule.start(numbers[name]) if found.restart else dict(moments[name])
         direction, moments[name] = rule.direction(numbers[name], held, gradients[name])
-        if found.share is not None and len(direction.shape) and len(direction) == len(found.share):
+        if found.share is not None and name in ("images", "labels"):
             direction = direction * found.share.view(-1, *[1] * (direction.ndim - 1))
         numbers[name] = numbers[name] - rate * direction
     return State(state.iteration + 1, numbers, moments, found.memory, state.average)
