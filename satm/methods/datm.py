@@ -4,13 +4,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from satm.config import Options
 from satm.methods.base import MethodOptions, register
 from satm.methods.matching_options import MatchingOptions
 from satm.methods.mtt import Mtt
 
 
-class DatmOptions(MatchingOptions):
-    """Options of DATM."""
+class AlignedOptions(Options):
+    """What DATM starts from and skips; the first of the bases of a method's options that take it over."""
 
     experts: str = "flat"
     """Name of the experts."""
@@ -20,6 +21,10 @@ class DatmOptions(MatchingOptions):
     """What the set says; DATM: soft labels that start from the experts' logits and are learned."""
     skip_above: float | None = Field(1.0, gt=0)
     """Iterations with a larger loss move nothing; 1 in DATM's public code, 1.1 for CIFAR-10 at one image per class."""
+
+
+class DatmOptions(AlignedOptions, MatchingOptions):
+    """Options of DATM."""
 
 
 @register("datm")

@@ -1,24 +1,14 @@
 """SATM from easy to hard segments (SATM-DA)."""
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar
 
 from satm.methods.base import MethodOptions, register
+from satm.methods.datm import AlignedOptions
 from satm.methods.satm import Satm, SatmOptions
 
 
-class SatmDaOptions(SatmOptions):
-    """Options of SATM-DA; the defaults of these are DATM's."""
-
-    experts: str = "flat"
-    """Name of the experts."""
-    init: Literal["real", "correct", "gaussian"] = "correct"
-    """What the synthetic images start from."""
-    labels: Literal["hard", "learned", "teacher"] = "learned"
-    """What the set says."""
-    skip_above: float | None = Field(1.0, gt=0)
-    """Iterations with a larger loss move nothing."""
+class SatmDaOptions(AlignedOptions, SatmOptions):
+    """Options of SATM-DA."""
 
 
 @register("satm-da")
