@@ -106,10 +106,8 @@ def mixed(
         passed.append((point, gradient))
         directions += direction
         point = following
-    with torch.enable_grad():
-        end = point.weights.detach().requires_grad_()
-        loss = objective(end)
-        end_gradient = torch.autograd.grad(loss, end)[0]
+    end = point.weights
+    loss, end_gradient = _outer(objective, end)
 
     images_bar, step_size_bar = torch.zeros_like(images), torch.zeros_like(step_size)
     soft = labels.is_floating_point()
@@ -131,9 +129,7 @@ def mixed(
         if labels_bar is not None:
             labels_bar += shares[1]
         weights_bar = weights_bar + through_rule + curvature
-    return Cotangents(
-        loss.detach(), end.detach(), end_gradient, images_bar, labels_bar, step_size_bar, weights_bar, directions
-    )
+    return Cotangents(loss, end, end_gradient, images_bar, labels_bar, step_size_bar, weights_bar, directions)
 
 
 def tesla(
@@ -156,10 +152,8 @@ def tesla(
     for step in range(first, loop.steps):
         here, direction, _ = loop.advance(here, images, labels, step_size, step)
         directions += direction
-    with torch.enable_grad():
-        end = here.weights.detach().requires_grad_()
-        loss = objective(end)
-        end_gradient = torch.autograd.grad(loss, end)[0]
+    end = here.weights
+    loss, end_gradient = _outer(objective, end)
 
     images_bar = torch.zeros_like(images)
     soft = labels.is_floating_point()
@@ -181,8 +175,8 @@ def tesla(
         here = Point(here.weights - step_size * direction, state)
     step_size_bar = -torch.dot(end_gradient, directions)
     return Cotangents(
-        loss.detach(),
-        end.detach(),
+        loss,
+        end,
         end_gradient,
         images_bar,
         labels_bar,
@@ -190,6 +184,15 @@ def tesla(
         start=end_gradient,
         directions=directions,
     )
+
+
+def _outer(objective: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outer loss and its gradient with respect to the weights after the last step, without a graph."""
+    with torch.enable_grad():
+        end = weights.detach().requires_grad_()
+        loss = objective(end)
+        (gradient,) = torch.autograd.grad(loss, end)
+    return loss.detach(), gradient
 
 
 def _pull_rule(
