@@ -46,13 +46,7 @@ class AlexNet(Network):
     options: ClassVar[type[Options]] = AlexNetOptions
 
     def __init__(self, channels: int, classes: int, size: int, options: AlexNetOptions) -> None:
-        """Build the layers.
-
-        Args:
-            channels: of an image.
-            classes: outputs.
-            size: height and width of an image in pixels.
-            options: the shape.
+        """Build the layers (arguments: `Network`).
 
         Raises:
             ValueError: the image is smaller than 8 pixels, times the stride of the stem.

@@ -11,8 +11,14 @@ from satm.config import Options
 class Network(nn.Module):
     """A classifier of square images: features of each image, then one linear layer on all of them.
 
-    The constructor takes `(channels, classes, size, options)` and sets the two parts. It raises ValueError, with the
-    least size, where an image is too small.
+    The constructor of a network sets the two parts. It raises ValueError, with the least size, where an image is too
+    small.
+
+    Args:
+        channels: of an image.
+        classes: outputs.
+        size: height and width of an image in pixels.
+        options: the shape, of the class's `options`.
     """
 
     options: ClassVar[type[Options]]

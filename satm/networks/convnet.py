@@ -47,13 +47,7 @@ class ConvNet(Network):
     options: ClassVar[type[Options]] = ConvNetOptions
 
     def __init__(self, channels: int, classes: int, size: int, options: ConvNetOptions) -> None:
-        """Build the layers.
-
-        Args:
-            channels: of an image.
-            classes: outputs.
-            size: height and width of an image in pixels.
-            options: the shape.
+        """Build the layers (arguments: `Network`).
 
         Raises:
             ValueError: the image is too small for the depth, or the width cannot be split into four groups.

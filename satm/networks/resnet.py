@@ -64,13 +64,7 @@ class ResNet18(Network):
     options: ClassVar[type[Options]] = ResNet18Options
 
     def __init__(self, channels: int, classes: int, size: int, options: ResNet18Options) -> None:
-        """Build the layers.
-
-        Args:
-            channels: of an image.
-            classes: outputs.
-            size: height and width of an image in pixels.
-            options: the shape.
+        """Build the layers (arguments: `Network`).
 
         Raises:
             ValueError: the last maps would have one pixel, which instance norm turns into a constant.

@@ -41,13 +41,7 @@ class Vgg11(Network):
     options: ClassVar[type[Options]] = Vgg11Options
 
     def __init__(self, channels: int, classes: int, size: int, options: Vgg11Options) -> None:
-        """Build the layers.
-
-        Args:
-            channels: of an image.
-            classes: outputs.
-            size: height and width of an image in pixels.
-            options: the shape.
+        """Build the layers (arguments: `Network`).
 
         Raises:
             ValueError: the image is smaller than 32 pixels, which five poolings halve to 1; the last norms see 2 x 2.
