@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from resuming import check_resumes
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm.checkpoint import ExpertState
 from satm.cli import main
 from satm.config import Campaign, ExpertsOptions, Resolver, load_campaign
 from satm.data import Augmentation
@@ -164,15 +164,7 @@ def test_a_curriculum_is_sgd_on_the_easy_images_first() -> None:
 @pytest.mark.parametrize("changes", [{}, {"momentum": 0.9}, {"optimiser": "flat", "rho": 0.1}], ids=str)
 def test_a_curriculum_goes_on_from_any_epoch(changes: dict[str, Any], tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update=changes)
-    whole = list(train(options))
-    for stop in range(options.epochs + 1):
-        state = ExpertState(tmp_path / str(stop), {"name": "it"})
-        for snapshot in islice(train(options), stop + 1):
-            state.save(snapshot)
-        for snapshot in train(options, state.load()):
-            state.save(snapshot)
-        for one, other in zip(state.snapshots(), whole, strict=True):
-            assert torch.equal(one, other.weights)
+    check_resumes(partial(train, options), options.epochs, tmp_path)
 
 
 def test_a_curriculum_that_begins_with_everything_is_none() -> None:

@@ -3,12 +3,14 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from resuming import check_resumes
 from torch import Tensor
 from torch.nn import functional
 
@@ -84,17 +86,7 @@ def test_snapshots_own_their_memory(options: ExpertsOptions) -> None:
 
 @pytest.mark.parametrize("options", RECIPES, ids=["plain", "momentum"])
 def test_going_on_from_any_epoch_is_not_stopping(options: ExpertsOptions, tmp_path: Path) -> None:
-    whole = list(train(options))
-    for stop in range(options.epochs + 1):
-        state = ExpertState(tmp_path / str(stop), {"name": "it"})
-        for snapshot in islice(train(options), stop + 1):
-            state.save(snapshot)
-        after = ExpertState(tmp_path / str(stop), {"name": "it"}).load()
-        assert after is not None and after.epoch == stop
-        for snapshot in train(options, after):
-            state.save(snapshot)
-        for one, other in zip(state.snapshots(), whole, strict=True):
-            assert torch.equal(one, other.weights)
+    check_resumes(partial(train, options), options.epochs, tmp_path)
 
 
 def test_an_epoch_is_sgd_written_out() -> None:

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from resuming import check_resumes
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from satm.checkpoint import ExpertState
 from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.experts import Snapshot, train_expert
@@ -183,14 +183,7 @@ def test_flat_experts_are_others_and_can_go_on_from_any_epoch(options: ExpertsOp
     plain = list(train(options.model_copy(update={"optimiser": "sgd"})))
     assert torch.equal(whole[0].weights, plain[0].weights)
     assert not torch.allclose(whole[1].weights, plain[1].weights)
-    for stop in range(options.epochs + 1):
-        state = ExpertState(tmp_path / str(stop), {"name": "it"})
-        for snapshot in islice(train(options), stop + 1):
-            state.save(snapshot)
-        for snapshot in train(options, state.load()):
-            state.save(snapshot)
-        for one, other in zip(state.snapshots(), whole, strict=True):
-            assert torch.equal(one, other.weights)
+    check_resumes(partial(train, options), options.epochs, tmp_path)
 
 
 def test_flat_without_a_step_is_sgd() -> None:
