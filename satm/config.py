@@ -140,10 +140,11 @@ class ExpertsOptions(Options):
     adaptive: bool = False
     """Measure the step relative to each weight's size (ASAM), so that one rho is a much shorter step; `flat_rule: code`
     only."""
-    order: Literal["full", "curriculum"] = "full"
-    """`full`: every epoch sees all images; `curriculum`: the easy ones first (ConTra Appendix B, Eq. 12)."""
+    order: Literal["full", "curriculum", "balanced-curriculum"] = "full"
+    """`full`: every epoch sees all images; `curriculum`: the easy ones first (ConTra Appendix B, Eq. 12);
+    `balanced-curriculum`: the easy ones of each class first, for where whole classes are hard (ours)."""
     difficulty: str = ""
-    """Name of the experts whose paths say how hard each training image is, for `order: curriculum`."""
+    """Name of the experts whose paths say how hard each training image is, for a curriculum."""
     start_fraction: float = Field(0.5, gt=0, le=1)
     """Fraction of the images, the easiest, that the first epoch of a curriculum sees (lambda in ConTra); from there it
     grows linearly. Not given in the paper; 0.5 is ours: the hard half comes later."""
@@ -167,20 +168,21 @@ class ExpertsOptions(Options):
             idle["optimiser 'sgd'; set optimiser to flat"] = ("flat_rule", "rho", "alpha", "adaptive")
         elif self.flat_rule != "code":
             idle["flat_rule 'paper'; set flat_rule to code"] = ("adaptive",)
-        if self.order != "curriculum":
+        if self.order == "full":
             idle["order 'full'; set order to curriculum"] = ("difficulty", "start_fraction", "full_epoch")
         refuse_idle(self, idle, f"{where}: ")
-        if self.order == "curriculum":
-            if not self.difficulty:
-                raise UsageError(
-                    f"{where}: order 'curriculum' needs difficulty: name the experts, such as sgd, whose paths say how "
-                    "hard each image is"
-                )
-            if self.full_epoch is not None and self.full_epoch > self.epochs:
-                raise UsageError(
-                    f"{where}: full_epoch {self.full_epoch} lies after the last of {self.epochs} epochs; lower it or "
-                    "raise epochs"
-                )
+        if self.order == "full":
+            return
+        if not self.difficulty:
+            raise UsageError(
+                f"{where}: order {self.order!r} needs difficulty: name the experts, such as sgd, whose paths say how "
+                "hard each image is"
+            )
+        if self.full_epoch is not None and self.full_epoch > self.epochs:
+            raise UsageError(
+                f"{where}: full_epoch {self.full_epoch} lies after the last of {self.epochs} epochs; lower it or "
+                "raise epochs"
+            )
 
 
 BUILTIN_EXPERTS = {

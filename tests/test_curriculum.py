@@ -99,6 +99,9 @@ def test_easy_comes_first_and_the_loss_decides_between_equals() -> None:
     assert held.order().tolist() == [5, 1, 3, 2, 4, 0]
     equal = Difficulty(torch.ones(4), torch.tensor([0.5, 0.1, 0.5, 0.1]))
     assert equal.order().tolist() == [1, 3, 0, 2]
+    assert held.order(torch.tensor([0, 0, 0, 1, 1, 1])).tolist() == [5, 1, 3, 2, 4, 0]
+    unequal = held.order(torch.tensor([0, 0, 0, 0, 0, 1])).tolist()
+    assert unequal == [1, 3, 5, 2, 4, 0]  # the only image of its class lies in the middle
     assert held.hash != equal.hash == Difficulty(equal.epoch.clone(), equal.loss.clone()).hash
 
 

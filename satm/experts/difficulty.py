@@ -39,14 +39,25 @@ class Difficulty:
         """SHA-256 over the values."""
         return hash_tensors(self.epoch, self.loss)
 
-    def order(self) -> Tensor:
+    def order(self, labels: Tensor | None = None) -> Tensor:
         """Return `[n]` int64, the images from easy to hard.
+
+        Args:
+            labels: `[n]` int64; then an image goes by its place among those of its class, relative to their number, so
+                that the easiest fraction of all is the easiest fraction of each class. None: by its place among all.
 
         Images of one epoch go by their loss; images of one loss too, which are copies as a rule, by their index. The
         index alone would bring the classes one after another where a dataset is sorted by them.
         """
         by_loss = self.loss.argsort(stable=True)
-        return by_loss[self.epoch[by_loss].argsort(stable=True)]
+        order = by_loss[self.epoch[by_loss].argsort(stable=True)]
+        if labels is None:
+            return order
+        place = torch.empty(len(order), dtype=torch.float64)
+        for label in labels.unique():
+            members = order[labels[order] == label]
+            place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+        return order[place[order].argsort(stable=True)]
 
 
 def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, data: TrainingImages) -> Difficulty:

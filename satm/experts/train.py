@@ -63,7 +63,7 @@ def train_expert(
     Source: MTT's public recipe: SGD with a constant step size. Flat: FTD Algorithm 1. Curriculum: ConTra Appendix B.
     Differs: ConTra does not say how its curriculum experts descend; here plain SGD unless the options ask for `flat`.
     """
-    if (order is None) == (options.order == "curriculum"):
+    if (order is None) == (options.order != "full"):
         raise ValueError(f"the options' order is {options.order!r}, the images' order is {order}; give both or none")
     if after is None:
         after = Snapshot(0, flatten(module).cpu(), None, float("nan"))

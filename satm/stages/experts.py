@@ -125,7 +125,9 @@ def _train_part(
         real = TrainingImages.of(data.train, prepared.preprocessor, device)
         test = TrainingImages.of(data.test, prepared.preprocessor, device)
         augmentation = prepared.augmentation if options.augment else Augmentation("", "image")
-        order = difficulty.order() if difficulty else None
+        order = None
+        if difficulty:
+            order = difficulty.order(data.train.labels if options.order == "balanced-curriculum" else None)
         with Progress("experts", len(missing) * options.epochs) as progress:
             for index in missing:
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
