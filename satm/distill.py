@@ -5,7 +5,7 @@ Shapes: n synthetic images of C x H x W.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,12 @@ from satm.unroll import Adam, Momentum, Rule
 SAFE_EVERY = 10
 """Iterations between two states that the loop may go back to. It goes back to the last but one, which at least so many
 further iterations have shown to be good."""
+
+SKIPPED = "skipped"
+"""What the event of a skipped iteration begins with."""
+
+MOST_SKIPPED = 100
+"""Iterations, the first ones, that may all be skipped before the loop says that nothing is learned."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,8 @@ def distill(
         the last set, or the best one by `look`.
 
     Raises:
-        RunError: the loop went back `max_rollbacks` times, or the first loss is unusable already.
+        RunError: the loop went back `max_rollbacks` times, the first loss is unusable already, or the first
+            `MOST_SKIPPED` iterations, or all, were skipped.
     """
     options: IterativeOptions = method.settings
     device = run.now.numbers["step_size"].device
@@ -144,6 +151,8 @@ def distill(
         row, following, fault = _iterate(method, run)
         if fault is None:
             run.now = following
+            if options.skip_above is not None and run.now.iteration == min(MOST_SKIPPED, options.iterations):
+                _stop_if_nothing_learned(options, [*run.rows, row])
             due = run.now.iteration % options.evaluate_every == 0 or run.now.iteration == options.iterations
             if look is not None and due:
                 made = finished(method, run.now)
@@ -211,7 +220,7 @@ def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, 
     if not math.isfinite(loss) or not math.isfinite(whole):
         return row, state, Fault(f"the loss is {loss:g} and its hypergradient's norm {whole:g}")
     if options.skip_above is not None and loss > options.skip_above:
-        row["event"] = f"skipped: the loss of {loss:g} is above skip_above={options.skip_above:g}"
+        row["event"] = f"{SKIPPED}: the loss of {loss:g} is above skip_above={options.skip_above:g}"
         return row, replace(state, iteration=state.iteration + 1, memory=found.memory), None
     if loss > options.explode:
         return row, state, Fault(f"the loss of {loss:g} is above explode={options.explode:g}")
@@ -280,6 +289,20 @@ def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     run.attempt += 1
     run.now = run.recent = run.safe
     return f"{where}; went back to iteration {run.safe.iteration} and lowered lr_{name} to {run.rates[name]:g}"
+
+
+def _stop_if_nothing_learned(options: IterativeOptions, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Stop a run that has skipped every iteration so far, whose set would be its start.
+
+    Raises:
+        RunError: with the smallest loss, which `skip_above` would have to exceed.
+    """
+    if all(row["event"].startswith(SKIPPED) for row in rows):
+        least = min(row["loss"] for row in rows)
+        raise RunError(
+            f"all of the first {len(rows)} iterations were skipped and nothing was learned: the smallest loss of "
+            f"{least:g} is above skip_above={options.skip_above:g}; raise skip_above, or lower step_size or inner_steps"
+        )
 
 
 def _furthest_moved(run: Run) -> str:

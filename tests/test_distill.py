@@ -363,6 +363,20 @@ def test_iterations_with_a_large_loss_move_nothing() -> None:
     assert unequal(every, found)
 
 
+@pytest.mark.parametrize(("iterations", "first", "stopped"), [(5, 9, 5), (150, 999, 100), (150, 99, 0), (5, 4, 0)])
+def test_a_run_that_skips_everything_stops(iterations: int, first: int, stopped: int) -> None:
+    def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
+        return answer(1.0, loss=1.2 + 0.01 * iteration if iteration < first else 0.5)
+
+    method = Scripted(script, iterations=iterations, skip_above=1.1)
+    if not stopped:
+        assert make_all(method)[0].iteration == iterations
+        return
+    wanted = f"all of the first {stopped} iterations were skipped.*smallest loss of 1.2 is above skip_above=1.1; raise"
+    with pytest.raises(RunError, match=wanted):
+        run_all(method)
+
+
 def test_what_is_not_finite_is_not_skipped() -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         return answer(1.0, loss=math.inf if iteration == 3 else 1.0)
