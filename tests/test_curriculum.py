@@ -213,7 +213,10 @@ def test_options_and_order_must_agree() -> None:
             {"optimiser": "flat", "adaptive": True},
             "adaptive True has no effect with flat_rule 'paper'; set",
         ),
-        ({"order": "curriculum", "difficulty": "curriculum"}, "names curriculum, experts of order 'curriculum'; name"),
+        (
+            {"order": "curriculum", "difficulty": "curriculum"},
+            "names curriculum, experts of order 'balanced-curriculum'; name",
+        ),
         ({"order": "curriculum", "difficulty": "sdg"}, "unknown experts 'sdg'; known: .*Did you mean 'sgd'?"),
         ({"start_fraction": 0}, "start_fraction: input should be greater than 0"),
         ({"start_fraction": 1.5}, "start_fraction: input should be less than or equal to 1"),
