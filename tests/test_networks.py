@@ -1,6 +1,8 @@
-"""Networks: parameter counts of the papers, PyTorch's initialisation, the whole search space, refused shapes."""
+"""Networks: parameter counts, PyTorch's initialisation, the whole search space, refused shapes, learning."""
 
+import copy
 import math
+import warnings
 from itertools import product
 from typing import Any, get_args
 
@@ -9,9 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from satm.config import DatasetOptions, EvaluateOptions
+from satm.data import Augmentation, Preprocessor, load_dataset
 from satm.errors import UsageError
+from satm.evaluate import Task, train
 from satm.networks import NETWORKS, ConvNetOptions, Network, build, resolve
 from satm.params import flatten
+from satm.training import TrainingImages, measure
 from satm.unroll import hypergradient
 
 CHOICES = [get_args(ConvNetOptions.model_fields[name].annotation) for name in ("norm", "activation", "pooling")]
@@ -21,10 +27,13 @@ TINY: dict[str, dict[str, Any]] = {
     "alexnet": {"width_factor": 1 / 64},
     "vgg11": {"width_factor": 1 / 64},
     "resnet18": {"width_factor": 1 / 64},
+    "vit-tiny": {"width_factor": 1 / 64, "depth": 2},
+    "vit-small": {"width_factor": 1 / 64, "depth": 2},
+    "vit-base": {"width_factor": 1 / 64, "depth": 2},
 }
-"""Options with which each network has two to eight filters a layer."""
+"""Options with which each network has two to twelve filters a layer."""
 
-LEAST = {"convnet": 4, "alexnet": 8, "vgg11": 32, "resnet18": 9}
+LEAST = {"convnet": 4, "alexnet": 8, "vgg11": 32, "resnet18": 9, "vit-tiny": 1, "vit-small": 1, "vit-base": 1}
 """Fewest pixels that each network takes with its default options; of a ConvNet only the published use is meant."""
 
 
@@ -125,6 +134,56 @@ def test_the_engines_agree_on_every_network(name: str) -> None:
     assert all(image.abs().max() > 0 for image in found[0].images)
 
 
+@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("mode", [True, False])
+def test_stacked_weights_are_as_good_as_one_network_after_another(name: str, mode: bool) -> None:
+    size = 32 if name == "vgg11" else 16
+    modules = [tiny(name, size=size, seed=seed).double().train(mode) for seed in (3, 4, 5)]
+    images, labels = noise(1, size, count=6).double().view(3, 2, 1, size, size), torch.tensor([0, 6])
+    weights, buffers = torch.func.stack_module_state(modules)
+    skeleton = copy.deepcopy(modules[0]).to("meta")
+
+    def logits(own: dict[str, Tensor], kept: dict[str, Tensor], batch: Tensor) -> Tensor:
+        found: Tensor = torch.func.functional_call(skeleton, (own, kept), (batch,))
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PyTorch warns where it has no rule and loops
+        together = torch.vmap(logits)(weights, buffers, images)
+        functional.cross_entropy(together.flatten(0, 1), labels.repeat(3), reduction="sum").backward()
+    for index, module in enumerate(modules):
+        alone = module(images[index])
+        torch.testing.assert_close(together[index], alone, rtol=1e-10, atol=1e-10)
+        functional.cross_entropy(alone, labels, reduction="sum").backward()
+        for key, parameter in module.named_parameters():
+            stacked, own = weights[key].grad, parameter.grad
+            assert stacked is not None and own is not None
+            torch.testing.assert_close(stacked[index], own, rtol=1e-10, atol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("values", "size", "epochs"),
+    [
+        ({"network": "convnet", "width": 32}, 8, 5),
+        ({"network": "alexnet", "width_factor": 1 / 8}, 16, 6),
+        ({"network": "vgg11", "width_factor": 1 / 16}, 32, 4),
+        ({"network": "resnet18", "width_factor": 1 / 16}, 16, 4),
+        ({"network": "vit-tiny", "width_factor": 1 / 4, "depth": 2, "patch": 4}, 8, 10),
+        ({"network": "vit-small", "width_factor": 1 / 8, "depth": 2, "patch": 4}, 8, 10),
+        ({"network": "vit-base", "width_factor": 1 / 16, "depth": 2, "patch": 4}, 8, 10),
+    ],
+)
+def test_every_network_learns_digits(values: dict[str, Any], size: int, epochs: int) -> None:
+    data = load_dataset("digits", DatasetOptions(source="digits", size=size))
+    space = Preprocessor(data.mean, data.std, None)
+    real, test = (TrainingImages(space.apply(split.images), split.labels) for split in (data.train, data.test))
+    options = EvaluateOptions(
+        optimiser="adam", lr=0.004, schedule="cosine", epochs=epochs, batch_size=32, augment=False
+    )
+    module = train(Task(real, 1.0, values, data.classes, options, Augmentation("", "image")), ("digits",))
+    assert measure(module, test)[0] > 0.95
+
+
 def count_convolutions(plan: list[tuple[int, int, int]], bias: bool, norm: bool) -> int:
     """Numbers in convolutions (inputs, filters, kernel), their biases and their norms' scales and shifts."""
     return sum(i * o * k * k + o * bias + 2 * o * norm for i, o, k in plan)
@@ -140,6 +199,14 @@ RESNET18 = [
 ]
 
 
+def count_transformer(width: int, patch: int, patches: int, depth: int = 12) -> int:
+    """Numbers in the patches' convolution, token and positions, and in each block's attention, MLP and two norms."""
+    linear = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    block = sum(inputs * outputs + outputs for inputs, outputs in linear) + 2 * 2 * width
+    embeddings = count_convolutions([(3, width, patch)], True, False) + width + (patches + 1) * width
+    return embeddings + depth * block + 2 * width
+
+
 @pytest.mark.parametrize(
     ("values", "size", "counts"),
     [
@@ -152,17 +219,26 @@ RESNET18 = [
         ({"network": "resnet18"}, 32, (count_convolutions(RESNET18, False, True), 512)),
         ({"network": "resnet18"}, 128, (count_convolutions(RESNET18, False, True), 512)),
         ({"network": "resnet18", "norm": "none"}, 8, (count_convolutions(RESNET18, False, False), 512)),
+        ({"network": "vit-tiny"}, 32, (count_transformer(192, 4, 64), 192)),
+        ({"network": "vit-tiny"}, 8, (count_transformer(192, 1, 64), 192)),
+        ({"network": "vit-tiny"}, 28, (count_transformer(192, 4, 49), 192)),
+        ({"network": "vit-tiny"}, 40, (count_transformer(192, 5, 64), 192)),
+        ({"network": "vit-tiny", "depth": 3}, 64, (count_transformer(192, 8, 64, depth=3), 192)),
+        ({"network": "vit-small"}, 32, (count_transformer(384, 4, 64), 384)),
+        ({"network": "vit-small", "patch": 8}, 32, (count_transformer(384, 8, 16), 384)),
+        ({"network": "vit-base"}, 32, (count_transformer(768, 4, 64), 768)),
+        ({"network": "vit-base", "width_factor": 1 / 2}, 128, (count_transformer(384, 16, 64), 384)),
     ],
 )
 def test_parameter_counts_of_the_definitions(values: dict[str, Any], size: int, counts: tuple[int, int]) -> None:
-    convolutions, embedded = counts
+    features, embedded = counts
     with torch.device("meta"):
         module = build(values, 3, 10, size, seed=0)
-    assert sum(parameter.numel() for parameter in module.parameters()) == convolutions + 10 * embedded + 10
+    assert sum(parameter.numel() for parameter in module.parameters()) == features + 10 * embedded + 10
     assert module.classifier.in_features == embedded
     told = NETWORKS[values["network"]].__doc__ or ""
-    if size == 32 and "norm" not in values:
-        assert f"{convolutions + 10 * embedded + 10:,} parameters" in told
+    if size == 32 and len(values) == 1:
+        assert f"{features + 10 * embedded + 10:,} parameters" in told
 
 
 def alexnet_by_hand(stride: int) -> nn.Sequential:
@@ -253,6 +329,80 @@ def test_resnet18_written_out(size: int, option: int | None, stride: int) -> Non
     images = noise(3, size).double()
     expected = resnet18_by_hand([parameter.detach() for parameter in module.parameters()], images, stride)
     torch.testing.assert_close(module(images), expected, rtol=1e-10, atol=1e-10)
+
+
+def norm(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm with one mean and deviation per token."""
+    mean, variance = tokens.mean(-1, keepdim=True), tokens.var(-1, correction=0, keepdim=True)
+    return (tokens - mean) / (variance + 1e-6).sqrt() * scale + shift
+
+
+def vit_by_hand(weights: dict[str, Tensor], images: Tensor, patch: int, heads: int, depth: int) -> Tensor:
+    """The forward pass patch by patch and head by head."""
+
+    def pair(name: str) -> tuple[Tensor, Tensor]:
+        return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+    def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return inputs @ weight.T + bias
+
+    kernel, bias = pair("features.patches")
+    rows, columns = (range(0, extent, patch) for extent in images.shape[2:])
+    cut = [images[:, :, y : y + patch, x : x + patch].flatten(1) for y in rows for x in columns]
+    first = weights["features.token"][0].expand(len(images), -1)
+    tokens = torch.stack([first, *(linear(part, kernel.flatten(1), bias) for part in cut)], 1)
+    tokens = tokens + weights["features.positions"]
+    for block in (f"features.blocks.{index}" for index in range(depth)):
+        attention = f"{block}.self_attn"
+        packed = weights[f"{attention}.in_proj_weight"], weights[f"{attention}.in_proj_bias"]
+        thirds = linear(norm(tokens, *pair(f"{block}.norm1")), *packed).chunk(3, -1)
+        mixed = []
+        for query, key, value in zip(*(third.chunk(heads, -1) for third in thirds), strict=True):
+            weight = (query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])).exp()
+            mixed += [weight / weight.sum(-1, keepdim=True) @ value]
+        tokens = tokens + linear(torch.cat(mixed, -1), *pair(f"{attention}.out_proj"))
+        hidden = linear(norm(tokens, *pair(f"{block}.norm2")), *pair(f"{block}.linear1"))
+        hidden = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
+        tokens = tokens + linear(hidden, *pair(f"{block}.linear2"))
+    return linear(norm(tokens[:, 0], *pair("features.norm")), *pair("classifier"))
+
+
+HEADS = {"vit-tiny": 3, "vit-small": 6, "vit-base": 12}
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+@pytest.mark.parametrize(("channels", "size", "option", "patch"), [(3, 32, None, 4), (1, 12, 6, 6), (1, 28, None, 4)])
+def test_vision_transformers_written_out(name: str, channels: int, size: int, option: int | None, patch: int) -> None:
+    module = build({"network": name, "width_factor": 1 / 32, "depth": 3, "patch": option}, channels, 7, size, 1)
+    module = module.double()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():  # biases, scales and shifts that are told apart
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    images = noise(channels, size).double()
+    weights = {key: held.detach() for key, held in module.named_parameters()}
+    expected = vit_by_hand(weights, images, patch, HEADS[name], depth=3)
+    with torch.no_grad():
+        for mode in (True, False):
+            torch.testing.assert_close(module.train(mode)(images), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+def test_every_layer_of_a_vision_transformer_learns(name: str) -> None:
+    module = build({"network": name, "width_factor": 1 / 16}, 1, 7, 8, seed=2).double()
+    blocks = [part for part in module.modules() if isinstance(part, nn.TransformerEncoderLayer)]
+    assert len(blocks) == 12
+    assert not torch.equal(blocks[0].linear1.weight, blocks[1].linear1.weight)
+    embeddings = [module.get_parameter(f"features.{each}").flatten() for each in ("token", "positions")]
+    assert all(each.std().item() == pytest.approx(0.02, rel=0.3) for each in embeddings)
+    functional.cross_entropy(module(noise(1, 8, count=6).double()), torch.arange(6)).backward()
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None
+        parts = dict(zip("qkv", parameter.grad.chunk(3), strict=True)) if "in_proj" in key else {"": parameter.grad}
+        for part, gradient in parts.items():
+            if (part, key[-4:]) == ("k", "bias"):  # added to all scores of a query alike, which the softmax removes
+                assert gradient.abs().max() < 1e-12
+            else:
+                assert gradient.all() and gradient.abs().max() > 1e-5, (key, part)
 
 
 def test_the_corner_of_the_last_map() -> None:
@@ -355,6 +505,14 @@ def test_the_global_generator_is_left_alone() -> None:
         ({"network": "convnet", "width": 0}, "width: .*got 0"),
         ({"network": "convnet", "depth": 5}, "depth 5 halves 16 pixels to nothing; use at most depth 4"),
         ({"network": "convnet", "norm": "group", "width": 6}, "width that 4 divides, got 6"),
+        (
+            {"network": "vit-tiny", "patch": 3},
+            "patch 3 does not divide images of 16 x 16 pixels; use .* 1, 2, 4, 8, 16$",
+        ),
+        ({"network": "vit-tiny", "patch": 32}, "patch 32 does not divide images of 16 x 16 pixels"),
+        ({"network": "vit-tiny", "patch": 0}, "patch: .*got 0"),
+        ({"network": "vit-tiny", "depth": 0}, "depth: .*got 0"),
+        ({"network": "vit-base", "width_factor": 0.3}, "a width of 230, which 12 heads do not divide; use .* 1/64$"),
     ],
 )
 def test_unusable_networks_are_refused(values: dict[str, Any], text: str) -> None:

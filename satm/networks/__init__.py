@@ -12,6 +12,7 @@ from satm.networks.base import NETWORKS, Network
 from satm.networks.convnet import ConvNet, ConvNetOptions
 from satm.networks.resnet import ResNet18, ResNet18Options
 from satm.networks.vgg import Vgg11, Vgg11Options
+from satm.networks.vit import VitBase, VitOptions, VitSmall, VitTiny
 
 __all__ = [
     "NETWORKS",
@@ -24,6 +25,10 @@ __all__ = [
     "ResNet18Options",
     "Vgg11",
     "Vgg11Options",
+    "VitBase",
+    "VitOptions",
+    "VitSmall",
+    "VitTiny",
     "build",
     "resolve",
 ]
