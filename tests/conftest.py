@@ -134,3 +134,14 @@ def problem(tmp_path: Path) -> Problem:
         ("noise", 2, "any", 0),
         TrajectoryStore(tmp_path / "experts" / "manifest.json"),
     )
+
+
+@pytest.fixture
+def foreign(problem: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of real images, the first two of each class in the space of training: what `$FOREIGN_IMAGES` names."""
+    first = torch.tensor([0, 1, 4, 5, 8, 9])
+    path = tmp_path / "foreign" / "images_best.pt"
+    path.parent.mkdir()
+    torch.save(problem.preprocessor.apply(problem.data.train.images[first]), path)
+    monkeypatch.setenv("FOREIGN_IMAGES", str(path))
+    return path

@@ -60,10 +60,12 @@ def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "torch" in describe_backend(torch.device("cuda"))
 
 
+@pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_runs_on_a_gpu(problem: Problem, name: str) -> None:
     fields = METHODS[name].options.model_fields
     small = {"iterations": 3, "inner_steps": 4, "window": 2, "max_start_epoch": 3, "real_batch": 4, "lr_images": 0.01}
+    small["images"] = "$FOREIGN_IMAGES"
     if not {"window", "inner_steps"} <= set(fields) or name in ("bptt", "r-bptt"):
         small.pop("window")
     if name == "contra":

@@ -218,6 +218,7 @@ def test_plain_mtt() -> None:
 def small(name: str) -> dict[str, Any]:
     """Return options that make any method quick: those of these that it has."""
     wanted = {**BASE, "iterations": 2, "lr_images": 0.01, "expert_epochs": 1, "distance": 1, "skip_above": None}
+    wanted["images"] = "$FOREIGN_IMAGES"
     return {"method": name, **{key: held for key, held in wanted.items() if key in METHODS[name].options.model_fields}}
 
 
@@ -244,6 +245,7 @@ def test_every_method_and_option_is_documented(name: str) -> None:
         assert not field.is_required(), option
 
 
+@pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_starts_with_a_set(problem: Problem, name: str) -> None:
     made = built(problem, name)
@@ -272,6 +274,7 @@ def parts(found: OuterGradient) -> dict[str, Tensor]:
     return {**held, **{f"memory.{name}": value for name, value in found.memory.items()}}
 
 
+@pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
     """The gradient is a pure function of the set, the iteration and the memory, also of an iteration before."""
@@ -305,6 +308,7 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
     assert not torch.equal(first.images, one.images)
 
 
+@pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", list(METHODS))
 def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path) -> None:
     made = built(problem, name)

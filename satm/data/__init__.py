@@ -2,7 +2,7 @@
 
 from satm.data.augment import FAMILIES, Augmentation, Draw
 from satm.data.datasets import DATASETS, hold_out, load_dataset
-from satm.data.images import ImageData, Preprocessor, Split, load_images, save_images
+from satm.data.images import ImageData, Preprocessor, Split, keep_classes, load_images, save_images
 from satm.data.whitening import Whitening, fit_whitening, load_whitening, save_whitening
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Whitening",
     "fit_whitening",
     "hold_out",
+    "keep_classes",
     "load_dataset",
     "load_images",
     "load_whitening",

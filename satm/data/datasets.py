@@ -103,8 +103,8 @@ def load_dataset(name: str, options: DatasetOptions) -> ImageData:
             f"dataset {name!r}: class {missing[0]} ({names[missing[0]]}) has no training images; "
             "add some, or name the classes to keep in `classes`"
         )
-    train, train_grey = _decode(listing.train, kept, options.size, None)
-    test, test_grey = _decode(listing.test, kept, options.size, train.images.shape[-1])
+    train, train_grey = decode_part(listing.train, kept, options.size, None)
+    test, test_grey = decode_part(listing.test, kept, options.size, train.images.shape[-1])
     if not len(test):
         raise UsageError(f"dataset {name!r} has no test images of the classes {list(kept)}; choose others")
     if train_grey and test_grey:
@@ -180,8 +180,8 @@ def load_tiny_imagenet(options: DatasetOptions) -> Listing:
             f"{folder} holds neither wnids.txt of the published Tiny ImageNet nor parquet files; put one of them there"
         )
     names = tuple(sorted(listed.read_text().split()))
-    by_class = [(label, _files_in(folder / "train" / name / "images")) for label, name in enumerate(names)]
-    train = _paths_part([(path, label) for label, paths in by_class for path in paths])
+    by_class = [(label, files_in(folder / "train" / name / "images")) for label, name in enumerate(names)]
+    train = paths_part([(path, label) for label, paths in by_class for path in paths])
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file():
         raise UsageError(f"{annotations} does not exist; unpack the whole Tiny ImageNet")
@@ -192,7 +192,7 @@ def load_tiny_imagenet(options: DatasetOptions) -> Listing:
         if len(fields) < 2 or fields[1] not in labels:
             raise UsageError(f"{annotations} line {number}: expected an image and a class of wnids.txt, got {line!r}")
         items.append((folder / "val" / "images" / fields[0], labels[fields[1]]))
-    return Listing(train, _paths_part(items), names)
+    return Listing(train, paths_part(items), names)
 
 
 def load_folder(options: DatasetOptions) -> Listing:
@@ -204,14 +204,14 @@ def load_folder(options: DatasetOptions) -> Listing:
     test = next((folder / name for name in ("test", "valid", "val") if (folder / name).is_dir()), None)
     if not (folder / "train").is_dir() or test is None:
         raise UsageError(f"{folder} needs the folders train/CLASS and test/CLASS (or valid, val); make them")
-    names = tuple(path.name for path in _entries(folder / "train") if path.is_dir())
+    names = tuple(path.name for path in entries(folder / "train") if path.is_dir())
     items: dict[str, list[tuple[Path, int]]] = {"train": [], test.name: []}
     for part, found in items.items():
-        for path in _entries(folder / part):
+        for path in entries(folder / part):
             if path.name not in names:
                 raise UsageError(f"{path} is not a class: train/ has the class folders {', '.join(names)}; move it")
-            found += [(file, names.index(path.name)) for file in _files_in(path)]
-    return Listing(_paths_part(items["train"]), _paths_part(items[test.name]), names)
+            found += [(file, names.index(path.name)) for file in files_in(path)]
+    return Listing(paths_part(items["train"]), paths_part(items[test.name]), names)
 
 
 def load_parquet(options: DatasetOptions) -> Listing:
@@ -225,14 +225,14 @@ def load_parquet(options: DatasetOptions) -> Listing:
     train, test = (_matching(folder, getattr(options, part), part) for part in ("train", "test"))
     if both := set(train) & set(test):
         raise UsageError(f"{min(both)} matches the patterns of both `train` and `test`; make one of them narrower")
-    tables = {path: _Table.open(path, options) for path in (*train, *test)}
+    tables = {path: Table.open(path, options) for path in (*train, *test)}
     names = {path: table.class_names for path, table in tables.items()}
     first = train[0]
     for path, found in names.items():
         if found != names[first]:
             raise UsageError(f"{path} and {first} have different class names; use files of one dataset")
     return Listing(
-        _parquet_part([tables[path] for path in train]), _parquet_part([tables[path] for path in test]), names[first]
+        parquet_part([tables[path] for path in train]), parquet_part([tables[path] for path in test]), names[first]
     )
 
 
@@ -250,7 +250,7 @@ DATASETS: Mapping[str, Source] = {
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """One image-parquet file with its columns found and its labels read."""
 
     path: Path
@@ -259,7 +259,8 @@ class _Table:
     class_names: tuple[str, ...] | None
 
     @classmethod
-    def open(cls, path: Path, options: DatasetOptions) -> "_Table":
+    def open(cls, path: Path, options: DatasetOptions) -> "Table":
+        """Return a file as the dataset's options say; a damaged one, or one without such columns, is refused."""
         try:
             schema = pq.read_schema(path)
             image = _image_column(path, schema, options.image_column)
@@ -333,7 +334,9 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) else None
 
 
-def _parquet_part(tables: list[_Table]) -> Part:
+def parquet_part(tables: list[Table]) -> Part:
+    """List the images of some files, one file after another."""
+
     def where(index: int) -> str:
         for table in tables:
             if index < len(table.labels):
@@ -401,20 +404,22 @@ def _existing(options: DatasetOptions) -> Path:
     return folder
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """Return what a folder holds, hidden files left out, sorted by name; nothing if there is no such folder."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
-def _files_in(folder: Path) -> list[Path]:
-    found = _entries(folder)
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder, sorted by name; a folder among them is refused."""
+    found = entries(folder)
     for path in found:
         if not path.is_file():
             raise UsageError(f"{path} is a folder among images; move the images up or the folder away")
     return found
 
 
-def _paths_part(items: list[tuple[Path, int]]) -> Part:
+def paths_part(items: list[tuple[Path, int]]) -> Part:
+    """List image files with their labels."""
     return Part([label for _, label in items], [path for path, _ in items], lambda index: str(items[index][0]))
 
 
@@ -435,7 +440,7 @@ def _kept_classes(name: str, options: DatasetOptions, count: int) -> tuple[int, 
     return kept
 
 
-def _decode(part: Part, kept: tuple[int, ...], size: int | None, wanted: int | None) -> tuple[Split, bool]:
+def decode_part(part: Part, kept: tuple[int, ...], size: int | None, wanted: int | None) -> tuple[Split, bool]:
     """Return the images of the kept classes, renumbered, and whether all are grey.
 
     Args:

@@ -5,7 +5,7 @@ Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel;
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,29 @@ class ImageData:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData:
+    """Return the part of a dataset that has these labels, renumbered from 0 in this order.
+
+    Mean and std stay those of the whole, so that all parts of it are in one space; held-out images stay held out.
+
+    Args:
+        data: the whole.
+        name: what the part is called.
+        labels: different ones of the whole.
+    """
+    places = torch.full((data.classes,), -1)
+    places[list(labels)] = torch.arange(len(labels))
+
+    def part(split: Split) -> Split:
+        kept = places[split.labels] >= 0
+        return Split(split.images[kept], places[split.labels[kept]])
+
+    train, validation, test = part(data.train), part(data.validation), part(data.test)
+    names = tuple(data.class_names[label] for label in labels)
+    found = hash_images(train, validation, test)
+    return ImageData(name, train, validation, test, names, data.mean, data.std, found)
 
 
 def hash_images(*splits: Split) -> str:

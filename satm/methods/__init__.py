@@ -12,6 +12,7 @@ from satm.methods.datm import Datm
 from satm.methods.dc import Dc
 from satm.methods.dm import Dm
 from satm.methods.dsa import Dsa
+from satm.methods.files import Files
 from satm.methods.ftd import Ftd
 from satm.methods.herding import Herding
 from satm.methods.k_center import KCenter
@@ -39,6 +40,7 @@ __all__ = [
     "Dc",
     "Dm",
     "Dsa",
+    "Files",
     "Ftd",
     "Herding",
     "IterativeMethod",

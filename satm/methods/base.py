@@ -3,7 +3,7 @@
 Shapes: n synthetic images of C x H x W, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
@@ -166,6 +166,16 @@ class Method:
         images, labels = starts.real(self.problem)
         return self.synthetic(images, labels)
 
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What was decided beyond the options, in words by subject: logged, and stored beside them. None here."""
+        return {}
+
+    @property
+    def selection(self) -> str:
+        """Which iteration the set is: `last`, or the best on `validation` or `test` images."""
+        return "last"
+
     def synthetic(self, images: Tensor, labels: Tensor) -> Synthetic:
         """Return images and labels with the step size that they start with."""
         return Synthetic(images, labels, torch.tensor(self.settings.step_size, device=images.device))
@@ -184,6 +194,12 @@ class IterativeMethod(Method):
                 raise UsageError(
                     f"{name} {value!r} needs experts, method {self.name!r} uses none; choose another {name}"
                 )
+
+    @property
+    def selection(self) -> str:
+        """Which iteration is kept, as the option says."""
+        options: IterativeOptions = self.settings
+        return options.selection
 
     def start(self) -> Synthetic:
         """Return the set before the first iteration, as `init` and `labels` say."""

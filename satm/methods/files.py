@@ -1,0 +1,199 @@
+"""Sets that were made elsewhere, by other people's code."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from satm.config import expand, refuse_idle
+from satm.data.foreign import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    Foreign,
+    LabelKind,
+    Space,
+    beside,
+    doubts,
+    fit_images,
+    fit_labels,
+    fit_space,
+    fit_step_size,
+    name_labels,
+    read_labels,
+    read_set,
+    read_step_size,
+)
+from satm.errors import UsageError
+from satm.experts import differing_field
+from satm.files import hash_file
+from satm.methods.base import Method, MethodOptions, Problem, Synthetic, register
+
+LOG = logging.getLogger("satm")
+
+COMPARED = 500
+"""Real images that a set is compared with, to see whether it can be what it was taken for."""
+
+
+class FilesOptions(MethodOptions):
+    """Options of sets made elsewhere. In paths, `$NAME`, `${NAME}` and `~` are replaced."""
+
+    step_size: float = Field(0.01, gt=0)
+    """Step size of SGD that belongs to the set, where no file holds one."""
+    images: str = ""
+    """Path of the images: `.pt` or `.safetensors` with tensors, `.parquet` (or a folder of such files) with encoded
+    images, or a folder `CLASS/image`. `.pt` files are read as plain tensors only: no code in them is run."""
+    labels_from: str = ""
+    """Path of a `.pt` or `.safetensors` with the labels. Empty: those in the images' own file or folder, else those of
+    `labels_best.pt` (or `labels.pt`) beside `images_best.pt`, else the images are taken to be sorted by class."""
+    step_size_from: str = ""
+    """Path of a `.pt` or `.safetensors` with the step size. Empty: that in the images' own file, else that of
+    `lr_best.pt` (or `lr.pt`) beside `images_best.pt`, else `step_size`."""
+    space: Space = "auto"
+    """What the images are: `pixels`; `normalised` by `mean` and `std`; `whitened` as the dataset is; `trained`, as the
+    dataset's networks are trained on. `auto`: pictures and uint8 are pixels, other tensors are `trained`."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1], with `space: normalised`. None: with three channels that of MTT's public code for
+    CIFAR, else the dataset's own."""
+    std: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1], with `space: normalised`. None: as `mean`."""
+    label_kind: LabelKind = "auto"
+    """What soft labels are. `auto`: probabilities if none is negative and each row sums to 1, else logits."""
+    image_column: str | None = None
+    """Parquet column with the encoded images; None: the only one whose type is a struct of bytes and path."""
+    label_column: str | None = None
+    """Parquet column with the integer labels; None: `label`, else `fine_label`."""
+    selection: Literal["auto", "last", "validation", "test"] = "auto"
+    """Which iteration the makers kept: tables name it. `auto`: what a file of this project says; of others `test`, as
+    the files of the MTT family's code that are called best."""
+
+
+@register("files")
+class Files(Method):
+    """Take a set that was made elsewhere as it is, so that it can be tested, compared and used like any other.
+
+    Composition: the files' images, labels and step size, brought to the space of training; nothing is learned. Each
+    seed gives the same set.
+
+    Source: layouts of the public code of MTT and of those that build on it (`images_best.pt`, `labels_best.pt`,
+        `lr_best.pt`); image-parquet; class folders.
+
+    Raises:
+        UsageError: (on construction) files that are missing, damaged, would run code, or do not fit the dataset, the
+            images per class or the options.
+    """
+
+    options: ClassVar[type[MethodOptions]] = FilesOptions
+    settings: FilesOptions
+
+    def __init__(self, options: FilesOptions, problem: Problem) -> None:
+        super().__init__(options, problem)
+        if not options.images:
+            raise UsageError(
+                f"method {self.name!r} needs images, the path of a set that was made elsewhere; give one, such as "
+                "--images images_best.pt"
+            )
+        self._path, data = expand(options.images), problem.data
+        self._read = [self._path]
+        found = read_set(self._path, options.image_column, options.label_column)
+        self._check(found)
+        images = fit_images(found, data, problem.ipc)
+        labels, labels_are = self._labels(found)
+        step_size, step_size_is = self._step_size(found)
+        images, images_are = fit_space(images, found, options.space, problem.preprocessor, *self._statistics())
+        real = data.train.images[torch.linspace(0, len(data.train) - 1, min(COMPARED, len(data.train))).long()]
+        for doubt in doubts(images, labels, problem.ipc, problem.preprocessor.apply(real)):
+            LOG.warning("the images of %s may not be what they were taken for: %s", self._path, doubt)
+        self._set = Synthetic(*(part.to(problem.device) for part in (images, labels, step_size)))
+        hashes = [f"{path.name} {hash_file(path)}" for path in self._read if path.is_file()]
+        self._notes = {"images": images_are, "labels": labels_are, "step_size": step_size_is}
+        self._notes |= {"sha256": ", ".join(hashes)} if hashes else {}
+        self._selection: str = options.selection
+        if options.selection == "auto":
+            self._selection = "test" if found.made is None else found.made.selection
+            stated = "taken to be" if found.made is None else "as the file states:"
+            self._notes["selection"] = f"{stated} {self._selection}, decided (selection auto)"
+
+    def start(self) -> Synthetic:
+        """Return the set."""
+        return self._set
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What images, labels and step size were taken for, and the hash of each file that was read."""
+        return self._notes
+
+    @property
+    def selection(self) -> str:
+        """Which iteration the makers kept, as the option says."""
+        return self._selection
+
+    def _check(self, found: Foreign) -> None:
+        """Check that options have an effect, and that a set of this project was made for images prepared as here."""
+        options, problem, idle = self.settings, self.problem, dict[str, tuple[str, ...]]()
+        if options.space != "normalised":
+            idle[f"space {options.space!r}; set space to normalised"] = ("mean", "std")
+        if found.layout != "parquet":
+            idle[f"{self._path}, which is not parquet; give parquet"] = ("image_column", "label_column")
+        refuse_idle(options, idle, f"method {self.name!r}: ")
+        if found.made is None:
+            return
+        here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}
+        there = {"preprocessing": dict(found.made.preprocessing), "class_names": found.made.class_names}
+        if difference := differing_field(here, there):
+            raise UsageError(
+                f"{self._path} was made for other images, or images prepared in another way: {difference}; use the "
+                "dataset and the options that it was made with"
+            )
+
+    def _labels(self, found: Foreign) -> tuple[Tensor, str]:
+        """Return the labels and in words what they are."""
+        options, data = self.settings, self.problem.data
+        source = self._source(options.labels_from, found.labels, "labels")
+        labels, kind, how = found.labels, options.label_kind, ""
+        if source is not None:
+            labels = read_labels(source)
+        elif found.made is not None:
+            kind = "logits" if kind == "auto" else kind
+        elif labels is not None and found.class_names is not None:
+            labels, how = name_labels(labels, found.class_names, data.class_names, found.where)
+        where = self._path if source is None else source
+        if labels is None or not labels.is_floating_point():
+            idle = {"labels that are not soft; give soft ones in labels_from": ("label_kind",)}
+            refuse_idle(options, idle, f"method {self.name!r}: ")
+        fitted, told = fit_labels(labels, kind, self.problem.ipc, data.classes, str(where))
+        return fitted, told if labels is None else f"of {where.name}: {told}{how and f', {how}'}"
+
+    def _step_size(self, found: Foreign) -> tuple[Tensor, str]:
+        """Return the step size and in words where it is from."""
+        source = self._source(self.settings.step_size_from, found.step_size, "lr")
+        where = self._path if source is None else source
+        step_size = found.step_size if source is None else read_step_size(source)
+        if step_size is None:
+            held = self.settings.step_size
+            return torch.tensor(held), f"{held:g} of the option step_size, as no file holds one"
+        step_size = fit_step_size(step_size, str(where))
+        return step_size, f"{float(step_size):g} of {where.name}"
+
+    def _source(self, given: str, found: Tensor | None, what: str) -> Path | None:
+        """Return the file that is read beside that of the images: the given one, or one that its name leads to."""
+        source = expand(given) if given else beside(self._path, what) if found is None else None
+        if source is not None:
+            self._read.append(source)
+        return source
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std per channel of normalised images."""
+        options, data = self.settings, self.problem.data
+        if options.mean is None and options.std is None:
+            return (CIFAR_MEAN, CIFAR_STD) if data.channels == 3 else (data.mean, data.std)
+        mean, std = options.mean or (), options.std or ()
+        if not len(mean) == len(std) == data.channels or not min(std) > 0:
+            raise UsageError(
+                f"mean {options.mean} and std {options.std} must have a number for each of {data.channels} channels, "
+                "those of std above 0; give both"
+            )
+        return mean, std
