@@ -4,6 +4,7 @@ The public names are looked up when they are first used, so that `import satm` s
 
 - `hypergradient`: the gradient of what training ends at with respect to the data; `Hypergradient`, its result.
 - `load_distilled`: a synthetic set as a `torch.utils.data.Dataset`; `DistilledDataset`, its type.
+- `Memory`: images of the classes learned so far, for continual learning.
 - `METHODS`, `NETWORKS`, `DATASETS`: everything by name.
 - `UsageError`, `RunError`: what is raised.
 """
@@ -15,6 +16,7 @@ from satm.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from satm.data import DATASETS
+    from satm.memory import Memory
     from satm.methods import METHODS
     from satm.networks import NETWORKS
     from satm.results import DistilledDataset, load_distilled
@@ -28,6 +30,7 @@ __all__ = [
     "NETWORKS",
     "DistilledDataset",
     "Hypergradient",
+    "Memory",
     "RunError",
     "UsageError",
     "hypergradient",
@@ -40,6 +43,7 @@ _HOMES = {
     "NETWORKS": "satm.networks",
     "DistilledDataset": "satm.results",
     "Hypergradient": "satm.unroll",
+    "Memory": "satm.memory",
     "hypergradient": "satm.unroll",
     "load_distilled": "satm.results",
 }

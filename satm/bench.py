@@ -4,18 +4,24 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import yaml
+from torch import Tensor, nn
 
+from satm.config import EvaluateOptions
+from satm.data import Augmentation
 from satm.errors import RunError
+from satm.evaluate import Axes, Task, train, train_together
 from satm.machine import choose_device, describe_backend, peak_memory
 from satm.networks import build
 from satm.params import flatten
 from satm.progress import Progress
 from satm.seeds import derive_seed, make_generator
+from satm.training import TrainingImages, measure
 from satm.unroll import ENGINES, Hypergradient, hypergradient
 
 
@@ -109,6 +115,83 @@ def bench_hypergradient(
             if engine != "reverse":
                 console.print(f"{engine} against reverse, float64: {relative(exact[engine], exact['reverse']):.2e}")
             console.print(f"{engine} float32 against reverse float64: {relative(single[engine], exact['reverse']):.2e}")
+
+
+def bench_evaluation(
+    network: str = "convnet",
+    size: int = 32,
+    ipc: int = 1,
+    classes: int = 10,
+    networks: int = 5,
+    epochs: int = 100,
+    test_images: int = 1000,
+    rounds: int = 3,
+    options: tuple[str, ...] = (),
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Compare training the networks of one evaluation at once with one after another: seconds, accuracies.
+
+    Random images in the shape of a synthetic set, with differentiable augmentation. Seconds are the fastest of the
+    rounds, both ways run in turn in one process; testing is told apart from training.
+
+    Args:
+        network: name of a registered network.
+        size: height and width of the images in pixels.
+        ipc: synthetic images per class, all of them in each step up to 256.
+        classes: of the images.
+        networks: trained in one evaluation.
+        epochs: of each.
+        test_images: that each network is tested on.
+        rounds: measurements of each way.
+        options: of the network, each as NAME=VALUE, such as width=32.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: as torch chooses.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    generator = make_generator("bench", "evaluation")
+    labels = torch.arange(classes).repeat_interleave(ipc)
+    images, tested = (torch.randn(count, 3, size, size, generator=generator) for count in (len(labels), test_images))
+    synthetic = TrainingImages(images.to(place), labels.to(place))
+    real = TrainingImages(tested.to(place), (torch.arange(test_images) % classes).to(place))
+    values: dict[str, Any] = {"network": network}
+    for option in options:
+        name, _, text = option.partition("=")
+        values[name] = yaml.safe_load(text)
+    recipe = EvaluateOptions(epochs=epochs, decay_epoch=None, lr=0.01)
+    augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", "image")
+    task = Task(synthetic, 0.01, values, classes, recipe, augmentation)
+    axes: list[Axes] = [("bench", repeat) for repeat in range(networks)]
+    ways: dict[str, Callable[[], list[nn.Module]]] = {
+        "one by one": lambda: [train(task, one) for one in axes],
+        "at once": lambda: train_together(task, axes),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    losses: dict[str, list[float]] = {}
+    console = Progress.console()
+    console.print(
+        f"{networks} networks {values} on {len(labels)} images of {size} x {size}, {epochs} epochs, "
+        f"{describe_backend(place)}"
+    )
+    testing = []
+    for _ in range(rounds):
+        for way, run in ways.items():
+            started = time.perf_counter()
+            modules = run()
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            seconds[way].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            losses[way] = [measure(module, real)[1] for module in modules]
+            testing.append(time.perf_counter() - started)
+    slow = min(seconds["one by one"])
+    for way, measured in seconds.items():
+        console.print(f"{way:12}{min(measured):10.3f} seconds{slow / min(measured):8.2f} times as fast as one by one")
+    console.print(f"testing all of them on {test_images} images takes {min(testing):.3f} seconds either way")
+    pairs = zip(losses["at once"], losses["one by one"], strict=True)
+    console.print(f"largest relative difference of a test loss: {max(abs(a - b) / b for a, b in pairs):.2e}")
 
 
 def relative(one: Hypergradient, other: Hypergradient) -> float:

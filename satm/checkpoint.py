@@ -1,12 +1,13 @@
-"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert."""
+"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network."""
 
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from satm.distill import Best, Made, Run, State
 from satm.errors import UsageError
@@ -156,3 +157,55 @@ class ExpertState:
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+
+class NetworkState:
+    """The state of one network while it is trained: weights, statistics, optimiser, random generator.
+
+    Args:
+        path: of its file.
+        identity: JSON values that say what is trained; the state of something else is dropped.
+        every: at least so many seconds lie between two writes, which has no effect on the result.
+    """
+
+    def __init__(self, path: Path, identity: object, every: float = 60.0) -> None:
+        self.path = path
+        self.identity = identity
+        self.every = every
+        self._written = time.monotonic()
+
+    def load(self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
+        """Bring all three to the state that was kept; return its epochs, 0 where there is none of this network."""
+        if not self.path.is_file():
+            return 0
+        try:
+            tensors, metadata = read_tensors(self.path, "state of a network")
+        except UsageError:  # a broken file of a crashed machine: the beginning serves
+            return 0
+        if metadata["identity"] != self.identity:
+            return 0
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimiser": {}}
+        for name, tensor in tensors.items():
+            part, _, place = name.partition("/")
+            if part in parts:
+                parts[part][place] = tensor
+        module.load_state_dict(parts["module"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for place, tensor in parts["optimiser"].items():
+            index, _, moment = place.partition("/")
+            moments.setdefault(int(index), {})[moment] = tensor
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        generator.set_state(tensors["generator"])
+        return int(str(metadata["epoch"]))
+
+    def save(self, epoch: int, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Keep the state after so many epochs, unless the last one was kept a moment ago."""
+        if time.monotonic() - self._written < self.every:
+            return
+        tensors = {f"module/{name}": held for name, held in module.state_dict().items()}
+        for index, moments in optimiser.state_dict()["state"].items():
+            named = {name: held for name, held in moments.items() if isinstance(held, Tensor)}
+            tensors |= {f"optimiser/{index}/{name}": held for name, held in named.items()}
+        tensors["generator"] = generator.get_state()
+        write_tensors(self.path, tensors, {"identity": self.identity, "epoch": epoch})
+        self._written = time.monotonic()

@@ -22,8 +22,8 @@ import tyro
 import satm
 from satm import stages
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.bench import bench_hypergradient
-from satm.config import Options, Resolver, load_campaign
+from satm.bench import bench_evaluation, bench_hypergradient
+from satm.config import Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
 from satm.machine import choose_device
 from satm.methods import resolve as resolve_method
@@ -131,25 +131,109 @@ def distill(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Train fresh networks on a synthetic set and test them on real images."""
-    known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
+    """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
+    known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", what="set", recipe="strong")
     resolver = load_campaign(known.config)
-    options = resolver.evaluation(known.method, known.dataset, known.ipc)
-    network = Annotated[str, tyro.conf.arg(help="Name of a network.")]
-    fields = [*_cell(), ("network", network, "convnet")]
+    if known.what == "full":
+        options = resolver.full(known.recipe, known.dataset)
+    else:
+        options = resolver.evaluation(known.method, known.dataset, known.ipc)
+    what = Annotated[
+        Literal["set", "variants", "full"],
+        tyro.conf.arg(
+            help="The set as it is; with hard and soft labels, with and without augmentation; or all real images."
+        ),
+    ]
+    fields = [
+        ("dataset", Dataset),
+        ("what", what, "set"),
+        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (set, variants).")], None),
+        ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (set, variants).")], None),
+        ("seed", Seed, 0),
+        ("teacher", Annotated[str, tyro.conf.arg(help="Experts that give soft labels (variants).")], "sgd"),
+        ("recipe", Annotated[Literal["experts", "strong"], tyro.conf.arg(help="How (full).")], "strong"),
+        ("network", Annotated[str, tyro.conf.arg(help="Name of a network.")], "convnet"),
+    ]
     flags = _parse("evaluate", evaluate.__doc__, Compute, fields, arguments, options)
-    cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
-    where = (flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}", flags.network)
-    with _logged(resolver, "evaluate", *where):
+    _suits(flags, EVALUATIONS)
+    where = (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}") if flags.what != "full" else (flags.recipe,)
+    with _logged(resolver, "evaluate" if flags.what == "set" else flags.what, flags.dataset, *where, flags.network):
         _show("evaluate", flags, flags.options)
-        stages.make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
+        cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
+        if flags.what == "set":
+            stages.make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
+        elif flags.what == "variants":
+            stages.make_variants(resolver, *cell, flags.network, flags.options, flags.teacher, _compute(flags))
+        else:
+            stages.make_full(resolver, flags.dataset, flags.recipe, flags.network, flags.options, _compute(flags))
 
 
-ANALYSES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+Uses = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+"""What a stage with `--what` can do: the flags that each needs beside the dataset, and those that it may have."""
+
+EVALUATIONS: Uses = {
+    "set": (("ipc", "method"), ("seed",)),
+    "variants": (("ipc", "method"), ("seed", "teacher")),
+    "full": ((), ("recipe",)),
+}
+
+
+def nas(arguments: Sequence[str]) -> None:
+    """Train the candidates of an architecture search on a synthetic set, or on all real images, and test them."""
+    known, real = _peek(arguments, config=None, search=""), "--real" in arguments
+    resolver = load_campaign(known.config)
+    search = resolver.search(known.search)
+    part = Annotated[str | None, tyro.conf.arg(help="Train only FIRST-LAST of the sample.")]
+    sample = Annotated[int | None, tyro.conf.arg(help="Candidates, chosen at random; None: all that fit the images.")]
+    fields = [
+        ("dataset", Dataset),
+        ("search", Annotated[str, tyro.conf.arg(help="Name of a search.")]),
+        ("real", Annotated[bool, tyro.conf.arg(help="On all real images, not on a synthetic set.")], False),
+        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (synthetic set).")], None),
+        ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (synthetic set).")], None),
+        ("seed", Seed, 0),
+        ("part", part, None),
+        ("sample", sample, search.sample),
+        ("sample_seed", Annotated[int, tyro.conf.arg(help="Another seed chooses others.")], search.sample_seed),
+        ("per_job", Annotated[int, tyro.conf.arg(help="Candidates of a part.")], search.per_job),
+    ]
+    flags = _parse("nas", nas.__doc__, Compute, fields, arguments, search.real if real else search.proxy)
+    if flags.real and (idle := [name for name in ("ipc", "method", "seed") if getattr(flags, name)]):
+        raise UsageError(f"--{idle[0]} has no effect with --real; leave it out")
+    if not flags.real and (flags.ipc is None or flags.method is None):
+        raise UsageError("nas needs --ipc and --method of a synthetic set, or --real for all real images")
+    chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "per_job")}
+    recipe = {"real" if flags.real else "proxy": flags.options.model_dump(exclude_defaults=True)}
+    options = parse(SearchOptions, {**search.model_dump(), **chosen, **recipe}, f"search {flags.search}")
+    cell = (flags.ipc, flags.method, flags.seed)
+    place = ("real",) if flags.real else (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
+    with _logged(resolver, "nas", flags.dataset, *place, flags.search, f"part-{flags.part}" if flags.part else "all"):
+        _show("nas", flags, flags.options)
+        if flags.real:
+            stages.make_real_search(resolver, flags.dataset, flags.search, options, flags.part, _compute(flags))
+        else:
+            stages.make_search(resolver, flags.dataset, *cell, flags.search, options, flags.part, _compute(flags))
+
+
+def continual(arguments: Sequence[str]) -> None:
+    """Learn the classes of a dataset step by step from a synthetic set, with new networks at each step."""
+    known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", protocol="default")
+    resolver = load_campaign(known.config)
+    options = resolver.learning(known.protocol, known.method, known.dataset, known.ipc)
+    protocol = Annotated[str, tyro.conf.arg(help="Name of a protocol under `continual` in the campaign.")]
+    fields = [*_cell(), ("protocol", protocol, "default")]
+    flags = _parse("continual", continual.__doc__, Compute, fields, arguments, options)
+    cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
+    where = (flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}", flags.protocol)
+    with _logged(resolver, "continual", *where):
+        _show("continual", flags, flags.options)
+        stages.make_continual(resolver, *cell, flags.protocol, flags.options, _compute(flags))
+
+
+ANALYSES: Uses = {
     "sharpness": (("ipc", "method"), ("seed", "segments")),
     "expert-sharpness": (("experts",), ("images", "count", "rho")),
 }
-"""What `analyse` can measure: the flags that it needs beside the dataset, and those that it may have."""
 
 
 def analyse(arguments: Sequence[str]) -> None:
@@ -168,7 +252,7 @@ def analyse(arguments: Sequence[str]) -> None:
         ("rho", Annotated[tuple[float, ...], tyro.conf.arg(help="Lengths of the step (expert-sharpness).")], LENGTHS),
     ]
     flags = _parse("analyse", analyse.__doc__, Compute, fields, arguments)
-    _suits(flags)
+    _suits(flags, ANALYSES)
     resolver = load_campaign(flags.config)
     if flags.what == "expert-sharpness":
         with _logged(resolver, flags.what, flags.dataset, flags.experts):
@@ -183,17 +267,17 @@ def analyse(arguments: Sequence[str]) -> None:
         stages.make_sharpness(resolver, *cell, flags.segments, _compute(flags))
 
 
-def _suits(flags: Any) -> None:
-    """Check that the flags of `analyse` are those that its measurement uses.
+def _suits(flags: Any, uses: Uses) -> None:
+    """Check that the flags of a stage are those that what it shall do uses.
 
     Raises:
         UsageError: one is missing, or would be ignored.
     """
-    needed, allowed = ANALYSES[flags.what]
+    needed, allowed = uses[flags.what]
     for name in needed:
         if getattr(flags, name) is None:
             raise UsageError(f"--what {flags.what} needs --{' and --'.join(needed)}, --{name} is missing")
-    for name in {name for names in ANALYSES.values() for part in names for name in part} - {*needed, *allowed}:
+    for name in {name for names in uses.values() for part in names for name in part} - {*needed, *allowed}:
         if getattr(flags, name) != type(flags).__dataclass_fields__[name].default:
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
 
@@ -208,20 +292,35 @@ def table(arguments: Sequence[str]) -> None:
 
 
 def figure(arguments: Sequence[str]) -> None:
-    """Draw the synthetic images of the methods in a campaign's tables."""
-    name = Annotated[Literal["synthetic"], tyro.conf.arg(help="Which picture.")]
-    flags = _parse("figure", figure.__doc__, Where, [("name", name, "synthetic"), *_cell()[:2]], arguments)
+    """Draw the synthetic images of the methods in a campaign's tables, or the curves of continual learning."""
+    name = Annotated[str, tyro.conf.arg(help="synthetic, or the name of a protocol under `continual` in the campaign.")]
+    fields = [
+        ("name", name, "synthetic"),
+        ("dataset", Annotated[str | None, tyro.conf.arg(help="Name of a dataset (synthetic).")], None),
+        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (synthetic).")], None),
+    ]
+    flags = _parse("figure", figure.__doc__, Where, fields, arguments)
     resolver = load_campaign(flags.config)
+    given = [name for name in ("dataset", "ipc") if getattr(flags, name) is not None]
+    if flags.name != "synthetic":
+        if given:
+            raise UsageError(f"--{given[0]} has no effect with --name {flags.name}; leave it out")
+        with _logged(resolver, "figure", flags.name):
+            stages.make_continual_figure(resolver, flags.name)
+        return
+    if len(given) < 2:
+        raise UsageError("--name synthetic needs --dataset and --ipc; give both, or the name of another figure")
     with _logged(resolver, "figure", f"synthetic-{flags.dataset}-ipc-{flags.ipc}"):
         stages.make_synthetic_figure(resolver, flags.dataset, flags.ipc)
 
 
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations with one another in one run: time, memory, differences."""
-    if not arguments or arguments[0] != "hypergradient":
-        found = "nothing" if not arguments or arguments[0].startswith("-") else repr(arguments[0])
-        raise UsageError(f"bench needs the name of a benchmark first, got {found}; known: hypergradient")
-    _tyro(bench_hypergradient, "bench hypergradient", bench_hypergradient.__doc__, arguments[1:])
+    known: dict[str, Callable[..., None]] = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation}
+    if not arguments or arguments[0].startswith("-"):
+        raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")
+    chosen = pick(arguments[0], known, "benchmark")
+    _tyro(chosen, f"bench {arguments[0]}", chosen.__doc__, arguments[1:])
 
 
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {
@@ -229,6 +328,8 @@ STAGES: dict[str, Callable[[Sequence[str]], None]] = {
     "experts": experts,
     "distill": distill,
     "evaluate": evaluate,
+    "continual": continual,
+    "nas": nas,
     "analyse": analyse,
     "table": table,
     "figure": figure,

@@ -6,22 +6,34 @@ A value is looked for in this order, the later winning: the default of its model
 (`preset_folder`), the campaign's `settings`, the campaign's own entry of that name, a flag on the command line.
 """
 
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from satm.class_order import Step, step_of
 from satm.errors import UsageError, pick, suggest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 """What a name in a campaign may look like: it becomes part of paths and a Snakemake wildcard."""
 
-REVISIONS = {"data": 1, "experts": 1, "distill": 1, "evaluate": 1, "analyse": 1, "table": 1, "figure": 1}
+REVISIONS = {
+    "data": 1,
+    "experts": 1,
+    "distill": 1,
+    "evaluate": 1,
+    "continual": 1,
+    "nas": 1,
+    "analyse": 1,
+    "table": 1,
+    "figure": 1,
+}
 """Raised by hand when a stage's numbers change; the workflow passes it to each job, which cannot see edits of code."""
 
 M = TypeVar("M", bound="Options")
@@ -212,12 +224,20 @@ class EvaluateOptions(Options):
     """Synthetic images a step."""
     optimiser: Literal["sgd", "adam"] = "sgd"
     """`adam`: with PyTorch's betas 0.9 and 0.999. RaT-BPTT trains with it: `lr` 0.001, `decay_epoch` None."""
-    lr: float | Literal["learned"] = "learned"
-    """Step size; `learned`: the one in the synthetic set's file."""
+    lr: float | Literal["learned", "searched"] = "learned"
+    """Step size; `learned`: the one in the synthetic set's file; `searched`: the one of `lr_grid` whose network is best
+    on real images that are not the tested ones. Each row says which."""
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1), min_length=1)
+    """Step sizes to try, one network each, with `lr: searched`."""
+    lr_images: Literal["validation", "train"] = "validation"
+    """Real images that `lr: searched` chooses on: the held-out ones; or training images, which the tested networks have
+    not seen, but from which the synthetic set was made."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; Adam has its own."""
     weight_decay: float = Field(5e-4, ge=0)
     """Added to the gradient, times the weight."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the step size falls: once, at `decay_epoch`, or along half a cosine to 0, without effect of `decay_epoch`."""
     decay_epoch: int | None = Field(501, ge=1)
     """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
     flat_rho: float = Field(0.0, ge=0)
@@ -228,6 +248,43 @@ class EvaluateOptions(Options):
     """Real images to test on; `validation`, the held-out ones, for choosing options."""
     network_seed: int = 0
     """Another seed gives other networks."""
+    together: Literal["auto", "no", "yes"] = "auto"
+    """Train the networks of all repeats at once, as one network with stacked weights, or one after another; equal up to
+    rounding. `auto`: at once on a GPU, where that is faster, one after another on a CPU."""
+
+
+FULL = {
+    "experts": "trained as the experts are: their step size, batch size, epochs and augmentation, no decay",
+    "strong": "SGD with momentum 0.9, step size 0.1 along a cosine, weight decay 5e-4, 200 epochs, batches of 128",
+}
+"""Recipes by which networks are trained on all real images. `strong` is ours: what has long been usual for CIFAR."""
+
+
+CANDIDATES = 720
+"""Networks that an architecture search chooses from (`satm.nas.candidates`)."""
+
+
+class CandidateOptions(EvaluateOptions):
+    """How the candidates of an architecture search are trained and tested. Source: FTD A.3.4 for epochs and repeats.
+
+    Optimiser and step size are not given in the papers; SGD with momentum and a constant step size of 0.01 are ours.
+    """
+
+    repeats: int = Field(3, ge=1)
+    """Freshly initialised networks of each candidate, one row each; their mean accuracy counts."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the images, synthetic or real."""
+    batch_size: int = Field(256, ge=1)
+    """Images a step."""
+    lr: float | Literal["learned"] = 0.01
+    """Step size; `learned`: the one in the synthetic set's file, for the proxy only."""
+    decay_epoch: int | None = Field(None, ge=1)
+    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+
+    @model_validator(mode="after")
+    def _never_searches(self) -> "CandidateOptions":
+        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images")})
+        return self
 
 
 class Setting(Options):
@@ -262,24 +319,52 @@ class Setting(Options):
         )
 
 
-class TableOptions(Options):
-    """The cells of one results table."""
+class Cells(Options):
+    """The synthetic sets that something is made of."""
 
     datasets: dict[str, tuple[int, ...]]
     """Images per class, by dataset."""
     methods: tuple[str, ...]
     """Rows, in this order."""
-    network: str = "convnet"
-    """Network that is trained on the synthetic sets."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the distillation."""
     seeds_at: dict[int, tuple[int, ...]] = {}
     """Other seeds at some numbers of images per class."""
+
+    def seeds_for(self, ipc: int) -> tuple[int, ...]:
+        """Return the seeds at so many images per class."""
+        return self.seeds_at.get(ipc, self.seeds)
+
+    def files(self, layout: "Layout", name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        raise TypeError(f"{type(self).__name__} must define files()")
+
+    def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
+        """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
+        return [
+            (dataset, ipc, method, seed)
+            for dataset, ipcs in self.datasets.items()
+            for ipc in ipcs
+            for method in (self.methods if methods is None else methods)
+            for seed in self.seeds_for(ipc)
+        ]
+
+
+class TableOptions(Cells):
+    """The cells of one results table."""
+
+    networks: tuple[str, ...] = Field(("convnet",), min_length=1)
+    """Networks that are trained on the synthetic sets; with several the table has a row for each."""
     split: Literal["test", "validation"] = "test"
     """Real images that the accuracies are of; `validation` for choosing options (set `split` in the stage evaluate too,
     and `validation` in the dataset)."""
     sharpness: tuple[str, ...] = ()
     """Methods whose sharpness is measured and compared, the first against each other one."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Pairs of methods whose difference in accuracy is told with its interval, paired; empty: satm and mtt, where the
+    table has both."""
+    full: tuple[Literal["experts", "strong"], ...] = ()
+    """Recipes by which networks trained on all real images are shown beside the sets (`FULL`)."""
     published: tuple[str, ...] = ()
     """Methods, by their names in `satm/published/published_results.csv`, that are shown with published numbers only,
     beside those that the paper's own table prints."""
@@ -297,19 +382,114 @@ class TableOptions(Options):
                 )
         return value
 
-    def seeds_for(self, ipc: int) -> tuple[int, ...]:
-        """Return the seeds at so many images per class."""
-        return self.seeds_at.get(ipc, self.seeds)
-
-    def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
-        """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
-        return [
-            (dataset, ipc, method, seed)
-            for dataset, ipcs in self.datasets.items()
-            for ipc in ipcs
-            for method in (self.methods if methods is None else methods)
-            for seed in self.seeds_for(ipc)
+    def files(self, layout: "Layout", name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.evaluation(*cell, network) for cell in self.cells() for network in self.networks]
+        found += [layout.metrics(*cell) for cell in self.cells()]
+        found += [layout.sharpness(*cell) for cell in self.cells(self.sharpness)]
+        places = [
+            (dataset, recipe, network) for dataset in self.datasets for recipe in self.full for network in self.networks
         ]
+        return found + [layout.full(*place) for place in places]
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs that are compared: `compare`, then the first of `sharpness` against each other one."""
+        found = (*self.compare, *((self.sharpness[0], other) for other in self.sharpness[1:]))
+        if not found and {"satm", "mtt"} <= set(self.methods):
+            found = (("satm", "mtt"),)
+        return tuple(dict.fromkeys(found))
+
+
+class FairOptions(Cells):
+    """One table that says what a method's images are worth: labels, augmentation, random images and real data apart."""
+
+    networks: tuple[str, ...] = Field(("convnet",), min_length=1)
+    """Networks that are trained on the synthetic sets."""
+    baseline: str = "random"
+    """The method whose sets, with the same labels and schedule, are the measure of an improvement."""
+    full: Literal["experts", "strong"] = "strong"
+    """Recipe of the networks trained on all real images, the measure of recovery (`FULL`)."""
+
+    def files(self, layout: "Layout", name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.variants(*cell, network) for cell in self.cells() for network in self.networks]
+        places = [(dataset, self.full, network) for dataset in self.datasets for network in self.networks]
+        return found + [layout.full(*place) for place in places]
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> "FairOptions":
+        if self.baseline not in self.methods:
+            raise ValueError(f"methods lacks the baseline {self.baseline!r}; add it, or name another baseline")
+        return self
+
+
+class SearchOptions(Cells):
+    """An architecture search with synthetic sets in place of the real images, and its table."""
+
+    sample: int | None = Field(None, ge=1, le=CANDIDATES)
+    """How many of the 720 candidates are trained, chosen at random; None: all that fit the images."""
+    sample_seed: int = 0
+    """Another seed chooses others."""
+    per_job: int = Field(20, ge=1)
+    """Candidates that one job trains, one after another. Does not change them."""
+    proxy: CandidateOptions = CandidateOptions()
+    """How they are trained on synthetic sets."""
+    real: CandidateOptions = CandidateOptions()
+    """How they are trained on all real images."""
+    top_by: Literal["real", "proxy"] = "real"
+    """Whose accuracies say which the best 5, 10 and 20 candidates are, over which ranks are correlated."""
+
+    def parts(self) -> list[str]:
+        """Return the parts in which the candidates are trained, `FIRST-LAST` by their places in the sample."""
+        return grouped(self.sample or CANDIDATES, self.per_job)
+
+    def files(self, layout: "Layout", name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.nas(*cell, name, part) for cell in self.cells() for part in self.parts()]
+        return found + [layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()]
+
+    @field_validator("real")
+    @classmethod
+    def _has_a_rate(cls, value: CandidateOptions) -> CandidateOptions:
+        if value.lr == "learned":
+            raise ValueError("real images have no step size of their own, so lr must be a number")
+        return value
+
+
+class StepsOptions(Options):
+    """How classes are learned step by step (continual learning)."""
+
+    steps: int = Field(5, ge=1)
+    """Steps in which the classes are learned, as even as can be, earlier ones larger."""
+    orders: int = Field(5, ge=1)
+    """Orders of the classes, the first ones (`satm.class_order`)."""
+    repeats: int = Field(3, ge=1)
+    """Freshly initialised networks at each step of an order."""
+    network: str = "convnet"
+    """Network that is trained on the synthetic images kept."""
+    sets: Literal["sliced", "per-step"] = "sliced"
+    """`sliced`: a step brings its classes' images of one distillation of all classes; `per-step`: a set that was
+    distilled on the classes of this step only."""
+
+    def sources(self, dataset: str) -> list[str]:
+        """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""
+        if self.sets == "sliced":
+            return [dataset]
+        places = itertools.product(range(self.orders), range(1, self.steps + 1))
+        return [Step(dataset, order, step, self.steps).name for order, step in places]
+
+
+class LearnOptions(StepsOptions, EvaluateOptions):
+    """How classes are learned step by step, and how a network is trained and tested at each step."""
+
+
+class ContinualOptions(Cells, StepsOptions):
+    """Continual learning from some synthetic sets: one table and one figure."""
+
+    def files(self, layout: "Layout", name: str) -> list[str]:
+        """Return the paths of everything that the table and the figure of this name are made of."""
+        return [layout.continual(*cell, name) for cell in self.cells()]
 
 
 class Campaign(Options):
@@ -327,8 +507,43 @@ class Campaign(Options):
     """Options for some of the jobs, after the presets."""
     tables: dict[str, TableOptions] = {}
     """Results tables by name."""
+    fair: dict[str, FairOptions] = {}
+    """Tables of what images are worth by themselves, by name."""
+    searches: dict[str, SearchOptions] = {}
+    """Architecture searches by name, a table of each."""
+    continual: dict[str, ContinualOptions] = {}
+    """Continual learning by the name of the protocol, a table and a figure of each."""
 
-    @field_validator("datasets", "networks", "experts", "methods", "tables")
+    @property
+    def all_tables(self) -> dict[str, Cells]:
+        """Everything that becomes `results/NAME.csv`, by name."""
+        return {**self.tables, **self.fair, **self.searches, **self.continual}
+
+    @model_validator(mode="after")
+    def _one_file_each(self) -> "Campaign":
+        sections: dict[str, Mapping[str, Cells]] = {
+            "tables": self.tables,
+            "fair": self.fair,
+            "searches": self.searches,
+            "continual": self.continual,
+        }
+        seen: dict[str, str] = {}
+        for section, entries in sections.items():
+            for name in entries:
+                if name in seen:
+                    raise ValueError(f"{seen[name]} and {section} both name {name!r}; rename one of them")
+                seen[name] = section
+        return self
+
+    @field_validator("continual")
+    @classmethod
+    def _other_figures(cls, value: dict[str, ContinualOptions]) -> dict[str, ContinualOptions]:
+        for name in value:
+            if name.startswith("synthetic"):
+                raise ValueError(f"the figure of {name!r} could be taken for a picture of synthetic images; rename it")
+        return value
+
+    @field_validator("datasets", "networks", "experts", "methods", "tables", "fair", "searches", "continual")
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
@@ -357,6 +572,10 @@ its mean and of norm 1, whitened with 0.1 times the mean eigenvalue added to eac
 Digits are neither flipped, nor coloured, nor cut out: a 6 mirrored is no digit, and 8 pixels leave little to cut."""
 
 
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
+"""Classes of the sources that always have as many."""
+
+
 class Resolver:
     """A campaign's names turned into options, presets included.
 
@@ -372,8 +591,38 @@ class Resolver:
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
 
     def dataset(self, name: str) -> DatasetOptions:
-        """Return the options of a dataset; the error for an unknown name lists the known ones."""
-        return pick(name, self.datasets, "dataset")
+        """Return the options of a dataset; the error for an unknown name lists the known ones.
+
+        A name such as `digits-order-0-step-1-of-5` (`satm.class_order`) means the classes of one step of another one.
+        """
+        options = pick(self.whole(name), self.datasets, "dataset")
+        if (step := self.step(name)) is None:
+            return options
+        labels = step.labels(self.classes(step.dataset))
+        kept = labels if options.classes is None else tuple(options.classes[label] for label in labels)
+        return options.model_copy(update={"classes": kept})
+
+    def step(self, name: str) -> Step | None:
+        """Return the step that the name of a dataset means; None: it is a dataset of its own."""
+        return None if name in self.datasets else step_of(name)
+
+    def whole(self, name: str) -> str:
+        """Return the dataset whose images, normalisation, whitening and settings serve; mostly `name` itself."""
+        return step.dataset if (step := self.step(name)) else name
+
+    def classes(self, name: str) -> int:
+        """Return how many classes a dataset has, as far as that can be known before its files are read.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        options = self.dataset(name)
+        if options.classes is None and options.source not in CLASSES:
+            raise UsageError(
+                f"only the files of dataset {name} say how many classes it has, and its steps need the number before; "
+                "name the labels to keep in its option classes"
+            )
+        return CLASSES[options.source] if options.classes is None else len(options.classes)
 
     def network(self, name: str, dataset: str) -> dict[str, Any]:
         """Return `{"network": registered name, option: value…}` on a dataset; a registered name needs no entry."""
@@ -420,17 +669,49 @@ class Resolver:
         found = self._set("evaluate", method=(method, base), dataset=(dataset,), ipc=(ipc,))
         return parse(EvaluateOptions, found, "evaluate")
 
-    def table(self, name: str) -> TableOptions:
-        """Return the cells of a table that this campaign defines."""
-        return pick(name, self.campaign.tables, f"table in {self.path or 'the built-in campaign'}")
+    def full(self, recipe: str, dataset: str) -> EvaluateOptions:
+        """Return how networks are trained on all images of a dataset by a recipe of `FULL`.
+
+        The campaign's settings of the stage evaluate that name the method `full-RECIPE` change it.
+        """
+        pick(recipe, FULL, "recipe for all real images")
+        found: dict[str, Any] = {"lr": 0.1, "batch_size": 128, "epochs": 200, "schedule": "cosine"}
+        if recipe == "experts":
+            base = self.experts("sgd", dataset)
+            same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
+            found = {name: getattr(base, name) for name in same}
+        for setting in self.settings:
+            if setting.method and setting.applies("evaluate", method=(f"full-{recipe}",), dataset=(dataset,), ipc=(0,)):
+                found.update(setting.options)
+        return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
+
+    def table(self, name: str) -> Cells:
+        """Return the cells of a table that this campaign defines, of whatever kind."""
+        return pick(name, self.campaign.all_tables, f"table in {self.path or 'the built-in campaign'}")
+
+    def search(self, name: str) -> SearchOptions:
+        """Return an architecture search; without a campaign every name has the defaults, for runs by hand."""
+        if self.path is None:
+            return SearchOptions(datasets={}, methods=())
+        return pick(name, self.campaign.searches, f"search in {self.path}")
+
+    def learning(self, protocol: str, method: str, dataset: str, ipc: int) -> LearnOptions:
+        """Return how classes are learned; without a campaign every protocol has the defaults, for runs by hand."""
+        known = self.campaign.continual
+        where = f"protocol of continual learning in {self.path}"
+        plan = StepsOptions() if self.path is None else pick(protocol, known, where)
+        training = self.evaluation(method, dataset, ipc).model_dump()
+        return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
 
     def pictured(self, dataset: str, ipc: int) -> list[tuple[str, int]]:
         """Return (method, seed) of what the picture of a cell shows: all methods of its tables, first seed."""
-        tables = [table for table in self.campaign.tables.values() if ipc in table.datasets.get(dataset, ())]
+        tables = [table for table in self.campaign.all_tables.values() if ipc in table.datasets.get(dataset, ())]
         return list(dict.fromkeys((method, table.seeds_for(ipc)[0]) for table in tables for method in table.methods))
 
     def _set(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        names = axes["dataset"]
+        axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
         for setting in self.settings:
             if setting.applies(stage, **axes):
                 found.update(setting.options)
@@ -479,6 +760,26 @@ class Layout:
         """Accuracies of networks trained on a synthetic set."""
         return f"{self._run('evaluation', dataset, ipc, method, seed)}/{network}.parquet"
 
+    def variants(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+        """The same with hard and with soft labels, with and without augmentation."""
+        return f"{self._run('variants', dataset, ipc, method, seed)}/{network}.parquet"
+
+    def full(self, dataset: str, recipe: str, network: str) -> str:
+        """Accuracies of networks trained on all real images."""
+        return f"{self.root}/full/{dataset}/{recipe}/{network}.parquet"
+
+    def nas(self, dataset: str, ipc: int | str, method: str, seed: int | str, search: str, part: str) -> str:
+        """Accuracies of some candidates of an architecture search trained on a synthetic set; `part`: `FIRST-LAST`."""
+        return f"{self._run('nas', dataset, ipc, method, seed)}/{search}/part-{part}.parquet"
+
+    def nas_real(self, dataset: str, search: str, part: str) -> str:
+        """The same trained on all real images."""
+        return f"{self.root}/nas/{dataset}/real/{search}/part-{part}.parquet"
+
+    def continual(self, dataset: str, ipc: int | str, method: str, seed: int | str, protocol: str) -> str:
+        """Accuracies by class of networks that learn classes step by step."""
+        return f"{self._run('continual', dataset, ipc, method, seed)}/{protocol}.parquet"
+
     def sharpness(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
         """Sharpness of the outer loss around a synthetic set."""
         return f"{self._run('analysis', dataset, ipc, method, seed)}/sharpness.parquet"
@@ -517,8 +818,12 @@ class Layout:
 
 def parts(options: ExpertsOptions) -> list[str]:
     """Return the parts in which the experts are trained, `FIRST-LAST`, both included."""
-    firsts = range(0, options.count, options.per_job)
-    return [f"{first}-{min(first + options.per_job, options.count) - 1}" for first in firsts]
+    return grouped(options.count, options.per_job)
+
+
+def grouped(count: int, each: int) -> list[str]:
+    """Return the numbers from 0 up to `count` in groups of so many, `FIRST-LAST`, both included."""
+    return [f"{first}-{min(first + each, count) - 1}" for first in range(0, count, each)]
 
 
 def preset_folder() -> Path:
@@ -640,9 +945,16 @@ def data_path(options: DatasetOptions) -> Path:
     Raises:
         UsageError: the path names a variable that is not set.
     """
-    if not options.path:
-        return Path(os.environ.get("SATM_DATA", "data")) / options.source
-    expanded = os.path.expandvars(options.path)
+    return expand(options.path) if options.path else Path(os.environ.get("SATM_DATA", "data")) / options.source
+
+
+def expand(path: str) -> Path:
+    """Return a path with the environment's variables, `$NAME` and `${NAME}`, and the home folder `~` put in.
+
+    Raises:
+        UsageError: it names a variable that is not set.
+    """
+    expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise UsageError(f"the path {options.path!r} names a variable that is not set; set it or write the path out")
+        raise UsageError(f"the path {path!r} names a variable that is not set; set it or write the path out")
     return Path(expanded).expanduser()

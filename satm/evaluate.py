@@ -1,15 +1,17 @@
 """How good a synthetic set is: fresh networks trained on it and tested on real images.
 
-Shapes: n synthetic images of C x H x W, K classes.
+Shapes: n synthetic images of C x H x W, K classes, R networks trained at once.
 """
 
+import copy
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from satm.config import EvaluateOptions
 from satm.data import Augmentation
@@ -17,7 +19,10 @@ from satm.errors import UsageError
 from satm.machine import peak_memory, reset_peak
 from satm.networks import build
 from satm.seeds import derive_seed, make_generator
-from satm.training import SharpnessAware, TrainingImages, measure, train_epoch
+from satm.training import SharpnessAware, TrainingImages, measure, soft_cross_entropy, train_epoch
+
+Axes = tuple[str | int, ...]
+"""Names of one network for its seeds."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Score:
     Args:
         accuracy: fraction of the real images.
         loss: mean cross-entropy on them; may be infinite or NaN where training diverged.
-        seconds: of training and testing.
+        seconds: of training and testing; of networks trained at once each has an equal share.
         peak_memory_bytes: of this training on a GPU, of the process on a CPU.
     """
 
@@ -37,59 +42,203 @@ class Score:
     peak_memory_bytes: int
 
 
-def evaluate(
-    synthetic: TrainingImages,
-    step_size: float,
-    real: TrainingImages,
-    network: Mapping[str, Any],
-    classes: int,
-    options: EvaluateOptions,
-    augmentation: Augmentation,
-    axes: tuple[str | int, ...],
-) -> Score:
-    """Train one fresh network on a synthetic set and test it.
+@dataclass(frozen=True)
+class Task:
+    """What networks are trained on, and how.
 
     Args:
         synthetic: images `[n, C, H, W]` float32 in the space of training, and their labels.
         step_size: that belongs to the set, used where `options.lr` is `learned`.
-        real: images to test on, with integer labels.
         network: `{"network": registered name, option: value…}`.
         classes: K.
         options: the recipe.
         augmentation: of the synthetic images, where the options augment.
-        axes: names of this network for its seeds.
 
     Raises:
-        UsageError: the step size is not positive, or the network does not fit the images.
+        UsageError: the step size is not positive or was not searched yet, or `together` excludes another option.
 
     Source: protocol of MTT's public code; with `flat_rho`, "MTT + Flat Minimum" of FTD section 4.3, which is SAM; with
         `adam`, RaT-BPTT's.
     Differs: MTT's code trains epochs 0 to 1000 inclusive, one more than `epochs` here.
     """
-    lr = step_size if options.lr == "learned" else options.lr
-    if not lr > 0:
-        raise UsageError(f"training needs a positive step size, the synthetic set has {lr:g}; set lr to a number")
-    device = synthetic.labels.device
-    started = time.perf_counter()
-    reset_peak(device)
-    _, channels, size, _ = synthetic.images.shape
-    module = build(network, channels, classes, size, derive_seed("network", *axes)).to(device)
-    generator = make_generator("evaluate", *axes)
-    chosen = augmentation if options.augment else Augmentation("", augmentation.share)
-    sharpness_aware = SharpnessAware("paper", options.flat_rho, 1.0) if options.flat_rho else None
-    for epoch in range(options.epochs):
-        if epoch in (0, options.decay_epoch):
-            optimiser = _optimiser(module, options, lr if epoch == 0 else lr / 10)
-        train_epoch(
-            module, optimiser, synthetic, options.batch_size, chosen, generator, sharpness_aware=sharpness_aware
+
+    synthetic: TrainingImages
+    step_size: float
+    network: Mapping[str, Any]
+    classes: int
+    options: EvaluateOptions
+    augmentation: Augmentation
+
+    def __post_init__(self) -> None:
+        if self.options.lr == "searched":
+            raise UsageError("lr 'searched' must be found first (satm.evaluate.search_rate); set lr to what it returns")
+        if not self.rate > 0:
+            raise UsageError(
+                f"training needs a positive step size, the synthetic set has {self.rate:g}; set lr to a number"
+            )
+        if self.options.together == "yes" and self.options.flat_rho:
+            raise UsageError(
+                f"together 'yes' does not go with flat_rho {self.options.flat_rho:g}, whose step depends on the norm "
+                "of one network's gradient; leave one of them out"
+            )
+
+    @property
+    def rate(self) -> float:
+        """Step size of the first epoch."""
+        return self.options.lr if isinstance(self.options.lr, float) else self.step_size
+
+    @property
+    def used_augmentation(self) -> Augmentation:
+        """The augmentation, or one that does nothing."""
+        return self.augmentation if self.options.augment else Augmentation("", self.augmentation.share)
+
+    def fresh(self, axes: Axes) -> nn.Module:
+        """Return a freshly initialised network on the device.
+
+        Raises:
+            UsageError: the network does not fit the images.
+        """
+        _, channels, size, _ = self.synthetic.images.shape
+        module = build(self.network, channels, self.classes, size, derive_seed("network", *axes))
+        return module.to(self.synthetic.labels.device)
+
+    def optimiser(
+        self, parameters: Iterable[Tensor], epoch: int, held: torch.optim.Optimizer | None
+    ) -> torch.optim.Optimizer:
+        """Return the optimiser of an epoch: the one of the epoch before, or where its state starts anew a fresh one."""
+        options, rate = self.options, self.rate
+        if options.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
+        elif options.decay_epoch is not None and epoch >= options.decay_epoch:
+            rate /= 10
+        if held is None or (options.schedule == "step" and epoch == options.decay_epoch):
+            return _optimiser(parameters, options, rate)
+        for group in held.param_groups:
+            group["lr"] = rate
+        return held
+
+
+class Kept(Protocol):
+    """Where the state of a long training is kept between epochs."""
+
+    def load(self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
+        """Bring all three to the state that was kept; return its epochs, 0 where there is none."""
+
+    def save(self, epoch: int, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Keep the state after so many epochs, unless the last one was kept a moment ago."""
+
+
+def evaluate(
+    task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Callable[[Axes], Kept] | None = None
+) -> list[Score]:
+    """Train fresh networks on a synthetic set and test them, in the order of `axes`.
+
+    Args:
+        task: set, network and recipe; its `options.together` says whether they are trained at once.
+        real: images to test on, with integer labels.
+        axes: names of each network.
+        kept: gives the place where the state of a network is kept while it is trained alone.
+    """
+    device = task.synthetic.labels.device
+    trained_at_once = stacked(task, device) and len(axes) > 1
+    scores: list[Score] = []
+    for group in [axes] if trained_at_once else [[one] for one in axes]:
+        started = time.perf_counter()
+        reset_peak(device)
+        modules = (
+            train_together(task, group)
+            if trained_at_once
+            else [train(task, group[0], kept(group[0]) if kept else None)]
         )
-    accuracy, loss = measure(module, real)
-    return Score(accuracy, loss, time.perf_counter() - started, peak_memory(device))
+        measured = [measure(module, real) for module in modules]
+        seconds = (time.perf_counter() - started) / len(group)
+        scores += [Score(accuracy, loss, seconds, peak_memory(device)) for accuracy, loss in measured]
+    return scores
 
 
-def _optimiser(module: nn.Module, options: EvaluateOptions, rate: float) -> torch.optim.Optimizer:
+def stacked(task: Task, device: torch.device) -> bool:
+    """Say whether the networks of a task are trained at once on a device."""
+    options = task.options
+    if options.together == "auto":
+        return device.type == "cuda" and not options.flat_rho
+    return options.together == "yes"
+
+
+def train(task: Task, axes: Axes, kept: Kept | None = None) -> nn.Module:
+    """Return one fresh network trained on a synthetic set; with `kept` it goes on from there, to the same bytes."""
+    module, generator = task.fresh(axes), make_generator("evaluate", *axes)
+    rho = task.options.flat_rho
+    sharpness_aware = SharpnessAware("paper", rho, 1.0) if rho else None
+    optimiser = task.optimiser(module.parameters(), 0, None)
+    for epoch in range(kept.load(module, optimiser, generator) if kept else 0, task.options.epochs):
+        optimiser = task.optimiser(module.parameters(), epoch, optimiser)
+        train_epoch(
+            module,
+            optimiser,
+            task.synthetic,
+            task.options.batch_size,
+            task.used_augmentation,
+            generator,
+            sharpness_aware=sharpness_aware,
+        )
+        if kept:
+            kept.save(epoch + 1, module, optimiser, generator)
+    return module
+
+
+def train_together(task: Task, axes: Sequence[Axes]) -> list[nn.Module]:
+    """Return fresh networks trained on one set at once: each step is one call with stacked weights `[R, …]`.
+
+    Batches and augmentations of each network are those of `train`, so the results differ by rounding only.
+    """
+    modules, data, size = [task.fresh(one) for one in axes], task.synthetic, task.options.batch_size
+    generators = [make_generator("evaluate", *one) for one in axes]
+    augmentation, device = task.used_augmentation, task.synthetic.labels.device
+    weights, buffers = torch.func.stack_module_state(modules)
+    skeleton = copy.deepcopy(modules[0]).to("meta").train()
+
+    def loss(own: dict[str, Tensor], kept: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        return soft_cross_entropy(torch.func.functional_call(skeleton, (own, kept), (images,)), labels)
+
+    losses = torch.vmap(loss)
+    optimiser = None
+    for epoch in range(task.options.epochs):
+        optimiser = task.optimiser(weights.values(), epoch, optimiser)
+        orders = [torch.randperm(len(data), generator=generator) for generator in generators]
+        for chosen in zip(*(order.split(size) for order in orders), strict=True):
+            batches = []
+            for part, generator in zip(chosen, generators, strict=True):
+                images, labels = data.batch(part.to(device))
+                draw = augmentation.draw(generator, len(images), images.shape[-1])
+                batches.append((augmentation.apply(images, draw), labels))
+            images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+            optimiser.zero_grad()
+            losses(weights, buffers, images, labels).sum().backward()
+            optimiser.step()
+    for index, module in enumerate(modules):
+        state = {name: held[index].detach() for name, held in {**weights, **buffers}.items()}
+        module.load_state_dict(state)
+    return modules
+
+
+def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:
+    """Return the step size of `options.lr_grid` whose network is best on real images; of equal ones the first.
+
+    Args:
+        task: with any `lr`.
+        real: images that are not the ones to be tested on.
+        axes: names of this search; every step size trains the same fresh network.
+    """
+    best = (-1.0, 0.0)
+    for rate in task.options.lr_grid:
+        tried = replace(task, options=task.options.model_copy(update={"lr": rate}))
+        score = evaluate(tried, real, [(*axes, "search")])[0]
+        best = max(best, (score.accuracy, rate), key=lambda found: found[0])
+    return best[1]
+
+
+def _optimiser(parameters: Iterable[Tensor], options: EvaluateOptions, rate: float) -> torch.optim.Optimizer:
     """Return a fresh optimiser of the kind that the options name."""
-    parameters = module.parameters()
     if options.optimiser == "adam":
         return torch.optim.Adam(parameters, lr=rate, weight_decay=options.weight_decay)
     return torch.optim.SGD(parameters, lr=rate, momentum=options.momentum, weight_decay=options.weight_decay)

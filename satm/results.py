@@ -108,18 +108,52 @@ EVALUATION = Columns(
         "split": str,
         "selection": str,
         "average": str,
+        "labelled": str,
+        "augmented": str,
+        "step_size": str,
+        "rate": float,
         "accuracy": float,
         "loss": float,
         "epochs": int,
         "seconds": float,
         "peak_memory_bytes": int,
     },
-    since={"average": "raw"},
+    optional=frozenset({"rate"}),
+    since={"average": "raw", "labelled": "own", "augmented": "", "step_size": "", "rate": None},
 )
 """One row per network trained on a synthetic set. labels: hard or soft; split: where `accuracy` (a fraction) and `loss`
 were measured; selection: last, validation or test, how the synthetic set was chosen; average: raw, or ema where the set
 is an exponential moving average over the iterations (then there are rows of both, a network of each repeat on either);
-seconds and peak_memory_bytes of this training."""
+labelled: whose labels they are, own of the set, class of each image, teacher for those of experts; augmented: yes, no;
+step_size: where the step size comes from, learned with the set, searched on other real images, or fixed; rate: that
+number (the last three are empty in files of earlier versions); seconds and peak_memory_bytes of this training."""
+
+NAS = Columns(
+    "accuracies of an architecture search",
+    {
+        "dataset": str,
+        "ipc": int,
+        "method": str,
+        "seed": int,
+        "search": str,
+        "candidate": int,
+        "width": int,
+        "depth": int,
+        "norm": str,
+        "activation": str,
+        "pooling": str,
+        "repeat": int,
+        "split": str,
+        "accuracy": float,
+        "loss": float,
+        "epochs": int,
+        "seconds": float,
+        "peak_memory_bytes": int,
+    },
+)
+"""One row per trained candidate and repeat; ipc 0 and method `real` where it was trained on all real images. candidate:
+its place in `satm.nas.candidates`, which the five options after it spell out; split: where `accuracy` (a fraction) and
+`loss` (NaN where training diverged) were measured; seconds and peak_memory_bytes of this training."""
 
 METRICS = Columns(
     "metrics",
@@ -139,6 +173,39 @@ METRICS = Columns(
 )
 """One row per iteration of a distillation. attempt: raised when the loop went back to a good state; event: what
 happened, mostly empty; seconds of this iteration."""
+
+CONTINUAL = Columns(
+    "continual learning",
+    {
+        "dataset": str,
+        "ipc": int,
+        "method": str,
+        "seed": int,
+        "network": str,
+        "protocol": str,
+        "sets": str,
+        "labels": str,
+        "split": str,
+        "selection": str,
+        "average": str,
+        "step_size": str,
+        "order": int,
+        "repeat": int,
+        "step": int,
+        "classes_seen": int,
+        "label": int,
+        "learned_at": int,
+        "images": int,
+        "accuracy": float,
+        "rate": float,
+        "seconds": float,
+        "peak_memory_bytes": int,
+    },
+)
+"""One row per network and class that it has seen. protocol: its name; sets: sliced or per-step; order: of the classes,
+from 0; step: from 1; label: the class, in the whole dataset; learned_at: the step that brought it; images: real images
+of this class in `split`, and accuracy, a fraction, on them among all classes seen; labels, selection, average,
+step_size and rate as in an evaluation; seconds and peak_memory_bytes of this network, the same in all its rows."""
 
 SHARPNESS = Columns(
     "sharpness",

@@ -10,7 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from satm.config import Campaign, EvaluateOptions, ExpertsOptions, Options, Resolver, Setting, parse
+from satm.class_order import split_classes
+from satm.config import (
+    CLASSES,
+    Campaign,
+    ContinualOptions,
+    EvaluateOptions,
+    ExpertsOptions,
+    FairOptions,
+    Options,
+    Resolver,
+    Setting,
+    TableOptions,
+    parse,
+)
 from satm.errors import UsageError, pick, suggest
 
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "campaign.schema.json"
@@ -91,8 +104,8 @@ class Checker:
             self._options("method", {"method": name, **entry}, f"{where}: methods.{name}")
         for index, setting in enumerate(campaign.settings):
             self._setting(resolver, setting, f"{where}: settings.{index}")
-        for name in campaign.tables:
-            self._table(resolver, name, f"{where}: tables.{name}")
+        for name in campaign.all_tables:
+            self._table(resolver, name, f"{where}: table {name}")
 
     def _setting(self, resolver: Resolver, setting: Setting, where: str) -> None:
         if setting.stage == "experts":
@@ -108,14 +121,28 @@ class Checker:
 
     def _table(self, resolver: Resolver, name: str, where: str) -> None:
         table = resolver.table(name)
-        for method in table.sharpness:
-            pick(method, dict.fromkeys(table.methods), f"method in {where}.sharpness")
+        if isinstance(table, TableOptions):
+            for method in (*table.sharpness, *(name for pair in table.compare for name in pair)):
+                pick(method, dict.fromkeys(table.methods), f"method in sharpness and compare of {where}")
         for dataset, ipcs in table.datasets.items():
             pick(dataset, resolver.datasets, f"dataset in {where}")
-            self._options("network", resolver.network(table.network, dataset), where)
+            for network in table.networks if isinstance(table, TableOptions | FairOptions) else ():
+                self._options("network", resolver.network(network, dataset), where)
+            if isinstance(table, ContinualOptions):
+                self._options("network", resolver.network(table.network, dataset), where)
+                self._steps(resolver, table, dataset, where)
             for ipc in ipcs:
                 for method in table.methods:
                     self._cell(resolver, dataset, ipc, method, f"{where}: {method} on {dataset} at ipc {ipc}")
+
+    def _steps(self, resolver: Resolver, table: ContinualOptions, dataset: str, where: str) -> None:
+        """Check the number of steps, as far as the number of classes is known before the files are read."""
+        options = resolver.dataset(dataset)
+        try:
+            if table.sets == "per-step" or options.classes is not None or options.source in CLASSES:
+                split_classes(resolver.classes(dataset), 0, table.steps)
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from None
 
     def _cell(self, resolver: Resolver, dataset: str, ipc: int, method: str, where: str) -> None:
         values = resolver.method(method, dataset, ipc)

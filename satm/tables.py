@@ -14,9 +14,9 @@ from typing import Any
 import pandas
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit
 
-from satm.config import Resolver, TableOptions, canonical
+from satm.analysis.statistics import student_interval
+from satm.config import FULL, Resolver, TableOptions, canonical
 from satm.errors import UsageError, pick
 from satm.files import atomic_path
 from satm.results import EVALUATION, METRICS, SHARPNESS, Columns, read_rows
@@ -25,9 +25,13 @@ PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
     "table3": (("satm", "Table 3"),),
     "table4": (("satm", "Table 4"),),
+    "table5": (("satm", "Table 5"),),
     "table10": (("satm", "Table 10"),),
     "table11": (("satm", "Table 11"),),
     "table12": (("satm", "Table 12"),),
+    "ftd-table3": (("ftd", "Table 3"),),
+    "contra-table2": (("contra", "Table 2"),),
+    "contra-table8": (("contra", "Table 8"),),
 }
 """Where a table's published numbers come from, as (source, table) of the data file. The first is the table itself; the
 later ones only fill in for methods that are measured and that it does not print (`random` in Table 2)."""
@@ -35,6 +39,7 @@ later ones only fill in for methods that are measured and that it does not print
 COLUMNS = {
     "dataset": "str",
     "ipc": "int64",
+    "network": "str",
     "method": "str",
     "accuracy_mean": "float64",
     "accuracy_std": "float64",
@@ -42,6 +47,7 @@ COLUMNS = {
     "selection": "object",
     "average": "object",
     "split": "object",
+    "step_size": "object",
     "published_mean": "float64",
     "published_std": "float64",
     "published_network": "object",
@@ -55,6 +61,7 @@ COLUMNS = {
 PAIRED_COLUMNS = (
     "dataset",
     "ipc",
+    "network",
     "quantity",
     "method",
     "reference",
@@ -66,9 +73,6 @@ PAIRED_COLUMNS = (
     "n",
     "over",
 )
-
-CONFIDENCE = 0.95
-"""Of the interval of a paired difference."""
 
 WIDE = "convnet-wide"
 """Network, in the data file, of published numbers that are of a wider ConvNet than the others."""
@@ -84,11 +88,14 @@ def load_published() -> pandas.DataFrame:
 
 
 def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
-    """Return one row per dataset, ipc and method of a table; in a cell the methods that are only published come first.
+    """Return one row per dataset, ipc, network and method of a table.
+
+    In a cell the methods that are only published come first, those trained on all real images (`full`) last.
 
     Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
     on the images that `split` names; selection, which iteration of the synthetic set was tested; average, `ema` where
-    the set is a moving average over the iterations, else `raw`; published_mean and published_std (of test images),
+    the set is a moving average over the iterations, else `raw`; step_size, whether that of the tested networks is
+    learned with the set, searched or fixed (several joined by `+`); published_mean and published_std (of test images),
     published_network that they are of, published_source, the table that prints them; difference, accuracy_mean minus
     published_mean; seconds of one distillation, mean over the seeds; peak_memory_bytes, the largest of any. Accuracies
     are fractions. What does not exist is missing. Where sets are averaged, the row of the averages, which stands for
@@ -98,47 +105,48 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
             of another run.
     """
-    options = resolver.table(name)
+    options = _options(resolver, name)
     rows: list[dict[str, object]] = []
-    for dataset, ipc in _cells(options):
-        published = _published(name, dataset, ipc, options) if options.split == "test" else {}
-        cell = {"dataset": dataset, "ipc": ipc}
+    for dataset, ipc, network in _cells(options):
+        published = _published(name, dataset, ipc, network, options) if options.split == "test" else {}
+        cell = {"dataset": dataset, "ipc": ipc, "network": network}
         rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
         for one in options.methods:
-            main, *beside = _measured(resolver, options, dataset, ipc, one)
+            main, *beside = _measured(resolver, options, dataset, ipc, network, one)
             rows.append({**cell, "method": one, **main, **published.get(one, {})})
             rows += [{**cell, "method": one, **raw} for raw in beside]
+        rows += [{**cell, **_full(resolver, options, dataset, network, recipe)} for recipe in options.full]
     frame = pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     return frame.assign(difference=frame["accuracy_mean"] - frame["published_mean"])
 
 
 def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
-    """Return how much a method differs from each reference method, paired, with a 95 % interval (Student's t).
+    """Return how much a method differs from another one, paired, with a 95 % interval (Student's t).
 
-    The methods compared are the `sharpness` of the table's options, the first against each other one; without them
-    satm against mtt where the table has both. One row per dataset, ipc, quantity and reference. Quantities: accuracy
-    (fraction, images of the table's split) and, where `sharpness` is set, sharpness (of the outer loss; smaller is
-    flatter). Pairs are the seeds of the distillation, each the mean over its networks or segments; with one seed they
-    are the networks or the segments themselves, so that the interval does not cover the choice of the seed.
-    `over` says which. low and high are missing with a single pair. Of averaged sets the averages are compared.
+    The methods compared are the pairs of the table's options: `compare`, and of `sharpness` the first against each
+    other one; without both satm against mtt where the table has them. One row per dataset, ipc, network, quantity and
+    pair. Quantities: accuracy (fraction, images of the table's split) and, where `sharpness` is set, sharpness (of the
+    outer loss; smaller is flatter), once for all networks. Pairs are the seeds of the distillation, each the mean over
+    its networks or segments; with one seed they are the networks or the segments themselves, so that the interval does
+    not cover the choice of the seed. `over` says which. low and high are missing with a single pair. Of averaged sets
+    the averages are compared.
 
     Raises:
         UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
     """
-    options = resolver.table(name)
-    compared = options.sharpness or (("satm", "mtt") if {"satm", "mtt"} <= set(options.methods) else ())
+    options = _options(resolver, name)
     rows: list[dict[str, object]] = []
-    for dataset, ipc in _cells(options):
-        for reference in compared[1:]:
-            cell = {"dataset": dataset, "ipc": ipc, "method": compared[0], "reference": reference}
-            if {compared[0], reference} <= set(options.methods):
+    for dataset, ipc, network in _cells(options):
+        for method, reference in options.pairs:
+            pair = {"dataset": dataset, "ipc": ipc, "network": network, "method": method, "reference": reference}
+            if {method, reference} <= set(options.methods):
                 one, two = (
-                    _evaluations(resolver, options, dataset, ipc, method)[0] for method in (compared[0], reference)
+                    _evaluations(resolver, options, dataset, ipc, network, each)[0] for each in (method, reference)
                 )
-                rows.append({**cell, "quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")})
-            if options.sharpness:
-                one, two = (_sharpness(resolver, options, dataset, ipc, method) for method in (compared[0], reference))
-                rows.append({**cell, "quantity": "sharpness", **_paired(one, two, "sharpness", "segment")})
+                rows.append({**pair, "quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")})
+            if {method, reference} <= set(options.sharpness) and network == options.networks[0]:
+                one, two = (_sharpness(resolver, options, dataset, ipc, each) for each in (method, reference))
+                rows.append({**pair, "quantity": "sharpness", **_paired(one, two, "sharpness", "segment")})
     return pandas.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
@@ -153,8 +161,8 @@ def write_table(resolver: Resolver, name: str) -> tuple[pandas.DataFrame, pandas
     layout = resolver.layout
     notes = _notes(resolver, name, frame)
     for path, text in (
-        (layout.table(name, "csv"), _csv(frame)),
-        (layout.table(f"{name}-paired", "csv"), _csv(paired)),
+        (layout.table(name, "csv"), csv_text(frame)),
+        (layout.table(f"{name}-paired", "csv"), csv_text(paired)),
         (layout.table(name, "md"), markdown(frame, notes)),
         (layout.table(name, "tex"), latex(frame, notes)),
     ):
@@ -164,52 +172,57 @@ def write_table(resolver: Resolver, name: str) -> tuple[pandas.DataFrame, pandas
 
 
 def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a results table in the paper's layout as Markdown: datasets and ipc down, methods across, percent.
+    """Return a results table in the paper's layout as Markdown, percent: datasets, ipc, networks down, methods across.
 
-    Bold is the best of a row among the published numbers and among the measured ones of one selection.
+    Bold is the best of a row among the published numbers and among the measured ones of one selection; networks trained
+    on all real images are left out of that.
     """
-    columns = _columns(frame)
-    header = ["dataset", "IPC", *(f"{method} (published)" if kind else method for kind, method in columns)]
-    lines = [header, ["---"] * 2 + ["---:"] * len(columns)]
-    for dataset, ipc, cells in _grid(frame, columns):
-        lines.append([dataset, ipc, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
+    columns, names = _columns(frame), _row_names(frame)
+    header = [*names, *(f"{method} (published)" if kind else method for kind, method in columns)]
+    lines = [header, ["---"] * len(names) + ["---:"] * len(columns)]
+    for *place, cells in _grid(frame, columns):
+        texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
+        lines.append([*place[: len(names)], *texts])
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n\n".join([body, *notes]) + "\n"
 
 
 def latex(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
     """Return the same as `markdown` as a LaTeX tabular, for the package booktabs; the notes are comments."""
-    columns = _columns(frame)
+    columns, names = _columns(frame), _row_names(frame)
     published = sum(kind for kind, _ in columns)
     spans = [
         (word, count) for word, count in (("published", published), ("measured", len(columns) - published)) if count
     ]
-    top = ["", "", *(rf"\multicolumn{{{count}}}{{c}}{{{word}}}" for word, count in spans)]
+    top = [*[""] * len(names), *(rf"\multicolumn{{{count}}}{{c}}{{{word}}}" for word, count in spans)]
     lines = [f"% {note}" for note in notes]
-    lines += [rf"\begin{{tabular}}{{ll{'c' * len(columns)}}}", r"\toprule", " & ".join(top) + r" \\"]
-    lines += [" & ".join(["dataset", "IPC", *(method for _, method in columns)]) + r" \\", r"\midrule"]
-    for dataset, ipc, cells in _grid(frame, columns):
+    lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'c' * len(columns)}}}", r"\toprule", " & ".join(top) + r" \\"]
+    lines += [" & ".join([*names, *(method for _, method in columns)]) + r" \\", r"\midrule"]
+    for *place, cells in _grid(frame, columns):
         texts = [cell.text.replace(" ± ", r" $\pm$ ") for cell in cells]
         shown = [rf"\textbf{{{text}}}" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
-        lines.append(" & ".join([dataset, ipc, *shown]) + r" \\")
+        lines.append(" & ".join([*place[: len(names)], *shown]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFrame) -> None:
     """Print a results table and its paired comparison, accuracies in percent."""
     results = Table(title=f"{' and '.join(sorted(set(frame['split'].dropna())))} accuracy, percent".capitalize())
-    for column in ("dataset", "ipc", "method", "accuracy", "n", "selection", "published", "seconds", "peak MiB"):
-        results.add_column(column, justify="left" if column in ("dataset", "method", "selection") else "right")
+    texts = ("dataset", "network", "method", "selection", "step size")
+    for column in (*texts[:1], "ipc", *texts[1:3], "accuracy", "n", *texts[3:], "published", "seconds", "peak MiB"):
+        results.add_column(column, justify="left" if column in texts else "right")
     for name, row in zip(_names(frame), frame.to_dict("records"), strict=True):
         memory = row["peak_memory_bytes"]
         results.add_row(
             row["dataset"],
             str(row["ipc"]),
+            row["network"],
             name,
-            _percent(row["accuracy_mean"], row["accuracy_std"]),
+            percent(row["accuracy_mean"], row["accuracy_std"]),
             "" if pandas.isna(row["n"]) else str(row["n"]),
             "" if pandas.isna(row["selection"]) else row["selection"],
-            _percent(row["published_mean"], row["published_std"]) + _mark(row, True),
+            "" if pandas.isna(row["step_size"]) else row["step_size"],
+            percent(row["published_mean"], row["published_std"]) + _mark(row, True),
             "" if pandas.isna(row["seconds"]) else f"{row['seconds']:.0f}",
             "" if pandas.isna(memory) else f"{memory / 2**20:.0f}",
         )
@@ -217,7 +230,7 @@ def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFra
     if paired.empty:
         return
     differences = Table(title="Paired differences with 95 % intervals (accuracy in percent)")
-    for column in ("dataset", "ipc", "quantity", "difference", "interval", "means", "n", "over"):
+    for column in ("dataset", "ipc", "network", "quantity", "difference", "interval", "means", "n", "over"):
         differences.add_column(column)
     for row in paired.to_dict("records"):
         scale, digits = (100, 2) if row["quantity"] == "accuracy" else (1, 4)
@@ -226,6 +239,7 @@ def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFra
         differences.add_row(
             row["dataset"],
             str(row["ipc"]),
+            row["network"],
             row["quantity"],
             f"{row['method']} - {row['reference']}: {difference}",
             f"{low} to {high}",
@@ -236,17 +250,27 @@ def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFra
     console.print(differences)
 
 
-def _cells(options: TableOptions) -> list[tuple[str, int]]:
-    return [(dataset, ipc) for dataset, ipcs in options.datasets.items() for ipc in ipcs]
+def _options(resolver: Resolver, name: str) -> TableOptions:
+    return pick(name, resolver.campaign.tables, f"results table in {resolver.path or 'the built-in campaign'}")
 
 
-def _published(name: str, dataset: str, ipc: int, options: TableOptions) -> dict[str, dict[str, object]]:
+def _cells(options: TableOptions) -> list[tuple[str, int, str]]:
+    return [
+        (dataset, ipc, network)
+        for dataset, ipcs in options.datasets.items()
+        for ipc in ipcs
+        for network in options.networks
+    ]
+
+
+def _published(name: str, dataset: str, ipc: int, network: str, options: TableOptions) -> dict[str, dict[str, object]]:
     """Return what is published by method, as fractions, in the paper's order; methods asked for by name come last.
 
     Numbers of a wide network stand only for methods asked for by name that have no other in this cell.
     """
     frame = load_published()
-    frame = frame[(frame["metric"] == "test_accuracy") & frame["eval_arch"].isin(["convnet", WIDE])]
+    shown = ["convnet", WIDE] if network == "convnet" else [network]
+    frame = frame[(frame["metric"] == "test_accuracy") & frame["eval_arch"].isin(shown)]
     for method in options.published:
         pick(method, dict.fromkeys(frame["method"]), f"method with published numbers in table {name}")
     frame = frame[(frame["dataset"] == dataset) & (frame["ipc"] == ipc) & frame["value"].notna()]
@@ -269,7 +293,9 @@ def _published(name: str, dataset: str, ipc: int, options: TableOptions) -> dict
     return {**own, **{method: asked[method] for method in options.published if method in asked and method not in own}}
 
 
-def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: dict[str, object]) -> pandas.DataFrame:
+def read_checked(
+    resolver: Resolver, path: str, columns: Columns, command: str, axes: dict[str, object]
+) -> pandas.DataFrame:
     """Return the rows of one file, checked to be of the run that `axes` names."""
     if not Path(path).is_file():
         config = f" --config {shlex.quote(str(resolver.path))}" if resolver.path else ""
@@ -285,14 +311,14 @@ def _read(resolver: Resolver, path: str, columns: Columns, command: str, axes: d
 
 
 def _evaluations(
-    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str
+    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, network: str, method: str
 ) -> list[pandas.DataFrame]:
     """Return the rows of one cell on the images that the table is about, all seeds; of averages first, then of raw."""
     found = []
     for seed in options.seeds_for(ipc):
-        path = resolver.layout.evaluation(dataset, ipc, method, seed, options.network)
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": options.network}
-        frame = _read(resolver, path, EVALUATION, "evaluate", axes)
+        path = resolver.layout.evaluation(dataset, ipc, method, seed, network)
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
+        frame = read_checked(resolver, path, EVALUATION, "evaluate", axes)
         frame = frame[frame["split"] == options.split]
         if frame.empty:
             raise UsageError(f"evaluation {path} has no accuracies on {options.split} images; make it again")
@@ -317,34 +343,43 @@ def _sharpness(resolver: Resolver, options: TableOptions, dataset: str, ipc: int
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         path = resolver.layout.sharpness(dataset, ipc, method, seed)
-        found.append(_read(resolver, path, SHARPNESS, "analyse --what sharpness", axes))
+        found.append(read_checked(resolver, path, SHARPNESS, "analyse --what sharpness", axes))
     return pandas.concat(found, ignore_index=True)
 
 
 def _measured(
-    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str
+    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, network: str, method: str
 ) -> list[dict[str, object]]:
     """Return what was measured in one cell; of averages first, then of raw sets."""
-    evaluations = _evaluations(resolver, options, dataset, ipc, method)
+    evaluations = _evaluations(resolver, options, dataset, ipc, network, method)
     seconds, memory = [], []
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        metrics = _read(resolver, resolver.layout.metrics(dataset, ipc, method, seed), METRICS, "distill", axes)
+        metrics = read_checked(resolver, resolver.layout.metrics(dataset, ipc, method, seed), METRICS, "distill", axes)
         seconds.append(float(metrics["seconds"].sum()))
         memory += metrics["peak_memory_bytes"].tolist()
-    return [
-        {
-            "accuracy_mean": rows["accuracy"].mean(),
-            "accuracy_std": rows["accuracy"].std(),
-            "n": len(rows),
-            "selection": rows["selection"].iloc[0],
-            "average": rows["average"].iloc[0],
-            "split": options.split,
-            "seconds": sum(seconds) / len(seconds),
-            "peak_memory_bytes": max(memory, default=None),
-        }
-        for rows in evaluations
-    ]
+    cost = {"seconds": sum(seconds) / len(seconds), "peak_memory_bytes": max(memory, default=None)}
+    return [{**_summary(rows, options), **cost} for rows in evaluations]
+
+
+def _full(resolver: Resolver, options: TableOptions, dataset: str, network: str, recipe: str) -> dict[str, object]:
+    """Return what networks trained on all real images reach; the cost is that of one such training."""
+    axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
+    rows = read_checked(resolver, resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
+    cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
+    return {"method": f"full-{recipe}", **_summary(rows, options), **cost}
+
+
+def _summary(rows: pandas.DataFrame, options: TableOptions) -> dict[str, object]:
+    return {
+        "accuracy_mean": rows["accuracy"].mean(),
+        "accuracy_std": rows["accuracy"].std(),
+        "n": len(rows),
+        "selection": rows["selection"].iloc[0],
+        "average": rows["average"].iloc[0],
+        "split": options.split,
+        "step_size": "+".join(sorted(set(rows["step_size"]) - {""})) or None,
+    }
 
 
 def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str) -> dict[str, object]:
@@ -357,17 +392,14 @@ def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str
             f"{value} cannot be paired; make both with the same options"
         )
     differences = first - second
-    mean, count = float(differences.mean()), len(differences)
-    half = math.nan
-    if count > 1:
-        half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * float(differences.std()) / math.sqrt(count)
+    mean, low, high = student_interval(differences.tolist())
     return {
         "method_mean": float(first.mean()),
         "reference_mean": float(second.mean()),
         "difference": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "n": count,
+        "low": low,
+        "high": high,
+        "n": len(differences),
         "over": "seeds" if key == "seed" else f"{inner}s of one seed",
     }
 
@@ -381,7 +413,7 @@ class _Cell:
 def _names(frame: pandas.DataFrame) -> list[str]:
     """Return the method of each row, with `, raw` where the same cell has a row of averages too."""
     records = frame.to_dict("records")
-    cells = [(row["dataset"], row["ipc"], row["method"]) for row in records]
+    cells = [(row["dataset"], row["ipc"], row["network"], row["method"]) for row in records]
     averaged = {cell for cell, row in zip(cells, records, strict=True) if row["average"] == "ema"}
     return [
         f"{row['method']}, raw" if cell in averaged and row["average"] == "raw" else str(row["method"])
@@ -398,28 +430,34 @@ def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
     return found
 
 
-def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, list[_Cell]]]:
-    """Return dataset (empty where it repeats), ipc and the cells of each row of the paper's layout."""
+def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, str, list[_Cell]]]:
+    """Return dataset (empty where it repeats), ipc, network and the cells of each row of the paper's layout."""
     records = zip(_names(frame), frame.to_dict("records"), strict=True)
-    held = {(row["dataset"], row["ipc"], name): row for name, row in records}
-    found: list[tuple[str, str, list[_Cell]]] = []
+    held = {(row["dataset"], row["ipc"], row["network"], name): row for name, row in records}
+    found: list[tuple[str, str, str, list[_Cell]]] = []
     last = None
-    for dataset, ipc in dict.fromkeys((dataset, ipc) for dataset, ipc, _ in held):
+    for dataset, ipc, network in dict.fromkeys(place[:3] for place in held):
         shown: list[tuple[float, str, str]] = []
         for published, method in columns:
             kind = "published" if published else "accuracy"
-            row = held.get((dataset, ipc, method), {})
+            row = held.get((dataset, ipc, network, method), {})
             mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
-            rivals = row.get("published_network") if published else f"selection {row.get('selection')}"
+            full = method.startswith("full-")  # of all images: above every synthetic set, and no rival of theirs
+            rivals = row.get("published_network") if published else f"selection {row.get('selection')} {full}"
             mark = "" if math.isnan(mean) else _mark(row, published)
-            shown.append((round(100 * mean, 1), str(rivals), f"{_percent(mean, std)}{mark}" or "-"))
+            shown.append((round(100 * mean, 1), str(rivals), f"{percent(mean, std)}{mark}" or "-"))
         cells = []
         for mean, rivals, text in shown:
             means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
             cells.append(_Cell(text, len(means) > 1 and mean == max(means)))
-        found.append(("" if dataset == last else dataset, str(ipc), cells))
+        found.append(("" if dataset == last else dataset, str(ipc), network, cells))
         last = dataset
     return found
+
+
+def _row_names(frame: pandas.DataFrame) -> list[str]:
+    """Return the headings in front of the cells; the network's only where there are several."""
+    return ["dataset", "IPC", *(["network"] if frame["network"].nunique() > 1 else [])]
 
 
 def _mark(row: Mapping[Any, Any], published: bool) -> str:
@@ -429,17 +467,22 @@ def _mark(row: Mapping[Any, Any], published: bool) -> str:
     return "" if row["selection"] == "last" else f" [{row['selection']}]"
 
 
-def _percent(mean: float, std: float) -> str:
+def percent(mean: float, std: float) -> str:
+    """Return a fraction in percent with its deviation, where there is one; an empty text where it is missing."""
     if pandas.isna(mean):
         return ""
     return f"{100 * mean:.1f}" if pandas.isna(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
 def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
-    options = resolver.table(name)
+    options = _options(resolver, name)
     counts = sorted(set(frame["n"].dropna()))
     networks = " or ".join(str(count) for count in counts)
-    described = {dataset: canonical(resolver.network(options.network, dataset)) for dataset in options.datasets}
+    described = {
+        f"{network} on {dataset}": canonical(resolver.network(network, dataset))
+        for network in options.networks
+        for dataset in options.datasets
+    }
     same = len(set(described.values())) == 1
     network = next(iter(described.values())) if same else canonical(described)
     notes = [
@@ -463,6 +506,10 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
             f"{', '.join(averaged)}: exponential moving averages over the iterations; beside them, as `raw`, the sets "
             "of the iteration itself."
         )
+    notes += _step_sizes(frame)
+    if options.full:
+        recipes = "; ".join(f"full-{recipe}: {FULL[recipe]}" for recipe in options.full)
+        notes.append(f"Trained on all real images, the same at every IPC, as the campaign may change it: {recipes}.")
     marks = sorted(set(frame["selection"].dropna()) - {"last"})
     notes += [
         f"[{mark}]: the synthetic set of the iteration that was best on {mark} images, not the last." for mark in marks
@@ -470,5 +517,18 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
     return notes
 
 
-def _csv(frame: pandas.DataFrame) -> str:
+def _step_sizes(frame: pandas.DataFrame) -> list[str]:
+    """Say where the step sizes of the tested networks come from, unless all were learned with their sets."""
+    told = frame[frame["step_size"].notna() & ~frame["method"].str.startswith("full-")]
+    if set(told["step_size"]) <= {"learned"}:
+        return []
+    parts = []
+    for kind, rows in told.groupby("step_size"):
+        where = rows.groupby("network", sort=False)["method"].agg(lambda names: ", ".join(dict.fromkeys(names)))
+        parts.append(f"{kind} - " + "; ".join(f"{network}: {names}" for network, names in where.items()))
+    return [f"Step size of the tested networks: {'. '.join(parts)}."]
+
+
+def csv_text(frame: pandas.DataFrame) -> str:
+    """Return a frame as csv, numbers to six digits."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")

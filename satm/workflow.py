@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from satm.config import NAME, Options, Resolver, TableOptions, canonical, load_campaign, parts, root_of
+from satm.config import FULL, NAME, LearnOptions, Options, Resolver, canonical, load_campaign, parts, root_of
 from satm.errors import UsageError, pick
 from satm.schemas import Checker
 
@@ -88,28 +88,40 @@ class Campaigns:
 
     def constraints(self) -> dict[str, str]:
         """Return what each wildcard may look like."""
-        names = ("dataset", "experts", "method", "network", "table")
+        names = ("dataset", "experts", "method", "network", "table", "search")
         roots = "|".join(re.escape(root) for root in sorted(self.paths))
-        return {"root": roots, "ipc": r"\d+", "seed": r"\d+", "part": r"\d+-\d+", **dict.fromkeys(names, NAME)}
+        return {
+            "root": roots,
+            "ipc": r"\d+",
+            "seed": r"\d+",
+            "part": r"\d+-\d+",
+            "recipe": "|".join(FULL),
+            "protocol": f"(?!synthetic){NAME}",  # other than the pictures, which lie in the same folder as the figures
+            **dict.fromkeys(names, NAME),
+        }
 
     # Files
 
     def defaults(self, _wildcards: Wildcards) -> list[str]:
-        """Return the tables and pictures of the given campaigns, or of the paper's."""
+        """Return the tables of the given campaigns, or of the paper's, and pictures of the cells of results tables."""
         found: list[str] = []
         for root in [root_of(path) for path in self._given] or ["results"]:
             resolver = self.of(root)
-            found += [resolver.layout.table(name) for name in resolver.campaign.tables]
+            found += [resolver.layout.table(name) for name in resolver.campaign.all_tables]
+            found += [resolver.layout.figure(name) for name in resolver.campaign.continual]
             cells = [cell for table in resolver.campaign.tables.values() for cell in table.cells()]
             pairs = dict.fromkeys((dataset, ipc) for dataset, ipc, _, _ in cells)
             found += [resolver.layout.synthetic(dataset, ipc) for dataset, ipc in pairs]
         return found
 
     def prepared(self, wildcards: Wildcards) -> list[str]:
-        """Return the decoded images of a dataset and, if its options ask for it, the whitening."""
+        """Return the decoded images of a dataset and, if its options ask for it, the whitening; those of a whole serve
+        its parts.
+        """
         resolver = self.of(wildcards.root)
-        images = [resolver.layout.images(wildcards.dataset)]
-        return [*images, resolver.layout.zca(wildcards.dataset)] if resolver.dataset(wildcards.dataset).zca else images
+        whole = resolver.whole(wildcards.dataset)
+        images = [resolver.layout.images(whole)]
+        return [*images, resolver.layout.zca(whole)] if resolver.dataset(whole).zca else images
 
     def difficulty(self, wildcards: Wildcards) -> list[str]:
         """Return the file that says how hard each image is, for experts that see the easy ones first."""
@@ -130,13 +142,23 @@ class Campaigns:
         experts = self.checker.experts(self._method(wildcards))
         return [] if experts is None else [resolver.layout.manifest(wildcards.dataset, experts)]
 
+    def learned(self, wildcards: Wildcards) -> list[str]:
+        """Return the synthetic sets that classes are learned from, step by step."""
+        resolver = self.of(wildcards.root)
+        cell = (int(wildcards.ipc), wildcards.method, int(wildcards.seed))
+        sources = self._learning(wildcards).sources(wildcards.dataset)
+        return [resolver.layout.distilled(source, *cell) for source in sources]
+
+    def curves(self, wildcards: Wildcards) -> list[str]:
+        """Return everything that the figure of a protocol of continual learning is made of."""
+        resolver = self.of(wildcards.root)
+        where = f"figure in {resolver.path}"
+        return pick(wildcards.protocol, resolver.campaign.continual, where).files(resolver.layout, wildcards.protocol)
+
     def measured(self, wildcards: Wildcards) -> list[str]:
         """Return everything that a table is made of."""
         resolver = self.of(wildcards.root)
-        table, layout = resolver.table(wildcards.table), resolver.layout
-        found = [layout.evaluation(*cell, table.network) for cell in table.cells()]
-        found += [layout.metrics(*cell) for cell in table.cells()]
-        return found + [layout.sharpness(*cell) for cell in table.cells(table.sharpness)]
+        return resolver.table(wildcards.table).files(resolver.layout, wildcards.table)
 
     def pictured(self, wildcards: Wildcards) -> list[str]:
         """Return the synthetic sets of a picture."""
@@ -190,10 +212,49 @@ class Campaigns:
         network = resolver.network(wildcards.network, wildcards.dataset)
         return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
 
+    def full_options(self, wildcards: Wildcards) -> str:
+        """Return the options of networks trained on all real images: schedule, network, dataset."""
+        resolver = self.of(wildcards.root)
+        schedule = resolver.full(wildcards.recipe, wildcards.dataset)
+        network = resolver.network(wildcards.network, wildcards.dataset)
+        return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
+
+    def teacher(self, wildcards: Wildcards) -> list[str]:
+        """Return the manifest of the experts that give soft labels to sets with hard ones."""
+        return [self.of(wildcards.root).layout.manifest(wildcards.dataset, "sgd")]
+
+    def nas_options(self, wildcards: Wildcards) -> str:
+        """Return the options of one part of a search on a synthetic set: the order of the candidates, recipe, dataset.
+
+        How many there are is not among them: the places of a part's candidates are in its name.
+        """
+        return self._search_options(wildcards, "proxy")
+
+    def nas_real_options(self, wildcards: Wildcards) -> str:
+        """Return the same of a part on the real images."""
+        return self._search_options(wildcards, "real")
+
+    def _search_options(self, wildcards: Wildcards, kind: str) -> str:
+        search = self.of(wildcards.root).search(wildcards.search)
+        return canonical({**_values(search, only={"sample_seed", kind}), **self._data(wildcards)})
+
+    def continual_options(self, wildcards: Wildcards) -> str:
+        """Return the options of continual learning: steps and schedule, network, dataset."""
+        learning = self._learning(wildcards)
+        network = self.of(wildcards.root).network(learning.network, wildcards.dataset)
+        return canonical({"learning": _values(learning), "network": network, **self._data(wildcards)})
+
+    def curve_options(self, wildcards: Wildcards) -> str:
+        """Return the cells of the figure of a protocol."""
+        return canonical(self.of(wildcards.root).table(wildcards.protocol))
+
     def table_options(self, wildcards: Wildcards) -> str:
         """Return the cells of a table."""
-        table: TableOptions = self.of(wildcards.root).table(wildcards.table)
-        return canonical(table)
+        return canonical(self.of(wildcards.root).table(wildcards.table))
+
+    def _learning(self, wildcards: Wildcards) -> LearnOptions:
+        resolver = self.of(wildcards.root)
+        return resolver.learning(wildcards.protocol, wildcards.method, wildcards.dataset, int(wildcards.ipc))
 
     def _dataset(self, wildcards: Wildcards) -> Options:
         return self.of(wildcards.root).dataset(wildcards.dataset)

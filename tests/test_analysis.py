@@ -1,5 +1,6 @@
 """Sharpness of a synthetic set and of experts, against their definitions written out."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,3 +173,12 @@ def test_benchmark_prints_time_memory_and_differences(capfd: pytest.CaptureFixtu
     assert main(["bench", "hypergradient", *flags, "--device", "cpu"]) == 0
     told = capfd.readouterr().out
     assert "mixed against reverse, float64" in told and "x reverse" in told
+
+
+def test_the_evaluation_benchmark_compares_both_ways(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--size", "8", "--epochs", "3", "--rounds", "1", "--networks", "2", "--test-images", "20"]
+    assert main(["bench", "evaluation", *flags, "--device", "cpu", "--options", "width=4", "depth=1"]) == 0
+    out = capfd.readouterr().out
+    assert "2 networks {'network': 'convnet', 'width': 4, 'depth': 1} on 10 images of 8 x 8, 3 epochs" in out
+    assert re.search(r"one by one +\d+\.\d+ seconds +1\.00 times", out) and re.search(r"at once +\d+\.\d+ seconds", out)
+    assert float(out.rpartition(" ")[2]) < 1e-3, "the networks are the same"

@@ -103,7 +103,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("table", *CONFIG, "--name", "tabel2"), ("unknown table in tiny.yaml 'tabel2'", "Did you mean 'table2'?")),
         (("data", *CONFIG, "--dataset", "digits", "--make", "zca"), ("not whitened; set zca: true",)),
         (("data", "--config", "absent.yaml", "--dataset", "digits"), ("absent.yaml", "No such file")),
-        (("bench", "hypergrad"), ("got 'hypergrad'; known: hypergradient",)),
+        (("bench", "hypergrad"), ("unknown benchmark 'hypergrad'", "Did you mean 'hypergradient'?")),
     ],
     ids=lambda value: " ".join(value[:1] + value[5:]) if isinstance(value, tuple) else None,
 )

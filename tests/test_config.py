@@ -97,10 +97,10 @@ def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text
         ({"settings": [{"options": {"rho": 3}}], "tables": TABLE}, "random on digits at ipc 1: unknown option 'rho'"),
         ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
-        ({"tables": {"table2": {**TABLE["table2"], "network": "convnets"}}}, "unknown network .*mean 'convnet'?"),
+        ({"tables": {"table2": {**TABLE["table2"], "networks": ["convnets"]}}}, "unknown network .*mean 'convnet'?"),
         (
             {"tables": {"table2": {**TABLE["table2"], "sharpness": ["satm"]}}},
-            "unknown method .*sharpness 'satm'; known: mtt",
+            "unknown method .*sharpness and compare .* 'satm'; known: mtt",
         ),
         ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
     ],

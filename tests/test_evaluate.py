@@ -1,6 +1,8 @@
 """Evaluation and the training it shares with the experts, against loops written out."""
 
+import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import satm.evaluate as evaluation
+from satm.checkpoint import NetworkState
 from satm.config import EvaluateOptions
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import UsageError
-from satm.evaluate import Score, evaluate
+from satm.evaluate import Score, Task, evaluate, search_rate, train, train_together
 from satm.networks import build
 from satm.params import flatten
 from satm.seeds import derive_seed, make_generator
@@ -32,11 +36,16 @@ def bright(count: int, seed: int) -> TrainingImages:
     return TrainingImages(images, labels)
 
 
+def task(
+    options: EvaluateOptions, synthetic: TrainingImages | None = None, step_size: float = 0.1, **network: Any
+) -> Task:
+    data = bright(9, 0) if synthetic is None else synthetic
+    return Task(data, step_size, {**NETWORK, **network}, 3, options, Augmentation("crop_flip", "image"))
+
+
 def score(synthetic: TrainingImages | None = None, step_size: float = 0.1, axes: Any = AXES, **options: Any) -> Score:
     chosen = EvaluateOptions(**{"epochs": 6, "decay_epoch": 3, "batch_size": 4, "augment": False, **options})
-    data = bright(9, 0) if synthetic is None else synthetic
-    augmentation = Augmentation("crop_flip", "image")
-    return evaluate(data, step_size, bright(60, 1), NETWORK, 3, chosen, augmentation, axes)
+    return evaluate(task(chosen, synthetic, step_size), bright(60, 1), [axes])[0]
 
 
 def twin(lr: float, momentum: float, decay: float, epochs: int, decay_epoch: int) -> tuple[float, float]:
@@ -122,6 +131,135 @@ def test_a_flat_minimum_is_sam_written_out() -> None:
     found = score(**options, flat_rho=0.05)
     assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
     assert score(**options).loss != pytest.approx(found.loss, rel=1e-3)
+
+
+def test_a_cosine_is_the_loop_written_out() -> None:
+    module, data, batches = steps(4)
+    parameters = list(module.parameters())
+    for count, chosen in enumerate(batches):
+        rate = 0.1 * 0.5 * (1 + math.cos(math.pi * (count // 3) / 4))
+        loss = functional.cross_entropy(module(data.images[chosen]), data.labels[chosen])
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter -= rate * slope
+    options: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "epochs": 4}
+    found = score(**options, schedule="cosine", decay_epoch=2)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
+    assert found.loss == score(**options, schedule="cosine", decay_epoch=None).loss
+    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=1e-3)
+
+
+def doubled(data: TrainingImages) -> TrainingImages:
+    labels = data.labels.double() if data.labels.is_floating_point() else data.labels
+    return TrainingImages(data.images.double(), labels)
+
+
+SEVERAL = [(*AXES[:-2], repeat, 0) for repeat in range(3)]
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_networks_trained_at_once_are_those_trained_alone(
+    norm: str, optimiser: str, soft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Task.fresh
+    monkeypatch.setattr(Task, "fresh", lambda self, axes: honest(self, axes).double())
+    data = bright(9, 0)
+    if soft:
+        labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(3))
+        data = TrainingImages(data.images, labels)
+    options = EvaluateOptions(epochs=5, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
+    work = task(options, doubled(data), norm=norm)
+    together = train_together(work, SEVERAL)
+    for module, axes in zip(together, SEVERAL, strict=True):
+        alone = train(work, axes)
+        for name, held in alone.state_dict().items():
+            torch.testing.assert_close(module.state_dict()[name], held, rtol=1e-9, atol=1e-9, msg=name)
+    assert not torch.allclose(flatten(together[0]), flatten(together[1]))
+
+
+def test_one_option_decides_whether_they_are_trained_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    honest = evaluation.train_together
+
+    def counted(work: Task, axes: Any) -> Any:
+        seen.append(len(axes))
+        return honest(work, axes)
+
+    monkeypatch.setattr(evaluation, "train_together", counted)
+    base = EvaluateOptions(epochs=3, decay_epoch=2, batch_size=4)
+    found = {}
+    for together in ("auto", "no", "yes"):
+        chosen = base.model_copy(update={"together": together})
+        found[together] = [one.loss for one in evaluate(task(chosen), bright(60, 1), SEVERAL)]
+    assert seen == [3], "on a CPU only where it is asked for"
+    assert found["auto"] == found["no"] and len(set(found["no"])) == 3
+    assert found["yes"] == pytest.approx(found["no"], rel=1e-3)
+
+
+def test_what_excludes_each_other_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"together 'yes' does not go with flat_rho 0\.1"):
+        task(EvaluateOptions(together="yes", flat_rho=0.1))
+    with pytest.raises(UsageError, match="lr 'searched' must be found first"):
+        task(EvaluateOptions(lr="searched"))
+
+
+def test_the_searched_step_size_is_the_best_on_the_given_images() -> None:
+    grid = (1e-6, 0.1, 1e6)
+    options = EvaluateOptions(epochs=20, decay_epoch=None, batch_size=4, augment=False, lr_grid=grid)
+    held = bright(30, 2)
+    accuracies = [
+        evaluate(task(options.model_copy(update={"lr": one})), held, [(*AXES, "search")])[0].accuracy for one in grid
+    ]
+    assert accuracies.index(max(accuracies)) == 1 and accuracies.count(max(accuracies)) == 1
+    assert search_rate(task(options), held, AXES) == 0.1
+    wrong = TrainingImages(held.images, (held.labels + 1) % 3)
+    assert search_rate(task(options), wrong, AXES) != 0.1
+
+
+class Stops(Exception):
+    """A kill."""
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    tmp_path: Path, optimiser: str, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01), norm="batch")
+    whole = train(work, AXES).state_dict()
+    path, honest = tmp_path / "state.safetensors", evaluation.train_epoch
+    done: list[int] = []
+    allowed = stop
+
+    def counted(*arguments: Any, **named: Any) -> float:
+        if len(done) == allowed:
+            raise Stops
+        done.append(1)
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(evaluation, "train_epoch", counted)
+    with pytest.raises(Stops):
+        train(work, AXES, NetworkState(path, {"name": "it"}, every=0))
+    allowed = 6
+    again = train(work, AXES, NetworkState(path, {"name": "it"}, every=0)).state_dict()
+    assert len(done) == 6, "only the epochs that were left"
+    assert all(torch.equal(again[name], held) for name, held in whole.items())
+
+
+def test_the_state_of_another_network_and_a_broken_one_are_dropped(tmp_path: Path) -> None:
+    work, path = task(EvaluateOptions(epochs=2, decay_epoch=None, batch_size=4)), tmp_path / "state.safetensors"
+
+    def begins(name: str) -> int:
+        module, generator = work.fresh(AXES), make_generator("evaluate", *AXES)
+        return NetworkState(path, {"name": name}).load(module, work.optimiser(module.parameters(), 0, None), generator)
+
+    assert begins("it") == 0
+    train(work, AXES, NetworkState(path, {"name": "it"}, every=0))
+    assert (begins("it"), begins("other")) == (2, 0)
+    path.write_bytes(path.read_bytes()[:50])
+    assert begins("it") == 0
 
 
 def test_it_learns_and_a_seed_names_a_network() -> None:

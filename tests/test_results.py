@@ -39,6 +39,10 @@ ROW = {
     "split": "test",
     "selection": "last",
     "average": "raw",
+    "labelled": "own",
+    "augmented": "yes",
+    "step_size": "learned",
+    "rate": 0.02,
     "accuracy": 0.875,
     "loss": 0.4,
     "epochs": 10,
@@ -96,12 +100,15 @@ def test_a_row_with_wrong_columns_is_refused(tmp_path: Path) -> None:
 
 def test_rows_from_before_sets_were_averaged_are_of_raw_sets(tmp_path: Path) -> None:
     path = tmp_path / "old.parquet"
-    fields = {name: kind for name, kind in EVALUATION.fields.items() if name != "average"}
-    old = dataclasses.replace(EVALUATION, fields=fields, since={})
-    row = {name: value for name, value in ROW.items() if name != "average"}
+    fields = {name: kind for name, kind in EVALUATION.fields.items() if name not in EVALUATION.since}
+    old = dataclasses.replace(EVALUATION, fields=fields, since={}, optional=frozenset())
+    row = {name: value for name, value in ROW.items() if name in fields}
     write_rows(path, [row, {**row, "repeat": 1}], old, {})
     frame = read_rows(path, EVALUATION)
-    assert frame.to_dict("records") == [ROW, {**ROW, "repeat": 1}] and list(frame.columns) == list(EVALUATION.fields)
+    filled = {**ROW, "augmented": "", "step_size": ""}
+    assert frame["rate"].isna().all()
+    assert frame.fillna(0.02).to_dict("records") == [filled, {**filled, "repeat": 1}]
+    assert list(frame.columns) == list(EVALUATION.fields)
     table = parquet.read_table(path)
     parquet.write_table(table.drop_columns("loss"), path)  # another column is missing too
     with pytest.raises(UsageError, match=r"has the columns dataset.*expected dataset"):

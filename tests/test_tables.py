@@ -44,6 +44,7 @@ def make(
         axes = {"dataset": dataset, "ipc": 1, "method": method, "seed": seed}
         row = {**axes, "network": "convnet", "labels": "hard", "selection": "last", "loss": 1.0, "epochs": 5}
         cost = {"seconds": 1.0, "peak_memory_bytes": 7}
+        cost |= {"labelled": "own", "augmented": "yes", "step_size": "learned", "rate": 0.1}
         rows = [
             {
                 **row,
@@ -145,7 +146,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
     assert (
-        "cifar10,1,mtt,0.325,0.0208167,4,last,raw,test,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
+        "cifar10,1,convnet,mtt,0.325,0.0208167,4,last,raw,test,learned,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
         in text.splitlines()
     )
     again = pandas.read_csv(folder / "table2-paired.csv")
@@ -158,14 +159,22 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     assert (
         r"\textbf{35.0 $\pm$ 0.8} \\" in tex and r"\multicolumn{9}{c}{published} & \multicolumn{3}{c}{measured}" in tex
     )
-    console = Console(record=True, width=140, file=(tmp_path / "shown").open("w"))
+    console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
     show_table(console, frame, paired)
     shown = console.export_text()
     assert "32.5 ± 2.1" in shown and "satm - mtt: 2.50" in shown
 
 
 def test_selections_are_named_and_not_compared() -> None:
-    row = {"dataset": "d", "ipc": 1, "accuracy_std": 0.0, "n": 2, "published_mean": math.nan, "average": "raw"}
+    row = {
+        "dataset": "d",
+        "ipc": 1,
+        "network": "n",
+        "accuracy_std": 0.0,
+        "n": 2,
+        "published_mean": math.nan,
+        "average": "raw",
+    }
     frame = pandas.DataFrame(
         [
             {**row, "method": "a", "accuracy_mean": 0.5, "selection": "last"},
@@ -199,7 +208,7 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     assert "mtt: exponential moving averages over the iterations; beside them, as `raw`," in lines[-1]
     tex = (folder / "table2.tex").read_text()
     assert r"mtt & mtt, raw & satm \\" in tex and r"\multicolumn{4}{c}{measured}" in tex
-    console = Console(record=True, width=140, file=(tmp_path / "shown").open("w"))
+    console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
     show_table(console, frame, paired)
     assert "mtt, raw" in console.export_text()
     write_table(make(tmp_path / "plain"), "table2")
@@ -237,7 +246,7 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown table .*'table3'; known: table2\. Did you mean 'table2'"):
+    with pytest.raises(UsageError, match=r"unknown results table .*'table3'; known: table2\. Did you mean 'table2'"):
         results_table(make(tmp_path), "table3")
 
 
@@ -271,7 +280,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
     assert rows.loc["linba", "published_mean"] == pytest.approx(0.664)
     assert rows.loc[extra, ["accuracy_mean", "n", "selection", "difference", "seconds"]].isna().all(axis=None)
     csv = (tmp_path / "results" / "table2.csv").read_text().splitlines()
-    assert "cifar10,1,kip,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
+    assert "cifar10,1,convnet,kip,,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
     text = (tmp_path / "results" / "table2.md").read_text()
     assert "| 49.9 ± 0.2 [wide] | 45.6 ± 0.1 | **66.4 ± 0.4** |" in text
     assert "kip: published in contra Table 1, not measured here." in text
@@ -320,3 +329,58 @@ def test_the_published_rows_of_other_outer_steps_have_the_methods_names() -> Non
     frame = load_published()
     own = frame[(frame["source"] == "satm") & (frame["table"] == "Table 4")]
     assert set(own["method"]) <= set(METHODS) and len(own) == 14
+
+
+def make_networks(root: Path, **options: object) -> Resolver:
+    """Return the campaign of `make` with a second network, 0.1 worse, and full data at 0.8 and 0.9."""
+    table = {"datasets": {"cifar10": [10]}, "methods": ["mtt", "satm"], "networks": ["convnet", "resnet18"], **options}
+    campaign = Campaign.model_validate({"tables": {"table5": table}})
+    resolver = Resolver(campaign, (), str(root / "results"), Path("config/small.yaml"))
+    common = {"dataset": "cifar10", "labels": "hard", "selection": "last", "average": "raw", "labelled": "own"}
+    common |= {"augmented": "yes", "rate": 0.1, "loss": 1.0, "epochs": 5, "seconds": 1.0, "peak_memory_bytes": 7}
+    for method, network in [(one, two) for one in ("mtt", "satm", "full-strong") for two in ("convnet", "resnet18")]:
+        best = {"mtt": 0.5, "satm": 0.6, "full-strong": 0.9}[method] - 0.1 * (network == "resnet18")
+        row = {**common, "method": method, "network": network, "split": "test", "seed": 0}
+        row["step_size"] = "searched" if network == "resnet18" and method == "satm" else "learned"
+        full = method == "full-strong"
+        rows = [{**row, "ipc": 0 if full else 10, "repeat": index, "accuracy": best + 0.02 * index} for index in (0, 1)]
+        path = resolver.layout.evaluation("cifar10", 10, method, 0, network)
+        write_rows(Path(resolver.layout.full("cifar10", "strong", network) if full else path), rows, EVALUATION, {})
+        write_rows(Path(resolver.layout.metrics("cifar10", 10, method, 0)), [], METRICS, {})
+    return resolver
+
+
+def test_several_networks_have_a_row_each_with_their_published_numbers(tmp_path: Path) -> None:
+    resolver = make_networks(tmp_path, compare=[["satm", "mtt"], ["mtt", "satm"]], full=["strong"])
+    frame, paired = write_table(resolver, "table5")
+    cells = frame.set_index(["network", "method"])
+    assert cells.loc[("convnet", "mtt"), "published_mean"] == pytest.approx(0.643)
+    assert cells.loc[("resnet18", "mtt"), "published_mean"] == pytest.approx(0.464)
+    assert cells.loc[("resnet18", "satm"), "accuracy_mean"] == pytest.approx(0.51)
+    assert cells.loc[("resnet18", "full-strong"), "accuracy_mean"] == pytest.approx(0.81)
+    assert pandas.isna(cells.loc[("resnet18", "ftd"), "accuracy_mean"])  # published only
+    assert paired[["network", "method", "reference"]].values.tolist() == [
+        [network, *pair] for network in ("convnet", "resnet18") for pair in (("satm", "mtt"), ("mtt", "satm"))
+    ]
+    assert paired["difference"].tolist() == pytest.approx([0.1, -0.1] * 2)
+    lines = (tmp_path / "results" / "table5.md").read_text().splitlines()
+    assert lines[0].startswith("| dataset | IPC | network | ftd (published) |")
+    assert lines[2].startswith("| cifar10 | 10 | convnet | 66.6 ± 0.4 |")
+    assert lines[3].endswith("| 41.0 ± 1.4 | **51.0 ± 1.4** | 81.0 ± 1.4 |") and lines[3].startswith(
+        "|  | 10 | resnet18"
+    )
+    text = "\n".join(lines)
+    assert "learned - convnet: mtt, satm; resnet18: mtt. searched - resnet18: satm." in text
+    assert "full-strong: SGD with momentum 0.9" in text
+    tex = (tmp_path / "results" / "table5.tex").read_text()
+    assert r"\begin{tabular}{lll" in tex and r"dataset & IPC & network & ftd" in tex
+
+
+def test_full_data_is_a_file_of_its_own_that_is_asked_for(tmp_path: Path) -> None:
+    resolver = make_networks(tmp_path, full=["experts"])
+    files = resolver.table("table5").files(resolver.layout, "table5")
+    assert resolver.layout.full("cifar10", "experts", "resnet18") in files
+    with pytest.raises(
+        UsageError, match=r"evaluate .*--dataset cifar10 --what full --recipe experts --network convnet$"
+    ):
+        results_table(resolver, "table5")

@@ -179,12 +179,23 @@ def test_without_a_target_the_tables_of_the_paper_are_made(checkout: Path) -> No
         "table2",
         "table3",
         "table4",
+        "table5",
         "table10",
         "table11",
         "table12",
+        "ftd-table3",
+        "ftd-table5",
+        "contra-table2",
+        "contra-table7",
+        "contra-table8",
+        "worth",
+        "figure2-cifar10",
+        "figure2-tiny-imagenet-10",
+        "figure2-tiny-imagenet-20",
     }
     assert {wild["root"] for rule, wild in jobs if rule != "all"} == {"results"}
-    assert sum(rule == "synthetic" for rule, _ in jobs) == 11 + 4
+    assert sum(rule == "synthetic" for rule, _ in jobs) == 11 + 4 + 1
+    assert sum(rule == "continual_figure" for rule, _ in jobs) == 3
 
 
 def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import torch
 
 from satm.config import ExpertsOptions, Resolver
-from satm.data import Augmentation, ImageData, Preprocessor, load_images, load_whitening
+from satm.data import Augmentation, ImageData, Preprocessor, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
-from satm.experts import Difficulty, TrajectoryStore, load_difficulty
+from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
+from satm.files import read_json
 from satm.methods import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
+from satm.results import Columns, DistilledDataset, load_distilled
+from satm.training import TrainingImages
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ def prepare(resolver: Resolver, dataset: str) -> Prepared:
     """Return a dataset from its stored images and, if it is whitened, its stored whitening."""
     options = resolver.dataset(dataset)
     data = stored_images(resolver, dataset)
-    path = Path(resolver.layout.zca(dataset)) if options.zca else None
+    path = Path(resolver.layout.zca(resolver.whole(dataset))) if options.zca else None
     if path is not None and not path.is_file():
         raise UsageError(f"the whitening {path} does not exist; make it with {_data_command(resolver, dataset)}")
     whitening = load_whitening(path) if path else None
@@ -45,16 +49,24 @@ def prepare(resolver: Resolver, dataset: str) -> Prepared:
 
 
 def stored_images(resolver: Resolver, dataset: str) -> ImageData:
-    """Return a dataset as its stage stored it.
+    """Return a dataset as its stage stored it; the classes of one step out of the whole dataset.
 
     Raises:
-        UsageError: an unknown dataset, or its images were not made yet.
+        UsageError: an unknown dataset, its images were not made yet, or it has not as many classes as its steps need.
     """
-    path = Path(resolver.layout.images(dataset))
+    path = Path(resolver.layout.images(resolver.whole(dataset)))
     resolver.dataset(dataset)
     if not path.is_file():
         raise UsageError(f"the images {path} do not exist; make them with {_data_command(resolver, dataset)}")
-    return load_images(path)
+    data = load_images(path)
+    if (step := resolver.step(dataset)) is None:
+        return data
+    if data.classes != (expected := resolver.classes(step.dataset)):
+        raise UsageError(
+            f"the images {path} are of {data.classes} classes, expected {expected} for the steps of {step.dataset}; "
+            "name the labels to keep in its option classes"
+        )
+    return keep_classes(data, dataset, step.labels(expected))
 
 
 def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, options: ExpertsOptions) -> dict[str, Any]:
@@ -152,8 +164,46 @@ def distilled_path(resolver: Resolver, dataset: str, ipc: int, method: str, seed
     return path
 
 
+def open_distilled(
+    resolver: Resolver, prepared: Prepared, ipc: int, method: str, seed: int
+) -> tuple[DistilledDataset, Path]:
+    """Return a synthetic set and its file.
+
+    Raises:
+        UsageError: it is missing, or was made for images prepared in another way.
+    """
+    path = distilled_path(resolver, prepared.data.name, ipc, method, seed)
+    made = load_distilled(path)
+    if difference := differing_field(prepared.preprocessor.identity, dict(made.preprocessing)):
+        raise UsageError(
+            f"{path} was made for images prepared in another way: {difference}; distil again, or use the "
+            "dataset's options that it was made with"
+        )
+    return made, path
+
+
+def real_images(prepared: Prepared, name: str, device: torch.device) -> TrainingImages:
+    """Return the real images of the split `name` on a device.
+
+    Raises:
+        UsageError: the dataset holds out none of them.
+    """
+    split = getattr(prepared.data, name)
+    if not len(split):
+        raise UsageError(f"dataset {prepared.data.name} holds out no {name} images; set its option validation above 0")
+    return TrainingImages.of(split, prepared.preprocessor, device)
+
+
+def resumed_rows(held: Path, identity: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
+    """Return the rows that an earlier run of the same job left in a JSON file, `{"identity": …, "rows": …}`."""
+    if not held.is_file():
+        return []
+    content: dict[str, Any] = read_json(held, f"state of the {columns.what}")
+    return [{**columns.since, **row} for row in content["rows"]] if content["identity"] == identity else []
+
+
 def _data_command(resolver: Resolver, dataset: str) -> str:
-    return f"`python -m satm data --dataset {dataset}{_config_flag(resolver)}`"
+    return f"`python -m satm data --dataset {resolver.whole(dataset)}{_config_flag(resolver)}`"
 
 
 def _config_flag(resolver: Resolver) -> str:

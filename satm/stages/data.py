@@ -12,7 +12,8 @@ LOG = logging.getLogger("satm")
 
 
 def make_images(resolver: Resolver, dataset: str) -> None:
-    """Decode a dataset once and store it as uint8."""
+    """Decode a dataset once and store it as uint8; the one of a step is part of the whole one, whose file serves it."""
+    dataset = resolver.whole(dataset)
     data = load_dataset(dataset, resolver.dataset(dataset))
     path = Path(resolver.layout.images(dataset))
     save_images(path, data)
@@ -24,7 +25,8 @@ def make_images(resolver: Resolver, dataset: str) -> None:
 
 
 def make_zca(resolver: Resolver, dataset: str) -> None:
-    """Fit the ZCA whitening on the training images and store it."""
+    """Fit the ZCA whitening on the training images, for a step on those of the whole dataset, and store it."""
+    dataset = resolver.whole(dataset)
     options = resolver.dataset(dataset)
     if not options.zca:
         raise UsageError(f"dataset {dataset} is not whitened; set zca: true in its options, or leave this step out")

@@ -13,7 +13,7 @@ from satm import checkpoint
 from satm.config import Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
-from satm.evaluate import evaluate
+from satm.evaluate import Task, evaluate
 from satm.experts import differing_field
 from satm.files import exclusive
 from satm.machine import describe_backend
@@ -52,7 +52,10 @@ def make_distilled(
     made = kind(options, problem)
     look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
     schedule = resolver.evaluation(method, dataset, ipc) if look else None
+    for subject, note in made.notes.items():
+        LOG.info("%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": kind.name, **options.model_dump(mode="json")}
+    resolved |= {"notes": dict(made.notes)} if made.notes else {}
     identity = {
         "axes": list(problem.axes),
         "options": resolved,
@@ -71,7 +74,6 @@ def make_distilled(
             rows = run.rows
         else:
             found, rows = Made(0, made.start(), None, {}), []
-        selection = options.selection if isinstance(options, IterativeOptions) else "last"
         path = Path(layout.distilled(dataset, ipc, method, seed))
         metadata = run_metadata(identity, device)
         write_rows(path.with_name("metrics.parquet"), rows, METRICS, metadata)
@@ -90,7 +92,7 @@ def make_distilled(
                 seed=seed,
                 options=resolved,
                 iteration=found.iteration,
-                selection=selection,
+                selection=made.selection,
                 whitening_path=prepared.whitening_path,
                 average="raw" if raw is None else "ema",
                 raw_images=None if raw is None else raw.images.cpu(),
@@ -100,7 +102,7 @@ def make_distilled(
         )
         LOG.info(
             "%d images of iteration %d (%s), step size %.3g -> %s",
-            *(len(synthetic.images), found.iteration, selection, float(synthetic.step_size), path),
+            *(len(synthetic.images), found.iteration, made.selection, float(synthetic.step_size), path),
         )
         shutil.rmtree(state)
 
@@ -166,28 +168,21 @@ def _look(
     if options.selection == "last":
         return None
     problem = method.problem
-    dataset, ipc, name, seed = problem.axes
+    dataset, ipc, name, _ = problem.axes
     split = prepared.data.validation if options.selection == "validation" else prepared.data.test
     if not len(split):
         raise UsageError(f"selection 'validation' needs held-out images; set validation above 0 in dataset {dataset}")
     real = TrainingImages.of(split, prepared.preprocessor, device)
     schedule, values = resolver.evaluation(name, dataset, ipc), resolver.network(network, dataset)
+    if schedule.lr == "searched":  # for the finished set; a search at each look would cost more than the looks
+        schedule = schedule.model_copy(update={"lr": "learned"})
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)
-        total = 0.0
-        for repeat in range(options.evaluate_networks):
-            axes = ("look", dataset, ipc, name, seed, iteration, repeat)
-            total += evaluate(
-                images,
-                float(synthetic.step_size),
-                real,
-                values,
-                prepared.data.classes,
-                schedule,
-                prepared.augmentation,
-                axes,
-            ).accuracy
+        step_size, classes = float(synthetic.step_size), prepared.data.classes
+        task = Task(images, step_size, values, classes, schedule, prepared.augmentation)
+        axes = [("look", *problem.axes, iteration, repeat) for repeat in range(options.evaluate_networks)]
+        total = sum(score.accuracy for score in evaluate(task, real, axes))
         LOG.info("iteration %d: %s accuracy %.4f", iteration, options.selection, total / options.evaluate_networks)
         return total / options.evaluate_networks
 

@@ -1,23 +1,44 @@
-"""The stage `evaluate`: accuracies of networks trained on synthetic sets."""
+"""The stage `evaluate`: accuracies of networks trained on synthetic sets, or on all real images."""
 
 import logging
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from satm.checkpoint import NetworkState
 from satm.config import EvaluateOptions, Resolver
 from satm.errors import UsageError
-from satm.evaluate import evaluate
-from satm.experts import differing_field
-from satm.files import exclusive, hash_file, read_json, write_json
+from satm.evaluate import Axes, Task, evaluate, search_rate, stacked
+from satm.files import exclusive, hash_file, write_json
+from satm.methods.starts import expert_labels
 from satm.progress import Progress
-from satm.results import EVALUATION, load_distilled, run_metadata, write_rows
-from satm.stages.common import distilled_path, prepare
+from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
+from satm.seeds import derive_seed
+from satm.stages.common import Prepared, make_problem, open_distilled, open_experts, prepare, real_images, resumed_rows
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One set that networks are trained on.
+
+    Args:
+        images: with labels.
+        options: how they are trained.
+        columns: what its rows say of it: `labels`, `average`, `labelled`.
+        text: the same in words, for progress; may be empty.
+    """
+
+    images: TrainingImages
+    options: EvaluateOptions
+    columns: Mapping[str, str]
+    text: str = ""
 
 
 def make_evaluation(
@@ -34,75 +55,198 @@ def make_evaluation(
 
     A set that is an average is followed by its raw one, on networks of the same seeds, so that the two are paired.
     """
-    layout = resolver.layout
-    prepared = prepare(resolver, dataset)
-    path = distilled_path(resolver, dataset, ipc, method, seed)
-    distilled = load_distilled(path)
-    if difference := differing_field(prepared.preprocessor.identity, dict(distilled.preprocessing)):
-        raise UsageError(
-            f"{path} was made for images prepared in another way: {difference}; distil again, or use the dataset's "
-            "options that it was made with"
+    job = _Job(resolver, (dataset, ipc, method, seed), network, options, device)
+    made, path = job.distilled()
+    tested = [
+        Tested(
+            TrainingImages(each.images.to(device), each.labels.to(device)),
+            options,
+            {"labels": _kind(each), "average": each.average, "labelled": "own"},
+            "" if made.average == "raw" else f" on the {each.average} set",
         )
-    values = resolver.network(network, dataset)
-    split = getattr(prepared.data, options.split)
-    if not len(split):
-        raise UsageError(f"dataset {dataset} holds out no {options.split} images; set its option validation above 0")
-    identity = {
-        "distilled": hash_file(path),
-        "options": options.model_dump(mode="json"),
-        "network": values,
-        "data": prepared.data.hash,
-    }
-    state = Path(layout.state("evaluate", dataset, f"ipc-{ipc}", method, f"seed-{seed}", network))
-    with exclusive(state, f"the evaluation of {method}"):
-        rows: list[dict[str, Any]] = []
-        held = state / "rows.json"
-        if held.is_file():
-            content: dict[str, Any] = read_json(held, "state of an evaluation")
-            rows = [{**EVALUATION.since, **row} for row in content["rows"]] if content["identity"] == identity else []
-        real = TrainingImages.of(split, prepared.preprocessor, device)
-        tested = [distilled] if distilled.raw_images is None else [distilled, distilled.unaveraged()]
-        named = ["" if distilled.average == "raw" else f" on the {each.average} set" for each in tested]
-        synthetic = [TrainingImages(each.images.to(device), each.labels.to(device)) for each in tested]
-        with Progress("evaluate", options.repeats * len(tested), len(rows)) as progress:
-            for done in range(len(rows), options.repeats * len(tested)):
-                which, repeat = divmod(done, options.repeats)
-                axes = (dataset, ipc, method, seed, network, repeat, options.network_seed)
-                score = evaluate(
-                    synthetic[which],
-                    float(distilled.step_size),
-                    real,
-                    values,
-                    prepared.data.classes,
-                    options,
-                    prepared.augmentation,
-                    axes,
+        for each in ([made] if made.raw_images is None else [made, made.unaveraged()])
+    ]
+    layout = resolver.layout
+    target = layout.evaluation(dataset, ipc, method, seed, network)
+    job.run("evaluate", tested, Path(target), {"distilled": hash_file(path)}, float(made.step_size), made.selection)
+
+
+def make_variants(
+    resolver: Resolver,
+    dataset: str,
+    ipc: int,
+    method: str,
+    seed: int,
+    network: str,
+    options: EvaluateOptions,
+    teacher: str,
+    device: torch.device,
+) -> None:
+    """Train fresh networks on a synthetic set with hard and with soft labels, each with and without augmentation.
+
+    Hard labels are the class of each image, of learned soft labels the largest. Soft labels are the set's own, or where
+    it has hard ones those of the experts `teacher`, the mean of the logits of those that classify the image correctly.
+    The networks are those of the evaluation, so that all are paired.
+    """
+    job = _Job(resolver, (dataset, ipc, method, seed), network, options, device)
+    made, path = job.distilled()
+    images, hard = made.images.to(device), made.classes.to(device)
+    kinds = {"class": hard}
+    if made.labels.is_floating_point():
+        kinds["own"] = made.labels.to(device)
+    else:
+        store = open_experts(resolver, job.prepared, teacher)
+        known = resolver.experts(teacher, dataset).network
+        problem = make_problem(resolver, job.prepared, known, ipc, device, (dataset, ipc, method, seed), store)
+        kinds["teacher"] = expert_labels(problem, store, images, hard)
+    tested = [
+        Tested(
+            TrainingImages(images, labels),
+            options.model_copy(update={"augment": augment}),
+            {"labels": "hard" if kind == "class" else "soft", "average": made.average, "labelled": kind},
+            f" with {kind} labels{'' if augment else ', not augmented'}",
+        )
+        for kind, labels in kinds.items()
+        for augment in (True, False)
+    ]
+    target = resolver.layout.variants(dataset, ipc, method, seed, network)
+    identity = {"distilled": hash_file(path), "teacher": teacher if "teacher" in kinds else None}
+    job.run("variants", tested, Path(target), identity, float(made.step_size), made.selection)
+
+
+def make_full(
+    resolver: Resolver, dataset: str, recipe: str, network: str, options: EvaluateOptions, device: torch.device
+) -> None:
+    """Train fresh networks on all real training images; in the rows ipc is 0, which stands for all."""
+    if isinstance(options.lr, str):
+        raise UsageError(f"real images have no step size of their own, lr is {options.lr!r}; set lr to a number")
+    job = _Job(resolver, (dataset, 0, f"full-{recipe}", 0), network, options, device)
+    real = TrainingImages.of(job.prepared.data.train, job.prepared.preprocessor, device)
+    columns = {"labels": "hard", "average": "raw", "labelled": "own"}
+    target = resolver.layout.full(dataset, recipe, network)
+    job.run("full", [Tested(real, options, columns)], Path(target), {}, options.lr, "last")
+
+
+class _Job:
+    """What the three have in common: the real images, the network, the rows and how they are resumed."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        cell: tuple[str, int, str, int],
+        network: str,
+        options: EvaluateOptions,
+        device: torch.device,
+    ) -> None:
+        """Prepare the dataset.
+
+        Raises:
+            UsageError: it holds out no images of the kind that the options ask for.
+        """
+        self.resolver, self.cell, self.network, self.options, self.device = resolver, cell, network, options, device
+        dataset = cell[0]
+        self.prepared: Prepared = prepare(resolver, dataset)
+        self.values = resolver.network(network, dataset)
+        self.real = self._images(options.split)
+
+    def distilled(self) -> tuple[DistilledDataset, Path]:
+        """Return the synthetic set and its file.
+
+        Raises:
+            UsageError: it is missing, or was made for images prepared in another way.
+        """
+        return open_distilled(self.resolver, self.prepared, *self.cell[1:])
+
+    def run(
+        self,
+        stage: str,
+        tested: Sequence[Tested],
+        target: Path,
+        identity: Mapping[str, Any],
+        step_size: float,
+        selection: str,
+    ) -> None:
+        """Train and test the networks that have no row yet, one set after another, and write the rows."""
+        resolver, options, device = self.resolver, self.options, self.device
+        dataset, ipc, method, seed = self.cell
+        identity = {
+            **identity,
+            "options": options.model_dump(mode="json"),
+            "network": self.values,
+            "data": self.prepared.data.hash,
+        }
+        state = Path(resolver.layout.state(stage, dataset, f"ipc-{ipc}", method, f"seed-{seed}", self.network))
+        with exclusive(state, f"the evaluation of {method}"):
+            held = state / "rows.json"
+            rows = resumed_rows(held, identity, EVALUATION)
+            total = options.repeats * len(tested)
+            with Progress("evaluate", total, len(rows)) as progress:
+                tasks: dict[int, Task] = {}
+                while len(rows) < total:
+                    which, repeat = divmod(len(rows), options.repeats)
+                    each = tested[which]
+                    if which not in tasks:
+                        tasks[which] = self._task(each, step_size)
+                    task = tasks[which]
+                    at_once = stacked(task, device)
+                    repeats = range(repeat, options.repeats if at_once else repeat + 1)
+                    axes = [self._axes(number) for number in repeats]
+
+                    def keep(one: Axes, file: Path = state / "network.safetensors") -> NetworkState:
+                        return NetworkState(file, [derive_seed(*one), len(rows), identity])
+
+                    for number, score in zip(repeats, evaluate(task, self.real, axes, keep), strict=True):
+                        rows.append(
+                            {
+                                "dataset": dataset,
+                                "ipc": ipc,
+                                "method": method,
+                                "seed": seed,
+                                "network": self.network,
+                                "repeat": number,
+                                **each.columns,
+                                "split": options.split,
+                                "selection": selection,
+                                "augmented": "yes" if each.options.augment else "no",
+                                "step_size": options.lr if isinstance(options.lr, str) else "fixed",
+                                "rate": task.rate,
+                                "accuracy": score.accuracy,
+                                "loss": score.loss,
+                                "epochs": options.epochs,
+                                "seconds": score.seconds,
+                                "peak_memory_bytes": score.peak_memory_bytes,
+                            }
+                        )
+                        write_json(held, {"identity": identity, "rows": rows})
+                        text = f"network {number}{each.text}: {options.split} accuracy {score.accuracy:.4f}"
+                        progress.step(text)
+            write_rows(target, rows, EVALUATION, run_metadata(identity, device))
+            for which, each in enumerate(tested):
+                found = [row["accuracy"] for row in rows[which * options.repeats : (which + 1) * options.repeats]]
+                mean = sum(found) / len(found)
+                LOG.info(
+                    "mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(found), each.text, mean, target
                 )
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "ipc": ipc,
-                        "method": method,
-                        "seed": seed,
-                        "network": network,
-                        "repeat": repeat,
-                        "labels": "soft" if distilled.labels.is_floating_point() else "hard",
-                        "split": options.split,
-                        "selection": distilled.selection,
-                        "average": tested[which].average,
-                        "accuracy": score.accuracy,
-                        "loss": score.loss,
-                        "epochs": options.epochs,
-                        "seconds": score.seconds,
-                        "peak_memory_bytes": score.peak_memory_bytes,
-                    }
-                )
-                write_json(held, {"identity": identity, "rows": rows})
-                progress.step(f"network {repeat}{named[which]}: {options.split} accuracy {score.accuracy:.4f}")
-        target = Path(layout.evaluation(dataset, ipc, method, seed, network))
-        write_rows(target, rows, EVALUATION, run_metadata(identity, device))
-        for each, name in zip(tested, named, strict=True):
-            found = [row["accuracy"] for row in rows if row["average"] == each.average]
-            mean = sum(found) / len(found)
-            LOG.info("mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(found), name, mean, target)
-        shutil.rmtree(state)
+            shutil.rmtree(state)
+
+    def _task(self, each: Tested, step_size: float) -> Task:
+        """Return what the networks of a set are trained on; a step size that is to be searched is found here."""
+        data, options = self.prepared.data, each.options
+        first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
+        task = Task(each.images, step_size, self.values, data.classes, first, self.prepared.augmentation)
+        if options.lr != "searched":
+            return task
+        axes = (*self.cell, self.network, options.network_seed)
+        rate = search_rate(task, self._images(options.lr_images), axes)
+        LOG.info("step size %g, the best of %s%s", rate, ", ".join(map(str, options.lr_grid)), each.text)
+        return replace(task, options=options.model_copy(update={"lr": rate}))
+
+    def _axes(self, repeat: int) -> Axes:
+        return (*self.cell, self.network, repeat, self.options.network_seed)
+
+    def _images(self, name: str) -> TrainingImages:
+        return real_images(self.prepared, name, self.device)
+
+
+def _kind(made: DistilledDataset) -> str:
+    return "soft" if made.labels.is_floating_point() else "hard"

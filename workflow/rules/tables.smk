@@ -1,3 +1,4 @@
+# A results table has .tex and -paired.csv beside these, which the other kinds of table lack.
 rule table:
     input:
         measured=campaigns.measured,
@@ -8,9 +9,7 @@ rule table:
             category="Tables",
             labels={"campaign": "{root}", "table": "{table}"},
         ),
-        paired=layout.table("{table}-paired", "csv"),
         md=layout.table("{table}", "md"),
-        tex=layout.table("{table}", "tex"),
     log:
         layout.log("table", "{table}"),
     benchmark:

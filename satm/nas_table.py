@@ -1,0 +1,230 @@
+"""Tables of architecture searches: how well synthetic sets rank networks, beside the published numbers.
+
+Pure functions of the parquet files that the stage `nas` left behind. Accuracies are fractions in the frame and csv,
+percent in Markdown.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas
+from rich.console import Console
+from rich.table import Table
+
+from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
+from satm.errors import pick
+from satm.files import atomic_path
+from satm.nas import TOPS, Ranking, candidates, mean_accuracies, rank
+from satm.results import NAS
+from satm.tables import csv_text, load_published, percent, read_checked
+
+PUBLISHED = {"ftd-table5": ("ftd", "Table 5"), "contra-table7": ("contra", "Table 7")}
+"""Where a search's published numbers are, as (source, table) of the data file, by the name of the search."""
+
+METRICS = {
+    **{f"spearman_{top}": f"spearman_{top}" for top in TOPS},
+    "selected_accuracy": "nas_best_model_accuracy",
+    "minutes": "search_time_min",
+}
+"""Columns that have published numbers, and the metric in the data file."""
+
+COLUMNS = {
+    "dataset": "str",
+    "ipc": "int64",
+    "method": "str",
+    "seeds": "int64",
+    "candidates": "int64",
+    **{f"spearman_{top}{kind}": "float64" for top in TOPS for kind in ("", "_std")},
+    "selected_accuracy": "float64",
+    "selected_accuracy_std": "float64",
+    "best_accuracy": "float64",
+    "selected": "str",
+    "proxy_minutes": "float64",
+    "real_minutes": "float64",
+    **{f"published_{column}": "float64" for column in METRICS},
+    "published_source": "object",
+}
+"""Columns of a search's table; those of type float64 and object can be missing."""
+
+
+def search_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+    """Return one row per dataset, ipc and method of a search, and a row `real` (ipc 0) of each dataset.
+
+    Columns: seeds, how many synthetic sets; candidates, how many networks were ranked; spearman_…, rank correlation of
+    the accuracies after training on the set and on the real images, over the best candidates or all (`satm.nas.TOPS`),
+    mean and sample standard deviation over the sets; selected_accuracy, of the candidate that is best by the set, when
+    trained on the real images, likewise; best_accuracy, of the best candidate there; selected, the options of the first
+    in the order of `satm.nas.SPACE`, of several sets each different one; proxy_minutes, spent on one set, and
+    real_minutes on the real images, which find the best candidate alone in the row `real`; published_…, where the
+    search is one of a paper. A candidate's accuracy is the mean over its networks. What does not exist is missing.
+
+    Raises:
+        UsageError: no such search; a file that it needs is missing (the text has the command that makes it), broken, or
+            of another run; sets and real images with different candidates.
+    """
+    options = _options(resolver, name)
+    rows: list[dict[str, object]] = []
+    for dataset, ipcs in options.datasets.items():
+        real = _rows(resolver, name, options, dataset, None)
+        spent = {"real_minutes": _minutes(real)}
+        for ipc in ipcs:
+            for method in options.methods:
+                seeds = options.seeds_for(ipc)
+                sets = [_rows(resolver, name, options, dataset, (ipc, method, seed)) for seed in seeds]
+                both = {"proxy_minutes": sum(map(_minutes, sets)) / len(sets), **spent}
+                rows.append(_row(dataset, ipc, method, _ranked(sets, real, options), both, name))
+        rows.append(_row(dataset, 0, "real", _ranked([real], real, options), spent, name))
+    return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def write_search(resolver: Resolver, name: str, console: Console) -> pandas.DataFrame:
+    """Write a search's table as csv and md, show it, and return its frame."""
+    frame = search_table(resolver, name)
+    text = markdown(frame, _notes(_options(resolver, name), frame))
+    for kind, content in (("csv", csv_text(frame)), ("md", text)):
+        with atomic_path(Path(resolver.layout.table(name, kind))) as part:
+            part.write_text(content)
+    shown = Table(title="Architecture search: rank correlations; accuracies in percent")
+    for heading in (lines := _lines(frame))[0]:
+        shown.add_column(heading, justify="left" if heading in TEXTS else "right")
+    for line in lines[1:]:
+        shown.add_row(*line)
+    console.print(shown)
+    return frame
+
+
+def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
+    """Return a search's table as Markdown, accuracies in percent."""
+    head, *lines = _lines(frame)
+    ruled = [head, ["---" if heading in TEXTS else "---:" for heading in head], *lines]
+    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in ruled), *notes]) + "\n"
+
+
+TEXTS = ("dataset", "IPC", "method", "selected network")
+"""Headings of columns of texts."""
+
+
+def _options(resolver: Resolver, name: str) -> SearchOptions:
+    return pick(name, resolver.campaign.searches, f"search in {resolver.path or 'the built-in campaign'}")
+
+
+def _rows(
+    resolver: Resolver, name: str, options: SearchOptions, dataset: str, cell: tuple[int, str, int] | None
+) -> pandas.DataFrame:
+    """Return the rows of all parts on the synthetic set of an ipc, method and seed; None: on the real images."""
+    layout, found = resolver.layout, []
+    axes: dict[str, object] = {"dataset": dataset}
+    if cell:
+        axes |= zip(("ipc", "method", "seed"), cell, strict=True)
+    for part in options.parts():
+        path = layout.nas(dataset, *cell, name, part) if cell else layout.nas_real(dataset, name, part)
+        axes |= {"search": name, "part": part}
+        found.append(read_checked(resolver, path, NAS, "nas" if cell else "nas --real", axes))
+    return pandas.concat(found, ignore_index=True)
+
+
+def _minutes(rows: pandas.DataFrame) -> float:
+    return float(rows["seconds"].sum()) / 60
+
+
+def _ranked(sets: Sequence[pandas.DataFrame], real: pandas.DataFrame, options: SearchOptions) -> list[Ranking]:
+    return [rank(mean_accuracies(rows), mean_accuracies(real), options.top_by) for rows in sets]
+
+
+def _row(
+    dataset: str, ipc: int, method: str, found: Sequence[Ranking], spent: Mapping[str, float], name: str
+) -> dict[str, object]:
+    """Return a row from the ranking by each set."""
+    measured = {f"spearman_{top}": pandas.Series([one.spearman[top] for one in found]) for top in TOPS}
+    measured["selected_accuracy"] = pandas.Series([one.selected_accuracy for one in found])
+    networks = candidates()
+    return {
+        "dataset": dataset,
+        "ipc": ipc,
+        "method": method,
+        "seeds": len(found),
+        "candidates": found[0].candidates,
+        **{column: values.mean(skipna=False) for column, values in measured.items()},
+        **{f"{column}_std": values.std(skipna=False) for column, values in measured.items()},
+        "best_accuracy": found[0].best_accuracy,
+        "selected": ", ".join(dict.fromkeys(str(networks[one.selected]) for one in found)),
+        **spent,
+        **_published(name, dataset, ipc, method),
+    }
+
+
+def _published(name: str, dataset: str, ipc: int, method: str) -> dict[str, object]:
+    """Return the published numbers of a row by column; nothing where there are none."""
+    if name not in PUBLISHED:
+        return {}
+    source, table = PUBLISHED[name]
+    frame = load_published()
+    frame = frame[(frame["source"] == source) & (frame["table"] == table) & (frame["dataset"] == dataset)]
+    same = (frame["method"] == "full") if method == "real" else (frame["method"] == method) & (frame["ipc"] == ipc)
+    values = dict(zip(frame.loc[same, "metric"], frame.loc[same, "value"], strict=True))
+    if not values:
+        return {}
+    if (metric := METRICS["selected_accuracy"]) in values:
+        values[metric] /= 100
+    known = {f"published_{column}": values[metric] for column, metric in METRICS.items() if metric in values}
+    return {**known, "published_source": f"{source} {table}"}
+
+
+def _lines(frame: pandas.DataFrame) -> list[list[str]]:
+    """Return the headings and the rows as texts; a column of published numbers only where there are some."""
+    frame = frame.assign(minutes=frame["proxy_minutes"].fillna(frame["real_minutes"]))
+    headings = {f"spearman_{top}": top.replace("top", "top ") for top in TOPS}
+    headings |= {"selected_accuracy": "selected", "minutes": "minutes"}
+    printed = [column for column in METRICS if frame[f"published_{column}"].notna().any()]
+    head = ["dataset", "IPC", "method"]
+    for column, heading in headings.items():
+        head += [heading, f"{heading} (published)"] if column in printed else [heading]
+    lines = [[*head, "best", "candidates", "selected network"]]
+    for row in frame.to_dict("records"):
+        cells = [row["dataset"], "all" if row["ipc"] == 0 else str(row["ipc"]), row["method"]]
+        for column in headings:
+            cells.append(_text(column, row[column], row.get(f"{column}_std", float("nan"))))
+            if column in printed:
+                cells.append(_text(column, row[f"published_{column}"], float("nan")))
+        lines.append([*cells, percent(row["best_accuracy"], float("nan")), str(row["candidates"]), row["selected"]])
+    return lines
+
+
+def _text(column: str, mean: float, std: float) -> str:
+    """Return a number of a column: percent, a correlation or minutes."""
+    if column == "selected_accuracy":
+        return percent(mean, std)
+    if pandas.isna(mean):
+        return ""
+    if column == "minutes":
+        return f"{mean:.1f}"
+    return f"{mean:.2f}" if pandas.isna(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
+    sets = " or ".join(map(str, sorted(set(frame.loc[frame["method"] != "real", "seeds"]))))
+    counts = " or ".join(map(str, sorted(set(frame["candidates"]))))
+    whose = "the real images" if options.top_by == "real" else "the synthetic set"
+    notes = [
+        f"Spearman's rank correlation of the accuracies of {counts} of {CANDIDATES} ConvNets after training on a "
+        f"synthetic set and after training on all real images (row `real`: with itself), over the best 5, 10 and 20 by "
+        f"{whose}, and over all; mean ± sample standard deviation over {sets} synthetic sets. Empty: fewer candidates, "
+        "or all of equal accuracy.",
+        "selected: accuracy in percent, after training on the real images, of the candidate that is best by the set; "
+        "best: of the best one there. minutes: of training and testing all candidates, one after another. selected "
+        "network: width, depth, norm, activation, pooling.",
+        f"On synthetic sets: {_recipe(options.proxy)}. On real images: {_recipe(options.real)}.",
+    ]
+    if source := next(iter(frame["published_source"].dropna()), None):
+        notes.append(
+            f"Published: {source}, over all {CANDIDATES} candidates; optimiser and step size are not given there."
+        )
+    return notes
+
+
+def _recipe(options: CandidateOptions) -> str:
+    rate = "the set's learned step size" if options.lr == "learned" else f"step size {options.lr:g}"
+    return (
+        f"{options.repeats} networks of each candidate, {options.epochs} epochs, {options.optimiser}, {rate}, "
+        f"{options.split} accuracy"
+    )

@@ -1,0 +1,194 @@
+"""The stage `continual`: accuracies of networks that learn classes step by step from synthetic sets."""
+
+import itertools
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satm.checkpoint import NetworkState
+from satm.class_order import Step, split_classes
+from satm.config import LearnOptions, Resolver
+from satm.continual import Brought, Tested, among, learn, rows, whole_labels
+from satm.errors import UsageError
+from satm.evaluate import Axes, Task, search_rate
+from satm.files import exclusive, hash_file, read_json, write_json
+from satm.progress import Progress
+from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
+from satm.seeds import derive_seed
+from satm.stages.common import Prepared, open_distilled, prepare, real_images
+from satm.training import TrainingImages
+
+LOG = logging.getLogger("satm")
+
+Parts = tuple[tuple[int, ...], ...]
+"""The classes of each step of one order."""
+
+
+def make_continual(
+    resolver: Resolver,
+    dataset: str,
+    ipc: int,
+    method: str,
+    seed: int,
+    protocol: str,
+    options: LearnOptions,
+    device: torch.device,
+) -> None:
+    """Learn the classes of a dataset step by step, in several orders; write one row per network and class seen.
+
+    Networks that were tested before a kill are kept. Where sets are averages, the averages are learned from.
+    """
+    job = _Job(resolver, (dataset, ipc, method, seed), options, device)
+    state = Path(resolver.layout.state("continual", dataset, f"ipc-{ipc}", method, f"seed-{seed}", protocol))
+    with exclusive(state, f"the continual learning of {method}"):
+        tested = job.run(state)
+        target = Path(resolver.layout.continual(dataset, ipc, method, seed, protocol))
+        one = next(iter(job.sets.values()))
+        columns = {
+            "dataset": dataset,
+            "ipc": ipc,
+            "method": method,
+            "seed": seed,
+            "network": options.network,
+            "protocol": protocol,
+            "sets": options.sets,
+            "labels": "soft" if one.labels.is_floating_point() else "hard",
+            "split": options.split,
+            "selection": one.selection,
+            "average": one.average,
+            "step_size": options.lr if isinstance(options.lr, str) else "fixed",
+        }
+        found = rows(tested, job.parts, job.images, columns)
+        write_rows(target, found, CONTINUAL, run_metadata(job.identity, device))
+        last = [job.accuracy(each) for each in tested if each.step == options.steps]
+        mean = sum(last) / len(last)
+        LOG.info(
+            "mean %s accuracy on all classes after %d steps, %d networks, %.4f -> %s",
+            *(options.split, options.steps, len(last), mean, target),
+        )
+        shutil.rmtree(state)
+
+
+class _Job:
+    """What one run needs, checked, and the loop over the class orders."""
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        cell: tuple[str, int, str, int],
+        options: LearnOptions,
+        device: torch.device,
+    ) -> None:
+        """Open everything.
+
+        Raises:
+            UsageError: more steps than classes, a class without images to test on, or a synthetic set that is missing,
+                of other classes or of another space.
+        """
+        self.cell, self.options = cell, options
+        self.prepared: Prepared = prepare(resolver, cell[0])
+        data = self.prepared.data
+        self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
+        self.real = real_images(self.prepared, options.split, device)
+        searched = options.lr == "searched"
+        self.chosen_on = real_images(self.prepared, options.lr_images, device) if searched else self.real
+        self.images: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
+        if not min(self.images):
+            empty = self.images.index(0)
+            raise UsageError(
+                f"class {empty} ({data.class_names[empty]}) of {cell[0]} has no {options.split} images to be tested "
+                "on; leave it out of the dataset's option classes"
+            )
+        self.values = resolver.network(options.network, cell[0])
+        self.sets: dict[str, DistilledDataset] = {}
+        hashes: dict[str, str] = {}
+        labels: Iterable[Sequence[int]]
+        labels = [range(data.classes)] if options.sets == "sliced" else itertools.chain.from_iterable(self.parts)
+        for name, own in zip(options.sources(cell[0]), labels, strict=True):
+            self.sets[name], path = self._opened(resolver, name, own)
+            hashes[name] = hash_file(path)
+        self.identity: dict[str, Any] = {
+            "sets": hashes,
+            "options": options.model_dump(mode="json"),
+            "network": self.values,
+            "data": data.hash,
+        }
+
+    def run(self, state: Path) -> list[Tested]:
+        """Return all networks tested; those that the state holds are not trained again."""
+        held, options = state / "rows.json", self.options
+        tested = _resumed(held, self.identity)
+        each = options.steps * options.repeats
+        axes: Axes = (*self.cell, options.network, "continual", options.network_seed)
+
+        def keep(names: Axes) -> NetworkState:
+            return NetworkState(state / "network.safetensors", [derive_seed(*names), self.identity])
+
+        with Progress("continual", options.orders * each, len(tested)) as progress:
+            for order in range(len(tested) // each, options.orders):
+                task, done = partial(self._task, order), len(tested) - order * each
+                brought = self._brought(order)
+                for found in learn(
+                    brought, self.parts[order], self.real, task, order, axes, options.repeats, done, keep
+                ):
+                    tested.append(found)
+                    write_json(held, {"identity": self.identity, "tested": [asdict(one) for one in tested]})
+                    seen = f"{options.split} accuracy {self.accuracy(found):.4f} on {len(found.right)} classes"
+                    progress.step(f"order {order} step {found.step} network {found.repeat}: {seen}")
+        return tested
+
+    def accuracy(self, found: Tested) -> float:
+        """Return the accuracy of a network on all classes that it has seen."""
+        seen = [label for part in self.parts[found.order][: found.step] for label in part]
+        return sum(found.right) / sum(self.images[label] for label in seen)
+
+    def _opened(self, resolver: Resolver, name: str, labels: Sequence[int]) -> tuple[DistilledDataset, Path]:
+        """Return the synthetic set of a dataset, the whole or a part with these labels, and its file."""
+        data = self.prepared.data
+        made, path = open_distilled(resolver, replace(self.prepared, data=replace(data, name=name)), *self.cell[1:])
+        if made.class_names != (expected := tuple(data.class_names[label] for label in labels)):
+            raise UsageError(
+                f"{path} is of the classes {', '.join(made.class_names)}, expected {', '.join(expected)}; distil again"
+            )
+        return made, path
+
+    def _brought(self, order: int) -> list[Brought]:
+        """Return what each step of an order brings."""
+        found = []
+        for step, part in enumerate(self.parts[order], 1):
+            if self.options.sets == "sliced":
+                made = self.sets[self.cell[0]]
+                found.append(Brought(made, part, float(made.step_size)))
+            else:
+                made = self.sets[Step(self.cell[0], order, step, self.options.steps).name]
+                labels = whole_labels(made.labels, part, self.prepared.data.classes)
+                found.append(Brought((made.images, labels), None, float(made.step_size)))
+        return found
+
+    def _task(self, order: int, synthetic: TrainingImages, step_size: float, step: int, seen: tuple[int, ...]) -> Task:
+        """Return how the networks of one step are trained; a step size that is to be searched is found here."""
+        options = self.options
+        first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
+        task = Task(synthetic, step_size, self.values, len(seen), first, self.prepared.augmentation)
+        if options.lr != "searched":
+            return task
+        axes = (*self.cell, options.network, "continual", options.network_seed, order, step)
+        rate = search_rate(task, among(self.chosen_on, seen), axes)
+        LOG.info("order %d step %d: step size %g, the best of %s", order, step, rate, options.lr_grid)
+        return replace(task, options=options.model_copy(update={"lr": rate}))
+
+
+def _resumed(held: Path, identity: Mapping[str, Any]) -> list[Tested]:
+    """Return the networks that an earlier run of the same has tested."""
+    if not held.is_file():
+        return []
+    content: dict[str, Any] = read_json(held, "state of continual learning")
+    if content["identity"] != identity:
+        return []
+    return [Tested(**{**one, "right": tuple(one["right"])}) for one in content["tested"]]

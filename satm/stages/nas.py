@@ -1,0 +1,199 @@
+"""The stage `nas`: accuracies of the candidates of an architecture search, on a synthetic set or on real images."""
+
+import functools
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from satm.checkpoint import NetworkState
+from satm.config import CandidateOptions, Resolver, SearchOptions
+from satm.errors import UsageError
+from satm.evaluate import Axes, Task, evaluate, stacked
+from satm.files import exclusive, hash_file, write_json
+from satm.nas import Candidate, candidates, sample
+from satm.networks import NETWORKS, resolve
+from satm.progress import Progress
+from satm.results import NAS, run_metadata, write_rows
+from satm.seeds import derive_seed
+from satm.stages.common import Prepared, open_distilled, prepare, real_images, resumed_rows
+from satm.training import TrainingImages
+
+LOG = logging.getLogger("satm")
+
+Cell = tuple[str, int, str, int]
+"""Dataset, images per class, method and seed; 0, `real` and 0 stand for all real images."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the candidates are trained on.
+
+    Args:
+        cell: whose rows these are.
+        images: with labels.
+        step_size: that belongs to them, where the recipe's is `learned`.
+        options: the recipe.
+        identity: JSON values that say which images these are.
+    """
+
+    cell: Cell
+    images: TrainingImages
+    step_size: float
+    options: CandidateOptions
+    identity: Mapping[str, Any]
+
+
+def make_search(
+    resolver: Resolver,
+    dataset: str,
+    ipc: int,
+    method: str,
+    seed: int,
+    search: str,
+    options: SearchOptions,
+    part: str | None,
+    device: torch.device,
+) -> None:
+    """Train the candidates of a search on a synthetic set, one part or all, and write a row of each network.
+
+    Of a set that is a moving average, the average is used.
+    """
+    _check_part(search, options, part)
+    prepared = prepare(resolver, dataset)
+    made, path = open_distilled(resolver, prepared, ipc, method, seed)
+    images = TrainingImages(made.images.to(device), made.labels.to(device))
+    cell = (dataset, ipc, method, seed)
+    source = Source(cell, images, float(made.step_size), options.proxy, {"distilled": hash_file(path)})
+    _run(resolver, prepared, source, search, options, part, device)
+
+
+def make_real_search(
+    resolver: Resolver, dataset: str, search: str, options: SearchOptions, part: str | None, device: torch.device
+) -> None:
+    """Train the candidates of a search on all real training images, one part or all; a row of each network."""
+    _check_part(search, options, part)
+    prepared = prepare(resolver, dataset)
+    images = real_images(prepared, "train", device)
+    # Real images have no step size of their own; the recipe's is a number (`SearchOptions`).
+    source = Source((dataset, 0, "real", 0), images, 0.0, options.real, {})
+    _run(resolver, prepared, source, search, options, part, device)
+
+
+@functools.cache
+def fitting(channels: int, classes: int, size: int) -> tuple[Candidate, ...]:
+    """Return the candidates that fit images of `size` x `size` pixels, by the rule of the network itself."""
+    found = []
+    for candidate in candidates():
+        name, options = resolve(candidate.network)
+        try:
+            with torch.device("meta"):  # shapes only: no weights are drawn
+                NETWORKS[name](channels, classes, size, options)
+        except ValueError:
+            continue
+        found.append(candidate)
+    return tuple(found)
+
+
+def _check_part(search: str, options: SearchOptions, part: str | None) -> None:
+    if part is not None and part not in (known := options.parts()):
+        raise UsageError(f"unknown part {part!r} of search {search}; known: {', '.join(known)}")
+
+
+def _run(
+    resolver: Resolver,
+    prepared: Prepared,
+    source: Source,
+    search: str,
+    options: SearchOptions,
+    part: str | None,
+    device: torch.device,
+) -> None:
+    """Train and test the candidates of the parts, those that have no row yet."""
+    data, layout = prepared.data, resolver.layout
+    dataset, ipc, method, seed = source.cell
+    tested = real_images(prepared, source.options.split, device)
+    fit = fitting(data.channels, data.classes, data.size)
+    if left_out := len(candidates()) - len(fit):
+        LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, len(candidates()), data.size)
+    chosen = sample(fit, options.sample, options.sample_seed)
+    place = ("real",) if ipc == 0 else (f"ipc-{ipc}", method, f"seed-{seed}")
+    for name in options.parts() if part is None else [part]:
+        first, last = (int(number) for number in name.split("-"))
+        mine = chosen[first : last + 1]
+        target = Path(layout.nas_real(dataset, search, name) if ipc == 0 else layout.nas(*source.cell, search, name))
+        state = Path(layout.state("nas", dataset, *place, search, f"part-{name}"))
+        with exclusive(state, f"part {name} of search {search}"):
+            identity = {
+                **source.identity,
+                "options": source.options.model_dump(mode="json"),
+                "candidates": [candidate.index for candidate in mine],
+                "data": data.hash,
+                "preprocessing": prepared.preprocessor.identity,
+                "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
+            }
+            rows = _trained(prepared, source, search, mine, tested, state, identity, device)
+            write_rows(target, rows, NAS, run_metadata(identity, device))
+            LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), method, len(rows), target)
+            shutil.rmtree(state)
+
+
+def _trained(
+    prepared: Prepared,
+    source: Source,
+    search: str,
+    mine: Sequence[Candidate],
+    tested: TrainingImages,
+    state: Path,
+    identity: Mapping[str, Any],
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Return a row of each network, those of an earlier run included."""
+    dataset, ipc, method, seed = source.cell
+    options, held = source.options, state / "rows.json"
+    rows = resumed_rows(held, identity, NAS)
+    total = len(mine) * options.repeats
+    with Progress("nas", total, len(rows)) as progress:
+        while len(rows) < total:
+            which, repeat = divmod(len(rows), options.repeats)
+            candidate = mine[which]
+            task = Task(
+                source.images,
+                source.step_size,
+                candidate.network,
+                prepared.data.classes,
+                options,
+                prepared.augmentation,
+            )
+            repeats = range(repeat, options.repeats if stacked(task, device) else repeat + 1)
+            axes = [(*source.cell, f"nas-{candidate.index}", number, options.network_seed) for number in repeats]
+
+            def keep(one: Axes) -> NetworkState:
+                return NetworkState(state / "network.safetensors", [derive_seed(*one), identity])
+
+            for number, score in zip(repeats, evaluate(task, tested, axes, keep), strict=True):
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "ipc": ipc,
+                        "method": method,
+                        "seed": seed,
+                        "search": search,
+                        "candidate": candidate.index,
+                        **candidate.choices,
+                        "repeat": number,
+                        "split": options.split,
+                        "accuracy": score.accuracy,
+                        "loss": score.loss,
+                        "epochs": options.epochs,
+                        "seconds": score.seconds,
+                        "peak_memory_bytes": score.peak_memory_bytes,
+                    }
+                )
+                progress.step(f"{candidate}, network {number}: {options.split} accuracy {score.accuracy:.4f}")
+            write_json(held, {"identity": identity, "rows": rows})
+    return rows

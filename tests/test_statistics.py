@@ -1,0 +1,54 @@
+"""Intervals against SciPy's, scores against numbers worked out by hand."""
+
+import math
+
+import numpy
+import pytest
+from scipy import stats
+
+from satm.analysis.statistics import augmentation_robust_score, label_robust_score, student_interval
+
+
+@pytest.mark.parametrize("values", [[0.1, 0.4], [0.31, 0.28, 0.35], list(numpy.linspace(0, 1, 30) ** 2)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_the_interval_is_students(values: list[float], confidence: float) -> None:
+    mean, low, high = student_interval(values, confidence)
+    expected = stats.t.interval(confidence, len(values) - 1, numpy.mean(values), stats.sem(values))
+    assert mean == pytest.approx(numpy.mean(values)) and (low, high) == pytest.approx(expected)
+
+
+def test_the_interval_agrees_with_the_bootstrap_where_there_are_many() -> None:
+    values = numpy.random.default_rng(0).exponential(size=400)
+    found = stats.bootstrap((values,), numpy.mean, confidence_level=0.95, rng=numpy.random.default_rng(1))
+    _, low, high = student_interval(values.tolist())
+    width = found.confidence_interval.high - found.confidence_interval.low
+    assert (low, high) == pytest.approx(tuple(found.confidence_interval), abs=0.1 * width)
+
+
+def test_a_single_value_has_no_interval() -> None:
+    mean, low, high = student_interval([0.5])
+    assert mean == 0.5 and math.isnan(low) and math.isnan(high)
+
+
+@pytest.mark.parametrize(
+    ("improvement", "gap", "weight", "expected"),
+    [
+        (1.0, -1.0, 0.5, 1.0),  # the most that can be
+        (-1.0, 1.0, 0.5, 0.0),  # the least
+        (0.0, 0.0, 0.5, (1 - 1 / math.e) / (math.e - 1 / math.e)),
+        (0.2, 0.4, 0.5, (math.exp(-0.1) - 1 / math.e) / (math.e - 1 / math.e)),
+        (0.2, 0.4, 0.75, (math.exp(0.05) - 1 / math.e) / (math.e - 1 / math.e)),
+    ],
+)
+def test_label_robust_scores_by_hand(improvement: float, gap: float, weight: float, expected: float) -> None:
+    assert label_robust_score(improvement, gap, weight) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("augmented", "plain", "expected"),
+    [(1.0, 1.0, 1.0), (-1.0, -1.0, 0.0), (0.3, 0.1, (math.exp(0.2) - 1 / math.e) / (math.e - 1 / math.e))],
+)
+def test_augmentation_robust_scores_by_hand(augmented: float, plain: float, expected: float) -> None:
+    assert augmentation_robust_score(augmented, plain) == pytest.approx(expected)
+    weighted = augmentation_robust_score(augmented, plain, weight=1.0)
+    assert weighted == pytest.approx((math.exp(augmented) - 1 / math.e) / (math.e - 1 / math.e))

@@ -1,0 +1,71 @@
+rule continual:
+    input:
+        data=campaigns.prepared,
+        distilled=campaigns.learned,
+    output:
+        accuracies=layout.continual(
+            "{dataset}", "{ipc}", "{method}", "{seed}", "{protocol}"
+        ),
+    log:
+        layout.log(
+            "continual",
+            "{dataset}",
+            "ipc-{ipc}",
+            "{method}",
+            "seed-{seed}",
+            "{protocol}",
+        ),
+    benchmark:
+        layout.benchmark(
+            "continual",
+            "{dataset}",
+            "ipc-{ipc}",
+            "{method}",
+            "seed-{seed}",
+            "{protocol}",
+        )
+    conda:
+        "../envs/satm.yaml"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=2880,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.continual_options,
+        revision=REVISIONS["continual"],
+    shell:
+        "python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads}"
+        " > {log} 2>&1"
+
+
+rule continual_figure:
+    input:
+        measured=campaigns.curves,
+    output:
+        png=report(
+            layout.figure("{protocol}", "png"),
+            caption="../report/continual.rst",
+            category="Continual learning",
+            labels={"campaign": "{root}", "protocol": "{protocol}"},
+        ),
+        pdf=layout.figure("{protocol}", "pdf"),
+    log:
+        layout.log("figure", "{protocol}"),
+    benchmark:
+        layout.benchmark("figure", "{protocol}")
+    conda:
+        "../envs/satm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=30,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        options=campaigns.curve_options,
+        revision=REVISIONS["figure"],
+    shell:
+        "python -m satm figure --config {params.config:q} --name {wildcards.protocol} > {log} 2>&1"
