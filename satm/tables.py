@@ -519,8 +519,8 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
 
 def _step_sizes(frame: pandas.DataFrame) -> list[str]:
     """Say where the step sizes of the tested networks come from, unless all were learned with their sets."""
-    told = frame[frame["step_size"].notna() & ~frame["method"].str.startswith("full-")]
-    if set(told["step_size"]) <= {"learned"}:
+    told = frame[frame["accuracy_mean"].notna() & ~frame["method"].str.startswith("full-")]
+    if told["step_size"].isna().any() or set(told["step_size"]) <= {"learned"}:  # files of earlier versions do not say
         return []
     parts = []
     for kind, rows in told.groupby("step_size"):
