@@ -10,17 +10,16 @@ Differs: class orders are those of `satm.class_order`, not numpy's; networks are
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas
 import torch
 from torch import Tensor, nn
 
-from satm.evaluate import Axes, Kept, Task, stacked, train, train_together
-from satm.machine import peak_memory, reset_peak
+from satm.evaluate import Axes, Kept, Task, tested
 from satm.memory import Data, Memory
 from satm.training import TrainingImages, outputs
 
@@ -109,20 +108,12 @@ def learn(
         # `mean` is exact: of equal step sizes it is that step size.
         task = make_task(TrainingImages(memory.images.to(device), labels), statistics.mean(rates), step, seen)
         asked = among(real, seen)
-        left = list(range(before, repeats))
-        at_once = stacked(task, device) and len(left) > 1
-        for group in [left] if at_once else [[repeat] for repeat in left]:
-            started = time.perf_counter()
-            reset_peak(device)
-            names = [(*axes, order, step, repeat) for repeat in group]
-            if at_once:
-                modules = train_together(task, names)
-            else:
-                modules = [train(task, names[0], kept(names[0]) if kept else None)]
-            found = [right_by_class(module, asked, len(seen)) for module in modules]
-            seconds = (time.perf_counter() - started) / len(group)
-            for repeat, right in zip(group, found, strict=True):
-                yield Tested(order, step, repeat, right, task.rate, seconds, peak_memory(device))
+        left = range(before, repeats)
+        names = [(*axes, order, step, repeat) for repeat in left]
+        test = partial(right_by_class, real=asked, classes=len(seen))
+        found = tested(task, names, kept, test)
+        for repeat, (right, seconds, peak) in zip(left, found, strict=True):
+            yield Tested(order, step, repeat, right, task.rate, seconds, peak)
 
 
 def whole_labels(labels: Tensor, part: tuple[int, ...], classes: int) -> Tensor:

@@ -6,9 +6,9 @@ Shapes: n synthetic images of C x H x W, K classes, R networks trained at once.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from satm.machine import peak_memory, reset_peak
 from satm.networks import build
 from satm.seeds import derive_seed, make_generator
 from satm.training import SharpnessAware, TrainingImages, measure, soft_cross_entropy, train_epoch
+
+T = TypeVar("T")
 
 Axes = tuple[str | int, ...]
 """Names of one network for its seeds."""
@@ -139,21 +141,34 @@ def evaluate(
         axes: names of each network.
         kept: gives the place where the state of a network is kept while it is trained alone.
     """
+    return [
+        Score(accuracy, loss, seconds, peak)
+        for (accuracy, loss), seconds, peak in tested(task, axes, kept, lambda module: measure(module, real))
+    ]
+
+
+def tested(
+    task: Task, axes: Sequence[Axes], kept: Callable[[Axes], Kept] | None, test: Callable[[nn.Module], T]
+) -> Iterator[tuple[T, float, int]]:
+    """Yield what a test says of each freshly trained network, with seconds and peak memory as in `Score`.
+
+    Args:
+        task: as `evaluate`, and so `axes` and `kept`.
+        axes: names of each network.
+        kept: where the state of one is kept.
+        test: of a trained network; its time counts.
+    """
     device = task.synthetic.labels.device
-    trained_at_once = stacked(task, device) and len(axes) > 1
-    scores: list[Score] = []
-    for group in [axes] if trained_at_once else [[one] for one in axes]:
+    at_once = stacked(task, device) and len(axes) > 1
+    for group in [axes] if at_once else [[one] for one in axes]:
         started = time.perf_counter()
         reset_peak(device)
-        modules = (
-            train_together(task, group)
-            if trained_at_once
-            else [train(task, group[0], kept(group[0]) if kept else None)]
-        )
-        measured = [measure(module, real) for module in modules]
+        alone = kept(group[0]) if kept and not at_once else None
+        modules = train_together(task, group) if at_once else [train(task, group[0], alone)]
+        found = [test(module) for module in modules]
         seconds = (time.perf_counter() - started) / len(group)
-        scores += [Score(accuracy, loss, seconds, peak_memory(device)) for accuracy, loss in measured]
-    return scores
+        for one in found:
+            yield one, seconds, peak_memory(device)
 
 
 def stacked(task: Task, device: torch.device) -> bool:
@@ -219,6 +234,36 @@ def train_together(task: Task, axes: Sequence[Axes]) -> list[nn.Module]:
         state = {name: held[index].detach() for name, held in {**weights, **buffers}.items()}
         module.load_state_dict(state)
     return modules
+
+
+def settled(
+    synthetic: TrainingImages,
+    step_size: float,
+    network: Mapping[str, Any],
+    classes: int,
+    options: EvaluateOptions,
+    augmentation: Augmentation,
+    axes: Axes,
+    held_out: Callable[[], TrainingImages],
+) -> Task:
+    """Return a task whose step size is known: where it is to be searched, it is found here.
+
+    Args:
+        synthetic: and the next five, as in `Task`.
+        step_size: as in `Task`.
+        network: as in `Task`.
+        classes: as in `Task`.
+        options: as in `Task`; `lr` may be `searched`.
+        augmentation: as in `Task`.
+        axes: names of the search.
+        held_out: gives the real images to choose on, asked for where there is a search only.
+    """
+    first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
+    task = Task(synthetic, step_size, network, classes, first, augmentation)
+    if options.lr != "searched":
+        return task
+    rate = search_rate(task, held_out(), axes)
+    return replace(task, options=options.model_copy(update={"lr": rate}))
 
 
 def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:

@@ -17,6 +17,7 @@ from PIL import Image
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
 
+import satm.evaluate as evaluation
 from satm import continual, continual_table, schemas
 from satm.class_order import Step, class_order, split_classes, step_of
 from satm.cli import main
@@ -241,7 +242,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, tuple[Any, ...]
         asked.append((task, axes))
         return Foretold(ANSWERS[axes[-2]], task.classes)
 
-    monkeypatch.setattr(continual, "train", answers)
+    monkeypatch.setattr(evaluation, "train", answers)
     return asked
 
 
@@ -415,7 +416,7 @@ def test_a_run_goes_on_where_it_was_stopped(steps: Path, monkeypatch: pytest.Mon
     whole = measured(FOUND)
     assert len(whole) == 2 * 2 * (5 + 10) and not STATE.exists()
     assert {row["label"] for row in whole if row["order"] == 1 and row["step"] == 1} == set(class_order(10, 1)[:5])
-    honest, names = continual.train, []
+    honest, names = evaluation.train, []
 
     def stops(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
         names.append(axes)
@@ -423,7 +424,7 @@ def test_a_run_goes_on_where_it_was_stopped(steps: Path, monkeypatch: pytest.Mon
             raise KeyboardInterrupt
         return honest(task, axes, kept)
 
-    monkeypatch.setattr(continual, "train", stops)
+    monkeypatch.setattr(evaluation, "train", stops)
     FOUND.unlink()
     for left in (0, 2, 4):
         assert main(["continual", *CELL]) == 1 and not FOUND.exists()
@@ -434,14 +435,14 @@ def test_a_run_goes_on_where_it_was_stopped(steps: Path, monkeypatch: pytest.Mon
 
 
 def test_a_state_of_other_options_is_not_gone_on_with(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, done = continual.train, iter(range(100))
+    honest, done = evaluation.train, iter(range(100))
 
     def stops(*given: Any) -> nn.Module:
         if next(done) == 3:
             raise KeyboardInterrupt
         return honest(*given)
 
-    monkeypatch.setattr(continual, "train", stops)
+    monkeypatch.setattr(evaluation, "train", stops)
     assert main(["continual", *CELL]) == 1
     assert main(["continual", *CELL, "--epochs", "2"]) == 0
     assert next(done) == 4 + 8
@@ -491,7 +492,7 @@ def test_a_step_size_is_searched_on_the_held_out_images_of_the_seen_classes(
         asked.append(real)
         return (0.05, 0.07)[len(asked) % 2]
 
-    monkeypatch.setattr("satm.stages.continual.search_rate", search)
+    monkeypatch.setattr("satm.evaluate.search_rate", search)
     shown = ("--protocol", "three", "--lr", "searched", "--repeats", "2", "--steps", "2")
     assert main(["continual", *cell, *shown]) == 0
     found = read_rows(RUN / "continual/held/ipc-1/random/seed-0/three.parquet", CONTINUAL)
@@ -559,13 +560,13 @@ def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(
     steps: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random real images of each step: what networks learn from says which class it is."""
-    honest, asked = continual.train, []
+    honest, asked = evaluation.train, []
 
     def spied(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
         asked.append(task)
         return honest(task, axes, kept)
 
-    monkeypatch.setattr(continual, "train", spied)
+    monkeypatch.setattr(evaluation, "train", spied)
     cell = (*CONFIG, "--ipc", "2", "--method", "random")
     for step in (1, 2, 3):
         assert main(["distill", *cell, "--dataset", Step("digits", 0, step, 3).name]) == 0

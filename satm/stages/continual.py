@@ -16,7 +16,7 @@ from satm.class_order import Step, split_classes
 from satm.config import LearnOptions, Resolver
 from satm.continual import Brought, Tested, among, learn, rows, whole_labels
 from satm.errors import UsageError
-from satm.evaluate import Axes, Task, search_rate
+from satm.evaluate import Axes, Task, settled
 from satm.files import exclusive, hash_file, read_json, write_json
 from satm.progress import Progress
 from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
@@ -174,14 +174,14 @@ class _Job:
     def _task(self, order: int, synthetic: TrainingImages, step_size: float, step: int, seen: tuple[int, ...]) -> Task:
         """Return how the networks of one step are trained; a step size that is to be searched is found here."""
         options = self.options
-        first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
-        task = Task(synthetic, step_size, self.values, len(seen), first, self.prepared.augmentation)
-        if options.lr != "searched":
-            return task
         axes = (*self.cell, options.network, "continual", options.network_seed, order, step)
-        rate = search_rate(task, among(self.chosen_on, seen), axes)
-        LOG.info("order %d step %d: step size %g, the best of %s", order, step, rate, options.lr_grid)
-        return replace(task, options=options.model_copy(update={"lr": rate}))
+        task = settled(
+            *(synthetic, step_size, self.values, len(seen), options, self.prepared.augmentation, axes),
+            lambda: among(self.chosen_on, seen),
+        )
+        if options.lr == "searched":
+            LOG.info("order %d step %d: step size %g, the best of %s", order, step, task.rate, options.lr_grid)
+        return task
 
 
 def _resumed(held: Path, identity: Mapping[str, Any]) -> list[Tested]:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from satm.checkpoint import NetworkState
 from satm.config import EvaluateOptions, Resolver
 from satm.errors import UsageError
-from satm.evaluate import Axes, Task, evaluate, search_rate, stacked
+from satm.evaluate import Axes, Task, evaluate, settled, stacked
 from satm.files import exclusive, hash_file, write_json
 from satm.methods.starts import expert_labels
 from satm.progress import Progress
@@ -232,14 +232,14 @@ class _Job:
     def _task(self, each: Tested, step_size: float) -> Task:
         """Return what the networks of a set are trained on; a step size that is to be searched is found here."""
         data, options = self.prepared.data, each.options
-        first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
-        task = Task(each.images, step_size, self.values, data.classes, first, self.prepared.augmentation)
-        if options.lr != "searched":
-            return task
         axes = (*self.cell, self.network, options.network_seed)
-        rate = search_rate(task, self._images(options.lr_images), axes)
-        LOG.info("step size %g, the best of %s%s", rate, ", ".join(map(str, options.lr_grid)), each.text)
-        return replace(task, options=options.model_copy(update={"lr": rate}))
+        task = settled(
+            *(each.images, step_size, self.values, data.classes, options, self.prepared.augmentation, axes),
+            lambda: self._images(options.lr_images),
+        )
+        if options.lr == "searched":
+            LOG.info("step size %g, the best of %s%s", task.rate, ", ".join(map(str, options.lr_grid)), each.text)
+        return task
 
     def _axes(self, repeat: int) -> Axes:
         return (*self.cell, self.network, repeat, self.options.network_seed)
