@@ -1,0 +1,60 @@
+"""Typed, closed options; a campaign (one YAML file) resolved to the options of each job; the paths of its files.
+
+Nothing here imports torch: a Snakefile reads a campaign each time it is parsed, on every cluster job.
+"""
+
+from satm.config.base import NAME, REVISIONS, Options, canonical, grouped, parse, refuse_idle
+from satm.config.campaign import Campaign, Setting
+from satm.config.cells import (
+    Cells,
+    ContinualOptions,
+    FairOptions,
+    LearnOptions,
+    SearchOptions,
+    StepsOptions,
+    TableOptions,
+)
+from satm.config.datasets import BUILTIN_DATASETS, CLASSES, STANDARDISED, DatasetOptions, data_path, expand
+from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
+from satm.config.layout import Layout
+from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
+from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
+
+__all__ = [
+    "BUILTIN_DATASETS",
+    "BUILTIN_EXPERTS",
+    "CANDIDATES",
+    "CLASSES",
+    "FULL",
+    "NAME",
+    "REVISIONS",
+    "STANDARDISED",
+    "Campaign",
+    "CandidateOptions",
+    "Cells",
+    "ContinualOptions",
+    "DatasetOptions",
+    "EvaluateOptions",
+    "ExpertsOptions",
+    "FairOptions",
+    "Layout",
+    "LearnOptions",
+    "Options",
+    "Resolver",
+    "SearchOptions",
+    "Setting",
+    "StepsOptions",
+    "TableOptions",
+    "canonical",
+    "data_path",
+    "expand",
+    "grouped",
+    "load_campaign",
+    "load_presets",
+    "load_yaml",
+    "parse",
+    "parts",
+    "preset_folder",
+    "refuse_idle",
+    "root_of",
+]

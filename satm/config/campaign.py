@@ -1,0 +1,104 @@
+"""What one YAML file holds."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from satm.config.base import NAME, Options
+from satm.config.cells import Cells, ContinualOptions, FairOptions, SearchOptions, TableOptions
+from satm.config.datasets import DatasetOptions
+from satm.config.experts import ExpertsOptions
+
+
+class Setting(Options):
+    """One row of a preset file or of a campaign's `settings`: options for the jobs that it names."""
+
+    stage: Literal["network", "experts", "distill", "evaluate"] = "distill"
+    """Whose options these are."""
+    method: tuple[str, ...] = ()
+    """Names of methods, or the registered methods below them; empty: all (stages distill and evaluate)."""
+    experts: tuple[str, ...] = ()
+    """Names of experts; empty: all (stage experts)."""
+    network: tuple[str, ...] = ()
+    """Names of networks, or the registered networks below them; empty: all (stage network)."""
+    dataset: tuple[str, ...] = ()
+    """Names of datasets; empty: all."""
+    ipc: tuple[int, ...] = ()
+    """Images per class; empty: all."""
+    options: dict[str, Any]
+    """Values by option name."""
+    source: str = ""
+    """Where the values come from."""
+
+    @field_validator("method", "experts", "network", "dataset", "ipc", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
+        """Say whether each axis that this row restricts has one of the given values."""
+        return self.stage == stage and all(
+            not (wanted := getattr(self, axis)) or set(wanted) & set(values) for axis, values in axes.items()
+        )
+
+
+class Campaign(Options):
+    """One YAML file: the datasets, networks, experts and methods by name, and the tables made of them."""
+
+    datasets: dict[str, DatasetOptions] = {}
+    """Added to the built-in ones; the same name replaces."""
+    networks: dict[str, dict[str, Any]] = {}
+    """Each names a registered network under `network` and fixes its options."""
+    experts: dict[str, ExpertsOptions] = {}
+    """Recipes by name; an entry changes what it names of a built-in recipe (`satm.config.BUILTIN_EXPERTS`)."""
+    methods: dict[str, dict[str, Any]] = {}
+    """Each names a registered method under `method` and fixes its options; a registered name needs no entry."""
+    settings: tuple[Setting, ...] = ()
+    """Options for some of the jobs, after the presets."""
+    tables: dict[str, TableOptions] = {}
+    """Results tables by name."""
+    fair: dict[str, FairOptions] = {}
+    """Tables of what images are worth by themselves, by name."""
+    searches: dict[str, SearchOptions] = {}
+    """Architecture searches by name, a table of each."""
+    continual: dict[str, ContinualOptions] = {}
+    """Continual learning by the name of the protocol, a table and a figure of each."""
+
+    @property
+    def all_tables(self) -> dict[str, Cells]:
+        """Everything that becomes `results/NAME.csv`, by name."""
+        return {**self.tables, **self.fair, **self.searches, **self.continual}
+
+    @model_validator(mode="after")
+    def _one_file_each(self) -> "Campaign":
+        sections: dict[str, Mapping[str, Cells]] = {
+            "tables": self.tables,
+            "fair": self.fair,
+            "searches": self.searches,
+            "continual": self.continual,
+        }
+        seen: dict[str, str] = {}
+        for section, entries in sections.items():
+            for name in entries:
+                if name in seen:
+                    raise ValueError(f"{seen[name]} and {section} both name {name!r}; rename one of them")
+                seen[name] = section
+        return self
+
+    @field_validator("continual")
+    @classmethod
+    def _other_figures(cls, value: dict[str, ContinualOptions]) -> dict[str, ContinualOptions]:
+        for name in value:
+            if name.startswith("synthetic"):
+                raise ValueError(f"the figure of {name!r} could be taken for a picture of synthetic images; rename it")
+        return value
+
+    @field_validator("datasets", "networks", "experts", "methods", "tables", "fair", "searches", "continual")
+    @classmethod
+    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"the name {name!r} may hold letters, digits and '-' only")
+        return value

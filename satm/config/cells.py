@@ -1,0 +1,184 @@
+"""The options of tables, searches and continual learning: which synthetic sets each is made of."""
+
+import itertools
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from satm.class_order import Step
+from satm.config.base import Options, grouped
+from satm.config.layout import Layout
+from satm.config.training import CANDIDATES, CandidateOptions, EvaluateOptions
+
+
+class Cells(Options):
+    """The synthetic sets that something is made of."""
+
+    datasets: dict[str, tuple[int, ...]]
+    """Images per class, by dataset."""
+    methods: tuple[str, ...]
+    """Rows, in this order."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds of the distillation."""
+    seeds_at: dict[int, tuple[int, ...]] = {}
+    """Other seeds at some numbers of images per class."""
+
+    def seeds_for(self, ipc: int) -> tuple[int, ...]:
+        """Return the seeds at so many images per class."""
+        return self.seeds_at.get(ipc, self.seeds)
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        raise TypeError(f"{type(self).__name__} must define files()")
+
+    def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
+        """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
+        return [
+            (dataset, ipc, method, seed)
+            for dataset, ipcs in self.datasets.items()
+            for ipc in ipcs
+            for method in (self.methods if methods is None else methods)
+            for seed in self.seeds_for(ipc)
+        ]
+
+
+class TableOptions(Cells):
+    """The cells of one results table."""
+
+    networks: tuple[str, ...] = Field(("convnet",), min_length=1)
+    """Networks that are trained on the synthetic sets; with several the table has a row for each."""
+    split: Literal["test", "validation"] = "test"
+    """Real images that the accuracies are of; `validation` for choosing options (set `split` in the stage evaluate too,
+    and `validation` in the dataset)."""
+    sharpness: tuple[str, ...] = ()
+    """Methods whose sharpness is measured and compared, the first against each other one."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Pairs of methods whose difference in accuracy is told with its interval, paired; empty: satm and mtt, where the
+    table has both."""
+    full: tuple[Literal["experts", "strong"], ...] = ()
+    """Recipes by which networks trained on all real images are shown beside the sets (`FULL`)."""
+    published: tuple[str, ...] = ()
+    """Methods, by their names in `satm/published/published_results.csv`, that are shown with published numbers only,
+    beside those that the paper's own table prints."""
+
+    @field_validator("published")
+    @classmethod
+    def _only_published(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("split") == "validation":
+            raise ValueError("published numbers are of test images, split is 'validation'; leave one of them out")
+        for name in value:
+            if name in info.data.get("methods", ()):
+                raise ValueError(
+                    f"methods names {name!r} too, which has its published numbers beside the measured ones; leave it "
+                    "out of published"
+                )
+        return value
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.evaluation(*cell, network) for cell in self.cells() for network in self.networks]
+        found += [layout.metrics(*cell) for cell in self.cells()]
+        found += [layout.sharpness(*cell) for cell in self.cells(self.sharpness)]
+        places = [
+            (dataset, recipe, network) for dataset in self.datasets for recipe in self.full for network in self.networks
+        ]
+        return found + [layout.full(*place) for place in places]
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs that are compared: `compare`, then the first of `sharpness` against each other one."""
+        found = (*self.compare, *((self.sharpness[0], other) for other in self.sharpness[1:]))
+        if not found and {"satm", "mtt"} <= set(self.methods):
+            found = (("satm", "mtt"),)
+        return tuple(dict.fromkeys(found))
+
+
+class FairOptions(Cells):
+    """One table that says what a method's images are worth: labels, augmentation, random images and real data apart."""
+
+    networks: tuple[str, ...] = Field(("convnet",), min_length=1)
+    """Networks that are trained on the synthetic sets."""
+    baseline: str = "random"
+    """The method whose sets, with the same labels and schedule, are the measure of an improvement."""
+    full: Literal["experts", "strong"] = "strong"
+    """Recipe of the networks trained on all real images, the measure of recovery (`FULL`)."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.variants(*cell, network) for cell in self.cells() for network in self.networks]
+        places = [(dataset, self.full, network) for dataset in self.datasets for network in self.networks]
+        return found + [layout.full(*place) for place in places]
+
+    @model_validator(mode="after")
+    def _has_baseline(self) -> "FairOptions":
+        if self.baseline not in self.methods:
+            raise ValueError(f"methods lacks the baseline {self.baseline!r}; add it, or name another baseline")
+        return self
+
+
+class SearchOptions(Cells):
+    """An architecture search with synthetic sets in place of the real images, and its table."""
+
+    sample: int | None = Field(None, ge=1, le=CANDIDATES)
+    """How many of the 720 candidates are trained, chosen at random; None: all that fit the images."""
+    sample_seed: int = 0
+    """Another seed chooses others."""
+    per_job: int = Field(20, ge=1)
+    """Candidates that one job trains, one after another. Does not change them."""
+    proxy: CandidateOptions = CandidateOptions()
+    """How they are trained on synthetic sets."""
+    real: CandidateOptions = CandidateOptions()
+    """How they are trained on all real images."""
+    top_by: Literal["real", "proxy"] = "real"
+    """Whose accuracies say which the best 5, 10 and 20 candidates are, over which ranks are correlated."""
+
+    def parts(self) -> list[str]:
+        """Return the parts in which the candidates are trained, `FIRST-LAST` by their places in the sample."""
+        return grouped(self.sample or CANDIDATES, self.per_job)
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        found = [layout.nas(*cell, name, part) for cell in self.cells() for part in self.parts()]
+        return found + [layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()]
+
+    @field_validator("real")
+    @classmethod
+    def _has_a_rate(cls, value: CandidateOptions) -> CandidateOptions:
+        if value.lr == "learned":
+            raise ValueError("real images have no step size of their own, so lr must be a number")
+        return value
+
+
+class StepsOptions(Options):
+    """How classes are learned step by step (continual learning)."""
+
+    steps: int = Field(5, ge=1)
+    """Steps in which the classes are learned, as even as can be, earlier ones larger."""
+    orders: int = Field(5, ge=1)
+    """Orders of the classes, the first ones (`satm.class_order`)."""
+    repeats: int = Field(3, ge=1)
+    """Freshly initialised networks at each step of an order."""
+    network: str = "convnet"
+    """Network that is trained on the synthetic images kept."""
+    sets: Literal["sliced", "per-step"] = "sliced"
+    """`sliced`: a step brings its classes' images of one distillation of all classes; `per-step`: a set that was
+    distilled on the classes of this step only."""
+
+    def sources(self, dataset: str) -> list[str]:
+        """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""
+        if self.sets == "sliced":
+            return [dataset]
+        places = itertools.product(range(self.orders), range(1, self.steps + 1))
+        return [Step(dataset, order, step, self.steps).name for order, step in places]
+
+
+class LearnOptions(StepsOptions, EvaluateOptions):
+    """How classes are learned step by step, and how a network is trained and tested at each step."""
+
+
+class ContinualOptions(Cells, StepsOptions):
+    """Continual learning from some synthetic sets: one table and one figure."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table and the figure of this name are made of."""
+        return [layout.continual(*cell, name) for cell in self.cells()]

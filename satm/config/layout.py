@@ -1,0 +1,99 @@
+"""Where every file is. No path is built anywhere else."""
+
+
+class Layout:
+    """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def images(self, dataset: str) -> str:
+        """Decoded images of a dataset, uint8."""
+        return f"{self.root}/data/{dataset}/images.safetensors"
+
+    def zca(self, dataset: str) -> str:
+        """Whitening of a dataset: mean, matrix, inverse."""
+        return f"{self.root}/data/{dataset}/zca.safetensors"
+
+    def experts(self, dataset: str, experts: str) -> str:
+        """Folder of a trajectory store: shards, parts and manifest."""
+        return f"{self.root}/experts/{dataset}/{experts}"
+
+    def experts_part(self, dataset: str, experts: str, part: str) -> str:
+        """What one job of several experts made, `part` being `FIRST-LAST`."""
+        return f"{self.experts(dataset, experts)}/part-{part}.json"
+
+    def manifest(self, dataset: str, experts: str) -> str:
+        """Manifest of a whole trajectory store."""
+        return f"{self.experts(dataset, experts)}/manifest.json"
+
+    def difficulty(self, dataset: str, experts: str) -> str:
+        """How hard each training image was for some experts."""
+        return f"{self.experts(dataset, experts)}/difficulty.safetensors"
+
+    def distilled(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """A synthetic set."""
+        return f"{self._run('distilled', dataset, ipc, method, seed)}/distilled.safetensors"
+
+    def metrics(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """What was measured in each iteration of a distillation."""
+        return f"{self._run('distilled', dataset, ipc, method, seed)}/metrics.parquet"
+
+    def evaluation(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+        """Accuracies of networks trained on a synthetic set."""
+        return f"{self._run('evaluation', dataset, ipc, method, seed)}/{network}.parquet"
+
+    def variants(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+        """The same with hard and with soft labels, with and without augmentation."""
+        return f"{self._run('variants', dataset, ipc, method, seed)}/{network}.parquet"
+
+    def full(self, dataset: str, recipe: str, network: str) -> str:
+        """Accuracies of networks trained on all real images."""
+        return f"{self.root}/full/{dataset}/{recipe}/{network}.parquet"
+
+    def nas(self, dataset: str, ipc: int | str, method: str, seed: int | str, search: str, part: str) -> str:
+        """Accuracies of some candidates of an architecture search trained on a synthetic set; `part`: `FIRST-LAST`."""
+        return f"{self._run('nas', dataset, ipc, method, seed)}/{search}/part-{part}.parquet"
+
+    def nas_real(self, dataset: str, search: str, part: str) -> str:
+        """The same trained on all real images."""
+        return f"{self.root}/nas/{dataset}/real/{search}/part-{part}.parquet"
+
+    def continual(self, dataset: str, ipc: int | str, method: str, seed: int | str, protocol: str) -> str:
+        """Accuracies by class of networks that learn classes step by step."""
+        return f"{self._run('continual', dataset, ipc, method, seed)}/{protocol}.parquet"
+
+    def sharpness(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """Sharpness of the outer loss around a synthetic set."""
+        return f"{self._run('analysis', dataset, ipc, method, seed)}/sharpness.parquet"
+
+    def expert_sharpness(self, dataset: str, experts: str) -> str:
+        """Sharpness of the training loss along the paths of some experts."""
+        return f"{self.root}/analysis/{dataset}/experts/{experts}/sharpness.parquet"
+
+    def table(self, name: str, kind: str = "csv") -> str:
+        """A results table as csv, md or tex."""
+        return f"{self.root}/{name}.{kind}"
+
+    def figure(self, name: str, kind: str = "png") -> str:
+        """A figure or picture."""
+        return f"{self.root}/figures/{name}.{kind}"
+
+    def synthetic(self, dataset: str, ipc: int | str) -> str:
+        """The images of the synthetic sets of one cell, all methods."""
+        return self.figure(f"synthetic-{dataset}-ipc-{ipc}")
+
+    def log(self, *parts: str | int) -> str:
+        """What a job printed."""
+        return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.log"
+
+    def benchmark(self, *parts: str | int) -> str:
+        """Seconds and memory of a job, as Snakemake measures them."""
+        return f"{self.root}/benchmarks/{'/'.join(str(part) for part in parts)}.tsv"
+
+    def state(self, *parts: str | int) -> str:
+        """Folder for resuming one job; never an output, because Snakemake deletes the outputs of a job it restarts."""
+        return f"{self.root}/state/{'/'.join(str(part) for part in parts)}"
+
+    def _run(self, stage: str, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        return f"{self.root}/{stage}/{dataset}/ipc-{ipc}/{method}/seed-{seed}"

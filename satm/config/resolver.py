@@ -1,0 +1,231 @@
+"""A campaign's names turned into the options of each job.
+
+A value is looked for in this order, the later winning: the default of its model, the preset files in name order
+(`preset_folder`), the campaign's `settings`, the campaign's own entry of that name, a flag on the command line.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from satm.class_order import Step, step_of
+from satm.config.base import NAME, parse
+from satm.config.campaign import Campaign, Setting
+from satm.config.cells import Cells, LearnOptions, SearchOptions, StepsOptions
+from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
+from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
+from satm.config.layout import Layout
+from satm.config.training import FULL, EvaluateOptions
+from satm.errors import UsageError, pick
+
+
+class Resolver:
+    """A campaign's names turned into options, presets included.
+
+    Values are resolved as plain mappings where the model belongs to a registered method or network, because those
+    modules need torch; `satm.methods.resolve` and `satm.networks.resolve` check them.
+    """
+
+    def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
+        self.campaign = campaign
+        self.settings = (*presets, *campaign.settings)
+        self.layout = Layout(root)
+        self.path = path
+        self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
+
+    def dataset(self, name: str) -> DatasetOptions:
+        """Return the options of a dataset; the error for an unknown name lists the known ones.
+
+        A name such as `digits-order-0-step-1-of-5` (`satm.class_order`) means the classes of one step of another one.
+        """
+        options = pick(self.whole(name), self.datasets, "dataset")
+        if (step := self.step(name)) is None:
+            return options
+        labels = step.labels(self.classes(step.dataset))
+        kept = labels if options.classes is None else tuple(options.classes[label] for label in labels)
+        return options.model_copy(update={"classes": kept})
+
+    def step(self, name: str) -> Step | None:
+        """Return the step that the name of a dataset means; None: it is a dataset of its own."""
+        return None if name in self.datasets else step_of(name)
+
+    def whole(self, name: str) -> str:
+        """Return the dataset whose images, normalisation, whitening and settings serve; mostly `name` itself."""
+        return step.dataset if (step := self.step(name)) else name
+
+    def classes(self, name: str) -> int:
+        """Return how many classes a dataset has, as far as that can be known before its files are read.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        options = self.dataset(name)
+        if options.classes is None and options.source not in CLASSES:
+            raise UsageError(
+                f"only the files of dataset {name} say how many classes it has, and its steps need the number before; "
+                "name the labels to keep in its option classes"
+            )
+        return CLASSES[options.source] if options.classes is None else len(options.classes)
+
+    def network(self, name: str, dataset: str) -> dict[str, Any]:
+        """Return `{"network": registered name, option: value…}` on a dataset; a registered name needs no entry."""
+        own = {"network": name, **self.campaign.networks.get(name, {})}
+        return {**self._set("network", network=(name, own["network"]), dataset=(dataset,)), **own}
+
+    def experts(self, name: str, dataset: str) -> ExpertsOptions:
+        """Return the recipe of the experts `name` on a dataset."""
+        pick(name, {**BUILTIN_EXPERTS, **self.campaign.experts}, "experts")
+        base, own = (
+            entries[name].model_dump(exclude_unset=True) if name in entries else {}
+            for entries in (BUILTIN_EXPERTS, self.campaign.experts)
+        )
+        found = self._set("experts", experts=(name,), dataset=(dataset,))
+        options = parse(ExpertsOptions, {**base, **found, **own}, f"experts {name}")
+        options.check(f"experts {name}")
+        return options
+
+    def difficulty(self, name: str, dataset: str, options: ExpertsOptions) -> str | None:
+        """Return the experts whose paths order the images for the experts `name`; None where the order is full.
+
+        Raises:
+            UsageError: options that do not fit together, or experts that learn from an order themselves.
+        """
+        options.check(f"experts {name}")
+        if options.order == "full":
+            return None
+        if (found := self.experts(options.difficulty, dataset).order) != "full":
+            raise UsageError(
+                f"experts {name}: difficulty names {options.difficulty}, experts of order {found!r}; name experts of "
+                "order 'full'"
+            )
+        return options.difficulty
+
+    def method(self, name: str, dataset: str, ipc: int) -> dict[str, Any]:
+        """Return `{"method": registered name, option: value…}` for one cell of a table."""
+        own = {"method": name, **self.campaign.methods.get(name, {})}
+        found = self._set("distill", method=(name, own["method"]), dataset=(dataset,), ipc=(ipc,))
+        return {**found, **own}
+
+    def evaluation(self, method: str, dataset: str, ipc: int) -> EvaluateOptions:
+        """Return how the synthetic sets of one cell are tested."""
+        base = self.campaign.methods.get(method, {}).get("method", method)
+        found = self._set("evaluate", method=(method, base), dataset=(dataset,), ipc=(ipc,))
+        return parse(EvaluateOptions, found, "evaluate")
+
+    def full(self, recipe: str, dataset: str) -> EvaluateOptions:
+        """Return how networks are trained on all images of a dataset by a recipe of `FULL`.
+
+        The campaign's settings of the stage evaluate that name the method `full-RECIPE` change it.
+        """
+        pick(recipe, FULL, "recipe for all real images")
+        found: dict[str, Any] = {"lr": 0.1, "batch_size": 128, "epochs": 200, "schedule": "cosine"}
+        if recipe == "experts":
+            base = self.experts("sgd", dataset)
+            same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
+            found = {name: getattr(base, name) for name in same}
+        for setting in self.settings:
+            if setting.method and setting.applies("evaluate", method=(f"full-{recipe}",), dataset=(dataset,), ipc=(0,)):
+                found.update(setting.options)
+        return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
+
+    def table(self, name: str) -> Cells:
+        """Return the cells of a table that this campaign defines, of whatever kind."""
+        return pick(name, self.campaign.all_tables, f"table in {self.path or 'the built-in campaign'}")
+
+    def search(self, name: str) -> SearchOptions:
+        """Return an architecture search; without a campaign every name has the defaults, for runs by hand."""
+        if self.path is None:
+            return SearchOptions(datasets={}, methods=())
+        return pick(name, self.campaign.searches, f"search in {self.path}")
+
+    def learning(self, protocol: str, method: str, dataset: str, ipc: int) -> LearnOptions:
+        """Return how classes are learned; without a campaign every protocol has the defaults, for runs by hand."""
+        known = self.campaign.continual
+        where = f"protocol of continual learning in {self.path}"
+        plan = StepsOptions() if self.path is None else pick(protocol, known, where)
+        training = self.evaluation(method, dataset, ipc).model_dump()
+        return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
+
+    def pictured(self, dataset: str, ipc: int) -> list[tuple[str, int]]:
+        """Return (method, seed) of what the picture of a cell shows: all methods of its tables, first seed."""
+        tables = [table for table in self.campaign.all_tables.values() if ipc in table.datasets.get(dataset, ())]
+        return list(dict.fromkeys((method, table.seeds_for(ipc)[0]) for table in tables for method in table.methods))
+
+    def _set(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        names = axes["dataset"]
+        axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
+        for setting in self.settings:
+            if setting.applies(stage, **axes):
+                found.update(setting.options)
+        return found
+
+
+def preset_folder() -> Path:
+    """Return the folder of the preset files: inside an installed package, `config/presets` in a checkout."""
+    installed = Path(__file__).parent.parent / "presets"
+    return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "config" / "presets"
+
+
+def load_presets() -> tuple[Setting, ...]:
+    """Return the rows of all preset files, in the order of the files' names."""
+    found: list[Setting] = []
+    for path in sorted(preset_folder().glob("*.yaml")):
+        rows = load_yaml(path).get("settings", [])
+        found += [parse(Setting, row, f"{path}: settings.{index}") for index, row in enumerate(rows)]
+    return tuple(found)
+
+
+def load_campaign(path: Path | None) -> Resolver:
+    """Return the campaign in a YAML file; None gives the built-in one, which has no tables.
+
+    `paper.yaml` and the built-in campaign root at `results/`, every other NAME.yaml at `results/NAME/`, so that no two
+    files share an output.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, or holds an unknown name or an unusable value.
+    """
+    if path is None:
+        return Resolver(Campaign(), load_presets(), "results")
+    root = root_of(path)
+    return Resolver(parse(Campaign, load_yaml(path), str(path)), load_presets(), root, path)
+
+
+def root_of(path: Path) -> str:
+    """Return the folder of everything that a campaign makes, from the name of its file.
+
+    Raises:
+        UsageError: the name cannot become a folder.
+    """
+    if not re.fullmatch(NAME, path.stem):
+        raise UsageError(f"the name of {path} becomes a folder and may hold letters, digits and '-' only; rename it")
+    return "results" if path.stem == "paper" else f"results/{path.stem}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
+)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        UsageError: the file is missing, is not YAML or not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{path} is not YAML: {text}; correct it") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}, expected a mapping of names to values; correct it")
+    return content

@@ -1,0 +1,80 @@
+"""The options of networks that are trained to be tested."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from satm.config.base import Options, refuse_idle
+
+
+class EvaluateOptions(Options):
+    """How a synthetic set is tested. Source of the defaults: MTT's public protocol, 1000 epochs of SGD."""
+
+    repeats: int = Field(5, ge=1)
+    """Freshly initialised networks, one row each."""
+    epochs: int = Field(1000, ge=1)
+    """Passes over the synthetic set."""
+    batch_size: int = Field(256, ge=1)
+    """Synthetic images a step."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """`adam`: with PyTorch's betas 0.9 and 0.999. RaT-BPTT trains with it: `lr` 0.001, `decay_epoch` None."""
+    lr: float | Literal["learned", "searched"] = "learned"
+    """Step size; `learned`: the one in the synthetic set's file; `searched`: the one of `lr_grid` whose network is best
+    on real images that are not the tested ones. Each row says which."""
+    lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1), min_length=1)
+    """Step sizes to try, one network each, with `lr: searched`."""
+    lr_images: Literal["validation", "train"] = "validation"
+    """Real images that `lr: searched` chooses on: the held-out ones; or training images, which the tested networks have
+    not seen, but from which the synthetic set was made."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of SGD; Adam has its own."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Added to the gradient, times the weight."""
+    schedule: Literal["step", "cosine"] = "step"
+    """How the step size falls: once, at `decay_epoch`, or along half a cosine to 0, without effect of `decay_epoch`."""
+    decay_epoch: int | None = Field(501, ge=1)
+    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+    flat_rho: float = Field(0.0, ge=0)
+    """Above 0, train sharpness-aware with steps of this length to the worst neighbour (SAM, FTD section 4.3)."""
+    augment: bool = True
+    """Augment the synthetic images as the dataset says."""
+    split: Literal["test", "validation"] = "test"
+    """Real images to test on; `validation`, the held-out ones, for choosing options."""
+    network_seed: int = 0
+    """Another seed gives other networks."""
+    together: Literal["auto", "no", "yes"] = "auto"
+    """Train the networks of all repeats at once, as one network with stacked weights, or one after another; equal up to
+    rounding. `auto`: at once on a GPU, where that is faster, one after another on a CPU."""
+
+
+FULL = {
+    "experts": "trained as the experts are: their step size, batch size, epochs and augmentation, no decay",
+    "strong": "SGD with momentum 0.9, step size 0.1 along a cosine, weight decay 5e-4, 200 epochs, batches of 128",
+}
+"""Recipes by which networks are trained on all real images. `strong` is ours: what has long been usual for CIFAR."""
+
+CANDIDATES = 720
+"""Networks that an architecture search chooses from (`satm.nas.candidates`)."""
+
+
+class CandidateOptions(EvaluateOptions):
+    """How the candidates of an architecture search are trained and tested. Source: FTD A.3.4 for epochs and repeats.
+
+    Optimiser and step size are not given in the papers; SGD with momentum and a constant step size of 0.01 are ours.
+    """
+
+    repeats: int = Field(3, ge=1)
+    """Freshly initialised networks of each candidate, one row each; their mean accuracy counts."""
+    epochs: int = Field(200, ge=1)
+    """Passes over the images, synthetic or real."""
+    batch_size: int = Field(256, ge=1)
+    """Images a step."""
+    lr: float | Literal["learned"] = 0.01
+    """Step size; `learned`: the one in the synthetic set's file, for the proxy only."""
+    decay_epoch: int | None = Field(None, ge=1)
+    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+
+    @model_validator(mode="after")
+    def _never_searches(self) -> "CandidateOptions":
+        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images")})
+        return self
