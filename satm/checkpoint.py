@@ -30,6 +30,7 @@ def save_run(path: Path, run: Run, identity: Mapping[str, Any], backend: str) ->
         tensors |= _flat(_state_tree(state), name)
     if run.best:
         tensors |= _flat(_made_tree(run.best.made), "best")
+    tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
     metadata = {
         "identity": identity,
         "backend": backend,
@@ -54,7 +55,10 @@ def load_run(path: Path, device: torch.device) -> tuple[Run, dict[str, Any], str
     now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
     best = values["best"]
     chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
-    run = Run(now, safe, now, values["rates"], attempt=values["attempt"], rows=values["rows"], best=chosen)
+    states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
+    history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
+    rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
+    run = Run(now, safe, now, rates, attempt=attempt, rows=rows, best=chosen, history=history)
     return run, values["identity"], values["backend"]
 
 

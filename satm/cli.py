@@ -132,12 +132,13 @@ def distill(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
-    known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", what="set", recipe="strong")
+    asked = {"dataset": "digits", "ipc": 1, "method": "mtt", "what": "set", "recipe": "strong", "network": "convnet"}
+    known = _peek(arguments, config=None, **asked)
     resolver = load_campaign(known.config)
     if known.what == "full":
         options = resolver.full(known.recipe, known.dataset)
     else:
-        options = resolver.evaluation(known.method, known.dataset, known.ipc)
+        options = resolver.evaluation(known.method, known.dataset, known.ipc, known.network)
     what = Annotated[
         Literal["set", "variants", "full"],
         tyro.conf.arg(
@@ -230,41 +231,66 @@ def continual(arguments: Sequence[str]) -> None:
         stages.make_continual(resolver, *cell, flags.protocol, flags.options, _compute(flags))
 
 
-ANALYSES: Uses = {
+MEASUREMENTS: Uses = {
     "sharpness": (("ipc", "method"), ("seed", "segments")),
+    "trajectory": (("ipc", "method"), ("seed", "experts", "count", "starts")),
+    "variance": (("ipc", "method"), ("seed", "samples")),
+    "bounds": (("ipc", "method"), ("seed", "segments", "divisors")),
     "expert-sharpness": (("experts",), ("images", "count", "rho")),
 }
 
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure properties other than accuracy: of a synthetic set, or of experts."""
-    what = Annotated[Literal["sharpness", "expert-sharpness"], tyro.conf.arg(help="What to measure.")]
+    what = Annotated[
+        Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"],
+        tyro.conf.arg(
+            help="Rise of the outer loss around a set; errors along the experts' path; variance of the hypergradient; "
+            "errors of SATM's approximations; rise of the training loss around experts."
+        ),
+    ]
+    named = Annotated[
+        str | None, tyro.conf.arg(help="Name of the experts (trajectory, None: the method's; expert-sharpness).")
+    ]
+    starts = Annotated[tuple[int, ...], tyro.conf.arg(help="Epochs at which networks are begun (trajectory).")]
+    divisors = Annotated[tuple[int, ...], tyro.conf.arg(help="The last N / divisor inner steps are kept (bounds).")]
     fields = [
         ("dataset", Dataset),
         ("what", what, "sharpness"),
-        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (sharpness).")], None),
-        ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (sharpness).")], None),
+        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (of a set).")], None),
+        ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (of a set).")], None),
         ("seed", Seed, 0),
-        ("segments", Annotated[int, tyro.conf.arg(help="Expert segments to average over (sharpness).")], 20),
-        ("experts", Annotated[str | None, tyro.conf.arg(help="Name of the experts (expert-sharpness).")], None),
+        ("segments", Annotated[int, tyro.conf.arg(help="Expert segments (sharpness, bounds).")], 20),
+        ("starts", starts, (0, 10, 20, 30, 40, 45)),
+        ("samples", Annotated[int, tyro.conf.arg(help="Single real images (variance).")], 100),
+        ("divisors", divisors, (2, 3, 4, 5, 6)),
+        ("experts", named, None),
         ("images", Annotated[int, tyro.conf.arg(help="Training images (expert-sharpness).")], 1000),
-        ("count", Annotated[int, tyro.conf.arg(help="Experts, the first ones (expert-sharpness).")], 5),
+        ("count", Annotated[int, tyro.conf.arg(help="Experts, the first (trajectory, expert-sharpness).")], 5),
         ("rho", Annotated[tuple[float, ...], tyro.conf.arg(help="Lengths of the step (expert-sharpness).")], LENGTHS),
     ]
     flags = _parse("analyse", analyse.__doc__, Compute, fields, arguments)
-    _suits(flags, ANALYSES)
+    _suits(flags, MEASUREMENTS)
     resolver = load_campaign(flags.config)
-    if flags.what == "expert-sharpness":
-        with _logged(resolver, flags.what, flags.dataset, flags.experts):
-            _show("analyse", flags)
-            stages.make_expert_sharpness(
-                resolver, flags.dataset, flags.experts, flags.images, flags.count, flags.rho, _compute(flags)
-            )
-        return
     cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
-    with _logged(resolver, flags.what, flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}"):
+    if flags.what == "expert-sharpness":
+        place: tuple[str, ...] = (flags.experts,)
+    else:
+        place = (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
+    with _logged(resolver, flags.what, flags.dataset, *place):
         _show("analyse", flags)
-        stages.make_sharpness(resolver, *cell, flags.segments, _compute(flags))
+        device = _compute(flags)
+        if flags.what == "sharpness":
+            stages.make_sharpness(resolver, *cell, flags.segments, device)
+        elif flags.what == "trajectory":
+            stages.make_trajectory(resolver, *cell, flags.experts, flags.count, flags.starts, device)
+        elif flags.what == "variance":
+            stages.make_variance(resolver, *cell, flags.samples, device)
+        elif flags.what == "bounds":
+            stages.make_bounds(resolver, *cell, flags.segments, flags.divisors, device)
+        else:
+            chosen = (flags.experts, flags.images, flags.count, flags.rho)
+            stages.make_expert_sharpness(resolver, flags.dataset, *chosen, device)
 
 
 def _suits(flags: Any, uses: Uses) -> None:
@@ -282,36 +308,26 @@ def _suits(flags: Any, uses: Uses) -> None:
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
 
 
+Partial = Annotated[bool, tyro.conf.arg(help="Leave out what was not run yet, and say so.")]
+
+
 def table(arguments: Sequence[str]) -> None:
-    """Make a results table of a campaign, as csv, Markdown and LaTeX."""
+    """Make a table of a campaign, as csv and Markdown; a results table as LaTeX too."""
     name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign.")]
-    flags = _parse("table", table.__doc__, Where, [("name", name, "table2")], arguments)
+    fields = [("name", name, "table2"), ("partial", Partial, False)]
+    flags = _parse("table", table.__doc__, Where, fields, arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "table", flags.name):
-        stages.make_table(resolver, flags.name)
+        stages.make_table(resolver, flags.name, flags.partial)
 
 
 def figure(arguments: Sequence[str]) -> None:
-    """Draw the synthetic images of the methods in a campaign's tables, or the curves of continual learning."""
-    name = Annotated[str, tyro.conf.arg(help="synthetic, or the name of a protocol under `continual` in the campaign.")]
-    fields = [
-        ("name", name, "synthetic"),
-        ("dataset", Annotated[str | None, tyro.conf.arg(help="Name of a dataset (synthetic).")], None),
-        ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (synthetic).")], None),
-    ]
-    flags = _parse("figure", figure.__doc__, Where, fields, arguments)
+    """Draw a figure of a campaign, as png and pdf, and write the numbers that it shows as csv."""
+    name = Annotated[str, tyro.conf.arg(help="Name of a figure, of a protocol, or synthetic-DATASET-ipc-N.")]
+    flags = _parse("figure", figure.__doc__, Where, [("name", name), ("partial", Partial, False)], arguments)
     resolver = load_campaign(flags.config)
-    given = [name for name in ("dataset", "ipc") if getattr(flags, name) is not None]
-    if flags.name != "synthetic":
-        if given:
-            raise UsageError(f"--{given[0]} has no effect with --name {flags.name}; leave it out")
-        with _logged(resolver, "figure", flags.name):
-            stages.make_continual_figure(resolver, flags.name)
-        return
-    if len(given) < 2:
-        raise UsageError("--name synthetic needs --dataset and --ipc; give both, or the name of another figure")
-    with _logged(resolver, "figure", f"synthetic-{flags.dataset}-ipc-{flags.ipc}"):
-        stages.make_synthetic_figure(resolver, flags.dataset, flags.ipc)
+    with _logged(resolver, "figure", flags.name):
+        stages.make_figure(resolver, flags.name, flags.partial)
 
 
 def bench(arguments: Sequence[str]) -> None:

@@ -5,18 +5,20 @@ csv, percent in Markdown.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas
 from rich.console import Console
 from rich.table import Table
 
-from satm.config import ContinualOptions, Resolver, canonical
+from satm.config import ContinualOptions, canonical
 from satm.continual import average_accuracy, final_accuracy, forgetting, step_accuracies
 from satm.errors import UsageError, pick
 from satm.files import atomic_path
+from satm.reading import Reader
 from satm.results import CONTINUAL
-from satm.tables import csv_text, percent, read_checked
+from satm.tables import csv_text, percent
 
 METRICS = {"final": final_accuracy, "average": average_accuracy, "forgetting": forgetting}
 """What is told of each method, by the column's name; of rows, by run (`satm.continual`)."""
@@ -27,21 +29,15 @@ COLUMNS = {
     "method": "str",
     "steps": "int64",
     **{f"{metric}_{number}": "float64" for metric in METRICS for number in ("mean", "std")},
-    "n": "int64",
-    "seeds": "int64",
-    "orders": "int64",
-    "networks": "int64",
-    "split": "str",
-    "selection": "str",
-    "average": "str",
-    "step_size": "str",
+    **dict.fromkeys(("n", "seeds", "orders", "networks"), "Int64"),
+    **dict.fromkeys(("split", "selection", "average", "step_size"), "object"),
 }
-"""Columns of a table; numbers of type float64 can be missing."""
+"""Columns of a table; all but the first four can be missing."""
 
 HEADINGS = ("dataset", "IPC", "method", "final accuracy", "average accuracy", "forgetting", "n")
 
 
-def continual_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+def continual_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc and method of a protocol.
 
     Columns: final, accuracy on all classes after the last step; average, the mean over the steps of the accuracy on all
@@ -54,28 +50,29 @@ def continual_table(resolver: Resolver, name: str) -> pandas.DataFrame:
         UsageError: no such protocol; a file that it needs is missing (the text has the command that makes it), broken,
             or of another run.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     found = []
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
             for method in options.methods:
-                frame = continual_rows(resolver, name, dataset, ipc, method)
-                found.append({"dataset": dataset, "ipc": ipc, "method": method, **_row(frame)})
+                frame = reader.attempt(partial(continual_rows, reader, name, dataset, ipc, method))
+                told = {} if frame is None else _row(frame)
+                found.append({"dataset": dataset, "ipc": ipc, "method": method, "steps": options.steps, **told})
     return pandas.DataFrame(found, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def continual_rows(resolver: Resolver, name: str, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
+def continual_rows(reader: Reader, name: str, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
     """Return the rows of one cell of a protocol, all seeds.
 
     Raises:
         UsageError: as `continual_table`.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     found = []
     for seed in options.seeds_for(ipc):
-        path = resolver.layout.continual(dataset, ipc, method, seed, name)
+        path = reader.resolver.layout.continual(dataset, ipc, method, seed, name)
         axes: dict[str, object] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "protocol": name}
-        frame = read_checked(resolver, path, CONTINUAL, "continual", axes)
+        frame = reader.rows(path, CONTINUAL, "continual", axes)
         made = {
             "steps": int(frame["step"].max()),
             "orders": frame["order"].nunique(),
@@ -97,22 +94,24 @@ def continual_rows(resolver: Resolver, name: str, dataset: str, ipc: int, method
     return rows
 
 
-def curves(resolver: Resolver, name: str) -> dict[tuple[str, int], dict[str, pandas.DataFrame]]:
+def curves(reader: Reader, name: str) -> dict[tuple[str, int], dict[str, pandas.DataFrame]]:
     """Return the accuracy on all classes seen, by (dataset, ipc) and method, indexed by the number of classes.
 
-    Columns: mean and std over the pairs of a seed and a class order, as in `continual_table`.
+    Columns: mean, std and n of the pairs of a seed and a class order, as in `continual_table`.
 
     Raises:
         UsageError: as `continual_table`.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     found: dict[tuple[str, int], dict[str, pandas.DataFrame]] = {}
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
             methods = found.setdefault((dataset, ipc), {})
             for method in options.methods:
-                values = by_order(step_accuracies(continual_rows(resolver, name, dataset, ipc, method)))
-                methods[method] = values.groupby("classes_seen").agg(["mean", "std"])
+                frame = reader.attempt(partial(continual_rows, reader, name, dataset, ipc, method))
+                if frame is not None:
+                    values = by_order(step_accuracies(frame)).groupby("classes_seen")
+                    methods[method] = values.agg(["mean", "std", "count"]).rename(columns={"count": "n"})
     return found
 
 
@@ -121,14 +120,14 @@ def by_order(values: pandas.Series) -> pandas.Series:
     return values.groupby([level for level in values.index.names if level != "repeat"]).mean()
 
 
-def write_continual(resolver: Resolver, name: str, console: Console) -> pandas.DataFrame:
+def write_continual(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
     """Write a protocol's table as csv and md, show it, and return its frame."""
-    frame = continual_table(resolver, name)
-    text = markdown(frame, _notes(resolver, name, frame))
+    frame = continual_table(reader, name)
+    text = markdown(frame, _notes(reader, name, frame))
     for kind, content in (("csv", csv_text(frame)), ("md", text)):
-        with atomic_path(Path(resolver.layout.table(name, kind))) as part:
+        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
             part.write_text(content)
-    shown = Table(title=f"Continual learning in {_options(resolver, name).steps} steps, percent")
+    shown = Table(title=f"Continual learning in {_options(reader, name).steps} steps, percent")
     for heading in HEADINGS:
         shown.add_column(heading, justify="left" if heading in ("dataset", "method") else "right")
     for line in _lines(frame):
@@ -143,14 +142,14 @@ def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
     return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *notes]) + "\n"
 
 
-def _options(resolver: Resolver, name: str) -> ContinualOptions:
-    where = resolver.path or "the built-in campaign"
-    return pick(name, resolver.campaign.continual, f"protocol of continual learning in {where}")
+def _options(reader: Reader, name: str) -> ContinualOptions:
+    where = reader.resolver.path or "the built-in campaign"
+    return pick(name, reader.resolver.campaign.continual, f"protocol of continual learning in {where}")
 
 
 def _row(rows: pandas.DataFrame) -> dict[str, object]:
     """Return the numbers of one method."""
-    found: dict[str, object] = {"steps": int(rows["step"].max())}
+    found: dict[str, object] = {}
     for metric, function in METRICS.items():
         values = by_order(function(rows))
         found |= {f"{metric}_mean": values.mean(), f"{metric}_std": values.std(), "n": len(values)}
@@ -164,22 +163,31 @@ def _lines(frame: pandas.DataFrame) -> list[list[str]]:
     lines = []
     for row in frame.to_dict("records"):
         cells = [percent(row[f"{metric}_mean"], row[f"{metric}_std"]) or "-" for metric in METRICS]
-        mark = "" if row["selection"] == "last" else f" [{row['selection']}]"
-        lines.append([row["dataset"], str(row["ipc"]), f"{row['method']}{mark}", *cells, str(row["n"])])
+        mark = "" if pandas.isna(row["selection"]) or row["selection"] == "last" else f" [{row['selection']}]"
+        lines.append(
+            [
+                row["dataset"],
+                str(row["ipc"]),
+                f"{row['method']}{mark}",
+                *cells,
+                "" if pandas.isna(row["n"]) else str(row["n"]),
+            ]
+        )
     return lines
 
 
-def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
-    options = _options(resolver, name)
+def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
+    options = _options(reader, name)
     described: Mapping[str, str] = {
-        dataset: canonical(resolver.network(options.network, dataset)) for dataset in options.datasets
+        dataset: canonical(reader.resolver.network(options.network, dataset)) for dataset in options.datasets
     }
     networks = ", ".join(dict.fromkeys(described.values()))
     brings = "its classes' images of one distillation of all classes"
     if options.sets == "per-step":
         brings = "images distilled on its classes only"
+    splits = " and ".join(sorted(set(frame["split"].dropna())))
     notes = [
-        f"{' and '.join(sorted(set(frame['split']))).capitalize()} accuracy in percent, mean ± sample standard "
+        f"{splits.capitalize()} accuracy in percent, mean ± sample standard "
         f"deviation over n pairs of a synthetic set's seed and a class order, each the mean over {options.repeats} "
         f"networks. Classes come in {options.steps} steps; a step brings {brings}, and new networks are trained on all "
         "synthetic images that came so far and tested on all classes seen. final: after the last step; average: over "
@@ -189,7 +197,7 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
     averaged = list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"]))
     if averaged:
         notes.append(f"{', '.join(averaged)}: exponential moving averages over the iterations.")
-    marks = sorted(set(frame["selection"]) - {"last"})
-    return notes + [
+    marks = sorted(set(frame["selection"].dropna()) - {"last"})
+    return [*notes, *reader.notes] + [
         f"[{mark}]: synthetic sets of the iteration that was best on {mark} images, not the last." for mark in marks
     ]

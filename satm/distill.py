@@ -84,6 +84,7 @@ class Run:
         attempt: how often the loop went back.
         rows: one per iteration, for metrics.parquet.
         best: None where the last set is kept, or before the first look.
+        history: the raw set after some iterations, by their number.
     """
 
     now: State
@@ -93,10 +94,17 @@ class Run:
     attempt: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: Best | None = None
+    history: dict[int, Synthetic] = field(default_factory=dict)
 
 
 Look = Callable[[Synthetic, int], float]
-"""`(set, iteration) -> accuracy` on the split that the options select on."""
+"""`(set, iteration) -> accuracy` on the split that the options select on or watch."""
+
+
+def kept_iterations(options: IterativeOptions) -> list[int]:
+    """Return after how many iterations the set is kept in its history, ascending."""
+    between = max(1, options.snapshots - 1)
+    return sorted({index * options.iterations // between for index in range(options.snapshots)})
 
 
 def begin(method: IterativeMethod) -> Run:
@@ -129,7 +137,7 @@ def distill(
     Args:
         method: what makes the gradient.
         run: from `begin`, or stored earlier; changed in place.
-        look: accuracy of a set; None where the last one is kept.
+        look: accuracy of a set; None where nobody looks.
         on_row: called with each row of metrics.
         on_safe: called every `SAFE_EVERY` iterations with the run, which can be stored then.
 
@@ -142,7 +150,10 @@ def distill(
     """
     options: IterativeOptions = method.settings
     device = run.now.numbers["step_size"].device
+    kept = kept_iterations(options)
     while run.now.iteration < options.iterations:
+        if run.now.iteration in kept:
+            run.history[run.now.iteration] = compose(method, run.now)
         if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
             run.safe, run.recent = run.recent, run.now
             on_safe(run)
@@ -157,8 +168,8 @@ def distill(
             if look is not None and due:
                 made = finished(method, run.now)
                 accuracy = look(made.synthetic, run.now.iteration)
-                row[f"{options.selection}_accuracy"] = accuracy
-                if run.best is None or accuracy > run.best.accuracy:
+                row[f"{options.watch or options.selection}_accuracy"] = accuracy
+                if options.selection != "last" and (run.best is None or accuracy > run.best.accuracy):
                     run.best = Best(accuracy, made)
         else:
             row["event"] = _go_back(run, options, fault)
@@ -166,6 +177,8 @@ def distill(
         row["peak_memory_bytes"] = peak_memory(device)
         run.rows.append(row)
         on_row(row)
+    if options.iterations in kept:
+        run.history[options.iterations] = compose(method, run.now)
     return finished(method, run.now) if run.best is None else run.best.made
 
 
@@ -215,6 +228,7 @@ def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, 
         "sharpness": None if found.sharpness is None else float(found.sharpness),
         "step_size_gradient": float(found.step_size),
         **{f"lr_{name}": rate for name, rate in run.rates.items()},
+        **method.observe(before, state.iteration),
     }
     whole = norm if found.labels is None else math.hypot(norm, float(found.labels.norm()))
     if not math.isfinite(loss) or not math.isfinite(whole):

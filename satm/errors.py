@@ -14,6 +14,10 @@ class UsageError(ValueError):
     """
 
 
+class MissingRun(UsageError):
+    """A file that another run should have made is not there; the text has the command that makes it."""
+
+
 class RunError(RuntimeError):
     """The machine or the run failed although the input was usable.
 

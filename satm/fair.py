@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from satm.analysis.statistics import augmentation_robust_score, label_robust_score, student_interval
-from satm.config import FULL, FairOptions, Resolver
+from satm.config import FULL, FairOptions
 from satm.errors import UsageError, pick
 from satm.files import atomic_path
+from satm.reading import Reader
 from satm.results import EVALUATION
-from satm.tables import csv_text, percent, read_checked
+from satm.tables import csv_text, percent
 
 SETTINGS = {
     "hard": ("hard", "yes"),
@@ -41,7 +42,7 @@ LEAST_NETWORKS, LEAST_SEEDS = 5, 3
 """With fewer a table says so."""
 
 
-def fair_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+def fair_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc, network and method.
 
     Columns: own_labels, hard or soft, what the set comes with; soft_labels, own or teacher, whose the soft ones are
@@ -58,25 +59,25 @@ def fair_table(resolver: Resolver, name: str) -> pandas.DataFrame:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
             of another run.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     rows: list[dict[str, object]] = []
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
             for network in options.networks:
-                full = _full(resolver, dataset, network, options.full)
-                base = _variants(resolver, options, dataset, ipc, network, options.baseline)
+                full = _full(reader, dataset, network, options.full)
+                base = _variants(reader, options, dataset, ipc, network, options.baseline)
                 for method in options.methods:
-                    frame = _variants(resolver, options, dataset, ipc, network, method)
+                    frame = _variants(reader, options, dataset, ipc, network, method)
                     place = {"dataset": dataset, "ipc": ipc, "network": network, "method": method}
                     rows.append({**place, **_row(frame, base, full)})
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
-def write_fair(resolver: Resolver, name: str, console: Console) -> pandas.DataFrame:
+def write_fair(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
     """Write a table as csv and md, show it, and return its frame."""
-    frame = fair_table(resolver, name)
-    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, _notes(_options(resolver, name), frame)))):
-        with atomic_path(Path(resolver.layout.table(name, kind))) as part:
+    frame = fair_table(reader, name)
+    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, _notes(_options(reader, name), frame)))):
+        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
             part.write_text(text)
     shown = Table(title="What images are worth, percent")
     for heading in HEADINGS:
@@ -100,8 +101,8 @@ def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
     return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *notes]) + "\n"
 
 
-def _options(resolver: Resolver, name: str) -> FairOptions:
-    return pick(name, resolver.campaign.fair, f"fair table in {resolver.path or 'the built-in campaign'}")
+def _options(reader: Reader, name: str) -> FairOptions:
+    return pick(name, reader.resolver.campaign.fair, f"fair table in {reader.resolver.path or 'the built-in campaign'}")
 
 
 def _row(frame: pandas.DataFrame, base: pandas.DataFrame, full: float) -> dict[str, object]:
@@ -155,19 +156,19 @@ def _paired(one: pandas.Series, two: pandas.Series) -> pandas.Series:
 
 
 def _variants(
-    resolver: Resolver, options: FairOptions, dataset: str, ipc: int, network: str, method: str
+    reader: Reader, options: FairOptions, dataset: str, ipc: int, network: str, method: str
 ) -> pandas.DataFrame:
     found = []
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "what": "variants", "ipc": ipc, "method": method, "seed": seed, "network": network}
-        path = resolver.layout.variants(dataset, ipc, method, seed, network)
-        found.append(read_checked(resolver, path, EVALUATION, "evaluate", axes))
+        path = reader.resolver.layout.variants(dataset, ipc, method, seed, network)
+        found.append(reader.rows(path, EVALUATION, "evaluate", axes))
     return pandas.concat(found, ignore_index=True)
 
 
-def _full(resolver: Resolver, dataset: str, network: str, recipe: str) -> float:
+def _full(reader: Reader, dataset: str, network: str, recipe: str) -> float:
     axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
-    rows = read_checked(resolver, resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
+    rows = reader.rows(reader.resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
     return float(rows["accuracy"].mean())
 
 

@@ -11,12 +11,13 @@ import pandas
 from rich.console import Console
 from rich.table import Table
 
-from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, SearchOptions
 from satm.errors import pick
 from satm.files import atomic_path
 from satm.nas import TOPS, Ranking, candidates, mean_accuracies, rank
+from satm.reading import Reader
 from satm.results import NAS
-from satm.tables import csv_text, load_published, percent, read_checked
+from satm.tables import csv_text, load_published, percent
 
 PUBLISHED = {"ftd-table5": ("ftd", "Table 5"), "contra-table7": ("contra", "Table 7")}
 """Where a search's published numbers are, as (source, table) of the data file, by the name of the search."""
@@ -47,7 +48,7 @@ COLUMNS = {
 """Columns of a search's table; those of type float64 and object can be missing."""
 
 
-def search_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+def search_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc and method of a search, and a row `real` (ipc 0) of each dataset.
 
     Columns: seeds, how many synthetic sets; candidates, how many networks were ranked; spearman_…, rank correlation of
@@ -62,27 +63,27 @@ def search_table(resolver: Resolver, name: str) -> pandas.DataFrame:
         UsageError: no such search; a file that it needs is missing (the text has the command that makes it), broken, or
             of another run; sets and real images with different candidates.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     rows: list[dict[str, object]] = []
     for dataset, ipcs in options.datasets.items():
-        real = _rows(resolver, name, options, dataset, None)
+        real = _rows(reader, name, options, dataset, None)
         spent = {"real_minutes": _minutes(real)}
         for ipc in ipcs:
             for method in options.methods:
                 seeds = options.seeds_for(ipc)
-                sets = [_rows(resolver, name, options, dataset, (ipc, method, seed)) for seed in seeds]
+                sets = [_rows(reader, name, options, dataset, (ipc, method, seed)) for seed in seeds]
                 both = {"proxy_minutes": sum(map(_minutes, sets)) / len(sets), **spent}
                 rows.append(_row(dataset, ipc, method, _ranked(sets, real, options), both, name))
         rows.append(_row(dataset, 0, "real", _ranked([real], real, options), spent, name))
     return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def write_search(resolver: Resolver, name: str, console: Console) -> pandas.DataFrame:
+def write_search(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
     """Write a search's table as csv and md, show it, and return its frame."""
-    frame = search_table(resolver, name)
-    text = markdown(frame, _notes(_options(resolver, name), frame))
+    frame = search_table(reader, name)
+    text = markdown(frame, _notes(_options(reader, name), frame))
     for kind, content in (("csv", csv_text(frame)), ("md", text)):
-        with atomic_path(Path(resolver.layout.table(name, kind))) as part:
+        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
             part.write_text(content)
     shown = Table(title="Architecture search: rank correlations; accuracies in percent")
     for heading in (lines := _lines(frame))[0]:
@@ -104,22 +105,22 @@ TEXTS = ("dataset", "IPC", "method", "selected network")
 """Headings of columns of texts."""
 
 
-def _options(resolver: Resolver, name: str) -> SearchOptions:
-    return pick(name, resolver.campaign.searches, f"search in {resolver.path or 'the built-in campaign'}")
+def _options(reader: Reader, name: str) -> SearchOptions:
+    return pick(name, reader.resolver.campaign.searches, f"search in {reader.resolver.path or 'the built-in campaign'}")
 
 
 def _rows(
-    resolver: Resolver, name: str, options: SearchOptions, dataset: str, cell: tuple[int, str, int] | None
+    reader: Reader, name: str, options: SearchOptions, dataset: str, cell: tuple[int, str, int] | None
 ) -> pandas.DataFrame:
     """Return the rows of all parts on the synthetic set of an ipc, method and seed; None: on the real images."""
-    layout, found = resolver.layout, []
+    layout, found = reader.resolver.layout, []
     axes: dict[str, object] = {"dataset": dataset}
     if cell:
         axes |= zip(("ipc", "method", "seed"), cell, strict=True)
     for part in options.parts():
         path = layout.nas(dataset, *cell, name, part) if cell else layout.nas_real(dataset, name, part)
         axes |= {"search": name, "part": part}
-        found.append(read_checked(resolver, path, NAS, "nas" if cell else "nas --real", axes))
+        found.append(reader.rows(path, NAS, "nas" if cell else "nas --real", axes))
     return pandas.concat(found, ignore_index=True)
 
 

@@ -241,6 +241,68 @@ EXPERT_SHARPNESS = Columns(
 distance rho, and the difference."""
 
 
+CELL = {"dataset": str, "ipc": int, "method": str, "seed": int}
+"""Columns that name a synthetic set."""
+
+TRAJECTORY = Columns(
+    "errors along the experts' path",
+    {
+        **CELL,
+        "kind": str,
+        "expert": int,
+        "start": int,
+        "epoch": int,
+        "steps": int,
+        **{
+            f"{name}_{number}": float
+            for name in ("evaluation", "distillation", "expert")
+            for number in ("accuracy", "loss")
+        },
+        **dict.fromkeys(("accumulated", "matching", "initialisation", "residual"), float),
+    },
+    optional=frozenset(
+        {
+            *("distillation_accuracy", "distillation_loss", "expert_accuracy", "expert_loss"),
+            *("accumulated", "matching", "initialisation", "residual"),
+        }
+    ),
+)
+"""One row per expert and segment of its path (kind `path`), or per epoch that a network was begun at (kind `restart`,
+without the optional columns). start and epoch: of the expert, where the segment or the network begins and ends; steps:
+made between them; accuracy (a fraction) and loss on the tested images at the end: of the network trained on the
+synthetic set alone (evaluation), of one that began where the expert was (distillation), of the expert; accumulated,
+matching, initialisation: norms of these errors (`satm.analysis.trajectory`); residual: what they do not add up to,
+relative to the accumulated error."""
+
+VARIANCE = Columns(
+    "variance of the hypergradient",
+    {**CELL, "iteration": int, "samples": int, "variance": float, "norm": float},
+)
+"""One row per state of a synthetic set on its way. iteration: outer steps done before; samples: single real images;
+variance: normalised (`satm.analysis.variance`); norm: of the mean gradient."""
+
+BOUNDS = Columns(
+    "errors of SATM's approximations",
+    {
+        **CELL,
+        "quantity": str,
+        "segment": int,
+        "steps": int,
+        "kept": int,
+        "error": float,
+        "relative": float,
+        "bound": float,
+        "lowest_curvature": float,
+        "highest_curvature": float,
+        "step_size": float,
+        "rho": float,
+        "gradient": float,
+    },
+    optional=frozenset({"bound", "lowest_curvature", "highest_curvature"}),
+)
+"""One row per quantity, expert segment and number of kept steps (`satm.analysis.bounds.measure_bounds`)."""
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, metadata: Mapping[str, Any]) -> None:
     """Write rows as parquet, atomically.
 
@@ -329,6 +391,26 @@ RAW_PARTS = ("raw_images", "raw_labels")
 STORED = "stored."
 """Begins the name of a tensor that images are computed from, in a synthetic set's file."""
 
+HISTORY = "history."
+"""Begins the name of a tensor of the set on its way, in a synthetic set's file."""
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """States of a synthetic set on its way, s of them; raw ones, where the set itself is an average."""
+
+    iterations: Tensor
+    """`[s]` int64, outer steps done before each state, ascending; the first is 0, the start."""
+    images: Tensor
+    """`[s, n, C, H, W]` float32 in the space of the set's images."""
+    labels: Tensor
+    """`[s, n]` int64 or `[s, n, K]` float32, like the set's labels."""
+    step_size: Tensor
+    """`[s]` float32."""
+
+    def __len__(self) -> int:
+        return len(self.iterations)
+
 
 @dataclass(frozen=True, eq=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -369,6 +451,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     """What the images of the iteration (not an average of them) are computed from, by name, such as basis images and
     their weights; empty where they are numbers of their own."""
+    history: History | None = None
+    """The set on its way, where the distillation's option `snapshots` kept it."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together.
@@ -450,6 +534,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         chosen = (torch.arange(classes)[:, None] * each + torch.arange(ipc)).reshape(-1).to(self.images.device)
         parts = ("images", "labels", *RAW_PARTS)
         held: dict[str, Any] = {part: whole[chosen] for part in parts if (whole := getattr(self, part)) is not None}
+        if (way := self.history) is not None:
+            held["history"] = replace(way, images=way.images[:, chosen], labels=way.labels[:, chosen])
         return replace(self, ipc=ipc, **held)
 
     def unaveraged(self) -> "DistilledDataset":
@@ -465,19 +551,46 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         labels = self.labels if self.raw_labels is None else self.raw_labels
         return replace(self, images=self.raw_images, labels=labels, average="raw", raw_images=None, raw_labels=None)
 
-    def pixels(self, whitening: Whitening | None = None) -> Tensor:
-        """Return `[n, C, H, W]` float32 images in [0, 1], clamped, for looking at.
+    def at(self, place: int) -> "DistilledDataset":
+        """Return the raw set at one of the states of its history, counted from 0, the start.
+
+        Raises:
+            UsageError: the history was not kept, or has fewer states.
+        """
+        if self.history is None:
+            raise UsageError(
+                f"the synthetic set of {self.method} was stored without its history; distil it with snapshots above 0"
+            )
+        if not 0 <= place < len(self.history):
+            raise UsageError(f"the history has the states 0 to {len(self.history) - 1}, asked for {place}")
+        way = self.history
+        return replace(
+            self,
+            images=way.images[place],
+            labels=way.labels[place],
+            step_size=way.step_size[place],
+            iteration=int(way.iterations[place]),
+            average="raw",
+            raw_images=None,
+            raw_labels=None,
+            stored={},
+            history=None,
+        )
+
+    def pixels(self, whitening: Whitening | None = None, clip: bool = True) -> Tensor:
+        """Return `[n, C, H, W]` float32 images in [0, 1] for looking at.
 
         Args:
             whitening: the one that the images were made with; None: read from `whitening_path`. It is not part of a
                 synthetic set's file, which would grow from some KiB to 76 MB (CIFAR-10).
+            clip: clamp what lies beyond; without, it shows how much does.
 
         Raises:
             UsageError: the whitening's file is missing or broken, or it is not the one that the images were made with.
         """
         if self.preprocessing["whitening_hash"] is not None and whitening is None:
             whitening = load_whitening(self._found_whitening())
-        return Preprocessor.from_identity(self.preprocessing, whitening).to_pixels(self.images)
+        return Preprocessor.from_identity(self.preprocessing, whitening).to_pixels(self.images, clip)
 
     def _found_whitening(self) -> Path:
         if self.whitening_path is None or not self.whitening_path.is_file():
@@ -509,6 +622,7 @@ def save_distilled(path: Path, data: DistilledDataset) -> None:
     tensors = {"images": data.images, "labels": data.labels, "step_size": data.step_size.detach().float().reshape(())}
     extras = {name: getattr(data, name) for name in RAW_PARTS}
     extras |= {f"{STORED}{name}": tensor for name, tensor in data.stored.items()}
+    extras |= {f"{HISTORY}{name}": tensor for name, tensor in vars(data.history).items()} if data.history else {}
     # The format refuses tensors that share memory, as raw and averaged labels may.
     tensors |= {name: tensor.clone() for name, tensor in extras.items() if tensor is not None}
     write_tensors(path, tensors, metadata)
@@ -523,16 +637,18 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     path = Path(path)
     tensors, metadata = read_tensors(path, "synthetic set")
     stored = {name.removeprefix(STORED): tensors.pop(name) for name in sorted(tensors) if name.startswith(STORED)}
+    way = {name.removeprefix(HISTORY): tensors.pop(name) for name in sorted(tensors) if name.startswith(HISTORY)}
     if metadata.get("kind") != "distilled" or set(tensors) - set(RAW_PARTS) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
-    wanted = {*DistilledDataset.__dataclass_fields__} - {*tensors, *RAW_PARTS, "stored", "average"}
+    wanted = {*DistilledDataset.__dataclass_fields__} - {*tensors, *RAW_PARTS, "stored", "average", "history"}
     if missing := sorted(wanted - set(metadata)):
         raise UsageError(
             f"{path} says nothing of {', '.join(missing)}: it is damaged or of another version; make it again"
         )
     values: dict[str, Any] = {**metadata, **tensors, "class_names": tuple(cast(list[str], metadata["class_names"]))}
     values["stored"] = stored
+    values["history"] = History(**way) if way else None
     if values["whitening_path"] is not None:
         values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
     return DistilledDataset(**{name: value for name, value in values.items() if name not in ("kind", "versions")})

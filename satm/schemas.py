@@ -14,13 +14,17 @@ from satm.class_order import split_classes
 from satm.config import (
     CLASSES,
     Campaign,
+    ContinualFigure,
     ContinualOptions,
+    CorrelationFigure,
     EvaluateOptions,
     ExpertsOptions,
     FairOptions,
+    Figure,
     Options,
     Resolver,
     Setting,
+    SweepFigure,
     TableOptions,
     parse,
 )
@@ -106,6 +110,8 @@ class Checker:
             self._setting(resolver, setting, f"{where}: settings.{index}")
         for name in campaign.all_tables:
             self._table(resolver, name, f"{where}: table {name}")
+        for name, figure in campaign.figures.items():
+            self._figure(resolver, figure, f"{where}: figure {name}")
 
     def _setting(self, resolver: Resolver, setting: Setting, where: str) -> None:
         if setting.stage == "experts":
@@ -134,6 +140,18 @@ class Checker:
             for ipc in ipcs:
                 for method in table.methods:
                     self._cell(resolver, dataset, ipc, method, f"{where}: {method} on {dataset} at ipc {ipc}")
+
+    def _figure(self, resolver: Resolver, figure: Figure, where: str) -> None:
+        """Check every set that a figure is drawn from."""
+        if isinstance(figure, ContinualFigure):
+            return  # drawn from protocols, which are checked as tables
+        runs = figure.runs() if isinstance(figure, CorrelationFigure) else figure.cells()
+        networks = figure.points() if isinstance(figure, SweepFigure) else []
+        for dataset, ipc, method in dict.fromkeys(run[:3] for run in runs):
+            pick(dataset, resolver.datasets, f"dataset in {where}")
+            for _, network in networks:
+                self._options("network", resolver.network(network, dataset), where)
+            self._cell(resolver, dataset, ipc, method, f"{where}: {method} on {dataset} at ipc {ipc}")
 
     def _steps(self, resolver: Resolver, table: ContinualOptions, dataset: str, where: str) -> None:
         """Check the number of steps, as far as the number of classes is known before the files are read."""

@@ -5,9 +5,9 @@ Accuracies are fractions in every frame and csv, percent (as papers print them) 
 
 import functools
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from satm.analysis.statistics import student_interval
-from satm.config import FULL, Resolver, TableOptions, canonical
+from satm.config import FULL, TableOptions, canonical
 from satm.errors import UsageError, pick
 from satm.files import atomic_path
-from satm.results import EVALUATION, METRICS, SHARPNESS, Columns, read_rows
+from satm.reading import Reader
+from satm.results import EVALUATION, SHARPNESS
 
 PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
@@ -87,7 +88,7 @@ def load_published() -> pandas.DataFrame:
     return pandas.read_csv(Path(__file__).parent / "published" / "published_results.csv")
 
 
-def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+def results_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc, network and method of a table.
 
     In a cell the methods that are only published come first, those trained on all real images (`full`) last.
@@ -105,22 +106,25 @@ def results_table(resolver: Resolver, name: str) -> pandas.DataFrame:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
             of another run.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     rows: list[dict[str, object]] = []
     for dataset, ipc, network in _cells(options):
         published = _published(name, dataset, ipc, network, options) if options.split == "test" else {}
         cell = {"dataset": dataset, "ipc": ipc, "network": network}
         rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
         for one in options.methods:
-            main, *beside = _measured(resolver, options, dataset, ipc, network, one)
+            measured = partial(_measured, reader, options, dataset, ipc, network, one)
+            main, *beside = reader.attempt(measured) or [{}]
             rows.append({**cell, "method": one, **main, **published.get(one, {})})
             rows += [{**cell, "method": one, **raw} for raw in beside]
-        rows += [{**cell, **_full(resolver, options, dataset, network, recipe)} for recipe in options.full]
+        for recipe in options.full:
+            full = reader.attempt(partial(_full, reader, options, dataset, network, recipe)) or {}
+            rows.append({**cell, "method": f"full-{recipe}", **full})
     frame = pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     return frame.assign(difference=frame["accuracy_mean"] - frame["published_mean"])
 
 
-def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
+def paired_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return how much a method differs from another one, paired, with a 95 % interval (Student's t).
 
     The methods compared are the pairs of the table's options: `compare`, and of `sharpness` the first against each
@@ -134,32 +138,32 @@ def paired_table(resolver: Resolver, name: str) -> pandas.DataFrame:
     Raises:
         UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
     """
-    options = _options(resolver, name)
+    options = _options(reader, name)
     rows: list[dict[str, object]] = []
     for dataset, ipc, network in _cells(options):
         for method, reference in options.pairs:
+            both = {method, reference}
             pair = {"dataset": dataset, "ipc": ipc, "network": network, "method": method, "reference": reference}
-            if {method, reference} <= set(options.methods):
-                one, two = (
-                    _evaluations(resolver, options, dataset, ipc, network, each)[0] for each in (method, reference)
-                )
-                rows.append({**pair, "quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")})
-            if {method, reference} <= set(options.sharpness) and network == options.networks[0]:
-                one, two = (_sharpness(resolver, options, dataset, ipc, each) for each in (method, reference))
-                rows.append({**pair, "quantity": "sharpness", **_paired(one, two, "sharpness", "segment")})
+            compared = []
+            if both <= set(options.methods):
+                compared.append(partial(_accuracies, reader, options, dataset, ipc, network, method, reference))
+            if both <= set(options.sharpness) and network == options.networks[0]:
+                compared.append(partial(_sharpnesses, reader, options, dataset, ipc, method, reference))
+            told = [reader.attempt(compare) for compare in compared]
+            rows += [{**pair, **found} for found in told if found is not None]
     return pandas.DataFrame(rows, columns=list(PAIRED_COLUMNS))
 
 
-def write_table(resolver: Resolver, name: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+def write_table(reader: Reader, name: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Write a table as csv, md and tex and its paired comparison as `NAME-paired.csv`; return both frames.
 
     Raises:
         UsageError: as `results_table` and `paired_table`.
         RunError: the disk is full or the folder cannot be written.
     """
-    frame, paired = results_table(resolver, name), paired_table(resolver, name)
-    layout = resolver.layout
-    notes = _notes(resolver, name, frame)
+    frame, paired = results_table(reader, name), paired_table(reader, name)
+    layout = reader.resolver.layout
+    notes = _notes(reader, name, frame)
     for path, text in (
         (layout.table(name, "csv"), csv_text(frame)),
         (layout.table(f"{name}-paired", "csv"), csv_text(paired)),
@@ -250,8 +254,10 @@ def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFra
     console.print(differences)
 
 
-def _options(resolver: Resolver, name: str) -> TableOptions:
-    return pick(name, resolver.campaign.tables, f"results table in {resolver.path or 'the built-in campaign'}")
+def _options(reader: Reader, name: str) -> TableOptions:
+    return pick(
+        name, reader.resolver.campaign.tables, f"results table in {reader.resolver.path or 'the built-in campaign'}"
+    )
 
 
 def _cells(options: TableOptions) -> list[tuple[str, int, str]]:
@@ -293,34 +299,16 @@ def _published(name: str, dataset: str, ipc: int, network: str, options: TableOp
     return {**own, **{method: asked[method] for method in options.published if method in asked and method not in own}}
 
 
-def read_checked(
-    resolver: Resolver, path: str, columns: Columns, command: str, axes: dict[str, object]
-) -> pandas.DataFrame:
-    """Return the rows of one file, checked to be of the run that `axes` names."""
-    if not Path(path).is_file():
-        config = f" --config {shlex.quote(str(resolver.path))}" if resolver.path else ""
-        flags = " ".join(f"--{axis} {value}" for axis, value in axes.items())
-        raise UsageError(f"{columns.what} {path} is missing; make it with: python -m satm {command}{config} {flags}")
-    frame = read_rows(Path(path), columns)
-    for axis in [axis for axis in axes if axis in frame.columns]:
-        if len(other := frame[frame[axis] != axes[axis]]):
-            raise UsageError(
-                f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {axes[axis]}; make it again"
-            )
-    return frame
-
-
 def _evaluations(
-    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, network: str, method: str
+    reader: Reader, options: TableOptions, dataset: str, ipc: int, network: str, method: str
 ) -> list[pandas.DataFrame]:
     """Return the rows of one cell on the images that the table is about, all seeds; of averages first, then of raw."""
     found = []
     for seed in options.seeds_for(ipc):
-        path = resolver.layout.evaluation(dataset, ipc, method, seed, network)
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        frame = read_checked(resolver, path, EVALUATION, "evaluate", axes)
+        frame = reader.evaluation(dataset, ipc, method, seed, network)
         frame = frame[frame["split"] == options.split]
         if frame.empty:
+            path = reader.resolver.layout.evaluation(dataset, ipc, method, seed, network)
             raise UsageError(f"evaluation {path} has no accuracies on {options.split} images; make it again")
         found.append(frame)
     rows = pandas.concat(found, ignore_index=True)
@@ -338,34 +326,49 @@ def _evaluations(
     return [rows[rows["average"] == average] for average in averages[0]]
 
 
-def _sharpness(resolver: Resolver, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
+def _sharpness(reader: Reader, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
     found = []
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = resolver.layout.sharpness(dataset, ipc, method, seed)
-        found.append(read_checked(resolver, path, SHARPNESS, "analyse --what sharpness", axes))
+        path = reader.resolver.layout.analysis("sharpness", dataset, ipc, method, seed)
+        found.append(reader.rows(path, SHARPNESS, "analyse --what sharpness", axes))
     return pandas.concat(found, ignore_index=True)
 
 
+def _accuracies(
+    reader: Reader, options: TableOptions, dataset: str, ipc: int, network: str, method: str, reference: str
+) -> dict[str, object]:
+    """Return how two methods differ in accuracy."""
+    one, two = (_evaluations(reader, options, dataset, ipc, network, each)[0] for each in (method, reference))
+    return {"quantity": "accuracy", **_paired(one, two, "accuracy", "repeat")}
+
+
+def _sharpnesses(
+    reader: Reader, options: TableOptions, dataset: str, ipc: int, method: str, reference: str
+) -> dict[str, object]:
+    """Return how two methods differ in sharpness."""
+    one, two = (_sharpness(reader, options, dataset, ipc, each) for each in (method, reference))
+    return {"quantity": "sharpness", **_paired(one, two, "sharpness", "segment")}
+
+
 def _measured(
-    resolver: Resolver, options: TableOptions, dataset: str, ipc: int, network: str, method: str
+    reader: Reader, options: TableOptions, dataset: str, ipc: int, network: str, method: str
 ) -> list[dict[str, object]]:
     """Return what was measured in one cell; of averages first, then of raw sets."""
-    evaluations = _evaluations(resolver, options, dataset, ipc, network, method)
+    evaluations = _evaluations(reader, options, dataset, ipc, network, method)
     seconds, memory = [], []
     for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        metrics = read_checked(resolver, resolver.layout.metrics(dataset, ipc, method, seed), METRICS, "distill", axes)
+        metrics = reader.metrics(dataset, ipc, method, seed)
         seconds.append(float(metrics["seconds"].sum()))
         memory += metrics["peak_memory_bytes"].tolist()
     cost = {"seconds": sum(seconds) / len(seconds), "peak_memory_bytes": max(memory, default=None)}
     return [{**_summary(rows, options), **cost} for rows in evaluations]
 
 
-def _full(resolver: Resolver, options: TableOptions, dataset: str, network: str, recipe: str) -> dict[str, object]:
+def _full(reader: Reader, options: TableOptions, dataset: str, network: str, recipe: str) -> dict[str, object]:
     """Return what networks trained on all real images reach; the cost is that of one such training."""
     axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
-    rows = read_checked(resolver, resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
+    rows = reader.rows(reader.resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
     cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
     return {"method": f"full-{recipe}", **_summary(rows, options), **cost}
 
@@ -474,12 +477,12 @@ def percent(mean: float, std: float) -> str:
     return f"{100 * mean:.1f}" if pandas.isna(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
-def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
-    options = _options(resolver, name)
+def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
+    options = _options(reader, name)
     counts = sorted(set(frame["n"].dropna()))
     networks = " or ".join(str(count) for count in counts)
     described = {
-        f"{network} on {dataset}": canonical(resolver.network(network, dataset))
+        f"{network} on {dataset}": canonical(reader.resolver.network(network, dataset))
         for network in options.networks
         for dataset in options.datasets
     }
@@ -506,7 +509,7 @@ def _notes(resolver: Resolver, name: str, frame: pandas.DataFrame) -> list[str]:
             f"{', '.join(averaged)}: exponential moving averages over the iterations; beside them, as `raw`, the sets "
             "of the iteration itself."
         )
-    notes += _step_sizes(frame)
+    notes += [*_step_sizes(frame), *reader.notes]
     if options.full:
         recipes = "; ".join(f"full-{recipe}: {FULL[recipe]}" for recipe in options.full)
         notes.append(f"Trained on all real images, the same at every IPC, as the campaign may change it: {recipes}.")

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from satm.config import FULL, NAME, LearnOptions, Options, Resolver, canonical, load_campaign, parts, root_of
+from satm.config import ANALYSES, FULL, NAME, LearnOptions, Options, Resolver, canonical, load_campaign, parts, root_of
 from satm.errors import UsageError, pick
 from satm.schemas import Checker
 
@@ -35,18 +35,20 @@ SHARING = {"count", "per_job", "difficulty_count"}
 class Campaigns:
     """Every campaign whose files the workflow can make; each is read and checked when a job first asks for it."""
 
-    def __init__(self, base: Path, given: Iterable[Path] = ()) -> None:
+    def __init__(self, base: Path, given: Iterable[Path] = (), partial: bool = False) -> None:
         """Find the campaigns.
 
         Args:
             base: folder of the checkout; its `config/*.yaml` are known.
             given: further files, of `--configfile`.
+            partial: tables and figures are made of what is there, and nothing else is run for them.
 
         Raises:
             UsageError: two files would write to one folder, or the name of a given one cannot become a folder.
         """
         self._base = base
         self._given = list(given)
+        self._partial = partial
         self._loaded: dict[str, Resolver] = {}
         known = [path for path in sorted(base.glob("config/*.yaml")) if re.fullmatch(NAME, path.stem)]
         self.paths = {root_of(path): path for path in known}
@@ -88,7 +90,7 @@ class Campaigns:
 
     def constraints(self) -> dict[str, str]:
         """Return what each wildcard may look like."""
-        names = ("dataset", "experts", "method", "network", "table", "search")
+        names = ("dataset", "experts", "method", "network", "table", "figure", "search", "protocol")
         roots = "|".join(re.escape(root) for root in sorted(self.paths))
         return {
             "root": roots,
@@ -96,23 +98,26 @@ class Campaigns:
             "seed": r"\d+",
             "part": r"\d+-\d+",
             "recipe": "|".join(FULL),
-            "protocol": f"(?!synthetic){NAME}",  # other than the pictures, which lie in the same folder as the figures
+            "what": "|".join(ANALYSES),
             **dict.fromkeys(names, NAME),
         }
 
     # Files
 
     def defaults(self, _wildcards: Wildcards) -> list[str]:
-        """Return the tables of the given campaigns, or of the paper's, and pictures of the cells of results tables."""
+        """Return all tables and figures of the given campaigns, or of the paper's."""
         found: list[str] = []
         for root in [root_of(path) for path in self._given] or ["results"]:
-            resolver = self.of(root)
-            found += [resolver.layout.table(name) for name in resolver.campaign.all_tables]
-            found += [resolver.layout.figure(name) for name in resolver.campaign.continual]
-            cells = [cell for table in resolver.campaign.tables.values() for cell in table.cells()]
-            pairs = dict.fromkeys((dataset, ipc) for dataset, ipc, _, _ in cells)
-            found += [resolver.layout.synthetic(dataset, ipc) for dataset, ipc in pairs]
+            found += self._tables(self.of(root)) + self._figures(self.of(root))
         return found
+
+    def tables(self, wildcards: Wildcards) -> list[str]:
+        """Return every table of a campaign."""
+        return self._tables(self.of(wildcards.root))
+
+    def figures(self, wildcards: Wildcards) -> list[str]:
+        """Return every figure of a campaign."""
+        return self._figures(self.of(wildcards.root))
 
     def prepared(self, wildcards: Wildcards) -> list[str]:
         """Return the decoded images of a dataset and, if its options ask for it, the whitening; those of a whole serve
@@ -149,25 +154,27 @@ class Campaigns:
         sources = self._learning(wildcards).sources(wildcards.dataset)
         return [resolver.layout.distilled(source, *cell) for source in sources]
 
-    def curves(self, wildcards: Wildcards) -> list[str]:
-        """Return everything that the figure of a protocol of continual learning is made of."""
-        resolver = self.of(wildcards.root)
-        where = f"figure in {resolver.path}"
-        return pick(wildcards.protocol, resolver.campaign.continual, where).files(resolver.layout, wildcards.protocol)
-
     def measured(self, wildcards: Wildcards) -> list[str]:
         """Return everything that a table is made of."""
         resolver = self.of(wildcards.root)
-        return resolver.table(wildcards.table).files(resolver.layout, wildcards.table)
+        return self._there(resolver.table(wildcards.table).files(resolver.layout, wildcards.table))
 
-    def pictured(self, wildcards: Wildcards) -> list[str]:
-        """Return the synthetic sets of a picture."""
+    def drawn(self, wildcards: Wildcards) -> list[str]:
+        """Return everything that a figure is made of."""
         resolver = self.of(wildcards.root)
-        dataset, ipc = wildcards.dataset, int(wildcards.ipc)
-        pairs = resolver.pictured(dataset, ipc)
-        if not pairs:
-            raise UsageError(f"no table of {resolver.path} holds {dataset} at ipc {ipc}; add it to one")
-        return [resolver.layout.distilled(dataset, ipc, method, seed) for method, seed in pairs]
+        return self._there(resolver.figure(wildcards.figure).files(resolver.layout, resolver.campaign.continual))
+
+    def _there(self, files: list[str]) -> list[str]:
+        """Return the files, or with `partial` those that exist."""
+        return [path for path in files if Path(path).is_file()] if self._partial else files
+
+    @staticmethod
+    def _tables(resolver: Resolver) -> list[str]:
+        return [resolver.layout.table(name) for name in resolver.campaign.all_tables]
+
+    @staticmethod
+    def _figures(resolver: Resolver) -> list[str]:
+        return [resolver.layout.figure(name) for name in resolver.figures]
 
     # Parameters
 
@@ -200,15 +207,21 @@ class Campaigns:
         """Return the options of a distillation: method, dataset. Those of the experts reach it through their files."""
         return canonical({"method": self._method(wildcards), **self._data(wildcards)})
 
-    def sharpness_options(self, wildcards: Wildcards) -> str:
-        """Return the options of a measurement of sharpness: method, dataset, and the rho that all methods share."""
-        rho = self.of(wildcards.root).method("satm", wildcards.dataset, int(wildcards.ipc)).get("rho")
-        return canonical({"method": self._method(wildcards), "rho": rho, **self._data(wildcards)})
+    def partial(self, _wildcards: Wildcards) -> str:
+        """Return the flag of tables and figures of what is there."""
+        return "--partial" if self._partial else ""
+
+    def analysis_options(self, wildcards: Wildcards) -> str:
+        """Return the options of a measurement at a synthetic set: method, dataset, and a rho that all methods share."""
+        shared: dict[str, Any] = {}
+        if wildcards.what in ("sharpness", "bounds"):
+            shared["rho"] = self.of(wildcards.root).method("satm", wildcards.dataset, int(wildcards.ipc)).get("rho")
+        return canonical({"method": self._method(wildcards), **shared, **self._data(wildcards)})
 
     def evaluate_options(self, wildcards: Wildcards) -> str:
         """Return the options of an evaluation: schedule, network, dataset."""
         resolver = self.of(wildcards.root)
-        schedule = resolver.evaluation(wildcards.method, wildcards.dataset, int(wildcards.ipc))
+        schedule = resolver.evaluation(wildcards.method, wildcards.dataset, int(wildcards.ipc), wildcards.network)
         network = resolver.network(wildcards.network, wildcards.dataset)
         return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
 
@@ -244,9 +257,9 @@ class Campaigns:
         network = self.of(wildcards.root).network(learning.network, wildcards.dataset)
         return canonical({"learning": _values(learning), "network": network, **self._data(wildcards)})
 
-    def curve_options(self, wildcards: Wildcards) -> str:
-        """Return the cells of the figure of a protocol."""
-        return canonical(self.of(wildcards.root).table(wildcards.protocol))
+    def figure_options(self, wildcards: Wildcards) -> str:
+        """Return what a figure is drawn from, and how."""
+        return canonical(self.of(wildcards.root).figure(wildcards.figure))
 
     def table_options(self, wildcards: Wildcards) -> str:
         """Return the cells of a table."""
@@ -298,9 +311,14 @@ def open_campaigns(workflow: Any) -> Campaigns:
     base = Path(workflow.basedir)
     use_this_checkout(base)
     try:
-        if workflow.config_settings.config:
-            raise UsageError("--config has no effect here; write the value into a campaign, for --configfile")
-        campaigns = Campaigns(base, workflow.configfiles)
+        given = dict(workflow.config_settings.config)
+        partial = str(given.pop("partial", False)).lower()
+        if given or partial not in ("true", "false"):
+            raise UsageError(
+                "--config takes partial=true or false alone, for tables and figures of what is there; write any other "
+                "value into a campaign, for --configfile"
+            )
+        campaigns = Campaigns(base, workflow.configfiles, partial == "true")
         campaigns.check(sys.argv[1:])
     except UsageError as error:
         raise WorkflowError(str(error)) from None

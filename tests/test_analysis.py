@@ -80,7 +80,7 @@ def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused:
     Path("tiny.yaml").write_text(other + "methods: {satm: {method: mtt}}\n")
     assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
     cell[cell.index("digits")] = "held"  # without presets for the entry satm
-    assert "the entry 'satm', which is another method here; rename it" in refused("analyse", *cell)
+    assert "the entry 'satm', another method here; rename it" in refused("analyse", *cell)
 
 
 def real_images(count: int) -> TrainingImages:

@@ -258,9 +258,10 @@ def test_paths_are_frozen() -> None:
         layout.distilled(*cell),
         layout.metrics(*cell),
         layout.evaluation(*cell, "convnet"),
-        layout.sharpness(*cell),
+        layout.analysis("sharpness", *cell),
         layout.table("table2"),
-        layout.synthetic("digits", 10),
+        layout.figure("figure1", "pdf"),
+        layout.all("figures"),
     ] == [
         "results/demo/data/digits/images.safetensors",
         "results/demo/data/digits/zca.safetensors",
@@ -271,7 +272,8 @@ def test_paths_are_frozen() -> None:
         "results/demo/evaluation/digits/ipc-10/satm/seed-2/convnet.parquet",
         "results/demo/analysis/digits/ipc-10/satm/seed-2/sharpness.parquet",
         "results/demo/table2.csv",
-        "results/demo/figures/synthetic-digits-ipc-10.png",
+        "results/demo/figures/figure1.pdf",
+        "results/demo/figures/all",
     ]
     assert root_of(Path("config/paper.yaml")) == root_of(Path("elsewhere/paper.yaml")) == "results"
 

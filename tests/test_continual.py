@@ -27,6 +27,7 @@ from satm.data import Augmentation, ImageData, keep_classes, load_images
 from satm.errors import UsageError
 from satm.evaluate import Task, train
 from satm.memory import Memory
+from satm.reading import Reader
 from satm.results import CONTINUAL, DistilledDataset, load_distilled, read_rows, save_distilled
 from satm.training import TrainingImages, outputs, soft_cross_entropy
 from satm.workflow import Campaigns
@@ -519,7 +520,7 @@ def test_a_whole_campaign_from_slices(steps: Path, capsys: pytest.CaptureFixture
     with Image.open(RUN / "figures/two.png") as picture:
         assert min(picture.size) > 200
     assert (RUN / "figures/two.pdf").read_bytes().startswith(b"%PDF")
-    curves = continual_table.curves(load_campaign(Path("tiny.yaml")), "two")["digits", 1]["satm"]
+    curves = continual_table.curves(Reader(load_campaign(Path("tiny.yaml"))), "two")["digits", 1]["satm"]
     assert curves.index.tolist() == [5, 10]
     assert curves["mean"].iloc[1] == pytest.approx(row["final_mean"], rel=1e-5)
     assert curves["mean"].mean() == pytest.approx(row["average_mean"], rel=1e-5)
@@ -595,9 +596,8 @@ def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(
         (("continual", *CELL, "--lr", "searched"), "holds out no validation images"),
         (("continual", *CELL, "--network", "convnets"), "unknown network 'convnets'"),
         (("table", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
-        (("figure", *CONFIG, "--name", "tow"), "unknown protocol of continual learning in tiny.yaml 'tow'"),
-        (("figure", *CONFIG, "--name", "two", "--ipc", "1"), "--ipc has no effect with --name two"),
-        (("figure", *CONFIG, "--dataset", "digits"), "--name synthetic needs --dataset and --ipc"),
+        (("figure", *CONFIG, "--name", "tow"), "unknown figure in tiny.yaml 'tow'; .* Did you mean 'two'"),
+        (("figure", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
         (("experts", *CONFIG, "--dataset", "white-order-0-step-1-of-2"), "satm data --dataset white --config"),
     ],
 )
@@ -707,8 +707,9 @@ def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
     part = wildcards(dataset="white-order-1-step-2-of-2")
     assert held.prepared(part) == held.prepared(whole) == files
     assert held.manifest(part) == [f"{root}/experts/white-order-1-step-2-of-2/sgd/manifest.json"]
-    assert held.curves(whole) == [f"{root}/continual/white/ipc-1/mtt/seed-0/whole.parquet"]
-    assert held.measured(SimpleNamespace(root=root, table="whole")) == held.curves(whole)
+    learned = [f"{root}/continual/white/ipc-1/mtt/seed-0/whole.parquet"]
+    assert held.measured(SimpleNamespace(root=root, table="whole")) == learned
+    assert held.drawn(SimpleNamespace(root=root, figure="whole")) == learned
     wanted = held.defaults(SimpleNamespace())
     assert {f"{root}/whole.csv", f"{root}/figures/whole.png", f"{root}/parts.csv"} <= set(wanted)
 
@@ -744,7 +745,7 @@ def test_the_workflow_plans_the_sets_of_each_step(tmp_path: Path) -> None:
     assert {wild["dataset"] for rule, wild in found if rule in ("images", "zca", "continual")} == {"white"}
     assert {wild["dataset"] for rule, wild in found if rule == "experts"} == names
     assert Counter(rule for rule, _ in found if rule not in ("experts_part", "experts", "distill")) == {
-        **dict.fromkeys(("images", "zca", "continual", "table", "continual_figure"), 1)
+        **dict.fromkeys(("images", "zca", "continual", "table", "figure"), 1)
     }
 
 

@@ -12,7 +12,7 @@ from matching import double, make, single
 from torch import Tensor
 
 from satm import checkpoint
-from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill
+from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
 from satm.errors import RunError, UsageError
 from satm.methods import IterativeMethod, IterativeOptions, Problem, Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
@@ -240,6 +240,26 @@ def test_the_best_set_by_look_is_kept() -> None:
     torch.testing.assert_close(last.images, torch.full((2, 1, 2, 2), 0.1))
 
 
+def test_watching_writes_accuracies_and_chooses_nothing() -> None:
+    method = Scripted(lambda *_: answer(1.0), iterations=5, watch="test", evaluate_every=2)
+    found, run = run_all(method, lambda synthetic, iteration: 1.0 / iteration)
+    assert [row.get("test_accuracy") for row in run.rows] == [None, 0.5, None, 0.25, 0.2]
+    assert run.best is None
+    torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "expected"), [(0, []), (1, [0]), (2, [0, 9]), (4, [0, 3, 6, 9]), (99, list(range(10)))]
+)
+def test_the_history_is_evenly_spread_from_the_start_to_the_end(snapshots: int, expected: list[int]) -> None:
+    method = Scripted(lambda *_: answer(1.0), iterations=9, snapshots=snapshots)
+    assert kept_iterations(method.settings) == expected
+    _, run = run_all(method)
+    assert list(run.history) == expected
+    for iteration, state in run.history.items():
+        torch.testing.assert_close(state.images, torch.full((2, 1, 2, 2), 1 - 0.1 * iteration))
+
+
 def wild(synthetic: Synthetic, iteration: int) -> OuterGradient:
     """A pure function that explodes while the rates are high."""
     generator = torch.Generator().manual_seed(iteration)
@@ -255,7 +275,8 @@ def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, out
 
     rates = {"lr_step_size": 0.05} if outer == "sgd" else {"lr_step_size": 0.005, "lr_images": 1.0}
     options = {"momentum": 0.5, "explode": 20 if outer == "sgd" else 14, **rates}
-    method = Scripted(wild, iterations=60, selection="test", evaluate_every=7, outer=outer, ema=0.8, **options)
+    options |= {"selection": "test", "evaluate_every": 7, "snapshots": 13}
+    method = Scripted(wild, iterations=60, outer=outer, ema=0.8, **options)
     kept: list[Path] = []
 
     def on_safe(run: Run) -> None:
@@ -275,6 +296,10 @@ def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, out
         assert values(again) == values(run)
         assert again.best is not None and run.best is not None
         assert again.best.made.iteration == run.best.made.iteration == found.iteration
+        assert list(again.history) == list(run.history) == list(range(0, 61, 5))
+        for iteration, state in run.history.items():
+            there = again.history[iteration]
+            assert all(same(part, vars(there)[name]) for name, part in vars(state).items())
 
 
 def unequal(one: Made, other: Made) -> list[str]:

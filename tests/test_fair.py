@@ -17,6 +17,7 @@ from satm.cli import main
 from satm.config import Campaign, Resolver, load_campaign, parse
 from satm.errors import UsageError
 from satm.fair import COLUMNS, fair_table
+from satm.reading import Reader
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled, write_rows
 
 TABLE = {"datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
@@ -74,7 +75,7 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 def test_every_number_is_the_one_worked_out_from_the_rows(tmp_path: Path) -> None:
-    frame = fair_table(make(tmp_path), "worth")
+    frame = fair_table(Reader(make(tmp_path)), "worth")
     assert list(frame.columns) == list(COLUMNS) and frame["method"].tolist() == ["random", "mtt", "datm"]
     assert frame["own_labels"].tolist() == ["hard", "hard", "soft"]
     assert frame["soft_labels"].tolist() == ["teacher", "teacher", "own"]
@@ -105,14 +106,14 @@ def test_every_number_is_the_one_worked_out_from_the_rows(tmp_path: Path) -> Non
 
 
 def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
-    mtt = fair_table(make(tmp_path, seeds=(1,)), "worth").iloc[1]
+    mtt = fair_table(Reader(make(tmp_path, seeds=(1,))), "worth").iloc[1]
     assert mtt["improvement_mean"] == pytest.approx(0.30) and mtt["improvement_high"] == pytest.approx(0.30)
     assert (mtt["hard_low"], mtt["hard_high"]) == pytest.approx(interval([0.595, 0.605]))
 
 
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"have different repeats \(\[0\] and \[0, 1\]\); evaluate both with the same"):
-        fair_table(make(tmp_path, seeds=(1,), lost="mtt"), "worth")
+        fair_table(Reader(make(tmp_path, seeds=(1,), lost="mtt")), "worth")
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
@@ -120,10 +121,10 @@ def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     Path(resolver.layout.variants("digits", 1, "mtt", 2, "convnet")).unlink()
     command = "evaluate --config config/small.yaml --dataset digits --what variants --ipc 1 --method mtt --seed 2"
     with pytest.raises(UsageError, match=f"make it with: python -m satm {command} --network convnet$"):
-        fair_table(resolver, "worth")
+        fair_table(Reader(resolver), "worth")
     Path(resolver.layout.full("digits", "strong", "convnet")).unlink()
     with pytest.raises(UsageError, match=r"--dataset digits --what full --recipe strong --network convnet$"):
-        fair_table(resolver, "worth")
+        fair_table(Reader(resolver), "worth")
 
 
 @pytest.mark.parametrize(

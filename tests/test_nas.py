@@ -25,6 +25,7 @@ from satm.evaluate import Score
 from satm.nas import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
 from satm.nas_table import PUBLISHED, markdown, search_table, write_search
 from satm.networks import build
+from satm.reading import Reader
 from satm.results import NAS, read_rows, read_rows_metadata, write_rows
 from satm.stages.nas import fitting
 from satm.workflow import Campaigns
@@ -336,11 +337,11 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
     held = read_rows(path, NAS)
     write_rows(path, held.assign(candidate=5).to_dict("records"), NAS, {})
     with pytest.raises(UsageError, match=r"is in one of them only; make both with the same sample and sample_seed"):
-        search_table(load_campaign(Path("search.yaml")), "quick")
+        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
     path.unlink()
     command = r"nas --config search.yaml --dataset few --ipc 2 --method random --seed 1 --search quick --part 2-2$"
     with pytest.raises(UsageError, match=command):
-        search_table(load_campaign(Path("search.yaml")), "quick")
+        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
 
 
 @pytest.mark.parametrize(("together", "stop", "kept"), [("no", 2, 1), ("no", 4, 3), ("yes", 2, 2)])
@@ -471,7 +472,7 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
             (50, "satm", 1): [0.2, 0.4, 0.3],
         },
     )
-    mtt, satm, whole = search_table(resolver, "ftd-table5").to_dict("records")
+    mtt, satm, whole = search_table(Reader(resolver), "ftd-table5").to_dict("records")
     assert mtt["spearman_all"] == pytest.approx((1 - 0.5) / 2)
     assert mtt["spearman_all_std"] == pytest.approx(1.5 / math.sqrt(2))
     assert mtt["selected_accuracy"] == pytest.approx((0.9 + 0.8) / 2) and mtt["best_accuracy"] == 0.9
@@ -481,7 +482,7 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
     assert math.isnan(satm["spearman_all"]) and math.isnan(satm["published_spearman_top5"])
     assert whole["method"] == "real" and whole["spearman_all"] == 1 and math.isnan(whole["proxy_minutes"])
     assert whole["published_minutes"] == 6804 and whole["published_source"] == "ftd Table 5"
-    lines = markdown(search_table(resolver, "ftd-table5"), ["note"]).splitlines()
+    lines = markdown(search_table(Reader(resolver), "ftd-table5"), ["note"]).splitlines()
     assert lines[0].startswith("| dataset | IPC | method | top 5 | top 5 (published) |")
     assert "| 0.25 ± 1.06 | 85.0 ± 7.1 | 3.0 | 360.0 | 90.0 | 3 |" in lines[2] and lines[-1] == "note"
     assert "| all | real |" in lines[4] and "| 6804.0 |" in lines[4]
@@ -496,7 +497,7 @@ def test_a_table_says_whose_accuracies_choose_the_best(
     resolver = Resolver(parse(Campaign, {"searches": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
     real, proxy = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.6, 0.1, 0.5, 0.4, 0.3, 0.9]  # the best five: without 0.4, or 0.1
     written(resolver, "mine", {(0, "real", 0): real, (1, "mtt", 0): proxy})
-    write_search(resolver, "mine", Console(file=io.StringIO()))
+    write_search(Reader(resolver), "mine", Console(file=io.StringIO()))
     table = pandas.read_csv("results/mine.csv")
     assert table["spearman_top5"].tolist() == pytest.approx([expected, 1]) and table["spearman_top10"].isna().all()
     named = {"real": "by the real images", "proxy": "by the synthetic set"}
@@ -510,8 +511,8 @@ def test_published_numbers_are_of_papers(tmp_path: Path, monkeypatch: pytest.Mon
     resolver = Resolver(parse(Campaign, content, "test"), (), "results", Path("test.yaml"))
     for name in content["searches"]:
         written(resolver, name, {(0, "real", 0): [0.1, 0.2, 0.3], (10, "dc", 0): [0.1, 0.2, 0.3]})
-    dc, whole = search_table(resolver, "contra-table7").to_dict("records")
+    dc, whole = search_table(Reader(resolver), "contra-table7").to_dict("records")
     assert (dc["published_selected_accuracy"], dc["published_spearman_top10"]) == (pytest.approx(0.845), 0.79)
     assert whole["published_selected_accuracy"] == pytest.approx(0.859)
-    assert search_table(resolver, "mine").filter(like="published").isna().all(axis=None)
+    assert search_table(Reader(resolver), "mine").filter(like="published").isna().all(axis=None)
     assert set(PUBLISHED) <= set(load_campaign(ROOT / "config/paper.yaml").campaign.searches)

@@ -12,6 +12,7 @@ from scipy import stats
 from satm.config import Campaign, Resolver, parse
 from satm.errors import UsageError
 from satm.methods import METHODS
+from satm.reading import Reader
 from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
 from satm.tables import COLUMNS, latex, load_published, markdown, paired_table, results_table, show_table, write_table
 
@@ -78,12 +79,12 @@ def make(
             }
             for i in range(2)
         ]
-        write_rows(Path(layout.sharpness(*axes.values())), segments, SHARPNESS, {})  # type: ignore[arg-type]
+        write_rows(Path(layout.analysis("sharpness", *axes.values())), segments, SHARPNESS, {})  # type: ignore[arg-type]
     return resolver
 
 
 def test_a_row_is_the_mean_over_all_networks(tmp_path: Path) -> None:
-    frame = results_table(make(tmp_path), "table2")
+    frame = results_table(Reader(make(tmp_path)), "table2")
     assert list(frame.columns) == list(COLUMNS)
     assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", "random", "mtt", "satm"]
     mtt = frame.set_index("method").loc["mtt"]
@@ -98,27 +99,27 @@ def test_a_row_is_the_mean_over_all_networks(tmp_path: Path) -> None:
 
 
 def test_what_is_only_published_or_only_measured_is_empty_elsewhere(tmp_path: Path) -> None:
-    frame = results_table(make(tmp_path), "table2").set_index("method")
+    frame = results_table(Reader(make(tmp_path)), "table2").set_index("method")
     assert frame.loc["dsa", "published_mean"] == pytest.approx(0.288)
     measured = ["accuracy_mean", "accuracy_std", "n", "selection", "split", "difference", "seconds"]
     assert frame.loc["dsa", [*measured, "peak_memory_bytes"]].isna().all()
     assert frame.loc["random", "seconds"] == 0 and pandas.isna(frame.loc["random", "peak_memory_bytes"])
     assert frame.loc["random", "published_mean"] == pytest.approx(0.144)  # not in SATM's table, taken from ConTra's
-    other = results_table(make(tmp_path, dataset="digits"), "table2")
+    other = results_table(Reader(make(tmp_path, dataset="digits")), "table2")
     assert list(other["method"]) == ["random", "mtt", "satm"] and other["published_mean"].isna().all()
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
     one = {("random", 0): [0.1], ("mtt", 0): [0.2], ("satm", 0): [0.3]}
     resolver = make(tmp_path, seeds=(0,), sharpness=False, accuracies=one)
-    frame = results_table(resolver, "table2").set_index("method")
+    frame = results_table(Reader(resolver), "table2").set_index("method")
     assert frame.loc["mtt", "n"] == 1 and math.isnan(frame.loc["mtt", "accuracy_std"])
-    paired = paired_table(resolver, "table2")
+    paired = paired_table(Reader(resolver), "table2")
     assert paired["n"].tolist() == [1] and paired["low"].isna().all()
 
 
 def test_pairs_are_seeds_with_students_interval(tmp_path: Path) -> None:
-    frame = paired_table(make(tmp_path), "table2").set_index("quantity")
+    frame = paired_table(Reader(make(tmp_path)), "table2").set_index("quantity")
     row = frame.loc["accuracy"]
     differences = numpy.array([0.345 - 0.31, 0.355 - 0.34])
     low, high = stats.t.interval(0.95, 1, differences.mean(), stats.sem(differences))
@@ -132,7 +133,7 @@ def test_pairs_are_seeds_with_students_interval(tmp_path: Path) -> None:
 
 
 def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
-    row = paired_table(make(tmp_path, seeds=(1,), sharpness=False), "table2").iloc[0]
+    row = paired_table(Reader(make(tmp_path, seeds=(1,), sharpness=False)), "table2").iloc[0]
     differences = numpy.array([0.35 - 0.33, 0.36 - 0.35])
     low, high = stats.t.interval(0.95, 1, differences.mean(), stats.sem(differences))
     assert row["over"] == "repeats of one seed" and row["n"] == 2
@@ -141,7 +142,7 @@ def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
 
 def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    frame, paired = write_table(resolver, "table2")
+    frame, paired = write_table(Reader(resolver), "table2")
     folder = tmp_path / "results"
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
@@ -188,8 +189,8 @@ def test_selections_are_named_and_not_compared() -> None:
 
 def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_path: Path) -> None:
     resolver = make(tmp_path, averaged=frozenset({("mtt", 0), ("mtt", 1)}))
-    plain = results_table(make(tmp_path / "plain"), "table2")
-    frame, paired = write_table(resolver, "table2")
+    plain = results_table(Reader(make(tmp_path / "plain")), "table2")
+    frame, paired = write_table(Reader(resolver), "table2")
     assert list(frame["method"]) == [*plain["method"][:-1], "mtt", "satm"]
     raw = (frame["method"] == "mtt") & (frame["average"] == "raw")
     held = frame[~raw].reset_index(drop=True)
@@ -200,7 +201,7 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     assert (own["accuracy_mean"], own["n"]) == (pytest.approx(values.mean()), 4)
     assert own["accuracy_std"] == pytest.approx(values.std(ddof=1)) and own["seconds"] == pytest.approx(7.5)
     assert pandas.isna(own["published_mean"]) and pandas.isna(own["difference"])
-    pandas.testing.assert_frame_equal(paired, paired_table(make(tmp_path / "plain"), "table2"))
+    pandas.testing.assert_frame_equal(paired, paired_table(Reader(make(tmp_path / "plain")), "table2"))
     folder = tmp_path / "results"
     lines = (folder / "table2.md").read_text().splitlines()
     assert lines[0].endswith("| random | mtt | mtt, raw | satm |")
@@ -211,7 +212,7 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
     show_table(console, frame, paired)
     assert "mtt, raw" in console.export_text()
-    write_table(make(tmp_path / "plain"), "table2")
+    write_table(Reader(make(tmp_path / "plain")), "table2")
     assert "moving averages" not in (tmp_path / "plain/results/table2.md").read_text()
 
 
@@ -219,22 +220,22 @@ def test_averaged_and_raw_seeds_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="of mtt on cifar10, ipc 1, are of averaged sets at some seeds and only of raw"
     ):
-        results_table(make(tmp_path, averaged=frozenset({("mtt", 1)})), "table2")
+        results_table(Reader(make(tmp_path, averaged=frozenset({("mtt", 1)}))), "table2")
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
     Path(resolver.layout.metrics("cifar10", 1, "satm", 1)).unlink()
     with pytest.raises(UsageError) as caught:
-        results_table(resolver, "table2")
+        results_table(Reader(resolver), "table2")
     command = "python -m satm distill --config config/small.yaml --dataset cifar10 --ipc 1 --method satm --seed 1"
     assert str(caught.value).endswith(command) and "\n" not in str(caught.value)
     Path(resolver.layout.evaluation("cifar10", 1, "mtt", 0, "convnet")).unlink()
     with pytest.raises(UsageError, match=r"satm evaluate .* --method mtt --seed 0 --network convnet$"):
-        results_table(resolver, "table2")
-    Path(resolver.layout.sharpness("cifar10", 1, "mtt", 0)).unlink()
+        results_table(Reader(resolver), "table2")
+    Path(resolver.layout.analysis("sharpness", "cifar10", 1, "mtt", 0)).unlink()
     with pytest.raises(UsageError, match="is missing; make it with"):
-        paired_table(resolver, "table2")
+        paired_table(Reader(resolver), "table2")
 
 
 def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -242,12 +243,12 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     one, two = (Path(resolver.layout.evaluation("cifar10", 1, "mtt", seed, "convnet")) for seed in (0, 1))
     two.write_bytes(one.read_bytes())
     with pytest.raises(UsageError, match="is of seed 0, expected 1; make it again"):
-        results_table(resolver, "table2")
+        results_table(Reader(resolver), "table2")
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown results table .*'table3'; known: table2\. Did you mean 'table2'"):
-        results_table(make(tmp_path), "table3")
+        results_table(Reader(make(tmp_path)), "table3")
 
 
 def test_the_published_table_is_whole() -> None:
@@ -265,10 +266,10 @@ def make_published(root: Path, published: list[str]) -> Resolver:
 
 
 def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
-    plain = results_table(make(tmp_path), "table2")
+    plain = results_table(Reader(make(tmp_path)), "table2")
     assert set(plain["published_source"].dropna()) == {"satm Table 2", "contra Table 1"}
     resolver = make_published(tmp_path, ["kip", "frepo", "dc", "linba", "mtt-ema"])
-    frame, _ = write_table(resolver, "table2")
+    frame, _ = write_table(Reader(resolver), "table2")
     extra = ["kip", "frepo", "linba"]  # dc is in the table anyway, mtt-ema was not published for this cell
     assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", *extra, "random", "mtt", "satm"]
     rest = frame[~frame["method"].isin(extra)].reset_index(drop=True)
@@ -292,7 +293,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
 
 
 def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
-    frame = results_table(make_published(tmp_path, ["kip", "rcig"]), "table2")
+    frame = results_table(Reader(make_published(tmp_path, ["kip", "rcig"])), "table2")
     assert frame.set_index("method").loc["rcig", "published_mean"] == pytest.approx(0.496)
     frame.loc[frame["method"] == "kip", "published_mean"] = 0.9
     assert "| 90.0 ± 0.2 [wide] |" in markdown(frame) and "**49.6 ± 1.2**" in markdown(frame)
@@ -301,7 +302,7 @@ def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
 def test_published_rows_of_a_table_that_no_paper_has(tmp_path: Path) -> None:
     campaign = {"tables": {"mine": {"datasets": {"cifar10": [1]}, "methods": [], "published": ["rfad"]}}}
     resolver = Resolver(Campaign.model_validate(campaign), (), str(tmp_path / "results"))
-    frame, paired = write_table(resolver, "mine")
+    frame, paired = write_table(Reader(resolver), "mine")
     assert frame["method"].tolist() == ["rfad"] and paired.empty
     assert "rfad: published in ratbptt Table 1" in (tmp_path / "results" / "mine.md").read_text()
 
@@ -322,7 +323,7 @@ def test_published_options_that_exclude_each_other(cell: dict[str, object], text
 
 def test_an_unknown_published_method_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown method with published numbers in table table2 'kipp'.*'kip'\?"):
-        results_table(make_published(tmp_path, ["kipp"]), "table2")
+        results_table(Reader(make_published(tmp_path, ["kipp"])), "table2")
 
 
 def test_the_published_rows_of_other_outer_steps_have_the_methods_names() -> None:
@@ -352,7 +353,7 @@ def make_networks(root: Path, **options: object) -> Resolver:
 
 def test_several_networks_have_a_row_each_with_their_published_numbers(tmp_path: Path) -> None:
     resolver = make_networks(tmp_path, compare=[["satm", "mtt"], ["mtt", "satm"]], full=["strong"])
-    frame, paired = write_table(resolver, "table5")
+    frame, paired = write_table(Reader(resolver), "table5")
     cells = frame.set_index(["network", "method"])
     assert cells.loc[("convnet", "mtt"), "published_mean"] == pytest.approx(0.643)
     assert cells.loc[("resnet18", "mtt"), "published_mean"] == pytest.approx(0.464)
@@ -383,4 +384,4 @@ def test_full_data_is_a_file_of_its_own_that_is_asked_for(tmp_path: Path) -> Non
     with pytest.raises(
         UsageError, match=r"evaluate .*--dataset cifar10 --what full --recipe experts --network convnet$"
     ):
-        results_table(resolver, "table5")
+        results_table(Reader(resolver), "table5")

@@ -163,7 +163,7 @@ def test_a_path_decides_the_campaign(checkout: Path) -> None:
         "experts": 1,
         "distill": 27,
         "evaluate": 27,
-        "sharpness": 18,
+        "analysis": 18,
         "table": 1,
     }
 
@@ -194,8 +194,7 @@ def test_without_a_target_the_tables_of_the_paper_are_made(checkout: Path) -> No
         "figure2-tiny-imagenet-20",
     }
     assert {wild["root"] for rule, wild in jobs if rule != "all"} == {"results"}
-    assert sum(rule == "synthetic" for rule, _ in jobs) == 11 + 4 + 1
-    assert sum(rule == "continual_figure" for rule, _ in jobs) == 3
+    assert sum(rule == "figure" for rule, _ in jobs) == (11 + 4 + 1) + 3
 
 
 def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
 def test_a_value_that_would_be_ignored_is_refused(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/table2.csv", "--config", "iterations=3")
     assert done.returncode == 1
-    assert "--config has no effect here; write the value into a campaign" in done.stdout
+    assert "--config takes partial=true or false alone" in done.stdout
 
 
 def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
@@ -285,8 +284,9 @@ WILDCARDS = SimpleNamespace(
     network="convnet",
     experts="sgd",
     table="table2",
+    what="sharpness",
 )
-STAGES = ("image", "zca", "expert", "distill", "sharpness", "evaluate", "table")
+STAGES = ("image", "zca", "expert", "distill", "analysis", "evaluate", "table")
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ STAGES = ("image", "zca", "expert", "distill", "sharpness", "evaluate", "table")
         ("count: 2", "count: 3", ""),
         ("per_job: 1", "per_job: 2", ""),
         ("epochs: 2, per_job", "epochs: 3, per_job", "expert"),
-        ("iterations: 2", "iterations: 3", "distill sharpness"),
+        ("iterations: 2", "iterations: 3", "distill analysis"),
         ("repeats: 1", "repeats: 2", "evaluate"),
-        ("  mtt-long", "  satm: {rho: 0.5}\n  mtt-long", "sharpness"),
-        ("augment: crop_", "augment: ", "expert distill sharpness evaluate"),
+        ("  mtt-long", "  satm: {rho: 0.5}\n  mtt-long", "analysis"),
+        ("augment: crop_", "augment: ", "expert distill analysis evaluate"),
         ("augment: crop_", "size: 8, augment: crop_", "image"),
         ("augment: crop_", "validation: 5, augment: crop_", "image"),
         ("tables:", "networks: {convnet: {width: 64}}\ntables:", "expert evaluate"),
@@ -351,9 +351,10 @@ def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def test_a_picture_needs_a_cell_of_a_table(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
-    assert len(held.pictured(WILDCARDS)) == 3
-    with pytest.raises(UsageError, match=r"no table of .*tiny.yaml holds digits at ipc 7; add it to one"):
-        held.pictured(SimpleNamespace(root="results/tiny", dataset="digits", ipc="7"))
+    drawn = [SimpleNamespace(root="results/tiny", figure=f"synthetic-digits-ipc-{ipc}") for ipc in (1, 7)]
+    assert len(held.drawn(drawn[0])) == 3
+    with pytest.raises(UsageError, match=r"unknown figure in .*tiny.yaml 'synthetic-digits-ipc-7'; known: .*-ipc-1"):
+        held.drawn(drawn[1])
 
 
 def test_the_path_of_a_campaign_does_not_depend_on_where_the_checkout_lies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,7 +368,7 @@ def test_a_whole_run_from_another_folder(tmp_path: Path) -> None:
     text = TINY.replace("per_job: 1", "per_job: 2").replace("methods: [random, mtt, mtt-long]", table)
     (tmp_path / "tiny.yaml").write_text(text)
     command = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "tiny.yaml"]
-    threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate", "sharpness"))]
+    threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate", "analysis"))]
     done = snakemake(tmp_path, *command, *threads)
     logs = "\n".join(path.read_text() for path in (tmp_path / "results").rglob("*.log"))
     assert done.returncode == 0, done.stdout + logs

@@ -13,14 +13,33 @@ from satm.config.cells import (
     SearchOptions,
     StepsOptions,
     TableOptions,
+    Tabulated,
 )
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, STANDARDISED, DatasetOptions, data_path, expand
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
-from satm.config.layout import Layout
+from satm.config.figures import (
+    AT_EPOCH,
+    AnimationFigure,
+    BoundsFigure,
+    CellsFigure,
+    ContinualFigure,
+    CorrelationFigure,
+    CostsFigure,
+    Figure,
+    FigureOptions,
+    ImagesFigure,
+    IterationsFigure,
+    SweepFigure,
+    TrajectoryFigure,
+    VarianceFigure,
+)
+from satm.config.layout import ANALYSES, Layout
 from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
 
 __all__ = [
+    "ANALYSES",
+    "AT_EPOCH",
     "BUILTIN_DATASETS",
     "BUILTIN_EXPERTS",
     "CANDIDATES",
@@ -29,14 +48,24 @@ __all__ = [
     "NAME",
     "REVISIONS",
     "STANDARDISED",
+    "AnimationFigure",
+    "BoundsFigure",
     "Campaign",
     "CandidateOptions",
     "Cells",
+    "CellsFigure",
+    "ContinualFigure",
     "ContinualOptions",
+    "CorrelationFigure",
+    "CostsFigure",
     "DatasetOptions",
     "EvaluateOptions",
     "ExpertsOptions",
     "FairOptions",
+    "Figure",
+    "FigureOptions",
+    "ImagesFigure",
+    "IterationsFigure",
     "Layout",
     "LearnOptions",
     "Options",
@@ -44,7 +73,11 @@ __all__ = [
     "SearchOptions",
     "Setting",
     "StepsOptions",
+    "SweepFigure",
     "TableOptions",
+    "Tabulated",
+    "TrajectoryFigure",
+    "VarianceFigure",
     "canonical",
     "data_path",
     "expand",

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from satm.config.base import NAME, Options
-from satm.config.cells import Cells, ContinualOptions, FairOptions, SearchOptions, TableOptions
+from satm.config.cells import ContinualOptions, FairOptions, SearchOptions, TableOptions, Tabulated
 from satm.config.datasets import DatasetOptions
 from satm.config.experts import ExpertsOptions
+from satm.config.figures import ContinualFigure, Figure
 
 
 class Setting(Options):
@@ -22,7 +23,8 @@ class Setting(Options):
     experts: tuple[str, ...] = ()
     """Names of experts; empty: all (stage experts)."""
     network: tuple[str, ...] = ()
-    """Names of networks, or the registered networks below them; empty: all (stage network)."""
+    """Names of networks, or the registered networks below them; empty: all (stage network). In stage evaluate names of
+    the networks that are tested."""
     dataset: tuple[str, ...] = ()
     """Names of datasets; empty: all."""
     ipc: tuple[int, ...] = ()
@@ -65,15 +67,18 @@ class Campaign(Options):
     """Architecture searches by name, a table of each."""
     continual: dict[str, ContinualOptions] = {}
     """Continual learning by the name of the protocol, a table and a figure of each."""
+    figures: dict[str, Figure] = {}
+    """Figures by name. Beside them every protocol has one of its name, unless there is another one of it here, and the
+    synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`."""
 
     @property
-    def all_tables(self) -> dict[str, Cells]:
+    def all_tables(self) -> dict[str, Tabulated]:
         """Everything that becomes `results/NAME.csv`, by name."""
         return {**self.tables, **self.fair, **self.searches, **self.continual}
 
     @model_validator(mode="after")
     def _one_file_each(self) -> "Campaign":
-        sections: dict[str, Mapping[str, Cells]] = {
+        sections: dict[str, Mapping[str, Tabulated]] = {
             "tables": self.tables,
             "fair": self.fair,
             "searches": self.searches,
@@ -87,15 +92,33 @@ class Campaign(Options):
                 seen[name] = section
         return self
 
-    @field_validator("continual")
+    @model_validator(mode="after")
+    def _protocols_of_figures(self) -> "Campaign":
+        for name, figure in self.figures.items():
+            for protocol in figure.protocols if isinstance(figure, ContinualFigure) else ():
+                if protocol not in self.continual:
+                    known = ", ".join(self.continual) or "none"
+                    raise ValueError(f"figure {name} needs the protocol {protocol!r} under continual; known: {known}")
+        return self
+
+    @field_validator("continual", "figures")
     @classmethod
-    def _other_figures(cls, value: dict[str, ContinualOptions]) -> dict[str, ContinualOptions]:
+    def _other_figures(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name.startswith("synthetic"):
                 raise ValueError(f"the figure of {name!r} could be taken for a picture of synthetic images; rename it")
+            if name == "all":
+                raise ValueError("'all' means all figures; rename it")
         return value
 
-    @field_validator("datasets", "networks", "experts", "methods", "tables", "fair", "searches", "continual")
+    @field_validator("tables", "fair", "searches", "continual")
+    @classmethod
+    def _not_all(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "all" in value:
+            raise ValueError("'all' means all tables; rename it")
+        return value
+
+    @field_validator("datasets", "networks", "experts", "methods", "tables", "fair", "searches", "continual", "figures")
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:

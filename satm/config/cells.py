@@ -27,10 +27,6 @@ class Cells(Options):
         """Return the seeds at so many images per class."""
         return self.seeds_at.get(ipc, self.seeds)
 
-    def files(self, layout: Layout, name: str) -> list[str]:
-        """Return the paths of everything that the table of this name is made of."""
-        raise TypeError(f"{type(self).__name__} must define files()")
-
     def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
         """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
         return [
@@ -42,7 +38,15 @@ class Cells(Options):
         ]
 
 
-class TableOptions(Cells):
+class Tabulated(Cells):
+    """What becomes a table."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        raise TypeError(f"{type(self).__name__} must define files()")
+
+
+class TableOptions(Tabulated):
     """The cells of one results table."""
 
     networks: tuple[str, ...] = Field(("convnet",), min_length=1)
@@ -78,7 +82,7 @@ class TableOptions(Cells):
         """Return the paths of everything that the table of this name is made of."""
         found = [layout.evaluation(*cell, network) for cell in self.cells() for network in self.networks]
         found += [layout.metrics(*cell) for cell in self.cells()]
-        found += [layout.sharpness(*cell) for cell in self.cells(self.sharpness)]
+        found += [layout.analysis("sharpness", *cell) for cell in self.cells(self.sharpness)]
         places = [
             (dataset, recipe, network) for dataset in self.datasets for recipe in self.full for network in self.networks
         ]
@@ -93,7 +97,7 @@ class TableOptions(Cells):
         return tuple(dict.fromkeys(found))
 
 
-class FairOptions(Cells):
+class FairOptions(Tabulated):
     """One table that says what a method's images are worth: labels, augmentation, random images and real data apart."""
 
     networks: tuple[str, ...] = Field(("convnet",), min_length=1)
@@ -116,7 +120,7 @@ class FairOptions(Cells):
         return self
 
 
-class SearchOptions(Cells):
+class SearchOptions(Tabulated):
     """An architecture search with synthetic sets in place of the real images, and its table."""
 
     sample: int | None = Field(None, ge=1, le=CANDIDATES)
@@ -176,7 +180,7 @@ class LearnOptions(StepsOptions, EvaluateOptions):
     """How classes are learned step by step, and how a network is trained and tested at each step."""
 
 
-class ContinualOptions(Cells, StepsOptions):
+class ContinualOptions(Tabulated, StepsOptions):
     """Continual learning from some synthetic sets: one table and one figure."""
 
     def files(self, layout: Layout, name: str) -> list[str]:

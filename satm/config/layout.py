@@ -1,5 +1,8 @@
 """Where every file is. No path is built anywhere else."""
 
+ANALYSES = ("sharpness", "trajectory", "variance", "bounds")
+"""What can be measured at a synthetic set beside accuracies."""
+
 
 class Layout:
     """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""
@@ -63,9 +66,9 @@ class Layout:
         """Accuracies by class of networks that learn classes step by step."""
         return f"{self._run('continual', dataset, ipc, method, seed)}/{protocol}.parquet"
 
-    def sharpness(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
-        """Sharpness of the outer loss around a synthetic set."""
-        return f"{self._run('analysis', dataset, ipc, method, seed)}/sharpness.parquet"
+    def analysis(self, what: str, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+        """What was measured at a synthetic set beside accuracies; `what` as in `satm.config.ANALYSES`."""
+        return f"{self._run('analysis', dataset, ipc, method, seed)}/{what}.parquet"
 
     def expert_sharpness(self, dataset: str, experts: str) -> str:
         """Sharpness of the training loss along the paths of some experts."""
@@ -76,12 +79,12 @@ class Layout:
         return f"{self.root}/{name}.{kind}"
 
     def figure(self, name: str, kind: str = "png") -> str:
-        """A figure or picture."""
+        """A figure as png or pdf, or the numbers that it shows as csv."""
         return f"{self.root}/figures/{name}.{kind}"
 
-    def synthetic(self, dataset: str, ipc: int | str) -> str:
-        """The images of the synthetic sets of one cell, all methods."""
-        return self.figure(f"synthetic-{dataset}-ipc-{ipc}")
+    def all(self, what: str) -> str:
+        """A list of all `figures` or all `tables`, which is made after them."""
+        return f"{self.root}/{what}/all"
 
     def log(self, *parts: str | int) -> str:
         """What a job printed."""

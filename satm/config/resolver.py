@@ -5,6 +5,7 @@ A value is looked for in this order, the later winning: the default of its model
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import yaml
 from satm.class_order import Step, step_of
 from satm.config.base import NAME, parse
 from satm.config.campaign import Campaign, Setting
-from satm.config.cells import Cells, LearnOptions, SearchOptions, StepsOptions
+from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
+from satm.config.figures import AT_EPOCH, ContinualFigure, Figure, ImagesFigure
 from satm.config.layout import Layout
 from satm.config.training import FULL, EvaluateOptions
 from satm.errors import UsageError, pick
@@ -104,14 +106,17 @@ class Resolver:
 
     def method(self, name: str, dataset: str, ipc: int) -> dict[str, Any]:
         """Return `{"method": registered name, option: value…}` for one cell of a table."""
-        own = {"method": name, **self.campaign.methods.get(name, {})}
-        found = self._set("distill", method=(name, own["method"]), dataset=(dataset,), ipc=(ipc,))
-        return {**found, **own}
+        base, epoch = at_epoch(name, self.campaign.methods)
+        own = {"method": base, **self.campaign.methods.get(base, {})}
+        found = self._set("distill", method=(name, base, own["method"]), dataset=(dataset,), ipc=(ipc,))
+        return {**found, **own, **({} if epoch is None else {"start_epoch": epoch})}
 
-    def evaluation(self, method: str, dataset: str, ipc: int) -> EvaluateOptions:
-        """Return how the synthetic sets of one cell are tested."""
-        base = self.campaign.methods.get(method, {}).get("method", method)
-        found = self._set("evaluate", method=(method, base), dataset=(dataset,), ipc=(ipc,))
+    def evaluation(self, method: str, dataset: str, ipc: int, network: str = "") -> EvaluateOptions:
+        """Return how the synthetic sets of one cell are tested, with a network; empty: with any."""
+        named = at_epoch(method, self.campaign.methods)[0]
+        base = self.campaign.methods.get(named, {}).get("method", named)
+        axes = {"method": (method, named, base), "dataset": (dataset,), "ipc": (ipc,), "network": (network,)}
+        found = self._set("evaluate", **axes)
         return parse(EvaluateOptions, found, "evaluate")
 
     def full(self, recipe: str, dataset: str) -> EvaluateOptions:
@@ -125,12 +130,13 @@ class Resolver:
             base = self.experts("sgd", dataset)
             same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
             found = {name: getattr(base, name) for name in same}
+        axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": ("",)}
         for setting in self.settings:
-            if setting.method and setting.applies("evaluate", method=(f"full-{recipe}",), dataset=(dataset,), ipc=(0,)):
+            if setting.method and setting.applies("evaluate", **axes):
                 found.update(setting.options)
         return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
 
-    def table(self, name: str) -> Cells:
+    def table(self, name: str) -> Tabulated:
         """Return the cells of a table that this campaign defines, of whatever kind."""
         return pick(name, self.campaign.all_tables, f"table in {self.path or 'the built-in campaign'}")
 
@@ -145,13 +151,27 @@ class Resolver:
         known = self.campaign.continual
         where = f"protocol of continual learning in {self.path}"
         plan = StepsOptions() if self.path is None else pick(protocol, known, where)
-        training = self.evaluation(method, dataset, ipc).model_dump()
+        training = self.evaluation(method, dataset, ipc, plan.network).model_dump()
         return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
 
-    def pictured(self, dataset: str, ipc: int) -> list[tuple[str, int]]:
-        """Return (method, seed) of what the picture of a cell shows: all methods of its tables, first seed."""
-        tables = [table for table in self.campaign.all_tables.values() if ipc in table.datasets.get(dataset, ())]
-        return list(dict.fromkeys((method, table.seeds_for(ipc)[0]) for table in tables for method in table.methods))
+    @property
+    def figures(self) -> dict[str, Figure]:
+        """Every figure by name: the campaign's own, one of each protocol, and pictures of the tables' cells."""
+        protocols = {name: ContinualFigure(kind="continual", protocols=(name,)) for name in self.campaign.continual}
+        cells: dict[tuple[str, int], dict[str, int]] = {}
+        for table in self.campaign.all_tables.values():
+            for dataset, ipc, method, seed in table.cells():
+                cells.setdefault((dataset, ipc), {}).setdefault(method, seed)
+        pictures: dict[str, Figure] = {}
+        for (dataset, ipc), methods in cells.items():
+            pictures[f"synthetic-{dataset}-ipc-{ipc}"] = ImagesFigure(
+                kind="images", datasets={dataset: (ipc,)}, methods=tuple(methods), seeds=(next(iter(methods.values())),)
+            )
+        return {**pictures, **protocols, **self.campaign.figures}
+
+    def figure(self, name: str) -> Figure:
+        """Return a figure of this campaign, of whatever kind."""
+        return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
 
     def _set(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -161,6 +181,17 @@ class Resolver:
             if setting.applies(stage, **axes):
                 found.update(setting.options)
         return found
+
+
+def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]:
+    """Return the method and the epoch that a name such as `mtt-at-epoch-7` means; None: it is a method of its own.
+
+    Args:
+        name: of a method.
+        methods: the campaign's own ones.
+    """
+    base, _, epoch = name.rpartition(AT_EPOCH)
+    return (base, int(epoch)) if base and epoch.isdecimal() and name not in methods else (name, None)
 
 
 def preset_folder() -> Path:

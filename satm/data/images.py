@@ -209,11 +209,12 @@ class Preprocessor:
         """
         return self._in_chunks(images, self._forward)
 
-    def to_pixels(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], clamped, from normalised or whitened ones. No graph is kept.
+    def to_pixels(self, images: Tensor, clip: bool = True) -> Tensor:
+        """Return images in [0, 1] from normalised or whitened ones. No graph is kept.
 
         Args:
             images: `[n, C, H, W]` floating point, on any device.
+            clip: clamp what lies beyond; without, it shows how much does.
 
         Returns:
             `[n, C, H, W]` float32 on this preprocessor's device.
@@ -221,7 +222,8 @@ class Preprocessor:
         Raises:
             UsageError: the images have another number of channels, or of pixels where they are whitened.
         """
-        return self._in_chunks(images, self._backward)
+        pixels = self._in_chunks(images, self._backward)
+        return pixels.clamp(0, 1) if clip else pixels
 
     def _forward(self, images: Tensor) -> Tensor:
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
@@ -232,9 +234,9 @@ class Preprocessor:
 
     def _backward(self, images: Tensor) -> Tensor:
         if self.whitening:
-            return self.whitening.invert(images.float()).clamp(0, 1)
+            return self.whitening.invert(images.float())
         mean, std = self._statistics()
-        return (images.float() * std + mean).clamp(0, 1)
+        return images.float() * std + mean
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, None, :, None, None]

@@ -66,10 +66,17 @@ class IterativeOptions(MethodOptions):
     selection: Literal["last", "validation", "test"] = "last"
     """Which iteration is kept: the last, or the one best on held-out real images, or (as published code does, and
     optimistic) on the test images."""
+    watch: Literal["validation", "test"] | None = None
+    """Look at the accuracy of the set on the way, on these real images, and write it beside the metrics; nothing is
+    chosen by it. `selection` other than last looks already."""
     evaluate_every: int = Field(500, ge=1)
-    """Iterations between two looks at the accuracy, with `selection` other than last; the last one is looked at too."""
+    """Iterations between two looks at the accuracy, with `selection` other than last or with `watch`; the last one is
+    looked at too."""
     evaluate_networks: int = Field(1, ge=1)
     """Networks of each look."""
+    snapshots: int = Field(0, ge=0)
+    """So many states of the set on its way, evenly spread from the start to the last iteration, are kept in its file
+    (`history`); 1: the start alone. They are of the raw set, not of an average."""
     explode: float = Field(100.0, gt=0)
     """A loss above this counts as exploded. A matching loss of 1 means no better than not training."""
     max_rollbacks: int = Field(10, ge=0)
@@ -189,6 +196,11 @@ class IterativeMethod(Method):
 
     def __init__(self, options: Any, problem: Problem) -> None:
         super().__init__(options, problem)
+        if options.selection != "last" and options.watch not in (None, options.selection):
+            raise UsageError(
+                f"selection {options.selection!r} looks at the accuracy on those images, watch is {options.watch!r}; "
+                "leave watch out"
+            )
         for name, value in (("init", "correct"), ("labels", "teacher")):
             if getattr(options, name) == value and not self.needs_experts:
                 raise UsageError(
@@ -232,6 +244,10 @@ class IterativeMethod(Method):
             memory: what the iteration before has left in its `OuterGradient.memory`.
         """
         raise TypeError(f"{type(self).__name__} must define gradient()")
+
+    def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
+        """Return further numbers about the set before an iteration, by column of the metrics. Nothing here."""
+        return {}
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
         """Return the set as it is tested and stored after so many iterations."""

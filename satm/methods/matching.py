@@ -3,7 +3,7 @@
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -68,6 +68,9 @@ class TrajectoryMatching(IterativeMethod):
             raise UsageError("a trajectory-matching method needs experts; make them with `python -m satm experts`")
         self.experts = problem.experts
         check(options, self.experts.epochs)
+        self.matched = len(self.experts) - (1 if options.monitor else 0)
+        if not self.matched:
+            raise UsageError("monitor keeps the last expert from being matched, and there is one only; train more")
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
         """Return the set with the labels that the last iteration's teacher gives its images, where a teacher labels."""
@@ -90,13 +93,37 @@ class TrajectoryMatching(IterativeMethod):
         below = options.max_start_epoch
         if options.expand_from is not None:
             below = expanded(options.expand_from, below, options.expand_iterations, iteration)
-        sampled = uniform(generator, len(self.experts), options.min_start_epoch, below, length)
+        sampled = uniform(generator, self.matched, options.min_start_epoch, below, length)
+        if (start := options.start_epoch) is not None:
+            sampled = Segment(sampled.expert, start, start + length)
         if not options.concurrent:
             return [(1.0, sampled)]
         fixed = spaced(sampled.expert, options.min_start_epoch, options.spacing, options.concurrent, length)
         return [(options.beta, sampled), *(((1 - options.beta) / options.concurrent, segment) for segment in fixed)]
 
-    def oracle(self, synthetic: Synthetic, generator: torch.Generator, iteration: int | None = None) -> Oracle:
+    def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
+        """Return the matching losses of the monitored segments, `monitor_EPOCH`, where they are due.
+
+        Batches and augmentation are the same in every iteration, so that a loss changes with the set only. Teacher
+        labels are those that the monitored segment's end gives.
+        """
+        options = self.settings
+        if iteration % options.monitor_every:
+            return {}
+        last, found = len(self.experts) - 1, {}
+        for start in range(options.monitor):
+            segment = Segment(last, start, start + options.expert_epochs)
+            oracle = self.oracle(synthetic, self.problem.generator("monitor", start), segments=[(1.0, segment)])
+            found[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
+        return found
+
+    def oracle(
+        self,
+        synthetic: Synthetic,
+        generator: torch.Generator,
+        iteration: int | None = None,
+        segments: Sequence[tuple[float, Segment]] | None = None,
+    ) -> Oracle:
         """Return the hypergradient of the matching loss as a function of the images, all draws of an iteration made.
 
         Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
@@ -106,12 +133,13 @@ class TrajectoryMatching(IterativeMethod):
             synthetic: the set.
             generator: of the iteration.
             iteration: outer steps done before; None: after all.
+            segments: as `segments` returns them; None: those that it returns.
 
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
         options, augmentation = self.settings, self.problem.augmentation
-        segments = self.segments(generator, iteration)
+        segments = self.segments(generator, iteration) if segments is None else segments
         batches = self._batches(len(synthetic.images), generator)
         count = len(synthetic.images) if batches is None else len(batches[0])
         draws = [augmentation.draw(generator, count, synthetic.images.shape[-1]) for _ in range(options.inner_steps)]

@@ -21,6 +21,13 @@ class MatchingOptions(IterativeOptions):
     """First epoch at which a segment may start (T- in ConTra)."""
     max_start_epoch: int = Field(20, ge=1)
     """One more than the last epoch at which a segment may start (T+ in ConTra)."""
+    start_epoch: int | None = Field(None, ge=0)
+    """Start of the sampled segment in every iteration, in place of a draw; None: drawn."""
+    monitor: int = Field(0, ge=0)
+    """Write the matching loss of the segments that start at each of the first so many epochs beside the metrics,
+    measured on the last expert, which is then never matched; 0: none. Source: ConTra section 4.2."""
+    monitor_every: int = Field(10, ge=1)
+    """Iterations between two of these measurements."""
     segments: Literal["uniform", "expanding"] = "uniform"
     """Segments start anywhere in this range, or in a part of it that grows from easy to hard."""
     expand_from: int | None = Field(None, ge=1)
@@ -94,6 +101,21 @@ def check(options: MatchingOptions, epochs: int) -> None:
         raise UsageError(
             f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got "
             f"{options.expand_from}"
+        )
+    if options.start_epoch is not None and options.start_epoch + length > epochs:
+        raise UsageError(
+            f"a segment from start_epoch {options.start_epoch} over {length} epochs ends after the last of {epochs} "
+            f"epochs of the experts; lower start_epoch or expert_epochs, or train longer experts"
+        )
+    if options.start_epoch is not None and options.segments == "expanding":
+        raise UsageError(
+            f"segments 'expanding' says where segments start, and so does start_epoch {options.start_epoch}; leave one "
+            "of them out"
+        )
+    if options.monitor and options.monitor - 1 + length > epochs:
+        raise UsageError(
+            f"monitor {options.monitor} epochs needs segments up to epoch {options.monitor - 1 + length}, the experts "
+            f"have {epochs}; lower monitor"
         )
     if options.kept < 1:
         raise UsageError(

@@ -19,7 +19,7 @@ from satm.files import exclusive
 from satm.machine import describe_backend
 from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
 from satm.progress import Progress
-from satm.results import METRICS, DistilledDataset, run_metadata, save_distilled, write_rows
+from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
 from satm.stages.common import Prepared, make_problem, open_experts, prepare
 from satm.training import TrainingImages
 
@@ -51,7 +51,7 @@ def make_distilled(
     problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, method, seed), store)
     made = kind(options, problem)
     look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
-    schedule = resolver.evaluation(method, dataset, ipc) if look else None
+    schedule = resolver.evaluation(method, dataset, ipc, network) if look else None
     for subject, note in made.notes.items():
         LOG.info("%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": kind.name, **options.model_dump(mode="json")}
@@ -71,9 +71,9 @@ def make_distilled(
         if isinstance(made, IterativeMethod):
             run = _resume(state, identity, device) or begin(made)
             found = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
-            rows = run.rows
+            rows, way = run.rows, _history(run)
         else:
-            found, rows = Made(0, made.start(), None, {}), []
+            found, rows, way = Made(0, made.start(), None, {}), [], None
         path = Path(layout.distilled(dataset, ipc, method, seed))
         metadata = run_metadata(identity, device)
         write_rows(path.with_name("metrics.parquet"), rows, METRICS, metadata)
@@ -98,6 +98,7 @@ def make_distilled(
                 raw_images=None if raw is None else raw.images.cpu(),
                 raw_labels=None if raw is None else raw.labels.cpu(),
                 stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
+                history=way,
             ),
         )
         LOG.info(
@@ -105,6 +106,18 @@ def make_distilled(
             *(len(synthetic.images), found.iteration, made.selection, float(synthetic.step_size), path),
         )
         shutil.rmtree(state)
+
+
+def _history(run: Run) -> History | None:
+    """Return the states of the set that were kept on its way."""
+    if not run.history:
+        return None
+    iterations = sorted(run.history)
+    parts = {
+        name: torch.stack([getattr(run.history[iteration], name).cpu() for iteration in iterations])
+        for name in ("images", "labels", "step_size")
+    }
+    return History(torch.tensor(iterations), **parts)
 
 
 def _resume(state: Path, identity: Mapping[str, Any], device: torch.device) -> Run | None:
@@ -159,21 +172,23 @@ def _iterate(
 def _look(
     resolver: Resolver, prepared: Prepared, method: IterativeMethod, network: str, device: torch.device
 ) -> Look | None:
-    """Return how the loop looks at the accuracy of its set; None where the last one is kept.
+    """Return how the loop looks at the accuracy of its set; None where nobody looks.
 
     Raises:
-        UsageError: the set is to be chosen on held-out images and the dataset holds none out.
+        UsageError: the looks are at held-out images and the dataset holds none out.
     """
     options: IterativeOptions = method.settings
-    if options.selection == "last":
+    images_of = options.selection if options.selection != "last" else options.watch
+    if images_of is None:
         return None
     problem = method.problem
     dataset, ipc, name, _ = problem.axes
-    split = prepared.data.validation if options.selection == "validation" else prepared.data.test
+    split = prepared.data.validation if images_of == "validation" else prepared.data.test
     if not len(split):
-        raise UsageError(f"selection 'validation' needs held-out images; set validation above 0 in dataset {dataset}")
+        what = "watch" if options.selection == "last" else "selection"
+        raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {dataset}")
     real = TrainingImages.of(split, prepared.preprocessor, device)
-    schedule, values = resolver.evaluation(name, dataset, ipc), resolver.network(network, dataset)
+    schedule, values = resolver.evaluation(name, dataset, ipc, network), resolver.network(network, dataset)
     if schedule.lr == "searched":  # for the finished set; a search at each look would cost more than the looks
         schedule = schedule.model_copy(update={"lr": "learned"})
 
@@ -183,7 +198,7 @@ def _look(
         task = Task(images, step_size, values, classes, schedule, prepared.augmentation)
         axes = [("look", *problem.axes, iteration, repeat) for repeat in range(options.evaluate_networks)]
         total = sum(score.accuracy for score in evaluate(task, real, axes))
-        LOG.info("iteration %d: %s accuracy %.4f", iteration, options.selection, total / options.evaluate_networks)
+        LOG.info("iteration %d: %s accuracy %.4f", iteration, images_of, total / options.evaluate_networks)
         return total / options.evaluate_networks
 
     return look

@@ -1,16 +1,15 @@
-rule sharpness:
+# One measurement at a synthetic set: its sharpness, its errors along the experts' path, and so on.
+rule analysis:
     input:
         data=campaigns.prepared,
         experts=campaigns.manifest,
         distilled=rules.distill.output.distilled,
     output:
-        sharpness=layout.sharpness("{dataset}", "{ipc}", "{method}", "{seed}"),
+        rows=layout.analysis("{what}", "{dataset}", "{ipc}", "{method}", "{seed}"),
     log:
-        layout.log("sharpness", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}"),
+        layout.log("{what}", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}"),
     benchmark:
-        layout.benchmark(
-            "sharpness", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}"
-        )
+        layout.benchmark("{what}", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}")
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -20,10 +19,10 @@ rule sharpness:
         gpu=0,
     params:
         config=campaigns.config,
-        options=campaigns.sharpness_options,
+        options=campaigns.analysis_options,
         revision=REVISIONS["analyse"],
     shell:
-        "python -m satm analyse --config {params.config:q} --what sharpness --dataset {wildcards.dataset}"
+        "python -m satm analyse --config {params.config:q} --what {wildcards.what} --dataset {wildcards.dataset}"
         " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} > {log} 2>&1"
 
 

@@ -39,33 +39,3 @@ rule continual:
         "python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads}"
         " > {log} 2>&1"
-
-
-rule continual_figure:
-    input:
-        measured=campaigns.curves,
-    output:
-        png=report(
-            layout.figure("{protocol}", "png"),
-            caption="../report/continual.rst",
-            category="Continual learning",
-            labels={"campaign": "{root}", "protocol": "{protocol}"},
-        ),
-        pdf=layout.figure("{protocol}", "pdf"),
-    log:
-        layout.log("figure", "{protocol}"),
-    benchmark:
-        layout.benchmark("figure", "{protocol}")
-    conda:
-        "../envs/satm.yaml"
-    threads: 1
-    resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=30,
-        gpu=0,
-    params:
-        config=campaigns.config,
-        options=campaigns.curve_options,
-        revision=REVISIONS["figure"],
-    shell:
-        "python -m satm figure --config {params.config:q} --name {wildcards.protocol} > {log} 2>&1"

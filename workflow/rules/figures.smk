@@ -1,21 +1,19 @@
-rule synthetic:
+rule figure:
     input:
-        distilled=campaigns.pictured,
+        measured=campaigns.drawn,
     output:
-        picture=report(
-            layout.synthetic("{dataset}", "{ipc}"),
-            caption="../report/synthetic.rst",
-            category="Synthetic images",
-            labels={
-                "campaign": "{root}",
-                "dataset": "{dataset}",
-                "images per class": "{ipc}",
-            },
+        png=report(
+            layout.figure("{figure}", "png"),
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"campaign": "{root}", "figure": "{figure}"},
         ),
+        pdf=layout.figure("{figure}", "pdf"),
+        csv=layout.figure("{figure}", "csv"),
     log:
-        layout.log("figure", "synthetic-{dataset}-ipc-{ipc}"),
+        layout.log("figure", "{figure}"),
     benchmark:
-        layout.benchmark("figure", "synthetic-{dataset}-ipc-{ipc}")
+        layout.benchmark("figure", "{figure}")
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -25,7 +23,24 @@ rule synthetic:
         gpu=0,
     params:
         config=campaigns.config,
+        options=campaigns.figure_options,
+        partial=campaigns.partial,
         revision=REVISIONS["figure"],
     shell:
-        "python -m satm figure --config {params.config:q} --name synthetic --dataset {wildcards.dataset}"
-        " --ipc {wildcards.ipc} > {log} 2>&1"
+        "python -m satm figure --config {params.config:q} --name {wildcards.figure} {params.partial} > {log} 2>&1"
+
+
+rule all_figures:
+    input:
+        campaigns.figures,
+    output:
+        touch(layout.all("figures")),
+    localrule: True
+
+
+rule all_tables:
+    input:
+        campaigns.tables,
+    output:
+        touch(layout.all("tables")),
+    localrule: True

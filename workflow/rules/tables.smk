@@ -24,6 +24,7 @@ rule table:
     params:
         config=campaigns.config,
         options=campaigns.table_options,
+        partial=campaigns.partial,
         revision=REVISIONS["table"],
     shell:
-        "python -m satm table --config {params.config:q} --name {wildcards.table} > {log} 2>&1"
+        "python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial} > {log} 2>&1"

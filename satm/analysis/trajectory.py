@@ -1,0 +1,146 @@
+"""How far networks trained on a synthetic set are from an expert's path, along all of it.
+
+Shapes: n synthetic images of C x H x W, P parameters, N inner steps for M epochs of the expert.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from satm.methods import Synthetic
+from satm.methods.batches import mini_batches
+from satm.methods.matching import TrajectoryMatching
+from satm.params import flatten
+from satm.seeds import make_generator
+from satm.training import soft_cross_entropy
+from satm.unroll import InnerLoop, Point, Sgd
+
+Test = Callable[[Tensor], tuple[float, float]]
+"""`weights [P] -> (accuracy, loss)` on the real images to test on."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Where a network stands after one segment, trained from the start of the path on the synthetic set alone.
+
+    All are Euclidean norms over the P weights.
+
+    Args:
+        accumulated: of the difference to the expert there.
+        matching: of the error that the segment alone makes, begun where the expert was.
+        initialisation: of what the segment adds because it was begun elsewhere.
+        residual: of the accumulated error minus the sum of all matching and initialisation errors so far, relative to
+            the accumulated error: rounding.
+    """
+
+    accumulated: float
+    matching: float
+    initialisation: float
+    residual: float
+
+
+def student(
+    matching: TrajectoryMatching, synthetic: Synthetic, weights: Tensor, steps: int, generator: torch.Generator
+) -> Tensor:
+    """Return `[P]` weights after some steps on a synthetic set, in the way of the method's inner loop.
+
+    Args:
+        matching: says batches, augmentation and network.
+        synthetic: the set, with its step size and the labels that it has.
+        weights: `[P]` before.
+        steps: how many.
+        generator: on the CPU; draws batches and augmentation.
+    """
+    options, problem = matching.settings, matching.problem
+    images = synthetic.images
+    batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
+    count = len(images) if batches is None else len(batches[0])
+    draws = [problem.augmentation.draw(generator, count, images.shape[-1]) for _ in range(steps)]
+
+    def augment(part: Tensor, step: int) -> Tensor:
+        return problem.augmentation.apply(part, draws[step])
+
+    rule = Sgd()
+    loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
+    point = Point(weights.detach(), rule.start(weights))
+    for step in range(steps):
+        point = loop.advance(point, images, synthetic.labels, synthetic.step_size, step)[0]
+    return point.weights
+
+
+def follow(
+    matching: TrajectoryMatching, synthetic: Synthetic, expert: int, test: Test
+) -> Iterator[dict[str, float | int]]:
+    """Yield the errors of one segment of M epochs after another, from the start of an expert's path to its end.
+
+    With ``student_t(w)`` the weights after the N steps of segment t from w, the expert's ``w*_t`` and the trained
+    network's ``w_t = student_t-1(w_t-1)`` from ``w_0 = w*_0``:
+
+    - accumulated error ``e_t+1 = w_t+1 - w*_t+1``,
+    - matching error ``d_t+1 = student_t(w*_t) - w*_t+1``,
+    - initialisation error ``i_t = (student_t(w_t) - w_t) - (student_t(w*_t) - w*_t)``,
+
+    so that ``e_t+1 = e_t + i_t + d_t+1``, and the last error is the sum of all of the others.
+
+    Each row also has accuracy and loss of the expert (`expert_…`), of the trained network (`evaluation_…`) and of
+    ``student_t(w*_t)`` (`distillation_…`), all after the segment.
+
+    Args:
+        matching: says N, M, batches and augmentation; a segment draws the same ones for both of its networks.
+        synthetic: the set.
+        expert: index in the trajectory store; epochs beyond the last whole segment are left out.
+        test: of weights.
+
+    Source: FTD Eq. 5 to 8, Figure 1; ConTra Definitions 1 and 2, Theorem 1 (Eq. 6).
+    """
+    options, store = matching.settings, matching.experts
+    like = flatten(matching.problem.module).to(synthetic.images)
+    length = options.expert_epochs
+    trained = store.snapshot(expert, 0).to(like)
+    total = torch.zeros_like(trained)
+    for start in range(0, store.epochs - length + 1, length):
+        origin, target = (store.snapshot(expert, epoch).to(like) for epoch in (start, start + length))
+        axes = ("trajectory", *matching.problem.axes, expert, start)
+        near, there = (
+            student(matching, synthetic, weights, options.inner_steps, make_generator(*axes))
+            for weights in (origin, trained)
+        )
+        wrong, shifted = near - target, (there - trained) - (near - origin)
+        total += wrong + shifted
+        trained, error = there, there - target
+        norm = float(error.norm())
+        residual = float((error - total).norm()) / max(norm, torch.finfo(error.dtype).tiny)
+        errors = Errors(norm, float(wrong.norm()), float(shifted.norm()), residual)
+        row: dict[str, float | int] = {"start": start, "epoch": start + length, **vars(errors)}
+        for name, weights in (("expert", target), ("evaluation", there), ("distillation", near)):
+            row[f"{name}_accuracy"], row[f"{name}_loss"] = test(weights)
+        yield row
+
+
+def restart(
+    matching: TrajectoryMatching, synthetic: Synthetic, expert: int, starts: Sequence[int], test: Test
+) -> Iterator[dict[str, float | int]]:
+    """Yield accuracy and loss of networks that begin where the expert is after some epochs and go on to its last one.
+
+    They make N / M steps for each epoch that is left.
+
+    Args:
+        matching: as `follow`, and so `synthetic`, `expert` and `test`.
+        synthetic: the set.
+        expert: index.
+        starts: epochs, each below the expert's last one.
+        test: of weights.
+
+    Source: FTD A.1, Table 6.
+    """
+    options, store = matching.settings, matching.experts
+    like = flatten(matching.problem.module).to(synthetic.images)
+    for start in starts:
+        steps = (store.epochs - start) * options.inner_steps // options.expert_epochs
+        generator = make_generator("restart", *matching.problem.axes, expert, start)
+        weights = student(matching, synthetic, store.snapshot(expert, start).to(like), steps, generator)
+        accuracy, loss = test(weights)
+        row = {"start": start, "epoch": store.epochs, "evaluation_accuracy": accuracy, "evaluation_loss": loss}
+        yield {**row, "steps": steps}

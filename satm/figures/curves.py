@@ -1,0 +1,141 @@
+"""Panels of lines, with bands, references and published values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import pandas
+
+from satm.figures.style import COLOURS, MARKERS, dress, grid_of_panels, legend, line_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Values = Sequence[float] | pandas.Series | numpy.ndarray
+
+GREYS = ("#000000", "#777777", "#aaaaaa")
+"""Of horizontal lines that belong to no other line, in turn."""
+
+FEW = 30
+"""Points up to which a line is drawn with markers."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
+
+    Args:
+        label: for the legend.
+        x: places.
+        mean: values there.
+        std: spread around them; None: none is drawn.
+        pale: measurements behind the line, drawn pale; None: none.
+        bars: draw the spread as bars at the points, not as a band.
+    """
+
+    label: str
+    x: Values
+    mean: Values
+    std: Values | None = None
+    pale: Values | None = None
+    bars: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line.
+
+    Args:
+        label: for the legend.
+        value: its height.
+        published: printed in a paper, drawn dotted with that word.
+        like: index of the line whose colour it has; None: black or grey.
+    """
+
+    label: str
+    value: float
+    published: bool = False
+    like: int | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel.
+
+    Args:
+        title: above it.
+        x_label: with its unit.
+        y_label: with its unit.
+        lines: of it.
+        levels: horizontal lines.
+        log_x: logarithmic axis.
+        log_y: logarithmic axis.
+        ticks: places of the x axis that are written; None: as matplotlib chooses.
+        right: further lines with an axis of their own at the right, grey.
+        right_label: with its unit.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    levels: Sequence[Level] = ()
+    log_x: bool = False
+    log_y: bool = False
+    ticks: Sequence[float] | None = None
+    right: Sequence[Line] = field(default_factory=tuple)
+    right_label: str = ""
+
+
+def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Sequence[str] = ()) -> "Figure":
+    """Return a figure with rows of panels; every row has as many."""
+    figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes)
+    for row, axes_row in zip(panels, drawn, strict=True):
+        for panel, axes in zip(row, axes_row, strict=True):
+            _panel(axes, panel)
+    return figure
+
+
+def _panel(axes: Any, panel: Panel) -> None:
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    for index, line in enumerate(panel.lines):
+        _line(axes, line, index, panel.log_y)
+    for index, level in enumerate(panel.levels):
+        colour = GREYS[index % len(GREYS)] if level.like is None else COLOURS[level.like % len(COLOURS)]
+        dashes = ":" if level.published else (0, (6, 2 + 2 * index))
+        axes.axhline(level.value, color=colour, linestyle=dashes, linewidth=1.0, label=level.label)
+    if panel.ticks is not None:
+        axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks], minor=False)
+        axes.minorticks_off()
+    axes.grid(alpha=0.25, linewidth=0.5)
+    dress(axes, panel.title, panel.x_label, panel.y_label)
+    if panel.right:
+        other = axes.twinx()
+        for line in panel.right:
+            other.plot(line.x, line.mean, color="#999999", linewidth=1.0, label=line.label)
+            axes.plot([], [], color="#999999", linewidth=1.0, label=line.label)
+        dress(other, "", "", panel.right_label)
+        other.spines["right"].set_visible(True)
+        other.tick_params(colors="#777777", labelsize=7)
+        other.yaxis.label.set_color("#777777")
+    legend(axes)
+
+
+def _line(axes: Any, line: Line, index: int, log_y: bool) -> None:
+    style = line_style(index)
+    x, mean = numpy.asarray(line.x, float), numpy.asarray(line.mean, float)
+    if line.pale is not None:
+        axes.plot(x, line.pale, color=style["color"], alpha=0.25, linewidth=0.6)
+    marker = {"marker": MARKERS[index % len(MARKERS)], "markersize": 3.5} if len(x) <= FEW else {}
+    std = None if line.std is None else numpy.nan_to_num(numpy.asarray(line.std, float))
+    if line.bars and std is not None:
+        axes.errorbar(x, mean, std, label=line.label, linewidth=1.3, capsize=2, **style, **marker)
+        return
+    axes.plot(x, mean, label=line.label, linewidth=1.3, **style, **marker)
+    if std is not None and std.any():
+        low = numpy.maximum(mean - std, mean / 100) if log_y else mean - std  # a band below 0 has no logarithm
+        axes.fill_between(x, low, mean + std, color=style["color"], alpha=0.15, linewidth=0)

@@ -1,0 +1,96 @@
+"""Measurements along the distillation, such as step size, hypergradient norm, sharpness and accuracy."""
+
+from collections.abc import Sequence
+
+import pandas
+
+from satm.config import IterationsFigure
+from satm.figures.base import Drawn, cell_title, marked, register
+from satm.figures.curves import Level, Line, Panel, draw_panels
+from satm.reading import Reader
+from satm.tables import load_published
+
+AXES = {
+    "loss": "loss",
+    "step_size": "inner step size",
+    "hypergradient_norm": "norm of the hypergradient",
+    "sharpness": "sharpness (rise of the loss)",
+    "test_accuracy": "test accuracy, percent",
+    "validation_accuracy": "validation accuracy, percent",
+    "seconds": "seconds per iteration",
+}
+"""What a quantity is called on an axis."""
+
+PUBLISHED = {"hypergradient_norm": "hypergradient_norm_mean"}
+"""Published numbers that are the mean of a quantity over the iterations."""
+
+
+@register("iterations")
+def draw(reader: Reader, options: IterationsFigure) -> Drawn:
+    """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
+    frames, rows = [], []
+    for dataset, ipcs in options.datasets.items():
+        for ipc in ipcs:
+            panels = []
+            for quantity in options.quantities:
+                lines: list[Line] = []
+                levels: list[Level] = []
+                for method in options.methods:
+                    values = _values(
+                        reader, [(dataset, ipc, method, seed) for seed in options.seeds_for(ipc)], quantity
+                    )
+                    if values.empty:
+                        continue
+                    frames.append(marked(values, dataset=dataset, ipc=ipc, method=method, quantity=quantity))
+                    label = options.labels.get(method, method)
+                    levels += _published(dataset, ipc, method, quantity, label, len(lines))
+                    lines.append(_line(values, label, options.smooth, 100.0 if quantity.endswith("accuracy") else 1.0))
+                title = cell_title(dataset, ipc)
+                log = quantity in options.logarithmic
+                panels.append(Panel(title, "iteration", AXES[quantity], lines, levels, log_y=log))
+            rows.append(panels)
+    if all(len(row) == 1 for row in rows):  # one quantity: the cells side by side
+        rows = [[row[0] for row in rows]]
+    return Drawn(draw_panels(rows, options.title, [_spread(options), *reader.notes]), tidy(frames))
+
+
+def tidy(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
+    """Return the values of all lines in one frame."""
+    columns = ["dataset", "ipc", "method", "quantity", "iteration", "mean", "std", "n"]
+    return pandas.concat(frames)[columns] if frames else pandas.DataFrame(columns=columns)
+
+
+def _values(reader: Reader, cells: Sequence[tuple[str, int, str, int]], quantity: str) -> pandas.DataFrame:
+    """Return mean, std and n over the seeds by iteration, of those iterations where it was measured."""
+    frames = reader.attempt(lambda: [reader.metrics(*cell) for cell in cells]) or []
+    found = [
+        frame.loc[frame[quantity].notna(), ["iteration", quantity]] for frame in frames if quantity in frame.columns
+    ]
+    if not sum(map(len, found)):
+        return pandas.DataFrame(columns=["iteration", "mean", "std", "n"])
+    grouped = pandas.concat(found).groupby("iteration")[quantity]
+    return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).reset_index()
+
+
+def _line(values: pandas.DataFrame, label: str, smooth: int, scale: float) -> Line:
+    mean, std = scale * values["mean"], scale * values["std"]
+    if smooth == 1 or len(values) <= smooth:
+        return Line(label, values["iteration"], mean, std)
+    running = mean.rolling(smooth, center=True, min_periods=1).mean()
+    return Line(label, values["iteration"], running, pale=mean)
+
+
+def _published(dataset: str, ipc: int, method: str, quantity: str, label: str, like: int) -> list[Level]:
+    """Return what a paper prints as the mean of this quantity."""
+    frame = load_published()
+    kept = frame["metric"].eq(PUBLISHED.get(quantity, "")) & frame["method"].eq(method)
+    kept &= frame["dataset"].eq(dataset) & frame["ipc"].eq(ipc) & frame["value"].notna()
+    return [Level(f"{label}, published mean", value, True, like) for value in frame.loc[kept, "value"]]
+
+
+def _spread(options: IterationsFigure) -> str:
+    counts = sorted({len(options.seeds_for(ipc)) for ipcs in options.datasets.values() for ipc in ipcs})
+    words = f"n = {' or '.join(map(str, counts))} seeds of the distillation"
+    if options.smooth > 1:
+        return f"Lines: running mean over {options.smooth} iterations of the pale measurements, mean over {words}."
+    return f"Lines: mean over {words}; bands: one standard deviation."

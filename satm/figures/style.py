@@ -1,0 +1,130 @@
+"""How all figures look, and how they are written. matplotlib comes with the extra `figures` and is imported only here.
+
+Lines differ in colour, dashes and marker at once, so that they can be told apart in grey and with any colour vision.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satm.errors import UsageError
+from satm.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Of lines and bars, in turn (Okabe and Ito)."""
+
+MARKERS = "osD^vPX"
+"""Of lines with few points, in turn."""
+
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 2)))
+"""Of lines, in turn."""
+
+HATCHES = ("", "//", "..", "xx", "--", "++", "\\\\")
+"""Of bars, in turn."""
+
+PANEL = (3.3, 2.5)
+"""Width and height of one panel in inches: a column of a paper."""
+
+DPI = 200
+
+SIZES = {"title": 8.5, "label": 8.0, "tick": 7.0, "legend": 7.0, "note": 6.0}
+"""Sizes of text in points, readable where a panel is as wide as a column."""
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Return colour and dashes of the line with this index."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
+
+
+def new_figure(wide: float, tall: float, dpi: int = DPI) -> "Figure":
+    """Return an empty figure of so many inches.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "pictures need matplotlib, which is not installed; install it with: pip install 'satm[figures]'"
+        ) from error
+    figure = Figure(figsize=(wide, tall), dpi=dpi)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def grid_of_panels(
+    rows: int, columns: int, title: str, notes: Sequence[str], extra: float = 0.0
+) -> tuple["Figure", Any]:
+    """Return a figure of panels with its title above and notes below, and its axes `[rows, columns]`.
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        title: may be empty.
+        notes: sentences in small print.
+        extra: further width of a panel in inches, for a colour bar.
+    """
+    wide = (PANEL[0] + extra) * columns
+    lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(wide * 21)))]
+    figure = new_figure(wide, PANEL[1] * rows + 0.12 * len(lines) + (0.25 if title else 0))
+    figure.set_layout_engine("constrained")
+    if title:
+        figure.suptitle(title, size=SIZES["title"] + 1)
+    if lines:
+        figure.supxlabel("\n".join(lines), size=SIZES["note"], x=0.01, ha="left", color="#444444")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
+    """Write title and labels of a panel, and take away what says nothing."""
+    axes.set_title(title, size=SIZES["title"])
+    axes.set_xlabel(x_label, size=SIZES["label"])
+    axes.set_ylabel(y_label, size=SIZES["label"])
+    axes.tick_params(which="both", labelsize=SIZES["tick"])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_above(figure: "Figure", axes: Any) -> None:
+    """Draw one legend for all panels above them, where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        figure.legend(
+            handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=SIZES["legend"]
+        )
+
+
+def legend(axes: Any) -> None:
+    """Draw a legend where there is something to tell."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6)
+
+
+def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -> None:
+    """Write a figure in the format that the ending says, atomically.
+
+    Args:
+        figure: to write.
+        path: where to.
+        tight: `savefig` options that cut the picture to what is drawn; None: as large as it is.
+
+    Raises:
+        UsageError: the ending is no format of a picture.
+        RunError: the disk is full or the folder cannot be written.
+    """
+    kind = path.suffix.removeprefix(".")
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise UsageError(f"cannot draw {path}: the ending is {kind!r}, expected one of {', '.join(sorted(known))}")
+    with atomic_path(path) as part:
+        # Without the writer's name and date: the same content gives the same bytes.
+        nothing: dict[str, dict[str, Any]] = {
+            "png": {"Software": None},
+            "pdf": {"CreationDate": None},
+            "svg": {"Date": None},
+        }
+        figure.savefig(part, format=kind, metadata=nothing.get(kind), **(tight or {}))

@@ -1,0 +1,49 @@
+"""Normalised variance of the hypergradient along the distillation."""
+
+from functools import partial
+
+import pandas
+
+from satm.config import VarianceFigure
+from satm.figures.base import Drawn, cell_title, counted, register
+from satm.figures.curves import Line, Panel, draw_panels
+from satm.reading import Reader
+from satm.results import VARIANCE
+
+COLUMNS = ["dataset", "ipc", "method", "iteration", "mean", "std", "n"]
+
+
+@register("variance")
+def draw(reader: Reader, options: VarianceFigure) -> Drawn:
+    """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
+    frames, panels, samples, counts = [], [], set(), set()
+    for dataset, ipcs in options.datasets.items():
+        for ipc in ipcs:
+            lines = []
+            for method in options.methods:
+                found = reader.attempt(partial(_rows, reader, options, dataset, ipc, method))
+                if found is None:
+                    continue
+                samples |= set(found["samples"])
+                grouped = found.groupby("iteration")["variance"].agg(["mean", "std", "count"])
+                values = grouped.rename(columns={"count": "n"}).reset_index()
+                counts |= set(values["n"])
+                frames.append(values.assign(dataset=dataset, ipc=ipc, method=method))
+                label = options.labels.get(method, method)
+                lines.append(Line(label, values["iteration"], values["mean"], values["std"]))
+            panels.append(Panel(cell_title(dataset, ipc), "iteration", "normalised variance", lines, log_y=True))
+    note = (
+        f"Variance of the hypergradient over {' or '.join(map(str, sorted(samples)))} single real images, mean over "
+        f"its entries, divided by its squared norm; mean over {counted(counts)} seeds."
+    )
+    frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
+    return Drawn(draw_panels([panels], options.title, [note, *reader.notes]), frame)
+
+
+def _rows(reader: Reader, options: VarianceFigure, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
+    found = []
+    for seed in options.seeds_for(ipc):
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        path = reader.resolver.layout.analysis("variance", dataset, ipc, method, seed)
+        found.append(reader.rows(path, VARIANCE, "analyse --what variance", axes))
+    return pandas.concat(found)

@@ -1,0 +1,162 @@
+"""The files that tables and figures are made of, checked to be of the run that they should be of."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pandas
+
+from satm.config import Resolver
+from satm.errors import MissingRun, UsageError
+from satm.files import hash_file
+from satm.results import (
+    EVALUATION,
+    METRICS,
+    Columns,
+    DistilledDataset,
+    load_distilled,
+    read_rows,
+    read_rows_metadata,
+)
+
+T = TypeVar("T")
+
+REPEATED = {
+    EVALUATION.what: (
+        *("dataset", "ipc", "method", "seed", "network", "repeat"),
+        *("split", "average", "labels", "labelled", "augmented"),
+    ),
+}
+"""Columns that say which network a row is about; no two rows of a file may agree in all of them."""
+
+
+class Reader:
+    """Reads the files of a campaign.
+
+    Args:
+        resolver: the campaign.
+        partial: what was not run yet may be left out (`attempt`).
+    """
+
+    def __init__(self, resolver: Resolver, partial: bool = False) -> None:
+        self.resolver = resolver
+        self.partial = partial
+        self.missing: list[str] = []
+        """What was left out, in words that end with the command that makes it."""
+
+    def attempt(self, make: Callable[[], T]) -> T | None:
+        """Return what a function makes from files; None where one is missing and may be.
+
+        Raises:
+            MissingRun: as the function, unless `partial`.
+        """
+        try:
+            return make()
+        except MissingRun as error:
+            if not self.partial:
+                raise
+            self.missing.append(str(error))
+            return None
+
+    def rows(self, path: str, columns: Columns, command: str, axes: Mapping[str, object]) -> pandas.DataFrame:
+        """Return the rows of one file.
+
+        Args:
+            path: of the file.
+            columns: its kind.
+            command: the stage that makes it, and fixed flags.
+            axes: flags that name the run, which are columns of the file too.
+
+        Raises:
+            MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
+            UsageError: it is broken, of another run, or holds two numbers for one network.
+        """
+        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
+        made_by = f"python -m satm {command}{config} {' '.join(f'--{axis} {value}' for axis, value in axes.items())}"
+        if not Path(path).is_file():
+            raise MissingRun(f"{columns.what} {path} is missing; make it with: {made_by}")
+        frame = read_rows(Path(path), columns)
+        for axis in [axis for axis in axes if axis in frame.columns]:
+            if len(other := frame[frame[axis] != axes[axis]]):
+                raise UsageError(
+                    f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {axes[axis]}; make it again"
+                )
+        _single(frame, path, columns)
+        return frame
+
+    def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
+        """Return what was measured in the iterations of a distillation, as `rows`; of each the last attempt."""
+        path = self.resolver.layout.metrics(dataset, ipc, method, seed)
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        frame = self.rows(path, METRICS, "distill", axes)
+        cell = [dataset, ipc, method, seed]
+        if (found := read_rows_metadata(Path(path), METRICS).get("options", {}).get("axes", cell)) != cell:
+            has, wanted = (" ".join(map(str, each)) for each in (found, cell))
+            raise UsageError(f"metrics {path} are of {has}, expected {wanted}; make them again")
+        return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
+
+    def evaluation(self, dataset: str, ipc: int, method: str, seed: int, network: str) -> pandas.DataFrame:
+        """Return the accuracies of networks trained on a synthetic set, as `rows`.
+
+        Raises:
+            UsageError: also where they are of another synthetic set than the one that lies there.
+        """
+        layout = self.resolver.layout
+        path = layout.evaluation(dataset, ipc, method, seed, network)
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
+        frame = self.rows(path, EVALUATION, "evaluate", axes)
+        made = Path(layout.distilled(dataset, ipc, method, seed))
+        if made.is_file():
+            tested = read_rows_metadata(Path(path), EVALUATION).get("options", {}).get("distilled")
+            if tested is not None and tested != hash_file(made):
+                raise UsageError(
+                    f"evaluation {path} is of another synthetic set than {made}; make it again: delete it and run "
+                    "`python -m satm evaluate` with its names"
+                )
+        return frame
+
+    def distilled(self, dataset: str, ipc: int, method: str, seed: int) -> DistilledDataset:
+        """Return a synthetic set.
+
+        Raises:
+            MissingRun: it is missing; the text has the command that makes it.
+            UsageError: the file is broken or of another run.
+        """
+        path = Path(self.resolver.layout.distilled(dataset, ipc, method, seed))
+        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
+        flags = f"--dataset {dataset} --ipc {ipc} --method {method} --seed {seed}"
+        if not path.is_file():
+            raise MissingRun(
+                f"the synthetic set {path} is missing; make it with: python -m satm distill{config} {flags}"
+            )
+        data = load_distilled(path)
+        for axis, value in (("dataset", dataset), ("ipc", ipc), ("method", method), ("seed", seed)):
+            if (found := getattr(data, axis)) != value:
+                raise UsageError(f"the synthetic set {path} is of {axis} {found}, expected {value}; make it again")
+        return data
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out, in words, with the first command; nothing where nothing was."""
+        left = list(dict.fromkeys(self.missing))
+        if not left:
+            return []
+        more = f" Nor are {len(left) - 1} more." if len(left) > 1 else ""
+        return [f"Not run yet: {left[0]}.{more}"]
+
+
+def _single(frame: pandas.DataFrame, path: str, columns: Columns) -> None:
+    """Refuse a file that says two things of one network.
+
+    Raises:
+        UsageError: naming both rows.
+    """
+    keys = [name for name in REPEATED.get(columns.what, ()) if name in frame.columns]
+    if not keys or not len(again := frame[frame.duplicated(keys, keep=False)]):
+        return
+    first, second = again.index[0], again.index[1]
+    raise UsageError(
+        f"{columns.what} {path} has two rows of one network, {first} (accuracy {again['accuracy'].iloc[0]:g}) and "
+        f"{second} (accuracy {again['accuracy'].iloc[1]:g}); delete it and make it again"
+    )

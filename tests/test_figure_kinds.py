@@ -1,0 +1,320 @@
+"""Every kind of figure, drawn from stored rows: what its numbers say, what is refused, what is left out."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+import pytest
+import yaml
+from conftest import Refuse
+from PIL import Image
+from test_figures import synthetic
+from test_figures import with_history as moving
+
+import satm
+from satm.cli import main
+from satm.config import load_campaign
+from satm.errors import MissingRun, UsageError
+from satm.figures import FIGURES
+from satm.figures.base import Drawn
+from satm.reading import Reader
+from satm.results import BOUNDS, EVALUATION, METRICS, TRAJECTORY, VARIANCE, Columns, save_distilled, write_rows
+
+CELL = {"dataset": "digits", "ipc": 1}
+
+
+@pytest.fixture
+def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A folder whose campaign `it.yaml` has the figures that it is called with."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**entries: Mapping[str, Any]) -> None:
+        methods = {"watched": {"method": "mtt", "monitor": 3}}
+        Path("it.yaml").write_text(yaml.safe_dump({"methods": methods, "figures": dict(entries)}))
+
+    return write
+
+
+def draw(name: str, partial: bool = False) -> Drawn:
+    reader = Reader(load_campaign(Path("it.yaml")), partial)
+    options = reader.resolver.figure(name)
+    return FIGURES[options.kind](reader, options)
+
+
+def texts(drawn: Drawn) -> str:
+    """Return everything that is written on a figure."""
+    found = [text.get_text() for text in drawn.figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
+    return "\n".join(found)
+
+
+def metrics(method: str, seed: int = 0, ipc: int = 1, **columns: Any) -> None:
+    count = len(next(iter(columns.values())))
+    rows = [
+        {
+            "iteration": index + 1,
+            "attempt": 0,
+            "event": "",
+            "loss": 1.0,
+            "step_size": 0.1,
+            "hypergradient_norm": 1.0,
+            "sharpness": None,
+            "seconds": 1.0,
+            "peak_memory_bytes": 10**9,
+            **{name: values[index] for name, values in columns.items()},
+        }
+        for index in range(count)
+    ]
+    path = Path(f"results/it/distilled/digits/ipc-{ipc}/{method}/seed-{seed}/metrics.parquet")
+    write_rows(path, rows, METRICS, {"options": {"axes": ["digits", ipc, method, seed]}})
+
+
+def evaluation(method: str, accuracies: list[float], network: str = "convnet", seed: int = 0) -> Path:
+    row = {
+        **{**CELL, "method": method, "seed": seed, "network": network, "labels": "hard", "split": "test"},
+        **{"selection": "last", "average": "raw", "labelled": "own", "augmented": "yes", "step_size": "learned"},
+        **{"rate": 0.1, "loss": 1.0, "epochs": 1, "seconds": 1.0, "peak_memory_bytes": 1},
+    }
+    rows = [{**row, "repeat": index, "accuracy": accuracy} for index, accuracy in enumerate(accuracies)]
+    path = Path(f"results/it/evaluation/digits/ipc-1/{method}/seed-{seed}/{network}.parquet")
+    write_rows(path, rows, EVALUATION, {"options": {}})
+    return path
+
+
+def analysis(what: str, columns: Columns, rows: list[dict[str, Any]], method: str = "mtt", seed: int = 0) -> None:
+    path = Path(f"results/it/analysis/digits/ipc-1/{method}/seed-{seed}/{what}.parquet")
+    axes = {**CELL, "method": method, "seed": seed}
+    write_rows(path, [{**axes, **row} for row in rows], columns, {"options": {}})
+
+
+def test_measurements_along_the_iterations_are_means_over_the_seeds(figures: Callable[..., None]) -> None:
+    figures(
+        one={
+            **{"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt", "satm"], "seeds": [0, 1]},
+            **{"quantities": ["step_size", "test_accuracy"], "labels": {"satm": "SATM"}},
+        }
+    )
+    for method, step in (("mtt", 0.1), ("satm", 0.3)):
+        for seed in (0, 1):
+            values = [step * (1 + seed)] * 4
+            metrics(method, seed, step_size=values, test_accuracy=[None, 0.5, None, 0.5 + 0.2 * seed])
+    drawn = draw("one")
+    frame = drawn.frame.set_index(["method", "quantity", "iteration"]).sort_index()
+    assert frame.loc[("mtt", "step_size", 3), "mean"] == pytest.approx(0.15)
+    assert frame.loc[("satm", "step_size", 1), "mean"] == pytest.approx(0.45)
+    looked = frame.xs(("mtt", "test_accuracy"))
+    assert list(looked.index) == [2, 4] and list(looked["n"]) == [2, 2]
+    assert looked.loc[4, "mean"] == pytest.approx(0.6) and looked.loc[4, "std"] == pytest.approx(0.2 / 2**0.5)
+    assert "SATM" in texts(drawn) and "n = 2 seeds" in texts(drawn) and "test accuracy, percent" in texts(drawn)
+
+
+def test_of_an_iteration_that_was_repeated_the_last_attempt_counts(figures: Callable[..., None]) -> None:
+    figures(one={"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt"], "quantities": ["loss"]})
+    metrics("mtt", loss=[3.0, 9.0, 2.0, 1.0], iteration=[1, 2, 2, 3])
+    assert list(draw("one").frame["mean"]) == [3.0, 2.0, 1.0]
+
+
+def test_published_means_are_marked_where_a_paper_prints_them(figures: Callable[..., None]) -> None:
+    quantity = "hypergradient_norm"
+    entry = {"kind": "iterations", "datasets": {"cifar100": [3]}, "methods": ["mtt", "satm"], "quantities": [quantity]}
+    figures(one=entry)
+    for method in ("mtt", "satm"):
+        path = Path(f"results/it/distilled/cifar100/ipc-3/{method}/seed-0/metrics.parquet")
+        row = {"iteration": 1, "attempt": 0, "event": "", "hypergradient_norm": 0.1, "seconds": 1.0}
+        write_rows(path, [{**row, "peak_memory_bytes": 1}], METRICS, {"options": {}})
+    drawn = draw("one")
+    assert "mtt, published mean" in texts(drawn) and "satm, published mean" in texts(drawn)
+    heights = [line.get_ydata()[0] for line in drawn.figure.axes[0].lines if "published" in str(line.get_label())]
+    assert heights == [0.0048, 0.0022]
+
+
+def test_a_sweep_has_a_point_per_value_and_lines_for_references(figures: Callable[..., None]) -> None:
+    entry = {
+        **{"kind": "sweep", "datasets": {"digits": [1]}, "references": ["mtt"], "axis": "rho"},
+        "series": {"at evaluation": {0.1: "mtt@flat-1", 0.2: "mtt@flat-2"}, "of experts": {0.2: "ftd"}},
+    }
+    figures(one=entry)
+    evaluation("mtt", [0.5, 0.6])
+    evaluation("mtt", [0.7, 0.9], "flat-1")
+    evaluation("mtt", [0.2], "flat-2")
+    evaluation("ftd", [0.4])
+    frame = draw("one").frame
+    told = frame.set_index(["series", "method", "network"])["mean"]
+    assert told["at evaluation", "mtt", "flat-1"] == pytest.approx(0.8)
+    assert told["of experts", "ftd", "convnet"] == pytest.approx(0.4)
+    assert told["reference", "mtt", "convnet"] == pytest.approx(0.55)
+    assert list(frame["n"]) == [2, 1, 1, 2]
+
+
+def test_costs_are_the_most_memory_and_the_mean_time(figures: Callable[..., None]) -> None:
+    figures(one={"kind": "costs", "datasets": {"digits": [1]}, "methods": ["mtt", "satm"]})
+    metrics("mtt", seconds=[9.0, 1.0, 3.0], peak_memory_bytes=[10**9, 2 * 10**9, 10**9])
+    metrics("satm", seconds=[9.0, 4.0], peak_memory_bytes=[10**9, 10**9])
+    frame = draw("one").frame.set_index("method")
+    assert list(frame["memory_gb"]) == [2.0, 1.0] and list(frame["seconds"]) == [2.0, 4.0]
+
+
+def test_a_heatmap_is_of_the_runs_that_match_one_epoch_each(figures: Callable[..., None]) -> None:
+    figures(one={"kind": "correlation", "datasets": {"digits": [1]}, "methods": ["watched"], "epochs": 2})
+    falling, rising = [3.0, 2.0, 1.0], [1.0, 2.0, 4.0]
+    metrics("watched-at-epoch-0", monitor_0=falling, monitor_1=falling)
+    metrics("watched-at-epoch-1", monitor_0=rising, monitor_1=[2.0, 1.0, 0.0])
+    drawn = draw("one")
+    frame = drawn.frame.set_index(["matched", "watched"])["correlation"]
+    assert frame[0, 1] == pytest.approx(1) and frame[1, 1] == pytest.approx(1)
+    assert frame[1, 0] == pytest.approx(numpy.corrcoef(rising, [2, 1, 0])[0, 1])
+    assert "below the diagonal: mean -0.98, 100 % negative" in texts(drawn)
+    figures(one={"kind": "correlation", "datasets": {"digits": [1]}, "methods": ["watched"], "epochs": 3})
+    metrics("watched-at-epoch-2", monitor_0=rising, monitor_1=rising)
+    with pytest.raises(UsageError, match=r"lack monitor_2: .*set monitor 3 for watched and distil again"):
+        draw("one")
+
+
+def test_a_run_at_one_epoch_is_the_method_with_its_start_fixed() -> None:
+    resolver = load_campaign(None)
+    fixed, plain = (resolver.method(name, "digits", 1) for name in ("mtt-at-epoch-7", "mtt"))
+    assert fixed == {**plain, "start_epoch": 7}
+    assert resolver.evaluation("mtt-at-epoch-7", "digits", 1) == resolver.evaluation("mtt", "digits", 1)
+
+
+def test_errors_along_the_path_are_drawn_by_epoch(figures: Callable[..., None]) -> None:
+    figures(one={"kind": "trajectory", "datasets": {"digits": [1]}, "methods": ["mtt"]})
+    numbers = {"evaluation": 3.0, "distillation": 2.0, "expert": 1.5}
+    common = {f"{name}_{kind}": value for name, value in numbers.items() for kind in ("loss", "accuracy")}
+    errors = {"accumulated": 4.0, "matching": 1.0, "initialisation": 3.0, "residual": 0.0}
+    rows = [
+        {"kind": "path", "expert": expert, "start": epoch - 1, "epoch": epoch, "steps": 3, **common, **errors}
+        for expert in (0, 1)
+        for epoch in (1, 2)
+    ]
+    rest = {"kind": "restart", "expert": 0, "start": 1, "epoch": 2, "steps": 3, "evaluation_accuracy": 9.0}
+    analysis("trajectory", TRAJECTORY, [*rows, {**rest, "evaluation_loss": 9.0}])
+    frame = draw("one").frame.set_index(["quantity", "epoch"])
+    assert frame.loc[("evaluation", 1), "mean"] == 1.5 and frame.loc[("distillation", 2), "mean"] == 0.5
+    assert frame.loc[("accumulated", 2), "mean"] == 4.0 and frame.loc[("expert", 2), "n"] == 2
+
+
+def test_variance_and_bounds_are_means_over_seeds(figures: Callable[..., None]) -> None:
+    figures(
+        one={"kind": "variance", "datasets": {"digits": [1]}, "methods": ["bptt"], "seeds": [0, 1]},
+        two={"kind": "bounds", "datasets": {"digits": [1]}, "methods": ["satm"]},
+    )
+    for seed in (0, 1):
+        rows = [{"iteration": place, "samples": 10, "variance": 1.0 + seed, "norm": 1.0} for place in (0, 5)]
+        analysis("variance", VARIANCE, rows, "bptt", seed)
+    assert list(draw("one").frame["mean"]) == [1.5, 1.5] and "10 single real images" in texts(draw("one"))
+    common = {"segment": 0, "steps": 6, "step_size": 0.5, "rho": 0.1, "gradient": 1.0, "relative": 0.2}
+    rows = [
+        {
+            **common,
+            "quantity": "truncation",
+            "kept": 2,
+            "error": 0.4,
+            "lowest_curvature": -1.0,
+            "highest_curvature": 3.0,
+        },
+        {**common, "quantity": "reuse", "kept": 2, "error": 0.1, "bound": 4.0},
+    ]
+    analysis("bounds", BOUNDS, rows, "satm")
+    frame = draw("two").frame.set_index("quantity")
+    assert frame.loc["truncation", "lowest_curvature_mean"] == -1 and frame.loc["reuse", "bound_mean"] == 4
+    assert "1 / step size" in texts(draw("two"))
+
+
+def test_pictures_stand_beside_what_they_began_from(figures: Callable[..., None]) -> None:
+    figures(
+        one={"kind": "images", "datasets": {"greys": [1]}, "methods": ["mtt"], "start": True},
+        two={"kind": "animation", "datasets": {"greys": [1]}, "methods": ["mtt"]},
+    )
+    path = Path("results/it/distilled/greys/ipc-1/mtt/seed-0/distilled.safetensors")
+    save_distilled(path, moving(2, (0.0, 0.4, 1.0)))
+    drawn = draw("one")
+    assert "start of mtt" in texts(drawn) and "are clipped" in texts(drawn)
+    assert list(draw("two").frame["iteration"]) == [0, 1, 2]
+    assert main(["figure", "--config", "it.yaml", "--name", "two"]) == 0
+    with Image.open("results/it/figures/two.png") as picture:
+        assert picture.n_frames == 3  # type: ignore[attr-defined]
+    assert Path("results/it/figures/two.pdf").is_file() and Path("results/it/figures/two.csv").is_file()
+    save_distilled(path, synthetic(2, 1))
+    for name in ("one", "two"):
+        with pytest.raises(UsageError, match="without its history; distil it with snapshots"):
+            draw(name)
+
+
+def test_what_was_not_run_is_told_or_left_out(figures: Callable[..., None], refused: Refuse) -> None:
+    entry = {"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt", "satm"], "quantities": ["loss"]}
+    figures(one=entry)
+    metrics("mtt", loss=[3.0, 2.0])
+    made_by = "python -m satm distill --config it.yaml --dataset digits --ipc 1 --method satm --seed 0"
+    with pytest.raises(MissingRun, match=f"satm/seed-0/metrics.parquet is missing; make it with: {made_by}"):
+        draw("one")
+    assert made_by in refused("figure", "--config", "it.yaml", "--name", "one")
+    drawn = draw("one", partial=True)
+    assert set(drawn.frame["method"]) == {"mtt"}
+    assert "Not run yet" in texts(drawn) and made_by in texts(drawn).replace("\n", " ")
+    assert main(["figure", "--config", "it.yaml", "--name", "one", "--partial"]) == 0
+    assert Path("results/it/figures/one.pdf").is_file()
+
+
+def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
+    figures(
+        one={"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt"], "quantities": ["loss"]},
+        two={"kind": "sweep", "datasets": {"digits": [1]}, "series": {"a": {1: "mtt"}}, "axis": "b"},
+    )
+    metrics("satm", loss=[1.0])
+    path = Path("results/it/distilled/digits/ipc-1/satm").rename("results/it/distilled/digits/ipc-1/mtt")
+    with pytest.raises(UsageError, match="are of digits 1 satm 0, expected digits 1 mtt 0; make them again"):
+        draw("one")
+    assert path.is_dir()
+    kept = evaluation("mtt", [0.5, 0.6])
+    rows = pandas.read_parquet(kept).to_dict("records")
+    write_rows(kept, [*rows, {**rows[0], "accuracy": 0.7}], EVALUATION, {"options": {}})  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"two rows of one network, 0 \(accuracy 0.5\) and 2 \(accuracy 0.7\)"):
+        draw("two")
+    write_rows(kept, rows, EVALUATION, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
+    save_distilled(path / "seed-0" / "distilled.safetensors", synthetic(2, 1))
+    with pytest.raises(UsageError, match=r"is of another synthetic set than .*distilled.safetensors; make it again"):
+        draw("two")
+
+
+@pytest.mark.workflow
+def test_partial_tables_and_figures_of_a_campaign_run_nothing_else(campaign: Path) -> None:
+    root = Path(satm.__file__).parent.parent
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--cores", "1"]
+    targets = ["results/tiny/tables/all", "results/tiny/figures/all", "--configfile", "tiny.yaml"]
+    done = subprocess.run([*command, *targets, "--config", "partial=true"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    frame = pandas.read_csv("results/tiny/table2.csv").set_index("method")
+    assert frame["accuracy_mean"].notna().to_dict() == {"random": False, "mtt": False, "satm": True}
+    text = Path("results/tiny/table2.md").read_text()
+    assert "Not run yet" in text and "python -m satm evaluate" in text
+    assert Path("results/tiny/figures/synthetic-digits-ipc-1.png").is_file()
+    assert not Path("results/tiny/distilled/digits/ipc-1/mtt").exists()
+
+
+def test_every_kind_has_options_and_a_drawing() -> None:
+    from typing import get_args
+
+    from satm.config import Figure
+
+    kinds = {get_args(option.model_fields["kind"].annotation)[0] for option in get_args(get_args(Figure)[0])}
+    assert kinds == set(FIGURES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ({"kind": "iteration"}, "figures.one"),
+        ({"kind": "iterations", "datasets": {}, "methods": [], "quantities": ["los"]}, "figures.one.*quantities"),
+        ({"kind": "animation", "datasets": {"digits": [1, 2]}, "methods": ["mtt"]}, "shows one synthetic set, got 2"),
+        ({"kind": "continual", "protocols": ["five"]}, "figure one needs the protocol 'five' .* known: none"),
+        ({"kind": "costs", "datasets": {}, "methods": [], "quantity": 1}, "unknown option 'figures.one.*quantity'"),
+    ],
+)
+def test_figures_that_cannot_be_drawn_are_refused(figures: Callable[..., None], entry: Any, text: str) -> None:
+    figures(one=entry)
+    with pytest.raises(UsageError, match=text):
+        load_campaign(Path("it.yaml"))

@@ -1,0 +1,299 @@
+"""Analyses beside accuracies, against values computed by hand or written out in the obvious way."""
+
+from dataclasses import replace
+
+import numpy
+import pandas
+import pytest
+import torch
+from matching import double
+from torch import Tensor
+from torch.nn import functional
+
+from satm.analysis.bounds import curvature, measure_bounds, reuse_bound, truncation_bound
+from satm.analysis.correlation import correlations, triangle
+from satm.analysis.trajectory import follow, restart, student
+from satm.analysis.variance import gradient_variance, normalised_variance
+from satm.errors import UsageError
+from satm.measures import MEASURES, converged, measure
+from satm.methods import METHODS, Problem, Synthetic
+from satm.methods.matching import TrajectoryMatching
+from satm.methods.matching_options import MatchingOptions
+from satm.seeds import make_generator
+from satm.training import soft_cross_entropy
+
+OPTIONS = MatchingOptions(inner_steps=4, expert_epochs=1, max_start_epoch=3, step_size=0.1)
+
+
+def in_float64(matching: TrajectoryMatching) -> Synthetic:
+    start = matching.start()
+    return replace(start, images=start.images.double(), step_size=start.step_size.double())
+
+
+# Correlation
+
+
+def test_correlations_of_losses_that_move_in_known_ways() -> None:
+    time = numpy.linspace(1, 0, 20)
+    # Matching epoch 0 helps all; matching epoch 1 harms epoch 0; epoch 2 leaves both as they are but for a sine.
+    losses = [
+        numpy.stack([time, 3 * time + 1, time**2], 1),
+        numpy.stack([1 - time, time, time], 1),
+        numpy.stack([numpy.ones(20), numpy.sin(9 * time), time], 1),
+    ]
+    found = correlations(losses)
+    for matched, values in enumerate(losses):
+        for watched in range(3):
+            pair = pandas.Series(values[:, matched]), pandas.Series(values[:, watched])
+            expected = pair[0].corr(pair[1])
+            assert found[matched, watched] == pytest.approx(expected, nan_ok=True, abs=1e-12)
+    assert found[0, 1] == pytest.approx(1) and found[1, 0] == pytest.approx(-1) and numpy.isnan(found[2, 0])
+    low = triangle(found, lower=True)  # of (1, 0), (2, 0), (2, 1), the second is no number
+    assert low.count == 2 and low.mean == pytest.approx((-1 + found[2, 1]) / 2)
+    assert low.negative == pytest.approx((1 + (found[2, 1] < 0)) / 2)
+    assert triangle(found, lower=False).negative == 0
+    assert triangle(numpy.full((2, 2), numpy.nan), lower=True).count == 0
+
+
+def test_monitored_losses_are_those_of_the_held_out_expert(problem: Problem) -> None:
+    options = OPTIONS.model_copy(update={"monitor": 3, "monitor_every": 2, "start_epoch": 2})
+    matching = TrajectoryMatching(options, problem)
+    synthetic = in_float64(matching)
+    assert matching.observe(synthetic, 1) == {}
+    found = matching.observe(synthetic, 4)
+    assert list(found) == ["monitor_0", "monitor_1", "monitor_2"] and found == matching.observe(synthetic, 0)
+    for start, loss in enumerate(found.values()):
+        begin, target = (problem.experts.snapshot(1, epoch).double() for epoch in (start, start + 1))  # type: ignore[union-attr]
+        # The draws of a segment: no mini-batches, then one augmentation a step.
+        generator = problem.generator("monitor", start)
+        weights = student(matching, synthetic, begin, 4, generator)
+        assert loss == pytest.approx(float((weights - target).square().sum() / (begin - target).square().sum()))
+    # The sampled segments are of the other expert, and all begin at one epoch.
+    chosen = [matching.segments(torch.Generator().manual_seed(seed), 0)[0][1] for seed in range(9)]
+    assert {(segment.expert, segment.start, segment.end) for segment in chosen} == {(0, 2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"start_epoch": 4}, "from start_epoch 4 over 1 epochs ends after the last of 4"),
+        ({"monitor": 5}, "monitor 5 epochs needs segments up to epoch 5, the experts have 4"),
+        ({"start_epoch": 0, "segments": "expanding", "expand_from": 1}, "leave one of them out"),
+    ],
+)
+def test_segments_beyond_the_experts_are_refused(problem: Problem, options: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        TrajectoryMatching(OPTIONS.model_copy(update=options), problem)
+
+
+# Errors along the path
+
+
+def test_the_accumulated_error_is_the_sum_of_its_parts(problem: Problem) -> None:
+    matching = TrajectoryMatching(OPTIONS, problem)
+    synthetic = in_float64(matching)
+
+    def test(weights: Tensor) -> tuple[float, float]:
+        return float(weights.sum()), float(weights.norm())
+
+    rows = list(follow(matching, synthetic, 1, test))
+    assert [(row["start"], row["epoch"]) for row in rows] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert max(row["residual"] for row in rows) < 1e-10
+    store = problem.experts
+    assert store is not None
+    path = [store.snapshot(1, epoch).double() for epoch in range(5)]
+    trained = path[0]
+    for start, row in enumerate(rows):
+        near, there = (
+            student(matching, synthetic, weights, 4, make_generator("trajectory", *problem.axes, 1, start))
+            for weights in (path[start], trained)
+        )
+        assert row["matching"] == pytest.approx(float((near - path[start + 1]).norm()))
+        assert row["accumulated"] == pytest.approx(float((there - path[start + 1]).norm()))
+        shifted = (there - trained) - (near - path[start])
+        assert row["initialisation"] == pytest.approx(float(shifted.norm()), abs=1e-12)
+        assert row["evaluation_accuracy"] == pytest.approx(float(there.sum()))
+        assert row["distillation_loss"] == pytest.approx(float(near.norm()))
+        assert row["expert_loss"] == pytest.approx(float(path[start + 1].norm()))
+        trained = there
+    assert rows[0]["initialisation"] == 0 and rows[0]["accumulated"] == rows[0]["matching"]  # begun in one place
+
+
+def test_networks_begin_where_the_expert_is_and_make_the_steps_that_are_left(problem: Problem) -> None:
+    matching = TrajectoryMatching(OPTIONS.model_copy(update={"augment": False, "expert_epochs": 2}), problem)
+    synthetic = in_float64(matching)
+    rows = list(restart(matching, synthetic, 0, (0, 3), lambda weights: (float(weights.sum()), 0.0)))
+    assert [(row["start"], row["steps"]) for row in rows] == [(0, 8), (3, 2)]
+    store = problem.experts
+    assert store is not None
+    weights = store.snapshot(0, 3).double()
+    for _ in range(2):  # plain gradient descent, written out
+        place = weights.requires_grad_()
+        parts = torch.func.functional_call(problem.module, _named(problem, place), (synthetic.images,))
+        loss = functional.cross_entropy(parts, synthetic.labels)
+        weights = (place - synthetic.step_size * torch.autograd.grad(loss, place)[0]).detach()
+    assert rows[1]["evaluation_accuracy"] == pytest.approx(float(weights.sum()), rel=1e-12)
+
+
+def _named(problem: Problem, vector: Tensor) -> dict[str, Tensor]:
+    found, place = {}, 0
+    for name, parameter in problem.module.named_parameters():
+        found[name] = vector[place : place + parameter.numel()].view_as(parameter)
+        place += parameter.numel()
+    return found
+
+
+# Variance
+
+
+def test_normalised_variance_by_hand() -> None:
+    gradients = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 5.0]])
+    # variances 4 and 3, mean 3.5; mean gradient (3, 3), squared norm 18
+    assert normalised_variance(gradients) == pytest.approx(3.5 / 18)
+    assert normalised_variance(7 * gradients) == pytest.approx(3.5 / 18)
+
+
+def test_the_variance_is_over_single_real_images(problem: Problem) -> None:
+    kind = METHODS["bptt"]
+    options = kind.options(inner_steps=3, step_size=0.1, inner="sgd", clip=None, augment=False, augment_real=False)
+    method = kind(options, replace(problem, experts=None))
+    synthetic = double(method)
+    found = gradient_variance(method, synthetic, 2, 4)  # type: ignore[arg-type]
+    images, labels = method.real_images(2, problem.generator("iteration", 2))  # type: ignore[attr-defined]
+    each = []
+    for index in range(4):
+        place = synthetic.images.clone().requires_grad_()
+        weights = problem.fresh_weights("student", 2).double()
+        for _ in range(3):
+            outputs = torch.func.functional_call(problem.module, _named(problem, weights.requires_grad_()), (place,))
+            loss = soft_cross_entropy(outputs, synthetic.labels)
+            weights = weights - synthetic.step_size * torch.autograd.grad(loss, weights, create_graph=True)[0]
+        real = images[index : index + 1].double()
+        outer = functional.cross_entropy(
+            torch.func.functional_call(problem.module, _named(problem, weights), (real,)), labels[index : index + 1]
+        )
+        each.append(torch.autograd.grad(outer, place)[0].flatten())
+    gradients = torch.stack(each)
+    assert found["variance"] == pytest.approx(normalised_variance(gradients), rel=1e-9)
+    assert found["norm"] == pytest.approx(float(gradients.mean(0).norm()), rel=1e-9)
+
+
+# Bounds
+
+
+def test_curvature_of_a_quadratic_is_its_eigenvalues() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rotation = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))[0]
+    values = torch.tensor([-1.5, -0.5, 0.0, 0.1, 0.3, 1.0, 2.0, 3.0, 7.0], dtype=torch.float64)
+    matrix = rotation @ torch.diag(values) @ rotation.T
+    weights = torch.randn(9, generator=generator, dtype=torch.float64)
+    least, most = curvature(lambda place: 0.5 * place @ matrix @ place + place.sum(), weights)
+    assert least == pytest.approx(-1.5, rel=1e-2) and most == pytest.approx(7.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("cut", [0, 3, 6, 9])
+def test_the_truncation_error_on_a_strongly_convex_model_is_within_its_bound(seed: int, cut: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    size, count, steps = 6, 4, 10
+    root = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    hessian = root @ root.T / size + 0.3 * torch.eye(size, dtype=torch.float64)
+    mixed = torch.randn(size, count, generator=generator, dtype=torch.float64)
+    target, start = (torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2))
+    values = torch.linalg.eigvalsh(hessian)
+    step_size, convexity = 1 / float(values[-1]), float(values[0])
+    phi = torch.randn(count, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    # Inner loss 0.5 w'Hw + w'M phi: its gradient is Hw + M phi, so the unrolled derivative can be written out.
+    weights, jacobian, largest = start, torch.zeros(size, count, dtype=torch.float64), 0.0
+    late = torch.zeros_like(jacobian)
+    for step in range(steps):
+        if step <= cut:
+            largest = max(largest, float(torch.linalg.matrix_norm(jacobian, 2)))
+        weights = weights - step_size * (hessian @ weights + mixed @ phi.detach())
+        keep = torch.eye(size, dtype=torch.float64) - step_size * hessian
+        jacobian = keep @ jacobian - step_size * mixed
+        if step >= cut:
+            late = keep @ late - step_size * mixed
+    outer = weights - target
+    error = float((outer @ (jacobian - late)).norm())
+    bound = truncation_bound(cut, steps, step_size, convexity, float(outer.norm()), largest)
+    assert error <= bound * (1 + 1e-12) if cut else error == 0
+
+
+def test_the_printed_bound_can_be_exceeded() -> None:
+    # One weight w with the gradient w + phi, so that the curvature is 1, and one of two steps kept.
+    step_size, convexity, steps, cut = 0.9, 1.0, 2, 1
+    jacobian = step_size  # of the weight after one step by phi
+    error = (1 - step_size) * jacobian  # times an outer gradient of 1
+    assert error > 2**cut * (1 - step_size * convexity) ** (steps - cut + 1) * jacobian
+    assert error <= truncation_bound(cut, steps, step_size, convexity, 1.0, jacobian)
+
+
+def test_errors_of_both_approximations_as_they_are_defined(problem: Problem) -> None:
+    matching = TrajectoryMatching(OPTIONS, problem)
+    synthetic, rho = in_float64(matching), 0.2
+    rows = list(measure_bounds(matching, synthetic, rho, segments=1, keeps=(1, 3)))
+    assert [(row["quantity"], row["kept"]) for row in rows] == [
+        *(("truncation", 1), ("reuse", 1)),
+        *(("truncation", 3), ("reuse", 3)),
+    ]
+    generator = make_generator("bounds", *problem.axes, 0)
+    oracle = matching.oracle(synthetic, generator, segments=[(1.0, matching.segments(generator, None)[0][1])])
+    exact = oracle(synthetic.images, keep_points=range(5))
+    other = oracle(synthetic.images + rho * exact.images / exact.images.norm(), keep_points=range(5))
+    for truncation, reuse in (rows[:2], rows[2:]):
+        kept = truncation["kept"]
+        assert isinstance(kept, int)
+        expected = float((oracle(synthetic.images, last=kept).images - exact.images).norm())
+        assert truncation["error"] == pytest.approx(expected, rel=1e-9)
+        assert truncation["relative"] == pytest.approx(expected / float(exact.images.norm()), rel=1e-9)
+        apart = other.points[4 - kept][0].weights - exact.points[4 - kept][0].weights
+        assert reuse["error"] == pytest.approx(float(apart.norm()), rel=1e-9)
+        steps = [
+            (answer.points[step + 1][0].weights - answer.points[step][0].weights).norm() / 0.1
+            for answer in (exact, other)
+            for step in range(4)
+        ]
+        assert reuse["bound"] == pytest.approx(reuse_bound(0.1, 4 - kept, float(max(steps))), rel=1e-6)
+        assert float(reuse["error"]) <= float(reuse["bound"])  # type: ignore[arg-type]
+        assert float(truncation["lowest_curvature"]) < float(truncation["highest_curvature"])  # type: ignore[arg-type]
+
+
+# Measures of the metrics
+
+
+def run(**columns: list[float]) -> pandas.DataFrame:
+    count = len(next(iter(columns.values())))
+    frame = {"iteration": range(1, count + 1), "seconds": [1.0] * count, "peak_memory_bytes": [0] * count}
+    return pandas.DataFrame({**frame, "loss": [1.0] * count, "sharpness": [0.0] * count, **columns})
+
+
+def test_measures_by_hand() -> None:
+    one = run(
+        seconds=[9.0, 1.0, 2.0, 3.0],
+        peak_memory_bytes=[10**9, 3 * 10**9, 2 * 10**9, 10**9],
+        hypergradient_norm=[1.0, 1.0, 5.0, 1.0],
+        sharpness=[4.0, 3.0, 2.0, 1.0],
+    )
+    two = one.assign(seconds=[9.0, 5.0, 5.0, 5.0], peak_memory_bytes=[10**9] * 4)
+    seconds = measure("seconds", [one, two])  # without the first iteration: 1, 2, 3, 5, 5, 5
+    assert (seconds.mean, seconds.n) == (pytest.approx(3.5), 6)
+    assert measure("hours_per_1000_iterations", [one]).mean == pytest.approx(2 * 1000 / 3600)
+    assert measure("training_hours", [one, two]).mean == pytest.approx((15 + 24) / 2 / 3600)
+    memory = measure("memory_gb", [one, two])
+    assert (memory.mean, memory.std, memory.n) == (2.0, pytest.approx(2**0.5), 2)
+    norm = measure("hypergradient_norm_mean", [one])
+    assert (norm.mean, norm.std, norm.n) == (2.0, 2.0, 4)
+    assert measure("hypergradient_norm_spikes", [one]).mean == 0.25  # 5 is above three times the median of 1
+    assert measure("sharpness_first_tenth", [one]).mean == 4 and measure("sharpness_last_tenth", [one]).mean == 1
+    with pytest.raises(UsageError, match=r"unknown measure 'second'.*Did you mean 'seconds'"):
+        measure("second", [one])
+    assert all(measure(name, [one, two]).n >= 1 for name in MEASURES if name != "iterations_to_converge")
+
+
+def test_a_loss_has_converged_when_almost_all_of_its_fall_is_done() -> None:
+    falling = pandas.Series([max(0.0, 1 - step / 50) for step in range(100)])
+    # Windows of 5: the running mean at step s is 1 - (s - 2) / 50, at first 0.96; 5 % of 0.96 are left at s = 49.6.
+    assert converged(falling) == pytest.approx(51, abs=1)
+    assert numpy.isnan(converged(pandas.Series([1.0, 2.0, 3.0])))
