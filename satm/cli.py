@@ -23,7 +23,7 @@ import satm
 from satm import stages
 from satm.analysis.expert_sharpness import LENGTHS
 from satm.bench import bench_evaluation, bench_hypergradient
-from satm.config import Options, Resolver, SearchOptions, load_campaign, parse
+from satm.config import ANALYSES, Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
 from satm.machine import choose_device
 from satm.methods import resolve as resolve_method
@@ -232,16 +232,16 @@ def continual(arguments: Sequence[str]) -> None:
 
 
 MEASUREMENTS: Uses = {
-    "sharpness": (("ipc", "method"), ("seed", "segments")),
-    "trajectory": (("ipc", "method"), ("seed", "experts", "count", "starts")),
-    "variance": (("ipc", "method"), ("seed", "samples")),
-    "bounds": (("ipc", "method"), ("seed", "segments", "divisors")),
-    "expert-sharpness": (("experts",), ("images", "count", "rho")),
+    **dict.fromkeys(ANALYSES, (("ipc", "method"), ("seed",))),
+    "expert-sharpness": ((), ("images", "rho")),
 }
 
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure properties other than accuracy: of a synthetic set, or of experts."""
+    known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
+    resolver = load_campaign(known.config)
+    options = resolver.analysis(known.method, known.dataset, known.ipc)
     what = Annotated[
         Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"],
         tyro.conf.arg(
@@ -249,47 +249,39 @@ def analyse(arguments: Sequence[str]) -> None:
             "errors of SATM's approximations; rise of the training loss around experts."
         ),
     ]
-    named = Annotated[
-        str | None, tyro.conf.arg(help="Name of the experts (trajectory, None: the method's; expert-sharpness).")
-    ]
-    starts = Annotated[tuple[int, ...], tyro.conf.arg(help="Epochs at which networks are begun (trajectory).")]
-    divisors = Annotated[tuple[int, ...], tyro.conf.arg(help="The last N / divisor inner steps are kept (bounds).")]
     fields = [
         ("dataset", Dataset),
         ("what", what, "sharpness"),
         ("ipc", Annotated[int | None, tyro.conf.arg(help="Images per class (of a set).")], None),
         ("method", Annotated[str | None, tyro.conf.arg(help="Name of a method (of a set).")], None),
         ("seed", Seed, 0),
-        ("segments", Annotated[int, tyro.conf.arg(help="Expert segments (sharpness, bounds).")], 20),
-        ("starts", starts, (0, 10, 20, 30, 40, 45)),
-        ("samples", Annotated[int, tyro.conf.arg(help="Single real images (variance).")], 100),
-        ("divisors", divisors, (2, 3, 4, 5, 6)),
-        ("experts", named, None),
         ("images", Annotated[int, tyro.conf.arg(help="Training images (expert-sharpness).")], 1000),
-        ("count", Annotated[int, tyro.conf.arg(help="Experts, the first (trajectory, expert-sharpness).")], 5),
         ("rho", Annotated[tuple[float, ...], tyro.conf.arg(help="Lengths of the step (expert-sharpness).")], LENGTHS),
     ]
-    flags = _parse("analyse", analyse.__doc__, Compute, fields, arguments)
+    flags = _parse("analyse", analyse.__doc__, Compute, fields, arguments, options)
     _suits(flags, MEASUREMENTS)
-    resolver = load_campaign(flags.config)
-    cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
-    if flags.what == "expert-sharpness":
-        place: tuple[str, ...] = (flags.experts,)
-    else:
-        place = (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
+    used = ANALYSES.get(flags.what, ("experts", "count"))
+    for name in type(options).model_fields:
+        if name not in used and getattr(flags.options, name) != getattr(options, name):
+            raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
+    cell, how = (flags.dataset, flags.ipc, flags.method, flags.seed), flags.options
+    of_experts = flags.what == "expert-sharpness"
+    if of_experts and how.experts is None:
+        raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
+    place = (how.experts,) if of_experts else (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
     with _logged(resolver, flags.what, flags.dataset, *place):
-        _show("analyse", flags)
+        _show("analyse", flags, how)
         device = _compute(flags)
         if flags.what == "sharpness":
-            stages.make_sharpness(resolver, *cell, flags.segments, device)
+            stages.make_sharpness(resolver, *cell, how.segments, device)
         elif flags.what == "trajectory":
-            stages.make_trajectory(resolver, *cell, flags.experts, flags.count, flags.starts, device)
+            stages.make_trajectory(resolver, *cell, how.experts, how.count, how.starts, device)
         elif flags.what == "variance":
-            stages.make_variance(resolver, *cell, flags.samples, device)
+            stages.make_variance(resolver, *cell, how.samples, device)
         elif flags.what == "bounds":
-            stages.make_bounds(resolver, *cell, flags.segments, flags.divisors, device)
+            stages.make_bounds(resolver, *cell, how.segments, how.divisors, device)
         else:
-            chosen = (flags.experts, flags.images, flags.count, flags.rho)
+            chosen = (how.experts, flags.images, how.count, flags.rho)
             stages.make_expert_sharpness(resolver, flags.dataset, *chosen, device)
 
 

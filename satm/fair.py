@@ -5,6 +5,7 @@ percent in Markdown.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,18 @@ def fair_table(reader: Reader, name: str) -> pandas.DataFrame:
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
             for network in options.networks:
-                full = _full(reader, dataset, network, options.full)
-                base = _variants(reader, options, dataset, ipc, network, options.baseline)
                 for method in options.methods:
-                    frame = _variants(reader, options, dataset, ipc, network, method)
                     place = {"dataset": dataset, "ipc": ipc, "network": network, "method": method}
-                    rows.append({**place, **_row(frame, base, full)})
+                    found = reader.attempt(partial(_compared, reader, options, dataset, ipc, network, method))
+                    rows.append({**place, **(found or {})})
     return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
 def write_fair(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
     """Write a table as csv and md, show it, and return its frame."""
     frame = fair_table(reader, name)
-    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, _notes(_options(reader, name), frame)))):
+    notes = [*_notes(_options(reader, name), frame), *reader.notes]
+    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, notes))):
         with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
             part.write_text(text)
     shown = Table(title="What images are worth, percent")
@@ -166,6 +166,15 @@ def _variants(
     return pandas.concat(found, ignore_index=True)
 
 
+def _compared(
+    reader: Reader, options: FairOptions, dataset: str, ipc: int, network: str, method: str
+) -> dict[str, object]:
+    """Return the numbers of one method beside the baseline and all real images."""
+    full = _full(reader, dataset, network, options.full)
+    base = _variants(reader, options, dataset, ipc, network, options.baseline)
+    return _row(_variants(reader, options, dataset, ipc, network, method), base, full)
+
+
 def _full(reader: Reader, dataset: str, network: str, recipe: str) -> float:
     axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
     rows = reader.rows(reader.resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
@@ -178,7 +187,7 @@ def _lines(frame: pandas.DataFrame) -> list[list[str]]:
         cells = []
         for setting in SETTINGS:
             text = percent(row[f"{setting}_mean"], row[f"{setting}_std"])
-            cells.append(f"**{text}**" if setting == row["own_labels"] else text)
+            cells.append(f"**{text}**" if text and setting == row["own_labels"] else text)
         scores = [_spread(row, score) for score in ("gap", "improvement", "lrs", "ars")]
         real = percent(row["full_mean"], float("nan"))
         lines.append([row["dataset"], str(row["ipc"]), row["network"], row["method"], *cells, real, *scores])
@@ -187,11 +196,13 @@ def _lines(frame: pandas.DataFrame) -> list[list[str]]:
 
 def _spread(row: Mapping[Any, Any], name: str) -> str:
     mean, low, high = (100 * row[f"{name}_{number}"] for number in ("mean", "low", "high"))
+    if pandas.isna(mean):
+        return ""
     return f"{mean:.1f}" if pandas.isna(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def _notes(options: FairOptions, frame: pandas.DataFrame) -> list[str]:
-    networks, seeds = sorted(set(frame["networks"])), sorted(set(frame["seeds"]))
+    networks, seeds = (sorted(set(frame[column].dropna().astype(int))) or [0] for column in ("networks", "seeds"))
     count = f"{' or '.join(map(str, networks))} networks on each of {' or '.join(map(str, seeds))} sets"
     notes = [
         f"Test accuracy in percent, mean ± sample standard deviation over {count}; bold: with the labels that the set "

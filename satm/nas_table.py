@@ -4,7 +4,8 @@ Pure functions of the parquet files that the stage `nas` left behind. Accuracies
 percent in Markdown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas
@@ -33,19 +34,19 @@ COLUMNS = {
     "dataset": "str",
     "ipc": "int64",
     "method": "str",
-    "seeds": "int64",
-    "candidates": "int64",
+    "seeds": "Int64",
+    "candidates": "Int64",
     **{f"spearman_{top}{kind}": "float64" for top in TOPS for kind in ("", "_std")},
     "selected_accuracy": "float64",
     "selected_accuracy_std": "float64",
     "best_accuracy": "float64",
-    "selected": "str",
+    "selected": "object",
     "proxy_minutes": "float64",
     "real_minutes": "float64",
     **{f"published_{column}": "float64" for column in METRICS},
     "published_source": "object",
 }
-"""Columns of a search's table; those of type float64 and object can be missing."""
+"""Columns of a search's table; all but the first three can be missing."""
 
 
 def search_table(reader: Reader, name: str) -> pandas.DataFrame:
@@ -66,22 +67,20 @@ def search_table(reader: Reader, name: str) -> pandas.DataFrame:
     options = _options(reader, name)
     rows: list[dict[str, object]] = []
     for dataset, ipcs in options.datasets.items():
-        real = _rows(reader, name, options, dataset, None)
-        spent = {"real_minutes": _minutes(real)}
+        real = reader.attempt(partial(_rows, reader, name, options, dataset, None))
         for ipc in ipcs:
             for method in options.methods:
-                seeds = options.seeds_for(ipc)
-                sets = [_rows(reader, name, options, dataset, (ipc, method, seed)) for seed in seeds]
-                both = {"proxy_minutes": sum(map(_minutes, sets)) / len(sets), **spent}
-                rows.append(_row(dataset, ipc, method, _ranked(sets, real, options), both, name))
-        rows.append(_row(dataset, 0, "real", _ranked([real], real, options), spent, name))
+                cells = [(ipc, method, seed) for seed in options.seeds_for(ipc)]
+                sets = reader.attempt(partial(_sets, reader, name, options, dataset, cells))
+                rows.append(_row(dataset, ipc, method, sets, real, options, name))
+        rows.append(_row(dataset, 0, "real", None if real is None else [real], real, options, name))
     return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def write_search(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
     """Write a search's table as csv and md, show it, and return its frame."""
     frame = search_table(reader, name)
-    text = markdown(frame, _notes(_options(reader, name), frame))
+    text = markdown(frame, [*_notes(_options(reader, name), frame), *reader.notes])
     for kind, content in (("csv", csv_text(frame)), ("md", text)):
         with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
             part.write_text(content)
@@ -124,6 +123,13 @@ def _rows(
     return pandas.concat(found, ignore_index=True)
 
 
+def _sets(
+    reader: Reader, name: str, options: SearchOptions, dataset: str, cells: Sequence[tuple[int, str, int]]
+) -> list[pandas.DataFrame]:
+    """Return the rows on the synthetic sets of some cells."""
+    return [_rows(reader, name, options, dataset, cell) for cell in cells]
+
+
 def _minutes(rows: pandas.DataFrame) -> float:
     return float(rows["seconds"].sum()) / 60
 
@@ -133,16 +139,26 @@ def _ranked(sets: Sequence[pandas.DataFrame], real: pandas.DataFrame, options: S
 
 
 def _row(
-    dataset: str, ipc: int, method: str, found: Sequence[Ranking], spent: Mapping[str, float], name: str
+    dataset: str,
+    ipc: int,
+    method: str,
+    sets: Sequence[pandas.DataFrame] | None,
+    real: pandas.DataFrame | None,
+    options: SearchOptions,
+    name: str,
 ) -> dict[str, object]:
-    """Return a row from the ranking by each set."""
+    """Return a row from the ranking by each set; where something is missing, of what is published only."""
+    row = {"dataset": dataset, "ipc": ipc, "method": method, **_published(name, dataset, ipc, method)}
+    if sets is None or real is None:
+        return row
+    found, spent = _ranked(sets, real, options), {"real_minutes": _minutes(real)}
+    if method != "real":
+        spent["proxy_minutes"] = sum(map(_minutes, sets)) / len(sets)
     measured = {f"spearman_{top}": pandas.Series([one.spearman[top] for one in found]) for top in TOPS}
     measured["selected_accuracy"] = pandas.Series([one.selected_accuracy for one in found])
     networks = candidates()
     return {
-        "dataset": dataset,
-        "ipc": ipc,
-        "method": method,
+        **row,
         "seeds": len(found),
         "candidates": found[0].candidates,
         **{column: values.mean(skipna=False) for column, values in measured.items()},
@@ -150,7 +166,6 @@ def _row(
         "best_accuracy": found[0].best_accuracy,
         "selected": ", ".join(dict.fromkeys(str(networks[one.selected]) for one in found)),
         **spent,
-        **_published(name, dataset, ipc, method),
     }
 
 
@@ -187,7 +202,8 @@ def _lines(frame: pandas.DataFrame) -> list[list[str]]:
             cells.append(_text(column, row[column], row.get(f"{column}_std", float("nan"))))
             if column in printed:
                 cells.append(_text(column, row[f"published_{column}"], float("nan")))
-        lines.append([*cells, percent(row["best_accuracy"], float("nan")), str(row["candidates"]), row["selected"]])
+        counted = ["" if pandas.isna(row[column]) else str(row[column]) for column in ("candidates", "selected")]
+        lines.append([*cells, percent(row["best_accuracy"], float("nan")), *counted])
     return lines
 
 
@@ -203,8 +219,8 @@ def _text(column: str, mean: float, std: float) -> str:
 
 
 def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
-    sets = " or ".join(map(str, sorted(set(frame.loc[frame["method"] != "real", "seeds"]))))
-    counts = " or ".join(map(str, sorted(set(frame["candidates"]))))
+    sets = " or ".join(map(str, sorted(set(frame.loc[frame["method"] != "real", "seeds"].dropna())))) or "0"
+    counts = " or ".join(map(str, sorted(set(frame["candidates"].dropna())))) or "0"
     whose = "the real images" if options.top_by == "real" else "the synthetic set"
     notes = [
         f"Spearman's rank correlation of the accuracies of {counts} of {CANDIDATES} ConvNets after training on a "

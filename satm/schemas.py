@@ -13,6 +13,7 @@ from typing import Any
 from satm.class_order import split_classes
 from satm.config import (
     CLASSES,
+    AnalyseOptions,
     Campaign,
     ContinualFigure,
     ContinualOptions,
@@ -118,6 +119,8 @@ class Checker:
             parse(ExpertsOptions, setting.options, where)
         elif setting.stage == "evaluate":
             parse(EvaluateOptions, setting.options, where)
+        elif setting.stage == "analyse":
+            parse(AnalyseOptions, setting.options, where)
         else:
             kind = "method" if setting.stage == "distill" else "network"
             entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks

@@ -24,15 +24,13 @@ from satm.results import EVALUATION, SHARPNESS
 
 PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
-    "table3": (("satm", "Table 3"),),
-    "table4": (("satm", "Table 4"),),
-    "table5": (("satm", "Table 5"),),
-    "table10": (("satm", "Table 10"),),
-    "table11": (("satm", "Table 11"),),
-    "table12": (("satm", "Table 12"),),
-    "ftd-table3": (("ftd", "Table 3"),),
-    "contra-table2": (("contra", "Table 2"),),
-    "contra-table8": (("contra", "Table 8"),),
+    **{f"table{number}": (("satm", f"Table {number}"),) for number in (3, 4, 5, 9, 10, 11, 12)},
+    **{f"ftd-table{number}": (("ftd", f"Table {number}"),) for number in (1, 2, 3, 4)},
+    **{f"contra-table{number}": (("contra", f"Table {number}"),) for number in (1, 2, 3, 6, 8)},
+    "contra-table4": (("contra", "Table 4 left"),),
+    **{f"ratbptt-table{number}": (("ratbptt", f"Table {number}"),) for number in (1, 2)},
+    "ratbptt-figure4": (("ratbptt", "Figure 4 (table)"),),
+    "ratbptt-c7": (("ratbptt", "Appendix C.7 (text)"),),
 }
 """Where a table's published numbers come from, as (source, table) of the data file. The first is the table itself; the
 later ones only fill in for methods that are measured and that it does not print (`random` in Table 2)."""
@@ -78,6 +76,9 @@ PAIRED_COLUMNS = (
 WIDE = "convnet-wide"
 """Network, in the data file, of published numbers that are of a wider ConvNet than the others."""
 
+ALL = 0
+"""Stands for the number of images per class where networks are trained on all real images."""
+
 
 @functools.cache
 def load_published() -> pandas.DataFrame:
@@ -88,10 +89,16 @@ def load_published() -> pandas.DataFrame:
     return pandas.read_csv(Path(__file__).parent / "published" / "published_results.csv")
 
 
+def published_name(dataset: str) -> str:
+    """Return the name, in the data file, of the images of a dataset, however they are prepared."""
+    return dataset.removesuffix("-standardised")
+
+
 def results_table(reader: Reader, name: str) -> pandas.DataFrame:
     """Return one row per dataset, ipc, network and method of a table.
 
-    In a cell the methods that are only published come first, those trained on all real images (`full`) last.
+    In a cell the methods that are only published come first. After the last ipc of a dataset come the networks trained
+    on all real images (`full`), at ipc `ALL`. Published numbers of a wider ConvNet have cells of their own.
 
     Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
     on the images that `split` names; selection, which iteration of the synthetic set was tested; average, `ema` where
@@ -100,7 +107,7 @@ def results_table(reader: Reader, name: str) -> pandas.DataFrame:
     published_network that they are of, published_source, the table that prints them; difference, accuracy_mean minus
     published_mean; seconds of one distillation, mean over the seeds; peak_memory_bytes, the largest of any. Accuracies
     are fractions. What does not exist is missing. Where sets are averaged, the row of the averages, which stands for
-    the method, is followed by one of the raw sets without published numbers.
+    the method, is followed by one of the raw sets, whose published numbers are those of the method without averages.
 
     Raises:
         UsageError: no such table; a file that it needs is missing (the text has the command that makes it), broken, or
@@ -108,18 +115,14 @@ def results_table(reader: Reader, name: str) -> pandas.DataFrame:
     """
     options = _options(reader, name)
     rows: list[dict[str, object]] = []
-    for dataset, ipc, network in _cells(options):
-        published = _published(name, dataset, ipc, network, options) if options.split == "test" else {}
-        cell = {"dataset": dataset, "ipc": ipc, "network": network}
-        rows += [{**cell, "method": one, **published[one]} for one in published if one not in options.methods]
-        for one in options.methods:
-            measured = partial(_measured, reader, options, dataset, ipc, network, one)
-            main, *beside = reader.attempt(measured) or [{}]
-            rows.append({**cell, "method": one, **main, **published.get(one, {})})
-            rows += [{**cell, "method": one, **raw} for raw in beside]
-        for recipe in options.full:
-            full = reader.attempt(partial(_full, reader, options, dataset, network, recipe)) or {}
-            rows.append({**cell, "method": f"full-{recipe}", **full})
+    for dataset, ipcs in options.datasets.items():
+        for ipc in ipcs:
+            for network in options.networks:
+                rows += _cell_rows(reader, name, options, dataset, ipc, network)
+            if WIDE not in options.networks:
+                rows += _wide_rows(name, options, dataset, ipc)
+        for network in options.networks:
+            rows += _full_rows(reader, name, options, dataset, network)
     frame = pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
     return frame.assign(difference=frame["accuracy_mean"] - frame["published_mean"])
 
@@ -145,7 +148,7 @@ def paired_table(reader: Reader, name: str) -> pandas.DataFrame:
             both = {method, reference}
             pair = {"dataset": dataset, "ipc": ipc, "network": network, "method": method, "reference": reference}
             compared = []
-            if both <= set(options.methods):
+            if both <= set(options.tested_with(network)):
                 compared.append(partial(_accuracies, reader, options, dataset, ipc, network, method, reference))
             if both <= set(options.sharpness) and network == options.networks[0]:
                 compared.append(partial(_sharpnesses, reader, options, dataset, ipc, method, reference))
@@ -269,6 +272,69 @@ def _cells(options: TableOptions) -> list[tuple[str, int, str]]:
     ]
 
 
+def _cell_rows(
+    reader: Reader, name: str, options: TableOptions, dataset: str, ipc: int, network: str
+) -> list[dict[str, object]]:
+    """Return the rows of one cell: methods that are only published, then those of the table."""
+    published = _published(name, dataset, ipc, network, options) if options.split == "test" else {}
+    cell = {"dataset": dataset, "ipc": ipc, "network": network}
+    rows: list[dict[str, object]] = []
+    for one in options.tested_with(network):
+        named = options.published_as.get(one, one)
+        main, *beside = reader.attempt(partial(_measured, reader, options, dataset, ipc, network, one)) or [{}]
+        rows.append({**cell, "method": one, **main, **published.pop(named, {})})
+        rows += [{**cell, "method": one, **raw, **published.pop(f"{named}{RAW}", {})} for raw in beside]
+    return [{**cell, "method": one, **values} for one, values in published.items()] + rows
+
+
+def _wide_rows(name: str, options: TableOptions, dataset: str, ipc: int) -> list[dict[str, object]]:
+    """Return the rows of a cell of published numbers of a wider ConvNet that the table's own source prints."""
+    if options.split != "test" or "convnet" not in options.networks:
+        return []
+    cell = {"dataset": dataset, "ipc": ipc, "network": WIDE}
+    values = {row["method"]: _values(row) for row in _own(name, dataset, ipc, WIDE).to_dict("records")}
+    return [{**cell, "method": method, **held} for method, held in values.items()]
+
+
+def _full_rows(reader: Reader, name: str, options: TableOptions, dataset: str, network: str) -> list[dict[str, object]]:
+    """Return the rows of networks trained on all real images; the first recipe stands beside the published number."""
+    printed = [_values(row) for row in _own(name, dataset, ALL, network).to_dict("records")]
+    published = printed[0] if printed and options.split == "test" else {}
+    cell = {"dataset": dataset, "ipc": ALL, "network": network}
+    if published and not options.full:
+        return [{**cell, "method": "full", **published}]
+    rows: list[dict[str, object]] = []
+    for recipe in options.full:
+        full = reader.attempt(partial(_full, reader, options, dataset, network, recipe)) or {}
+        rows.append({**cell, "method": f"full-{recipe}", **full, **({} if rows else published)})
+    return rows
+
+
+RAW = "-no-ema"
+"""Ends the name, in the data file, of a method whose sets are not averaged although they are by default."""
+
+
+def _own(name: str, dataset: str, ipc: int, network: str) -> pandas.DataFrame:
+    """Return the published accuracies of one cell of the table's own source, those that are legible."""
+    frame = load_published()
+    places = PUBLISHED.get(name)
+    if places is None:
+        return frame.iloc[:0]
+    source, table = places[0]
+    kept = frame["source"].eq(source) & frame["table"].eq(table) & frame["metric"].eq("test_accuracy")
+    kept &= frame["dataset"].eq(published_name(dataset)) & frame["eval_arch"].eq(network) & frame["value"].notna()
+    return frame[kept & (frame["ipc"].isna() if ipc == ALL else frame["ipc"].eq(ipc))]
+
+
+def _values(row: Mapping[Any, Any]) -> dict[str, object]:
+    return {
+        "published_mean": row["value"] / 100,
+        "published_std": row["std"] / 100,
+        "published_network": row["eval_arch"],
+        "published_source": f"{row['source']} {row['table']}",
+    }
+
+
 def _published(name: str, dataset: str, ipc: int, network: str, options: TableOptions) -> dict[str, dict[str, object]]:
     """Return what is published by method, as fractions, in the paper's order; methods asked for by name come last.
 
@@ -279,6 +345,7 @@ def _published(name: str, dataset: str, ipc: int, network: str, options: TableOp
     frame = frame[(frame["metric"] == "test_accuracy") & frame["eval_arch"].isin(shown)]
     for method in options.published:
         pick(method, dict.fromkeys(frame["method"]), f"method with published numbers in table {name}")
+    dataset = published_name(dataset)
     frame = frame[(frame["dataset"] == dataset) & (frame["ipc"] == ipc) & frame["value"].notna()]
     known = {place: rank for rank, place in enumerate(PUBLISHED.get(name, ()))}
     ranks = [known.get(place, len(known)) for place in zip(frame["source"], frame["table"], strict=True)]
@@ -286,14 +353,9 @@ def _published(name: str, dataset: str, ipc: int, network: str, options: TableOp
     own: dict[str, dict[str, object]] = {}
     asked: dict[str, dict[str, object]] = {}
     for row in frame.sort_values(["wide", "rank", "aside"], kind="stable").to_dict("records"):
-        method, rank = row["method"], row["rank"]
-        values = {
-            "published_mean": row["value"] / 100,
-            "published_std": row["std"] / 100,
-            "published_network": row["eval_arch"],
-            "published_source": f"{row['source']} {row['table']}",
-        }
-        if rank < len(known) and not row["wide"] and (rank == 0 or method in options.methods):
+        method, rank, values = row["method"], row["rank"], _values(row)
+        other = row["wide"] and network != WIDE
+        if rank < len(known) and not other and (rank == 0 or method in options.methods):
             own.setdefault(method, values)
         asked.setdefault(method, values)
     return {**own, **{method: asked[method] for method in options.published if method in asked and method not in own}}
@@ -445,15 +507,14 @@ def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[
             kind = "published" if published else "accuracy"
             row = held.get((dataset, ipc, network, method), {})
             mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
-            full = method.startswith("full-")  # of all images: above every synthetic set, and no rival of theirs
-            rivals = row.get("published_network") if published else f"selection {row.get('selection')} {full}"
+            rivals = row.get("published_network") if published else f"selection {row.get('selection')}"
             mark = "" if math.isnan(mean) else _mark(row, published)
             shown.append((round(100 * mean, 1), str(rivals), f"{percent(mean, std)}{mark}" or "-"))
         cells = []
         for mean, rivals, text in shown:
             means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
             cells.append(_Cell(text, len(means) > 1 and mean == max(means)))
-        found.append(("" if dataset == last else dataset, str(ipc), network, cells))
+        found.append(("" if dataset == last else dataset, "all" if ipc == ALL else str(ipc), network, cells))
         last = dataset
     return found
 
@@ -466,7 +527,7 @@ def _row_names(frame: pandas.DataFrame) -> list[str]:
 def _mark(row: Mapping[Any, Any], published: bool) -> str:
     """Return what is said of a number that is not to be compared with the others without a thought."""
     if published:
-        return " [wide]" if row.get("published_network") == WIDE else ""
+        return " [wide]" if row.get("published_network") == WIDE != row.get("network") else ""
     return "" if row["selection"] == "last" else f" [{row['selection']}]"
 
 
@@ -502,7 +563,7 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
         )
     for source, rows in printed[printed["method"].isin(options.published)].groupby("published_source", sort=False):
         notes.append(f"{', '.join(dict.fromkeys(rows['method']))}: published in {source}, not measured here.")
-    if (printed["published_network"] == WIDE).any():
+    if ((printed["published_network"] == WIDE) & (printed["network"] != WIDE)).any():
         notes.append("[wide]: published for a wider ConvNet, and not compared with the others.")
     if averaged := list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"])):
         notes.append(
@@ -512,7 +573,7 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
     notes += [*_step_sizes(frame), *reader.notes]
     if options.full:
         recipes = "; ".join(f"full-{recipe}: {FULL[recipe]}" for recipe in options.full)
-        notes.append(f"Trained on all real images, the same at every IPC, as the campaign may change it: {recipes}.")
+        notes.append(f"IPC all: trained on all real images, as the campaign may change it: {recipes}.")
     marks = sorted(set(frame["selection"].dropna()) - {"last"})
     notes += [
         f"[{mark}]: the synthetic set of the iteration that was best on {mark} images, not the last." for mark in marks

@@ -213,9 +213,11 @@ class Campaigns:
 
     def analysis_options(self, wildcards: Wildcards) -> str:
         """Return the options of a measurement at a synthetic set: method, dataset, and a rho that all methods share."""
-        shared: dict[str, Any] = {}
+        resolver, ipc = self.of(wildcards.root), int(wildcards.ipc)
+        how = resolver.analysis(wildcards.method, wildcards.dataset, ipc)
+        shared: dict[str, Any] = _values(how, only=set(ANALYSES[wildcards.what]))
         if wildcards.what in ("sharpness", "bounds"):
-            shared["rho"] = self.of(wildcards.root).method("satm", wildcards.dataset, int(wildcards.ipc)).get("rho")
+            shared["rho"] = resolver.method("satm", wildcards.dataset, ipc).get("rho")
         return canonical({"method": self._method(wildcards), **shared, **self._data(wildcards)})
 
     def evaluate_options(self, wildcards: Wildcards) -> str:

@@ -318,3 +318,27 @@ def test_figures_that_cannot_be_drawn_are_refused(figures: Callable[..., None], 
     figures(one=entry)
     with pytest.raises(UsageError, match=text):
         load_campaign(Path("it.yaml"))
+
+
+def test_groups_of_methods_have_panels_of_their_own(figures: Callable[..., None]) -> None:
+    entry = {
+        **{"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["a", "b", "c"], "quantities": ["loss"]},
+        "groups": {"lengths": ["a", "b"], "windows": ["b", "c"]},
+    }
+    figures(one=entry)
+    for method in "abc":
+        metrics(method, loss=[3.0, 2.0])
+    drawn = draw("one")
+    assert [[line.get_label() for line in axes.lines] for axes in drawn.figure.axes] == [["a", "b"], ["b", "c"]]
+    assert "digits, 1 image per class, windows" in texts(drawn)
+    figures(one={**entry, "groups": {"lengths": ["d"]}})
+    with pytest.raises(UsageError, match="groups names 'd', which is not among methods"):
+        load_campaign(Path("it.yaml"))
+
+
+def test_the_network_that_is_tested_has_settings_of_its_own(figures: Callable[..., None]) -> None:
+    setting = {"stage": "evaluate", "network": "flat", "options": {"flat_rho": 0.1}}
+    Path("it.yaml").write_text(yaml.safe_dump({"networks": {"flat": {"network": "convnet"}}, "settings": [setting]}))
+    resolver = load_campaign(Path("it.yaml"))
+    rhos = [resolver.evaluation("mtt", "digits", 1, network).flat_rho for network in ("flat", "convnet", "")]
+    assert rhos == [0.1, 0.0, 0.0]

@@ -367,9 +367,9 @@ def test_several_networks_have_a_row_each_with_their_published_numbers(tmp_path:
     lines = (tmp_path / "results" / "table5.md").read_text().splitlines()
     assert lines[0].startswith("| dataset | IPC | network | ftd (published) |")
     assert lines[2].startswith("| cifar10 | 10 | convnet | 66.6 ± 0.4 |")
-    assert lines[3].endswith("| 41.0 ± 1.4 | **51.0 ± 1.4** | 81.0 ± 1.4 |") and lines[3].startswith(
-        "|  | 10 | resnet18"
-    )
+    assert lines[3].startswith("|  | 10 | resnet18") and lines[3].endswith("| 41.0 ± 1.4 | **51.0 ± 1.4** | - |")
+    assert [line.split(" | ")[:3] for line in lines[4:6]] == [["| ", "all", "convnet"], ["| ", "all", "resnet18"]]
+    assert [line.split(" | ")[-1] for line in lines[4:6]] == ["91.0 ± 1.4 |", "81.0 ± 1.4 |"]
     text = "\n".join(lines)
     assert "learned - convnet: mtt, satm; resnet18: mtt. searched - resnet18: satm." in text
     assert "full-strong: SGD with momentum 0.9" in text
@@ -385,3 +385,55 @@ def test_full_data_is_a_file_of_its_own_that_is_asked_for(tmp_path: Path) -> Non
         UsageError, match=r"evaluate .*--dataset cifar10 --what full --recipe experts --network convnet$"
     ):
         results_table(Reader(resolver), "table5")
+
+
+def test_numbers_of_all_real_images_stand_in_one_row(tmp_path: Path) -> None:
+    table = {"datasets": {"cifar10": [1, 10]}, "methods": ["mtt"], "full": ["experts", "strong"]}
+    resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table1": table}}), (), str(tmp_path / "results"))
+    frame = results_table(Reader(resolver, partial=True), "ftd-table1")
+    rows = frame[frame["method"].str.startswith("full")]
+    assert rows[["ipc", "method"]].values.tolist() == [[0, "full-experts"], [0, "full-strong"]]
+    assert rows["published_mean"].tolist()[0] == pytest.approx(0.848) and rows["published_mean"].isna().tolist()[1]
+    assert "| all |" in markdown(frame)
+    without = {**table, "full": []}
+    resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table1": without}}), (), str(tmp_path / "results"))
+    last = results_table(Reader(resolver, partial=True), "ftd-table1").iloc[-1]
+    assert (last["method"], last["ipc"]) == ("full", 0) and last["published_mean"] == pytest.approx(0.848)
+
+
+def test_raw_sets_stand_beside_what_is_published_without_averages(tmp_path: Path) -> None:
+    table = {"datasets": {"cifar100": [10]}, "methods": ["ftd"]}
+    resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table4": table}}), (), str(tmp_path / "results"))
+    before = results_table(Reader(resolver, partial=True), "ftd-table4").set_index("method")
+    assert list(before.index) == ["mtt", "ftd-no-ema", "ftd"] and before["accuracy_mean"].isna().all()
+    row = {"dataset": "cifar100", "ipc": 10, "method": "ftd", "seed": 0, "network": "convnet", "labels": "hard"}
+    row |= {"split": "test", "selection": "last", "labelled": "own", "augmented": "yes", "step_size": "learned"}
+    row |= {"rate": 0.1, "loss": 1.0, "epochs": 5, "seconds": 1.0, "peak_memory_bytes": 7, "repeat": 0}
+    rows = [{**row, "average": average, "accuracy": accuracy} for average, accuracy in (("ema", 0.3), ("raw", 0.2))]
+    write_rows(Path(resolver.layout.evaluation("cifar100", 10, "ftd", 0, "convnet")), rows, EVALUATION, {})
+    write_rows(Path(resolver.layout.metrics("cifar100", 10, "ftd", 0)), [], METRICS, {})
+    after = results_table(Reader(resolver), "ftd-table4").set_index(["method", "average"])
+    assert after.loc[("ftd", "ema"), "published_mean"] == pytest.approx(before.loc["ftd", "published_mean"])
+    assert after.loc[("ftd", "raw"), "published_mean"] == pytest.approx(before.loc["ftd-no-ema", "published_mean"])
+    assert after.loc[("ftd", "raw"), "accuracy_mean"] == 0.2 and len(after) == 3
+
+
+def test_some_methods_are_tested_with_some_networks_only(tmp_path: Path) -> None:
+    table = {
+        **{"datasets": {"cifar10-standardised": [10]}, "methods": ["ratbptt", "direct"]},
+        **{"networks": ["vgg11", "alexnet"], "methods_on": {"alexnet": ["ratbptt"]}},
+        "published_as": {"direct": "ratbptt-direct"},
+    }
+    campaign = Campaign.model_validate({"tables": {"ratbptt-table2": table}})
+    resolver = Resolver(campaign, (), str(tmp_path / "results"))
+    files = resolver.table("ratbptt-table2").files(resolver.layout, "ratbptt-table2")
+    assert sum("evaluation" in path for path in files) == 3
+    frame = results_table(Reader(resolver, partial=True), "ratbptt-table2").set_index(["network", "method"])
+    assert frame.loc[("vgg11", "direct"), "published_mean"] == pytest.approx(0.477)
+    assert frame.loc[("alexnet", "ratbptt-direct"), "published_mean"] == pytest.approx(
+        0.637
+    )  # printed, not tested here
+    assert ("alexnet", "direct") not in frame.index
+    for option, text in (({"methods_on": {"vgg": []}}, "not among networks"), ({"published_as": {"a": "b"}}, "'a'")):
+        with pytest.raises(UsageError, match=text):
+            parse(Campaign, {"tables": {"x": {**table, **option}}}, "it.yaml")

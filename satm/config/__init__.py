@@ -3,6 +3,7 @@
 Nothing here imports torch: a Snakefile reads a campaign each time it is parsed, on every cluster job.
 """
 
+from satm.config.analysis import ANALYSES, AnalyseOptions
 from satm.config.base import NAME, REVISIONS, Options, canonical, grouped, parse, refuse_idle
 from satm.config.campaign import Campaign, Setting
 from satm.config.cells import (
@@ -10,7 +11,9 @@ from satm.config.cells import (
     ContinualOptions,
     FairOptions,
     LearnOptions,
+    MeasuresOptions,
     SearchOptions,
+    StartsOptions,
     StepsOptions,
     TableOptions,
     Tabulated,
@@ -33,7 +36,7 @@ from satm.config.figures import (
     TrajectoryFigure,
     VarianceFigure,
 )
-from satm.config.layout import ANALYSES, Layout
+from satm.config.layout import Layout
 from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
 
@@ -48,6 +51,7 @@ __all__ = [
     "NAME",
     "REVISIONS",
     "STANDARDISED",
+    "AnalyseOptions",
     "AnimationFigure",
     "BoundsFigure",
     "Campaign",
@@ -68,10 +72,12 @@ __all__ = [
     "IterationsFigure",
     "Layout",
     "LearnOptions",
+    "MeasuresOptions",
     "Options",
     "Resolver",
     "SearchOptions",
     "Setting",
+    "StartsOptions",
     "StepsOptions",
     "SweepFigure",
     "TableOptions",

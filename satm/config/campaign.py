@@ -7,7 +7,15 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from satm.config.base import NAME, Options
-from satm.config.cells import ContinualOptions, FairOptions, SearchOptions, TableOptions, Tabulated
+from satm.config.cells import (
+    ContinualOptions,
+    FairOptions,
+    MeasuresOptions,
+    SearchOptions,
+    StartsOptions,
+    TableOptions,
+    Tabulated,
+)
 from satm.config.datasets import DatasetOptions
 from satm.config.experts import ExpertsOptions
 from satm.config.figures import ContinualFigure, Figure
@@ -16,10 +24,10 @@ from satm.config.figures import ContinualFigure, Figure
 class Setting(Options):
     """One row of a preset file or of a campaign's `settings`: options for the jobs that it names."""
 
-    stage: Literal["network", "experts", "distill", "evaluate"] = "distill"
+    stage: Literal["network", "experts", "distill", "evaluate", "analyse"] = "distill"
     """Whose options these are."""
     method: tuple[str, ...] = ()
-    """Names of methods, or the registered methods below them; empty: all (stages distill and evaluate)."""
+    """Names of methods, or the registered methods below them; empty: all (stages distill, evaluate and analyse)."""
     experts: tuple[str, ...] = ()
     """Names of experts; empty: all (stage experts)."""
     network: tuple[str, ...] = ()
@@ -46,6 +54,13 @@ class Setting(Options):
         )
 
 
+NAMED = (
+    *("datasets", "networks", "experts", "methods"),
+    *("tables", "fair", "searches", "continual", "measures", "starts", "figures"),
+)
+"""Sections of a campaign whose entries have names."""
+
+
 class Campaign(Options):
     """One YAML file: the datasets, networks, experts and methods by name, and the tables made of them."""
 
@@ -67,6 +82,10 @@ class Campaign(Options):
     """Architecture searches by name, a table of each."""
     continual: dict[str, ContinualOptions] = {}
     """Continual learning by the name of the protocol, a table and a figure of each."""
+    measures: dict[str, MeasuresOptions] = {}
+    """Tables of numbers about distillations, such as memory and time, by name."""
+    starts: dict[str, StartsOptions] = {}
+    """Tables of accuracies by the epoch at which networks begin on the experts' path, by name."""
     figures: dict[str, Figure] = {}
     """Figures by name. Beside them every protocol has one of its name, unless there is another one of it here, and the
     synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`."""
@@ -74,7 +93,8 @@ class Campaign(Options):
     @property
     def all_tables(self) -> dict[str, Tabulated]:
         """Everything that becomes `results/NAME.csv`, by name."""
-        return {**self.tables, **self.fair, **self.searches, **self.continual}
+        sections = (self.tables, self.fair, self.searches, self.continual, self.measures, self.starts)
+        return {name: entry for section in sections for name, entry in section.items()}
 
     @model_validator(mode="after")
     def _one_file_each(self) -> "Campaign":
@@ -83,6 +103,8 @@ class Campaign(Options):
             "fair": self.fair,
             "searches": self.searches,
             "continual": self.continual,
+            "measures": self.measures,
+            "starts": self.starts,
         }
         seen: dict[str, str] = {}
         for section, entries in sections.items():
@@ -111,14 +133,14 @@ class Campaign(Options):
                 raise ValueError("'all' means all figures; rename it")
         return value
 
-    @field_validator("tables", "fair", "searches", "continual")
+    @field_validator("tables", "fair", "searches", "continual", "measures", "starts")
     @classmethod
     def _not_all(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "all" in value:
             raise ValueError("'all' means all tables; rename it")
         return value
 
-    @field_validator("datasets", "networks", "experts", "methods", "tables", "fair", "searches", "continual", "figures")
+    @field_validator(*NAMED)
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:

@@ -10,6 +10,19 @@ from satm.config.base import Options, grouped
 from satm.config.layout import Layout
 from satm.config.training import CANDIDATES, CandidateOptions, EvaluateOptions
 
+Measured = Literal[
+    "memory_gb",
+    "seconds",
+    "hours_per_1000_iterations",
+    "training_hours",
+    "iterations_to_converge",
+    "hypergradient_norm_mean",
+    "hypergradient_norm_spikes",
+    "sharpness_first_tenth",
+    "sharpness_last_tenth",
+]
+"""Numbers about a distillation; `satm.measures.MEASURES` says what each is."""
+
 
 class Cells(Options):
     """The synthetic sets that something is made of."""
@@ -61,6 +74,10 @@ class TableOptions(Tabulated):
     table has both."""
     full: tuple[Literal["experts", "strong"], ...] = ()
     """Recipes by which networks trained on all real images are shown beside the sets (`FULL`)."""
+    methods_on: dict[str, tuple[str, ...]] = {}
+    """Networks that some of the methods only are tested with, and these methods; other networks: all."""
+    published_as: dict[str, str] = {}
+    """Names in the published data of methods that have another name here."""
     published: tuple[str, ...] = ()
     """Methods, by their names in `satm/published/published_results.csv`, that are shown with published numbers only,
     beside those that the paper's own table prints."""
@@ -80,13 +97,34 @@ class TableOptions(Tabulated):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
-        found = [layout.evaluation(*cell, network) for cell in self.cells() for network in self.networks]
+        found = [
+            layout.evaluation(*cell, network)
+            for network in self.networks
+            for cell in self.cells(self.tested_with(network))
+        ]
         found += [layout.metrics(*cell) for cell in self.cells()]
         found += [layout.analysis("sharpness", *cell) for cell in self.cells(self.sharpness)]
         places = [
             (dataset, recipe, network) for dataset in self.datasets for recipe in self.full for network in self.networks
         ]
         return found + [layout.full(*place) for place in places]
+
+    def tested_with(self, network: str) -> tuple[str, ...]:
+        """Return the methods that are tested with a network, in the table's order."""
+        chosen = self.methods_on.get(network, self.methods)
+        return tuple(method for method in self.methods if method in chosen)
+
+    @model_validator(mode="after")
+    def _knows_what_it_names(self) -> "TableOptions":
+        some = [method for methods in self.methods_on.values() for method in methods]
+        for option, methods in (("published_as", list(self.published_as)), ("methods_on", some)):
+            for method in methods:
+                if method not in self.methods:
+                    raise ValueError(f"{option} names {method!r}, which is not among methods; add it there")
+        for network in self.methods_on:
+            if network not in self.networks:
+                raise ValueError(f"methods_on names {network!r}, which is not among networks; add it there")
+        return self
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -151,6 +189,27 @@ class SearchOptions(Tabulated):
         if value.lr == "learned":
             raise ValueError("real images have no step size of their own, so lr must be a number")
         return value
+
+
+class MeasuresOptions(Tabulated):
+    """A table of numbers about distillations, each from the metrics of their iterations."""
+
+    measures: tuple[Measured, ...] = Field(min_length=1)
+    """Which numbers (`satm.measures`)."""
+    published_as: dict[str, str] = {}
+    """Names in the published data of methods that have another name here."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        return [layout.metrics(*cell) for cell in self.cells()]
+
+
+class StartsOptions(Tabulated):
+    """A table of accuracies by the epoch of the experts' path at which networks begin to learn from a set."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        return [layout.analysis("trajectory", *cell) for cell in self.cells()]
 
 
 class StepsOptions(Options):

@@ -53,8 +53,17 @@ class IterationsFigure(CellsFigure):
     """Columns of the metrics; accuracies are there where a method's option `watch` or `selection` says so."""
     logarithmic: tuple[Quantity, ...] = ()
     """Quantities drawn on a logarithmic axis."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Panels of some of the methods each, by their titles; left out: one panel of all."""
     smooth: int = Field(1, ge=1)
     """Iterations of a centred running mean that is drawn over the pale measurements; 1: the measurements alone."""
+
+    @model_validator(mode="after")
+    def _groups_of_its_methods(self) -> "IterationsFigure":
+        for method in [method for methods in self.groups.values() for method in methods]:
+            if method not in self.methods:
+                raise ValueError(f"groups names {method!r}, which is not among methods; add it there")
+        return self
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the metrics of all cells."""

@@ -1,8 +1,5 @@
 """Where every file is. No path is built anywhere else."""
 
-ANALYSES = ("sharpness", "trajectory", "variance", "bounds")
-"""What can be measured at a synthetic set beside accuracies."""
-
 
 class Layout:
     """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from satm.class_order import Step, step_of
+from satm.config.analysis import AnalyseOptions
 from satm.config.base import NAME, parse
 from satm.config.campaign import Campaign, Setting
 from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
@@ -118,6 +119,13 @@ class Resolver:
         axes = {"method": (method, named, base), "dataset": (dataset,), "ipc": (ipc,), "network": (network,)}
         found = self._set("evaluate", **axes)
         return parse(EvaluateOptions, found, "evaluate")
+
+    def analysis(self, method: str, dataset: str, ipc: int) -> AnalyseOptions:
+        """Return how the synthetic sets of one cell are measured."""
+        named = at_epoch(method, self.campaign.methods)[0]
+        base = self.campaign.methods.get(named, {}).get("method", named)
+        found = self._set("analyse", method=(method, named, base), dataset=(dataset,), ipc=(ipc,))
+        return parse(AnalyseOptions, found, "analyse")
 
     def full(self, recipe: str, dataset: str) -> EvaluateOptions:
         """Return how networks are trained on all images of a dataset by a recipe of `FULL`.

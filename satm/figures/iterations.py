@@ -28,30 +28,44 @@ PUBLISHED = {"hypergradient_norm": "hypergradient_norm_mean"}
 @register("iterations")
 def draw(reader: Reader, options: IterationsFigure) -> Drawn:
     """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
-    frames, rows = [], []
+    frames: list[pandas.DataFrame] = []
+    rows = []
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
-            panels = []
-            for quantity in options.quantities:
-                lines: list[Line] = []
-                levels: list[Level] = []
-                for method in options.methods:
-                    values = _values(
-                        reader, [(dataset, ipc, method, seed) for seed in options.seeds_for(ipc)], quantity
-                    )
-                    if values.empty:
-                        continue
-                    frames.append(marked(values, dataset=dataset, ipc=ipc, method=method, quantity=quantity))
-                    label = options.labels.get(method, method)
-                    levels += _published(dataset, ipc, method, quantity, label, len(lines))
-                    lines.append(_line(values, label, options.smooth, 100.0 if quantity.endswith("accuracy") else 1.0))
-                title = cell_title(dataset, ipc)
-                log = quantity in options.logarithmic
-                panels.append(Panel(title, "iteration", AXES[quantity], lines, levels, log_y=log))
-            rows.append(panels)
+            for name, methods in (options.groups or {"": options.methods}).items():
+                title = f"{cell_title(dataset, ipc)}, {name}" if name else cell_title(dataset, ipc)
+                panels = []
+                for quantity in options.quantities:
+                    lines, levels = _lines(reader, options, dataset, ipc, methods, quantity, frames)
+                    log = quantity in options.logarithmic
+                    panels.append(Panel(title, "iteration", AXES[quantity], lines, levels, log_y=log))
+                rows.append(panels)
     if all(len(row) == 1 for row in rows):  # one quantity: the cells side by side
         rows = [[row[0] for row in rows]]
     return Drawn(draw_panels(rows, options.title, [_spread(options), *reader.notes]), tidy(frames))
+
+
+def _lines(
+    reader: Reader,
+    options: IterationsFigure,
+    dataset: str,
+    ipc: int,
+    methods: Sequence[str],
+    quantity: str,
+    frames: list[pandas.DataFrame],
+) -> tuple[list[Line], list[Level]]:
+    """Return the lines of one panel and what is published beside them; append their values to `frames`."""
+    lines: list[Line] = []
+    levels: list[Level] = []
+    for method in methods:
+        values = _values(reader, [(dataset, ipc, method, seed) for seed in options.seeds_for(ipc)], quantity)
+        if values.empty:
+            continue
+        frames.append(marked(values, dataset=dataset, ipc=ipc, method=method, quantity=quantity))
+        label = options.labels.get(method, method)
+        levels += _published(dataset, ipc, method, quantity, label, len(lines))
+        lines.append(_line(values, label, options.smooth, 100.0 if quantity.endswith("accuracy") else 1.0))
+    return lines, levels
 
 
 def tidy(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:

@@ -3,8 +3,8 @@
 import logging
 from pathlib import Path
 
-from satm import continual_table, fair, nas_table, tables
-from satm.config import ContinualOptions, FairOptions, Resolver, SearchOptions
+from satm import continual_table, fair, measure_table, nas_table, starts_table, tables
+from satm.config import ContinualOptions, FairOptions, MeasuresOptions, Resolver, SearchOptions, StartsOptions
 from satm.figures import FIGURES
 from satm.figures.style import save
 from satm.files import atomic_path
@@ -27,6 +27,10 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
         nas_table.write_search(reader, name, Progress.console())
     elif isinstance(options, ContinualOptions):
         continual_table.write_continual(reader, name, Progress.console())
+    elif isinstance(options, MeasuresOptions):
+        measure_table.write_measures(reader, name, Progress.console())
+    elif isinstance(options, StartsOptions):
+        starts_table.write_starts(reader, name, Progress.console())
     else:
         frame, paired = tables.write_table(reader, name)
         tables.show_table(Progress.console(), frame, paired)
