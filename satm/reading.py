@@ -1,7 +1,7 @@
 """The files that tables and figures are made of, checked to be of the run that they should be of."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,11 +37,13 @@ class Reader:
     Args:
         resolver: the campaign.
         partial: what was not run yet may be left out (`attempt`).
+        remarks: what is to be said below everything that is made with this reader.
     """
 
-    def __init__(self, resolver: Resolver, partial: bool = False) -> None:
+    def __init__(self, resolver: Resolver, partial: bool = False, remarks: Sequence[str] = ()) -> None:
         self.resolver = resolver
         self.partial = partial
+        self.remarks = list(remarks)
         self.missing: list[str] = []
         """What was left out, in words that end with the command that makes it."""
 
@@ -138,12 +140,12 @@ class Reader:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out, in words, with the first command; nothing where nothing was."""
+        """The remarks, and what was left out, in words, with the first command."""
         left = list(dict.fromkeys(self.missing))
         if not left:
-            return []
+            return self.remarks
         more = f" Nor are {len(left) - 1} more." if len(left) > 1 else ""
-        return [f"Not run yet: {left[0]}.{more}"]
+        return [*self.remarks, f"Not run yet: {left[0]}.{more}"]
 
 
 def _single(frame: pandas.DataFrame, path: str, columns: Columns) -> None:

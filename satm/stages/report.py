@@ -10,6 +10,7 @@ from satm.figures.style import save
 from satm.files import atomic_path
 from satm.progress import Progress
 from satm.reading import Reader
+from satm.reductions import reductions
 from satm.tables import csv_text
 
 LOG = logging.getLogger("satm")
@@ -20,7 +21,8 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` cells that were not run yet are empty.
     """
-    options, reader = resolver.table(name), Reader(resolver, partial)
+    options = resolver.table(name)
+    reader = Reader(resolver, partial, reductions(resolver, options, "table", name))
     if isinstance(options, FairOptions):
         fair.write_fair(reader, name, Progress.console())
     elif isinstance(options, SearchOptions):
@@ -42,7 +44,8 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` what was not run yet is left out, and the figure says so.
     """
-    options, reader = resolver.figure(name), Reader(resolver, partial)
+    options = resolver.figure(name)
+    reader = Reader(resolver, partial, reductions(resolver, options, "figure", name))
     drawn = FIGURES[options.kind](reader, options)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
