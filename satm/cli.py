@@ -23,7 +23,7 @@ import satm
 from satm import stages
 from satm.analysis.expert_sharpness import LENGTHS
 from satm.bench import bench_evaluation, bench_hypergradient
-from satm.config import ANALYSES, Options, Resolver, SearchOptions, load_campaign, parse
+from satm.config import ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
 from satm.machine import choose_device
 from satm.methods import resolve as resolve_method
@@ -305,11 +305,14 @@ Partial = Annotated[bool, tyro.conf.arg(help="Leave out what was not run yet, an
 
 def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv and Markdown; a results table as LaTeX too."""
-    name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign.")]
+    name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign; overview: what there is of all.")]
     fields = [("name", name, "table2"), ("partial", Partial, False)]
     flags = _parse("table", table.__doc__, Where, fields, arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "table", flags.name):
+        if flags.name == OVERVIEW:
+            stages.make_overview(resolver)
+            return
         stages.make_table(resolver, flags.name, flags.partial)
 
 

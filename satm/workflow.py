@@ -12,7 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from satm.config import ANALYSES, FULL, NAME, LearnOptions, Options, Resolver, canonical, load_campaign, parts, root_of
+from satm.config import (
+    ANALYSES,
+    FULL,
+    NAME,
+    OVERVIEW,
+    LearnOptions,
+    Options,
+    Resolver,
+    canonical,
+    load_campaign,
+    parts,
+    root_of,
+)
 from satm.errors import UsageError, pick
 from satm.schemas import Checker
 
@@ -100,6 +112,7 @@ class Campaigns:
             "recipe": "|".join(FULL),
             "what": "|".join(ANALYSES),
             **dict.fromkeys(names, NAME),
+            "table": rf"(?!{OVERVIEW}\.){NAME}",
         }
 
     # Files
@@ -114,6 +127,11 @@ class Campaigns:
     def tables(self, wildcards: Wildcards) -> list[str]:
         """Return every table of a campaign."""
         return self._tables(self.of(wildcards.root))
+
+    def tabulated(self, wildcards: Wildcards) -> list[str]:
+        """Return what an overview is made after: every table of a campaign."""
+        resolver = self.of(wildcards.root)
+        return self._there([resolver.layout.table(name) for name in resolver.campaign.all_tables])
 
     def figures(self, wildcards: Wildcards) -> list[str]:
         """Return every figure of a campaign."""
@@ -170,7 +188,7 @@ class Campaigns:
 
     @staticmethod
     def _tables(resolver: Resolver) -> list[str]:
-        return [resolver.layout.table(name) for name in resolver.campaign.all_tables]
+        return [resolver.layout.table(name) for name in (*resolver.campaign.all_tables, OVERVIEW)]
 
     @staticmethod
     def _figures(resolver: Resolver) -> list[str]:

@@ -36,7 +36,7 @@ from satm.config.figures import (
     TrajectoryFigure,
     VarianceFigure,
 )
-from satm.config.layout import Layout
+from satm.config.layout import OVERVIEW, Layout
 from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
 
@@ -49,6 +49,7 @@ __all__ = [
     "CLASSES",
     "FULL",
     "NAME",
+    "OVERVIEW",
     "REVISIONS",
     "STANDARDISED",
     "AnalyseOptions",

@@ -19,6 +19,7 @@ from satm.config.cells import (
 from satm.config.datasets import DatasetOptions
 from satm.config.experts import ExpertsOptions
 from satm.config.figures import ContinualFigure, Figure
+from satm.config.layout import OVERVIEW
 
 
 class Setting(Options):
@@ -136,8 +137,9 @@ class Campaign(Options):
     @field_validator("tables", "fair", "searches", "continual", "measures", "starts")
     @classmethod
     def _not_all(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "all" in value:
-            raise ValueError("'all' means all tables; rename it")
+        for name, meaning in (("all", "all tables"), (OVERVIEW, "what there is of all tables")):
+            if name in value:
+                raise ValueError(f"{name!r} means {meaning}; rename it")
         return value
 
     @field_validator(*NAMED)

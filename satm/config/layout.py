@@ -1,5 +1,8 @@
 """Where every file is. No path is built anywhere else."""
 
+OVERVIEW = "overview"
+"""Name of the table that says what a campaign has made so far."""
+
 
 class Layout:
     """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""

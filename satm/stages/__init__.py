@@ -16,7 +16,7 @@ from satm.stages.distill import make_distilled
 from satm.stages.evaluate import make_evaluation, make_full, make_variants
 from satm.stages.experts import collect_experts, make_difficulty, make_experts
 from satm.stages.nas import make_real_search, make_search
-from satm.stages.report import make_figure, make_table
+from satm.stages.report import make_figure, make_overview, make_table
 
 __all__ = [
     "collect_experts",
@@ -30,6 +30,7 @@ __all__ = [
     "make_figure",
     "make_full",
     "make_images",
+    "make_overview",
     "make_real_search",
     "make_search",
     "make_sharpness",

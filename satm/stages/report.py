@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 
 from satm import continual_table, fair, measure_table, nas_table, starts_table, tables
-from satm.config import ContinualOptions, FairOptions, MeasuresOptions, Resolver, SearchOptions, StartsOptions
+from satm.config import OVERVIEW, ContinualOptions, FairOptions, MeasuresOptions, Resolver, SearchOptions, StartsOptions
 from satm.figures import FIGURES
 from satm.figures.style import save
 from satm.files import atomic_path
+from satm.overview import markdown, overview, page, sentences
 from satm.progress import Progress
 from satm.reading import Reader
 from satm.reductions import reductions
@@ -37,6 +38,17 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
         frame, paired = tables.write_table(reader, name)
         tables.show_table(Progress.console(), frame, paired)
     _warn(reader)
+
+
+def make_overview(resolver: Resolver) -> None:
+    """Write what a campaign has made so far as csv, md and, for the report's first page, html."""
+    found, root = overview(resolver), resolver.layout.root
+    parts = {"csv": csv_text(found.frame), "md": markdown(found, root), "html": page(found, root)}
+    for kind, text in parts.items():
+        with atomic_path(Path(resolver.layout.table(OVERVIEW, kind))) as part:
+            part.write_text(text)
+    for text in sentences(found, root):
+        LOG.info("%s", text)
 
 
 def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:

@@ -28,3 +28,34 @@ rule table:
         revision=REVISIONS["table"],
     shell:
         "python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial} > {log} 2>&1"
+
+
+# What there is of all tables, for the first page of the report.
+rule overview:
+    input:
+        tables=campaigns.tabulated,
+    output:
+        csv=layout.table("overview", "csv"),
+        md=layout.table("overview", "md"),
+        page=report(
+            layout.table("overview", "html"),
+            caption="../report/overview.rst",
+            category="Overview",
+            labels={"campaign": "{root}"},
+        ),
+    log:
+        layout.log("table", "overview"),
+    benchmark:
+        layout.benchmark("table", "overview")
+    conda:
+        "../envs/satm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=30,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        revision=REVISIONS["table"],
+    shell:
+        "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
