@@ -10,7 +10,7 @@ demo := results/demo/table2.csv $(foreach ipc,1 3 10,results/demo/figures/synthe
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types clean
+.PHONY: help demo test lint types picture clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 - \2/p' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ lint: $(VENV)/.satm-dev ## check style and format of code and workflow
 
 types: $(VENV)/.satm-dev ## check the types of satm/
 	$(bin)/mypy
+
+picture: $(VENV)/.satm-demo ## draw the rules of the workflow into docs/workflow.svg; needs Graphviz
+	$(bin)/snakemake results/tables/all results/figures/all --rulegraph dot | dot -Tsvg > docs/workflow.svg
 
 clean: ## remove the environment and caches; results stay
 	if [ -e $(VENV)/.satm-python ]; then rm -rf $(VENV); fi

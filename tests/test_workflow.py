@@ -168,6 +168,16 @@ def test_a_path_decides_the_campaign(checkout: Path) -> None:
     }
 
 
+def test_the_picture_in_the_readme_is_of_these_rules(checkout: Path) -> None:
+    done = snakemake(checkout, "results/tables/all", "results/figures/all", "--rulegraph", "dot")
+    names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', done.stdout, re.MULTILINE))
+    edges = {(names[one], names[two]) for one, two in re.findall(r"^\s*(\d+) -> (\d+)", done.stdout, re.MULTILINE)}
+    drawn = (ROOT / "docs" / "workflow.svg").read_text()
+    shown = dict(re.findall(r"<title>(\d+)</title>.*?<text[^>]*>(\w+)</text>", drawn, re.DOTALL))
+    arrows = {(shown[one], shown[two]) for one, two in re.findall(r"<title>(\d+)&#45;&gt;(\d+)</title>", drawn)}
+    assert len(edges) > 30 and arrows == edges, "draw it again with: make picture"
+
+
 def test_random_waits_for_no_experts(checkout: Path) -> None:
     target = "results/demo/distilled/digits/ipc-1/random/seed-0/distilled.safetensors"
     assert counts(checkout, target) == {"images": 1, "distill": 1}
