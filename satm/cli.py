@@ -136,7 +136,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     known = _peek(arguments, config=None, **asked)
     resolver = load_campaign(known.config)
     if known.what == "full":
-        options = resolver.full(known.recipe, known.dataset)
+        options = resolver.full(known.recipe, known.dataset, known.network)
     else:
         options = resolver.evaluation(known.method, known.dataset, known.ipc, known.network)
     what = Annotated[

@@ -158,10 +158,11 @@ def among(real: TrainingImages, seen: tuple[int, ...]) -> TrainingImages:
 
 
 def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tuple[int, ...]:
-    """Return how many real images of each class are classified correctly."""
+    """Return how many real images of each class are classified correctly; of a network that diverged none."""
     right = torch.zeros(classes, dtype=torch.int64, device=real.labels.device)
     for logits, labels in outputs(module, real):
-        right += labels[logits.argmax(1) == labels].bincount(minlength=classes)
+        known = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+        right += labels[known].bincount(minlength=classes)
     return tuple(right.tolist())
 
 

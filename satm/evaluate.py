@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from satm.config import EvaluateOptions
 from satm.data import Augmentation
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 from satm.machine import peak_memory, reset_peak
 from satm.networks import build
 from satm.seeds import derive_seed, make_generator
@@ -32,7 +32,7 @@ class Score:
     """One network trained on a synthetic set.
 
     Args:
-        accuracy: fraction of the real images.
+        accuracy: fraction of the real images; NaN where training diverged.
         loss: mean cross-entropy on them; may be infinite or NaN where training diverged.
         seconds: of training and testing; of networks trained at once each has an equal share.
         peak_memory_bytes: of this training on a GPU, of the process on a CPU.
@@ -269,6 +269,9 @@ def settled(
 def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:
     """Return the step size of `options.lr_grid` whose network is best on real images; of equal ones the first.
 
+    Raises:
+        RunError: training diverged with every one of them.
+
     Args:
         task: with any `lr`.
         real: images that are not the ones to be tested on.
@@ -278,7 +281,11 @@ def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:
     for rate in task.options.lr_grid:
         tried = replace(task, options=task.options.model_copy(update={"lr": rate}))
         score = evaluate(tried, real, [(*axes, "search")])[0]
-        best = max(best, (score.accuracy, rate), key=lambda found: found[0])
+        if score.accuracy > best[0]:  # never where it is NaN
+            best = (score.accuracy, rate)
+    if best[0] < 0:
+        rates = ", ".join(f"{rate:g}" for rate in task.options.lr_grid)
+        raise RunError(f"training diverged with every step size of lr_grid, {rates}; set lr_grid to smaller ones")
     return best[1]
 
 

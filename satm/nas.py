@@ -106,8 +106,8 @@ class Ranking:
 
 
 def mean_accuracies(rows: pandas.DataFrame) -> pandas.Series:
-    """Return the mean accuracy over the repeats by candidate, in the order of the index."""
-    return rows.groupby("candidate")["accuracy"].mean()
+    """Return the mean accuracy over the repeats by candidate, in the order of the index; a diverged one counts as 0."""
+    return rows.assign(accuracy=rows["accuracy"].fillna(0.0)).groupby("candidate")["accuracy"].mean()
 
 
 def spearman(

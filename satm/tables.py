@@ -43,6 +43,7 @@ COLUMNS = {
     "accuracy_mean": "float64",
     "accuracy_std": "float64",
     "n": "Int64",
+    "diverged": "Int64",
     "selection": "object",
     "average": "object",
     "split": "object",
@@ -100,9 +101,10 @@ def results_table(reader: Reader, name: str) -> pandas.DataFrame:
     In a cell the methods that are only published come first. After the last ipc of a dataset come the networks trained
     on all real images (`full`), at ipc `ALL`. Published numbers of a wider ConvNet have cells of their own.
 
-    Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats,
-    on the images that `split` names; selection, which iteration of the synthetic set was tested; average, `ema` where
-    the set is a moving average over the iterations, else `raw`; step_size, whether that of the tested networks is
+    Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats
+    that did not diverge, on the images that `split` names; diverged, how many did; selection, which iteration of the
+    synthetic set was tested; average, `ema` where the set is a moving average over the iterations, else `raw`;
+    step_size, whether that of the tested networks is
     learned with the set, searched or fixed (several joined by `+`); published_mean and published_std (of test images),
     published_network that they are of, published_source, the table that prints them; difference, accuracy_mean minus
     published_mean; seconds of one distillation, mean over the seeds; peak_memory_bytes, the largest of any. Accuracies
@@ -439,7 +441,8 @@ def _summary(rows: pandas.DataFrame, options: TableOptions) -> dict[str, object]
     return {
         "accuracy_mean": rows["accuracy"].mean(),
         "accuracy_std": rows["accuracy"].std(),
-        "n": len(rows),
+        "n": int(rows["accuracy"].notna().sum()),
+        "diverged": int(rows["accuracy"].isna().sum()),
         "selection": rows["selection"].iloc[0],
         "average": rows["average"].iloc[0],
         "split": options.split,
@@ -491,7 +494,8 @@ def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
     found = []
     names = pandas.Series(_names(frame), index=frame.index)
     for published, column in ((True, "published_mean"), (False, "accuracy_mean")):
-        found += [(published, str(name)) for name in dict.fromkeys(names[frame[column].notna()])]
+        shown = frame[column].notna() if published else frame[column].notna() | (frame["diverged"] > 0).fillna(False)
+        found += [(published, str(name)) for name in dict.fromkeys(names[shown])]
     return found
 
 
@@ -508,6 +512,10 @@ def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[
             row = held.get((dataset, ipc, network, method), {})
             mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
             rivals = row.get("published_network") if published else f"selection {row.get('selection')}"
+            lost = row.get("diverged", 0)
+            if not published and math.isnan(mean) and pandas.notna(lost) and lost > 0:
+                shown.append((math.nan, str(rivals), "diverged"))
+                continue
             mark = "" if math.isnan(mean) else _mark(row, published)
             shown.append((round(100 * mean, 1), str(rivals), f"{percent(mean, std)}{mark}" or "-"))
         cells = []
@@ -528,7 +536,9 @@ def _mark(row: Mapping[Any, Any], published: bool) -> str:
     """Return what is said of a number that is not to be compared with the others without a thought."""
     if published:
         return " [wide]" if row.get("published_network") == WIDE != row.get("network") else ""
-    return "" if row["selection"] == "last" else f" [{row['selection']}]"
+    lost = row.get("diverged", 0)
+    some = f" [{lost} diverged]" if pandas.notna(lost) and lost > 0 else ""
+    return some if row["selection"] == "last" else f"{some} [{row['selection']}]"
 
 
 def percent(mean: float, std: float) -> str:

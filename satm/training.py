@@ -3,6 +3,7 @@
 Shapes: B images of a batch, C x H x W an image, K classes.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -190,10 +191,14 @@ def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, T
 
 
 def measure(module: nn.Module, data: TrainingImages) -> tuple[float, float]:
-    """Return the accuracy, a fraction, and the mean cross-entropy on images with integer labels, not augmented."""
+    """Return the accuracy, a fraction, and the mean cross-entropy on images with integer labels, not augmented.
+
+    Of a network that diverged, whose loss is not finite, the accuracy is NaN, and not that of giving one class always.
+    """
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     total = torch.zeros((), dtype=torch.float64, device=data.labels.device)
     for logits, labels in outputs(module, data):
         right += (logits.argmax(1) == labels).sum()
         total += functional.cross_entropy(logits, labels, reduction="sum").double()
-    return int(right) / len(data), float(total) / len(data)
+    loss = float(total) / len(data)
+    return (int(right) / len(data) if math.isfinite(loss) else math.nan), loss

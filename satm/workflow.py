@@ -248,7 +248,7 @@ class Campaigns:
     def full_options(self, wildcards: Wildcards) -> str:
         """Return the options of networks trained on all real images: schedule, network, dataset."""
         resolver = self.of(wildcards.root)
-        schedule = resolver.full(wildcards.recipe, wildcards.dataset)
+        schedule = resolver.full(wildcards.recipe, wildcards.dataset, wildcards.network)
         network = resolver.network(wildcards.network, wildcards.dataset)
         return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
 

@@ -14,7 +14,7 @@ import satm.evaluate as evaluation
 from satm.checkpoint import NetworkState
 from satm.config import EvaluateOptions
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 from satm.evaluate import Score, Task, evaluate, search_rate, train, train_together
 from satm.networks import build
 from satm.params import flatten
@@ -289,7 +289,7 @@ def test_augmentation_is_an_option() -> None:
 
 def test_a_training_that_diverges_is_a_result() -> None:
     found = score(step_size=1e6)
-    assert 0 <= found.accuracy <= 1
+    assert math.isnan(found.accuracy) and not math.isfinite(found.loss)  # never the accuracy of giving one class always
 
 
 def test_soft_labels_are_logits() -> None:
@@ -337,3 +337,11 @@ def test_real_images_come_in_the_space_of_training(whitened: bool) -> None:
     torch.testing.assert_close(found, preprocessor.apply(images)[chosen])
     assert labels.tolist() == [3, 1, 11] and len(data) == 12
     assert data.images.dtype == (torch.float32 if whitened else torch.uint8)
+
+
+def test_a_search_leaves_out_what_diverges() -> None:
+    real, options = bright(30, 1), {"epochs": 4, "decay_epoch": None, "lr": "searched"}
+    chosen = task(EvaluateOptions(lr_grid=(1e6, 0.1), **options).model_copy(update={"lr": 0.1}))
+    assert search_rate(chosen, real, ("a",)) == 0.1
+    with pytest.raises(RunError, match=r"every step size of lr_grid, 1e\+06, 1e\+07; set lr_grid to smaller"):
+        search_rate(task(EvaluateOptions(lr_grid=(1e6, 1e7), **options).model_copy(update={"lr": 0.1})), real, ("a",))

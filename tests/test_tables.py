@@ -147,7 +147,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
     assert (
-        "cifar10,1,convnet,mtt,0.325,0.0208167,4,last,raw,test,learned,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
+        "cifar10,1,convnet,mtt,0.325,0.0208167,4,0,last,raw,test,learned,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
         in text.splitlines()
     )
     again = pandas.read_csv(folder / "table2-paired.csv")
@@ -173,6 +173,7 @@ def test_selections_are_named_and_not_compared() -> None:
         "network": "n",
         "accuracy_std": 0.0,
         "n": 2,
+        "diverged": 0,
         "published_mean": math.nan,
         "average": "raw",
     }
@@ -281,7 +282,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
     assert rows.loc["linba", "published_mean"] == pytest.approx(0.664)
     assert rows.loc[extra, ["accuracy_mean", "n", "selection", "difference", "seconds"]].isna().all(axis=None)
     csv = (tmp_path / "results" / "table2.csv").read_text().splitlines()
-    assert "cifar10,1,convnet,kip,,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
+    assert "cifar10,1,convnet,kip,,,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
     text = (tmp_path / "results" / "table2.md").read_text()
     assert "| 49.9 ± 0.2 [wide] | 45.6 ± 0.1 | **66.4 ± 0.4** |" in text
     assert "kip: published in contra Table 1, not measured here." in text
@@ -437,3 +438,15 @@ def test_some_methods_are_tested_with_some_networks_only(tmp_path: Path) -> None
     for option, text in (({"methods_on": {"vgg": []}}, "not among networks"), ({"published_as": {"a": "b"}}, "'a'")):
         with pytest.raises(UsageError, match=text):
             parse(Campaign, {"tables": {"x": {**table, **option}}}, "it.yaml")
+
+
+def test_networks_that_diverged_are_told_and_have_no_accuracy(tmp_path: Path) -> None:
+    nan = float("nan")
+    accuracies = {**ACCURACY, ("mtt", 0): [0.3, nan], ("satm", 0): [nan, nan], ("satm", 1): [nan, nan]}
+    resolver = make(tmp_path, accuracies=accuracies, sharpness=False)
+    frame = results_table(Reader(resolver), "table2").set_index("method")
+    assert frame.loc["mtt", ["n", "diverged"]].tolist() == [3, 1]
+    assert frame.loc["mtt", "accuracy_mean"] == pytest.approx((0.3 + 0.33 + 0.35) / 3)
+    assert frame.loc["satm", ["n", "diverged"]].tolist() == [0, 4] and pandas.isna(frame.loc["satm", "accuracy_mean"])
+    text = markdown(results_table(Reader(resolver), "table2"))
+    assert "| diverged |" in text and "[1 diverged]" in text

@@ -127,8 +127,8 @@ class Resolver:
         found = self._set("analyse", method=(method, named, base), dataset=(dataset,), ipc=(ipc,))
         return parse(AnalyseOptions, found, "analyse")
 
-    def full(self, recipe: str, dataset: str) -> EvaluateOptions:
-        """Return how networks are trained on all images of a dataset by a recipe of `FULL`.
+    def full(self, recipe: str, dataset: str, network: str = "") -> EvaluateOptions:
+        """Return how networks are trained on all images of a dataset by a recipe of `FULL`; network empty: any.
 
         The campaign's settings of the stage evaluate that name the method `full-RECIPE` change it.
         """
@@ -138,7 +138,7 @@ class Resolver:
             base = self.experts("sgd", dataset)
             same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
             found = {name: getattr(base, name) for name in same}
-        axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": ("",)}
+        axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": (network,)}
         for setting in self.settings:
             if setting.method and setting.applies("evaluate", **axes):
                 found.update(setting.options)

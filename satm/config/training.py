@@ -26,6 +26,8 @@ class EvaluateOptions(Options):
     lr_images: Literal["validation", "train"] = "validation"
     """Real images that `lr: searched` chooses on: the held-out ones; or training images, which the tested networks have
     not seen, but from which the synthetic set was made."""
+    lr_count: int | None = Field(None, ge=1)
+    """So many of these images are enough, drawn at random, the same for every set; None: all of them."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; Adam has its own."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -76,5 +78,5 @@ class CandidateOptions(EvaluateOptions):
 
     @model_validator(mode="after")
     def _never_searches(self) -> "CandidateOptions":
-        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images")})
+        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images", "lr_count")})
         return self

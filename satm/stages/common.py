@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from satm.config import ExpertsOptions, Resolver
-from satm.data import Augmentation, ImageData, Preprocessor, keep_classes, load_images, load_whitening
+from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
 from satm.files import read_json
@@ -17,6 +17,7 @@ from satm.methods import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 from satm.results import Columns, DistilledDataset, load_distilled
+from satm.seeds import make_generator
 from satm.training import TrainingImages
 
 
@@ -182,8 +183,8 @@ def open_distilled(
     return made, path
 
 
-def real_images(prepared: Prepared, name: str, device: torch.device) -> TrainingImages:
-    """Return the real images of the split `name` on a device.
+def real_images(prepared: Prepared, name: str, device: torch.device, count: int | None = None) -> TrainingImages:
+    """Return the real images of the split `name` on a device, or so many of them, drawn at random.
 
     Raises:
         UsageError: the dataset holds out none of them.
@@ -191,6 +192,10 @@ def real_images(prepared: Prepared, name: str, device: torch.device) -> Training
     split = getattr(prepared.data, name)
     if not len(split):
         raise UsageError(f"dataset {prepared.data.name} holds out no {name} images; set its option validation above 0")
+    if count is not None and count < len(split):
+        order = torch.randperm(len(split), generator=make_generator("some", prepared.data.name, name))
+        chosen = order[:count].sort().values
+        split = Split(split.images[chosen], split.labels[chosen])
     return TrainingImages.of(split, prepared.preprocessor, device)
 
 

@@ -96,8 +96,9 @@ class _Job:
         data = self.prepared.data
         self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
         self.real = real_images(self.prepared, options.split, device)
-        searched = options.lr == "searched"
-        self.chosen_on = real_images(self.prepared, options.lr_images, device) if searched else self.real
+        self.chosen_on = self.real
+        if options.lr == "searched":
+            self.chosen_on = real_images(self.prepared, options.lr_images, device, options.lr_count)
         self.images: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
         if not min(self.images):
             empty = self.images.index(0)

@@ -1,6 +1,7 @@
 """The stage `evaluate`: accuracies of networks trained on synthetic sets, or on all real images."""
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,14 +219,21 @@ class _Job:
                             }
                         )
                         write_json(held, {"identity": identity, "rows": rows})
-                        text = f"network {number}{each.text}: {options.split} accuracy {score.accuracy:.4f}"
+                        told = "diverged" if math.isnan(score.accuracy) else f"accuracy {score.accuracy:.4f}"
+                        text = f"network {number}{each.text}: {options.split} {told}"
                         progress.step(text)
             write_rows(target, rows, EVALUATION, run_metadata(identity, device))
             for which, each in enumerate(tested):
                 found = [row["accuracy"] for row in rows[which * options.repeats : (which + 1) * options.repeats]]
-                mean = sum(found) / len(found)
+                trained = [accuracy for accuracy in found if not math.isnan(accuracy)]
+                if lost := len(found) - len(trained):
+                    LOG.warning(
+                        "%d of %d networks%s diverged at step size %g; set lr to a smaller number, or to searched",
+                        *(lost, len(found), each.text, rows[which * options.repeats]["rate"]),
+                    )
+                mean = sum(trained) / len(trained) if trained else math.nan
                 LOG.info(
-                    "mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(found), each.text, mean, target
+                    "mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(trained), each.text, mean, target
                 )
             shutil.rmtree(state)
 
@@ -235,7 +243,7 @@ class _Job:
         axes = (*self.cell, self.network, options.network_seed)
         task = settled(
             *(each.images, step_size, self.values, data.classes, options, self.prepared.augmentation, axes),
-            lambda: self._images(options.lr_images),
+            lambda: real_images(self.prepared, options.lr_images, self.device, options.lr_count),
         )
         if options.lr == "searched":
             LOG.info("step size %g, the best of %s%s", task.rate, ", ".join(map(str, options.lr_grid)), each.text)
