@@ -146,10 +146,8 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
-    assert (
-        "cifar10,1,convnet,mtt,0.325,0.0208167,4,0,last,raw,test,learned,0.462,0.008,convnet,satm Table 2,-0.137,7.5,201"
-        in text.splitlines()
-    )
+    measured, printed = "0.325,0.0208167,4,0,last,raw,test,learned", "0.462,0.008,convnet,satm Table 2"
+    assert f"cifar10,1,convnet,mtt,{measured},{printed},-0.137,7.5,201" in text.splitlines()
     again = pandas.read_csv(folder / "table2-paired.csv")
     pandas.testing.assert_frame_equal(again, paired, rtol=1e-4, check_dtype=False)
     lines = (folder / "table2.md").read_text().splitlines()
