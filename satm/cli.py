@@ -304,7 +304,7 @@ Partial = Annotated[bool, tyro.conf.arg(help="Leave out what was not run yet, an
 
 
 def table(arguments: Sequence[str]) -> None:
-    """Make a table of a campaign, as csv and Markdown; a results table as LaTeX too."""
+    """Make a table of a campaign, as csv, Markdown and LaTeX."""
     name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign; overview: what there is of all.")]
     fields = [("name", name, "table2"), ("partial", Partial, False)]
     flags = _parse("table", table.__doc__, Where, fields, arguments)

@@ -4,21 +4,19 @@ Pure functions of the parquet files that the stage `continual` left behind. Accu
 csv, percent in Markdown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import pandas
 from rich.console import Console
-from rich.table import Table
 
 from satm.config import ContinualOptions, canonical
 from satm.continual import average_accuracy, final_accuracy, forgetting, step_accuracies
 from satm.errors import UsageError, pick
-from satm.files import atomic_path
+from satm.grids import Grid, write_grid
 from satm.reading import Reader
 from satm.results import CONTINUAL
-from satm.tables import csv_text, percent
+from satm.tables import percent
 
 METRICS = {"final": final_accuracy, "average": average_accuracy, "forgetting": forgetting}
 """What is told of each method, by the column's name; of rows, by run (`satm.continual`)."""
@@ -121,25 +119,12 @@ def by_order(values: pandas.Series) -> pandas.Series:
 
 
 def write_continual(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
-    """Write a protocol's table as csv and md, show it, and return its frame."""
+    """Write a protocol's table as csv, md and tex, show it, and return its frame."""
     frame = continual_table(reader, name)
-    text = markdown(frame, _notes(reader, name, frame))
-    for kind, content in (("csv", csv_text(frame)), ("md", text)):
-        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
-            part.write_text(content)
-    shown = Table(title=f"Continual learning in {_options(reader, name).steps} steps, percent")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading in ("dataset", "method") else "right")
-    for line in _lines(frame):
-        shown.add_row(*line)
-    console.print(shown)
+    title = f"Continual learning in {_options(reader, name).steps} steps, percent"
+    grid = Grid(title, HEADINGS, _lines(frame), HEADINGS[:3], _notes(reader, name, frame))
+    write_grid(reader.resolver.layout, name, frame, grid, console)
     return frame
-
-
-def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a protocol's table as Markdown, in percent."""
-    lines = [list(HEADINGS), ["---"] * 3 + ["---:"] * (len(HEADINGS) - 3), *_lines(frame)]
-    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *notes]) + "\n"
 
 
 def _options(reader: Reader, name: str) -> ContinualOptions:

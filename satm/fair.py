@@ -6,20 +6,18 @@ percent in Markdown.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas
 from rich.console import Console
-from rich.table import Table
 
 from satm.analysis.statistics import augmentation_robust_score, label_robust_score, student_interval
 from satm.config import FULL, FairOptions
 from satm.errors import UsageError, pick
-from satm.files import atomic_path
+from satm.grids import Grid, write_grid
 from satm.reading import Reader
 from satm.results import EVALUATION
-from satm.tables import csv_text, percent
+from satm.tables import percent
 
 SETTINGS = {
     "hard": ("hard", "yes"),
@@ -73,18 +71,11 @@ def fair_table(reader: Reader, name: str) -> pandas.DataFrame:
 
 
 def write_fair(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
-    """Write a table as csv and md, show it, and return its frame."""
+    """Write a table as csv, md and tex, show it, and return its frame."""
     frame = fair_table(reader, name)
     notes = [*_notes(_options(reader, name), frame), *reader.notes]
-    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, notes))):
-        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
-            part.write_text(text)
-    shown = Table(title="What images are worth, percent")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading in ("dataset", "network", "method") else "right")
-    for line in _lines(frame):
-        shown.add_row(*line)
-    console.print(shown)
+    grid = Grid("What images are worth, percent", HEADINGS, _lines(frame), HEADINGS[:4], notes)
+    write_grid(reader.resolver.layout, name, frame, grid, console)
     return frame
 
 
@@ -93,12 +84,6 @@ HEADINGS = (
     *("hard", "hard, plain", "soft", "soft, plain", "real"),
     *("gap", "over random", "LRS", "ARS"),
 )
-
-
-def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a table as Markdown, in percent."""
-    lines = [list(HEADINGS), ["---", "---", "---", "---", *["---:"] * (len(HEADINGS) - 4)], *_lines(frame)]
-    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in lines), *notes]) + "\n"
 
 
 def _options(reader: Reader, name: str) -> FairOptions:

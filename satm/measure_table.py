@@ -4,18 +4,16 @@ Pure functions of the metrics that the stage `distill` left behind.
 """
 
 from functools import partial
-from pathlib import Path
 
 import pandas
 from rich.console import Console
-from rich.table import Table
 
 from satm.config import MeasuresOptions
 from satm.errors import pick
-from satm.files import atomic_path
+from satm.grids import Grid, write_grid
 from satm.measures import Measure, measure
 from satm.reading import Reader
-from satm.tables import csv_text, load_published, published_name
+from satm.tables import load_published, published_name
 
 PUBLISHED = {
     "table7": ("satm", "Table 7"),
@@ -70,27 +68,14 @@ def measure_table(reader: Reader, name: str) -> pandas.DataFrame:
 
 
 def write_measures(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
-    """Write a table as csv and md, show it, and return its frame."""
+    """Write a table as csv, md and tex, show it, and return its frame."""
     frame = measure_table(reader, name)
-    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, _notes(reader, name)))):
-        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
-            part.write_text(text)
-    shown = Table(title=name)
-    for heading in HEADINGS:
-        shown.add_column(heading)
-    for line in _lines(frame):
-        shown.add_row(*line)
-    console.print(shown)
+    grid = Grid(name, HEADINGS, _lines(frame), HEADINGS[:4], _notes(reader, name))
+    write_grid(reader.resolver.layout, name, frame, grid, console)
     return frame
 
 
 HEADINGS = ("measure", "dataset", "IPC", "method", "published", "measured", "n")
-
-
-def markdown(frame: pandas.DataFrame, notes: list[str]) -> str:
-    """Return a table as Markdown."""
-    ruled = [list(HEADINGS), ["---"] * 4 + ["---:"] * 3, *_lines(frame)]
-    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in ruled), *notes]) + "\n"
 
 
 def _lines(frame: pandas.DataFrame) -> list[list[str]]:

@@ -6,19 +6,17 @@ percent in Markdown.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import pandas
 from rich.console import Console
-from rich.table import Table
 
 from satm.config import CANDIDATES, CandidateOptions, SearchOptions
 from satm.errors import pick
-from satm.files import atomic_path
+from satm.grids import Grid, write_grid
 from satm.nas import TOPS, Ranking, candidates, mean_accuracies, rank
 from satm.reading import Reader
 from satm.results import NAS
-from satm.tables import csv_text, load_published, percent
+from satm.tables import load_published, percent
 
 PUBLISHED = {"ftd-table5": ("ftd", "Table 5"), "contra-table7": ("contra", "Table 7")}
 """Where a search's published numbers are, as (source, table) of the data file, by the name of the search."""
@@ -78,30 +76,18 @@ def search_table(reader: Reader, name: str) -> pandas.DataFrame:
 
 
 def write_search(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
-    """Write a search's table as csv and md, show it, and return its frame."""
+    """Write a search's table as csv, md and tex, show it, and return its frame."""
     frame = search_table(reader, name)
-    text = markdown(frame, [*_notes(_options(reader, name), frame), *reader.notes])
-    for kind, content in (("csv", csv_text(frame)), ("md", text)):
-        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
-            part.write_text(content)
-    shown = Table(title="Architecture search: rank correlations; accuracies in percent")
-    for heading in (lines := _lines(frame))[0]:
-        shown.add_column(heading, justify="left" if heading in TEXTS else "right")
-    for line in lines[1:]:
-        shown.add_row(*line)
-    console.print(shown)
+    write_grid(reader.resolver.layout, name, frame, search_grid(reader, name, frame), console)
     return frame
 
 
-def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a search's table as Markdown, accuracies in percent."""
+def search_grid(reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
+    """Return a search's table as texts, accuracies in percent."""
     head, *lines = _lines(frame)
-    ruled = [head, ["---" if heading in TEXTS else "---:" for heading in head], *lines]
-    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in ruled), *notes]) + "\n"
-
-
-TEXTS = ("dataset", "IPC", "method", "selected network")
-"""Headings of columns of texts."""
+    notes = [*_notes(_options(reader, name), frame), *reader.notes]
+    title = "Architecture search: rank correlations; accuracies in percent"
+    return Grid(title, head, lines, ("dataset", "IPC", "method", "selected network"), notes)
 
 
 def _options(reader: Reader, name: str) -> SearchOptions:

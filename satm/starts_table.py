@@ -6,18 +6,16 @@ percent in Markdown.
 
 import re
 from functools import partial
-from pathlib import Path
 
 import pandas
 from rich.console import Console
-from rich.table import Table
 
 from satm.config import StartsOptions
 from satm.errors import pick
-from satm.files import atomic_path
+from satm.grids import Grid, write_grid
 from satm.reading import Reader
 from satm.results import TRAJECTORY
-from satm.tables import csv_text, load_published, percent, published_name
+from satm.tables import load_published, percent, published_name
 
 PUBLISHED = {"ftd-table6": ("ftd", "Table 6")}
 """Where a table's published numbers are, as (source, table) of the data file, by the name of the table."""
@@ -65,27 +63,14 @@ def starts_table(reader: Reader, name: str) -> pandas.DataFrame:
 
 
 def write_starts(reader: Reader, name: str, console: Console) -> pandas.DataFrame:
-    """Write a table as csv and md, show it, and return its frame."""
+    """Write a table as csv, md and tex, show it, and return its frame."""
     frame = starts_table(reader, name)
-    for kind, text in (("csv", csv_text(frame)), ("md", markdown(frame, _notes(reader, name)))):
-        with atomic_path(Path(reader.resolver.layout.table(name, kind))) as part:
-            part.write_text(text)
-    shown = Table(title=f"{name}, accuracy in percent")
-    for heading in HEADINGS:
-        shown.add_column(heading)
-    for line in _lines(frame):
-        shown.add_row(*line)
-    console.print(shown)
+    grid = Grid(f"{name}, accuracy in percent", HEADINGS, _lines(frame), HEADINGS[:3], _notes(reader, name))
+    write_grid(reader.resolver.layout, name, frame, grid, console)
     return frame
 
 
 HEADINGS = ("dataset", "IPC", "method", "begun at epoch", "epochs left", "published", "measured", "n")
-
-
-def markdown(frame: pandas.DataFrame, notes: list[str]) -> str:
-    """Return a table as Markdown, in percent."""
-    ruled = [list(HEADINGS), ["---"] * 3 + ["---:"] * 5, *_lines(frame)]
-    return "\n\n".join(["\n".join(f"| {' | '.join(line)} |" for line in ruled), *notes]) + "\n"
 
 
 def _lines(frame: pandas.DataFrame) -> list[list[str]]:

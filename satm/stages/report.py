@@ -18,7 +18,7 @@ LOG = logging.getLogger("satm")
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
-    """Write a table and show it: a results table as csv, md and tex, any other kind as csv and md.
+    """Write a table as csv, md and tex, and show it.
 
     With `partial` cells that were not run yet are empty.
     """

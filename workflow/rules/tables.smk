@@ -1,4 +1,4 @@
-# A results table has .tex and -paired.csv beside these, which the other kinds of table lack.
+# A results table has -paired.csv beside these, which the other kinds of table lack.
 rule table:
     input:
         measured=campaigns.measured,
@@ -10,6 +10,7 @@ rule table:
             labels={"campaign": "{root}", "table": "{table}"},
         ),
         md=layout.table("{table}", "md"),
+        tex=layout.table("{table}", "tex"),
     log:
         layout.log("table", "{table}"),
     benchmark:

@@ -1,0 +1,45 @@
+"""Tables of texts in their three forms."""
+
+import io
+from pathlib import Path
+
+import pandas
+from rich.console import Console
+
+from satm.config import Layout
+from satm.grids import Grid, write_grid
+
+GRID = Grid(
+    "title", ("method", "accuracy_%", "n"), [["a & b", "**50.0 ± 1.0**", "3"], ["c", "", ""]], ("method",), ["a note"]
+)
+
+
+def test_markdown_and_latex_hold_the_same() -> None:
+    assert GRID.markdown().splitlines() == [
+        "| method | accuracy_% | n |",
+        "| --- | ---: | ---: |",
+        "| a & b | **50.0 ± 1.0** | 3 |",
+        "| c |  |  |",
+        "",
+        "a note",
+    ]
+    assert GRID.latex().splitlines() == [
+        "% a note",
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r"method & accuracy\_\% & n \\",
+        r"\midrule",
+        r"a \& b & 50.0 $\pm$ 1.0 & 3 \\",
+        r"c &  &  \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_all_forms_are_written_and_shown(tmp_path: Path) -> None:
+    told = io.StringIO()
+    frame = pandas.DataFrame({"method": ["c"], "accuracy": [0.5]})
+    write_grid(Layout(str(tmp_path)), "one", frame, GRID, Console(file=told))
+    assert (tmp_path / "one.csv").read_text() == "method,accuracy\nc,0.5\n"
+    assert (tmp_path / "one.md").read_text() == GRID.markdown() and (tmp_path / "one.tex").read_text() == GRID.latex()
+    assert "title" in told.getvalue()
