@@ -68,8 +68,7 @@ class TrajectoryMatching(IterativeMethod):
             raise UsageError("a trajectory-matching method needs experts; make them with `python -m satm experts`")
         self.experts = problem.experts
         check(options, self.experts.epochs)
-        self.matched = len(self.experts) - (1 if options.monitor else 0)
-        if not self.matched:
+        if options.monitor and len(self.experts) < 2:
             raise UsageError("monitor keeps the last expert from being matched, and there is one only; train more")
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
@@ -93,7 +92,8 @@ class TrajectoryMatching(IterativeMethod):
         below = options.max_start_epoch
         if options.expand_from is not None:
             below = expanded(options.expand_from, below, options.expand_iterations, iteration)
-        sampled = uniform(generator, self.matched, options.min_start_epoch, below, length)
+        matched = len(self.experts) - (1 if options.monitor else 0)
+        sampled = uniform(generator, matched, options.min_start_epoch, below, length)
         if (start := options.start_epoch) is not None:
             sampled = Segment(sampled.expert, start, start + length)
         if not options.concurrent:
