@@ -48,7 +48,7 @@ def draw(name: str, partial: bool = False) -> Drawn:
 def texts(drawn: Drawn) -> str:
     """Return everything that is written on a figure."""
     found = [text.get_text() for text in drawn.figure.findobj(match=lambda artist: hasattr(artist, "get_text"))]
-    return "\n".join(found)
+    return "\n".join(text.replace("\n", " ") for text in found)
 
 
 def metrics(method: str, seed: int = 0, ipc: int = 1, **columns: Any) -> None:

@@ -1,5 +1,6 @@
 """Panels of lines, with bands, references and published values."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import pandas
 
-from satm.figures.style import COLOURS, MARKERS, dress, grid_of_panels, legend, line_style
+from satm.figures.style import COLOURS, MARKERS, dress, grid_of_panels, legend, legend_columns, line_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +91,12 @@ class Panel:
 
 def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Sequence[str] = ()) -> "Figure":
     """Return a figure with rows of panels; every row has as many."""
-    figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes)
+    below = 0.0
+    for panel in (panel for row in panels for panel in row):
+        labels = [each.label for each in (*panel.lines, *panel.levels, *panel.right)]
+        if columns := legend_columns(labels):
+            below = max(below, 0.15 * math.ceil(len(labels) / columns))
+    figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes, below=below)
     for row, axes_row in zip(panels, drawn, strict=True):
         for panel, axes in zip(row, axes_row, strict=True):
             _panel(axes, panel)

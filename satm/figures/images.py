@@ -1,6 +1,7 @@
 """Pictures of synthetic images, pixel by pixel, in true colours."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,12 +110,13 @@ def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: in
     long = [max(map(len, each)) > 7 for each in names]
     between, left = 12, 20 + 9 * max(len(line) for block in blocks for line in block.label.splitlines())
     above = [(110 if slanted else 40) if head else 0 for head, slanted in zip(heads, long, strict=True)]
-    top, below = 24 if title else 0, 24 if note else 0
     total_wide = left + max(picture.shape[1] for picture in shown) + between
+    lines = textwrap.wrap(note, max(40, total_wide // 6))
+    top, below = 24 if title else 0, 12 + 13 * len(lines)
     total_tall = top + below + sum(above) + sum(picture.shape[0] + between for picture in shown)
     figure = new_figure(total_wide / DPI, total_tall / DPI, DPI)
     figure.text(between / total_wide, 1 - 4 / total_tall, title, va="top", size=12)
-    figure.text(between / total_wide, 4 / total_tall, note, va="bottom", size=8, color="#444444")
+    figure.text(between / total_wide, 4 / total_tall, "\n".join(lines), va="bottom", size=8, color="#444444")
     place = top
     for block, picture, space, slanted, columns in zip(blocks, shown, above, long, names, strict=True):
         tall, wide, _ = picture.shape

@@ -29,6 +29,12 @@ HATCHES = ("", "//", "..", "xx", "--", "++", "\\\\")
 PANEL = (3.3, 2.5)
 """Width and height of one panel in inches: a column of a paper."""
 
+IN_PANEL = 4
+"""Entries of a legend that fit into a panel without covering much."""
+
+SHORT = 18
+"""Characters of a label of which two fit beside each other below a panel."""
+
 DPI = 200
 
 SIZES = {"title": 8.5, "label": 8.0, "tick": 7.0, "legend": 7.0, "note": 6.0}
@@ -59,7 +65,7 @@ def new_figure(wide: float, tall: float, dpi: int = DPI) -> "Figure":
 
 
 def grid_of_panels(
-    rows: int, columns: int, title: str, notes: Sequence[str], extra: float = 0.0
+    rows: int, columns: int, title: str, notes: Sequence[str], extra: float = 0.0, below: float = 0.0
 ) -> tuple["Figure", Any]:
     """Return a figure of panels with its title above and notes below, and its axes `[rows, columns]`.
 
@@ -69,10 +75,11 @@ def grid_of_panels(
         title: may be empty.
         notes: sentences in small print.
         extra: further width of a panel in inches, for a colour bar.
+        below: further height of a panel in inches, for a legend below it.
     """
     wide = (PANEL[0] + extra) * columns
     lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(wide * 21)))]
-    figure = new_figure(wide, PANEL[1] * rows + 0.12 * len(lines) + (0.25 if title else 0))
+    figure = new_figure(wide, (PANEL[1] + below) * rows + 0.12 * len(lines) + (0.25 if title else 0))
     figure.set_layout_engine("constrained")
     if title:
         figure.suptitle(title, size=SIZES["title"] + 1)
@@ -99,10 +106,22 @@ def legend_above(figure: "Figure", axes: Any) -> None:
         )
 
 
+def legend_columns(labels: Sequence[str]) -> int:
+    """Return in how many columns a legend stands below its panel; 0: it stands in the panel."""
+    if len(labels) <= IN_PANEL:
+        return 0
+    return 2 if max(map(len, labels)) <= SHORT else 1
+
+
 def legend(axes: Any) -> None:
-    """Draw a legend where there is something to tell."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6)
+    """Draw a legend where there is something to tell: in the panel, or with many entries below it."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        columns = legend_columns(labels)
+        place: dict[str, Any] = (
+            {"loc": "upper left", "bbox_to_anchor": (0.0, -0.22), "ncols": columns} if columns else {}
+        )
+        axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6, **place)
 
 
 def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -> None:
