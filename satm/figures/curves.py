@@ -93,7 +93,7 @@ def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Seque
     """Return a figure with rows of panels; every row has as many."""
     below = 0.0
     for panel in (panel for row in panels for panel in row):
-        labels = [each.label for each in (*panel.lines, *panel.levels, *panel.right)]
+        labels = [line.label for line in (*panel.lines, *panel.right)] + [level.label for level in panel.levels]
         if columns := legend_columns(labels):
             below = max(below, 0.15 * math.ceil(len(labels) / columns))
     figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes, below=below)
