@@ -11,8 +11,12 @@ from satm.config import Resolver
 from satm.errors import MissingRun, UsageError
 from satm.files import hash_file
 from satm.results import (
+    BOUNDS,
     EVALUATION,
     METRICS,
+    SHARPNESS,
+    TRAJECTORY,
+    VARIANCE,
     Columns,
     DistilledDataset,
     load_distilled,
@@ -21,6 +25,9 @@ from satm.results import (
 )
 
 T = TypeVar("T")
+
+ANALYSED = {"sharpness": SHARPNESS, "trajectory": TRAJECTORY, "variance": VARIANCE, "bounds": BOUNDS}
+"""The columns of each measurement at a synthetic set (`satm.config.ANALYSES`)."""
 
 REPEATED = {
     EVALUATION.what: (
@@ -74,10 +81,8 @@ class Reader:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
             UsageError: it is broken, of another run, or holds two numbers for one network.
         """
-        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
-        made_by = f"python -m satm {command}{config} {' '.join(f'--{axis} {value}' for axis, value in axes.items())}"
         if not Path(path).is_file():
-            raise MissingRun(f"{columns.what} {path} is missing; make it with: {made_by}")
+            raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
         frame = read_rows(Path(path), columns)
         for axis in [axis for axis in axes if axis in frame.columns]:
             if len(other := frame[frame[axis] != axes[axis]]):
@@ -126,17 +131,28 @@ class Reader:
             UsageError: the file is broken or of another run.
         """
         path = Path(self.resolver.layout.distilled(dataset, ipc, method, seed))
-        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
-        flags = f"--dataset {dataset} --ipc {ipc} --method {method} --seed {seed}"
+        axes: dict[str, str | int] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         if not path.is_file():
-            raise MissingRun(
-                f"the synthetic set {path} is missing; make it with: python -m satm distill{config} {flags}"
-            )
+            raise MissingRun(f"the synthetic set {path} is missing; make it with: {self._command('distill', axes)}")
         data = load_distilled(path)
-        for axis, value in (("dataset", dataset), ("ipc", ipc), ("method", method), ("seed", seed)):
+        for axis, value in axes.items():
             if (found := getattr(data, axis)) != value:
                 raise UsageError(f"the synthetic set {path} is of {axis} {found}, expected {value}; make it again")
         return data
+
+    def analysis(self, what: str, dataset: str, ipc: int, method: str, seeds: Sequence[int]) -> pandas.DataFrame:
+        """Return what was measured at the synthetic sets of some seeds, as `rows`; `what` as in `ANALYSED`."""
+        found = []
+        for seed in seeds:
+            path = self.resolver.layout.analysis(what, dataset, ipc, method, seed)
+            axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+            found.append(self.rows(path, ANALYSED[what], f"analyse --what {what}", axes))
+        return pandas.concat(found, ignore_index=True)
+
+    def _command(self, stage: str, axes: Mapping[str, object]) -> str:
+        """Return the command that makes a run."""
+        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
+        return f"python -m satm {stage}{config} {' '.join(f'--{axis} {value}' for axis, value in axes.items())}"
 
     @property
     def notes(self) -> list[str]:

@@ -14,7 +14,6 @@ from satm.config import StartsOptions
 from satm.errors import pick
 from satm.grids import Grid, write_grid
 from satm.reading import Reader
-from satm.results import TRAJECTORY
 from satm.tables import load_published, percent, published_name
 
 PUBLISHED = {"ftd-table6": ("ftd", "Table 6")}
@@ -95,12 +94,7 @@ def _measured(
     reader: Reader, dataset: str, ipc: int, method: str, seeds: tuple[int, ...]
 ) -> dict[int, dict[str, object]]:
     """Return the numbers by epoch of the start."""
-    parts = []
-    for seed in seeds:
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = reader.resolver.layout.analysis("trajectory", dataset, ipc, method, seed)
-        parts.append(reader.rows(path, TRAJECTORY, "analyse --what trajectory", axes))
-    rows = pandas.concat(parts)
+    rows = reader.analysis("trajectory", dataset, ipc, method, seeds)
     found: dict[int, dict[str, object]] = {}
     for start, group in rows[rows["kind"] == "restart"].groupby("start"):
         accuracy = group["evaluation_accuracy"]

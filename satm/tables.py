@@ -20,7 +20,7 @@ from satm.config import FULL, TableOptions, canonical
 from satm.errors import UsageError, pick
 from satm.files import atomic_path
 from satm.reading import Reader
-from satm.results import EVALUATION, SHARPNESS
+from satm.results import EVALUATION
 
 PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
@@ -390,15 +390,6 @@ def _evaluations(
     return [rows[rows["average"] == average] for average in averages[0]]
 
 
-def _sharpness(reader: Reader, options: TableOptions, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    found = []
-    for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = reader.resolver.layout.analysis("sharpness", dataset, ipc, method, seed)
-        found.append(reader.rows(path, SHARPNESS, "analyse --what sharpness", axes))
-    return pandas.concat(found, ignore_index=True)
-
-
 def _accuracies(
     reader: Reader, options: TableOptions, dataset: str, ipc: int, network: str, method: str, reference: str
 ) -> dict[str, object]:
@@ -411,7 +402,9 @@ def _sharpnesses(
     reader: Reader, options: TableOptions, dataset: str, ipc: int, method: str, reference: str
 ) -> dict[str, object]:
     """Return how two methods differ in sharpness."""
-    one, two = (_sharpness(reader, options, dataset, ipc, each) for each in (method, reference))
+    one, two = (
+        reader.analysis("sharpness", dataset, ipc, each, options.seeds_for(ipc)) for each in (method, reference)
+    )
     return {"quantity": "sharpness", **_paired(one, two, "sharpness", "segment")}
 
 

@@ -8,7 +8,6 @@ from satm.config import BoundsFigure
 from satm.figures.base import Drawn, cell_title, marked, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.reading import Reader
-from satm.results import BOUNDS
 
 VALUES = ["error", "relative", "bound", "lowest_curvature", "highest_curvature", "step_size"]
 
@@ -21,7 +20,7 @@ def draw(reader: Reader, options: BoundsFigure) -> Drawn:
         for ipc in ipcs:
             truncated, reused, curved, levels = [], [], [], []
             for method in options.methods:
-                found = reader.attempt(partial(_rows, reader, options, dataset, ipc, method))
+                found = reader.attempt(partial(reader.analysis, "bounds", dataset, ipc, method, options.seeds_for(ipc)))
                 if found is None:
                     continue
                 label = options.labels.get(method, method)
@@ -50,15 +49,6 @@ def draw(reader: Reader, options: BoundsFigure) -> Drawn:
     )
     frame = pandas.concat(frames) if frames else pandas.DataFrame()
     return Drawn(draw_panels(rows, options.title, [note, *reader.notes]), frame)
-
-
-def _rows(reader: Reader, options: BoundsFigure, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    found = []
-    for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = reader.resolver.layout.analysis("bounds", dataset, ipc, method, seed)
-        found.append(reader.rows(path, BOUNDS, "analyse --what bounds", axes))
-    return pandas.concat(found)
 
 
 def _line(told: pandas.DataFrame, column: str, label: str) -> Line:

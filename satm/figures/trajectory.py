@@ -8,7 +8,6 @@ from satm.config import TrajectoryFigure
 from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.reading import Reader
-from satm.results import TRAJECTORY
 
 COLUMNS = ["dataset", "ipc", "method", "quantity", "epoch", "mean", "std", "n"]
 
@@ -26,9 +25,12 @@ def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
         for ipc in ipcs:
             losses, errors, expert = [], [], None
             for method in options.methods:
-                found = reader.attempt(partial(_rows, reader, options, dataset, ipc, method))
+                found = reader.attempt(
+                    partial(reader.analysis, "trajectory", dataset, ipc, method, options.seeds_for(ipc))
+                )
                 if found is None:
                     continue
+                found = found[found["kind"] == "path"]
                 label = options.labels.get(method, method)
                 values = {name: found[f"{name}_loss"] - found["expert_loss"] for name in DIFFERENCES}
                 values |= {name: found[name] for name in ERRORS} | {"expert": found["expert_loss"]}
@@ -54,16 +56,6 @@ def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
     )
     frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
     return Drawn(draw_panels(rows, options.title, [note, *reader.notes]), frame)
-
-
-def _rows(reader: Reader, options: TrajectoryFigure, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    found = []
-    for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = reader.resolver.layout.analysis("trajectory", dataset, ipc, method, seed)
-        found.append(reader.rows(path, TRAJECTORY, "analyse --what trajectory", axes))
-    rows = pandas.concat(found)
-    return rows[rows["kind"] == "path"]
 
 
 def _by_epoch(epochs: pandas.Series, values: pandas.Series) -> pandas.DataFrame:

@@ -8,7 +8,6 @@ from satm.config import VarianceFigure
 from satm.figures.base import Drawn, cell_title, counted, register
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.reading import Reader
-from satm.results import VARIANCE
 
 COLUMNS = ["dataset", "ipc", "method", "iteration", "mean", "std", "n"]
 
@@ -21,7 +20,9 @@ def draw(reader: Reader, options: VarianceFigure) -> Drawn:
         for ipc in ipcs:
             lines = []
             for method in options.methods:
-                found = reader.attempt(partial(_rows, reader, options, dataset, ipc, method))
+                found = reader.attempt(
+                    partial(reader.analysis, "variance", dataset, ipc, method, options.seeds_for(ipc))
+                )
                 if found is None:
                     continue
                 samples |= set(found["samples"])
@@ -38,12 +39,3 @@ def draw(reader: Reader, options: VarianceFigure) -> Drawn:
     )
     frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
     return Drawn(draw_panels([panels], options.title, [note, *reader.notes]), frame)
-
-
-def _rows(reader: Reader, options: VarianceFigure, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-    found = []
-    for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        path = reader.resolver.layout.analysis("variance", dataset, ipc, method, seed)
-        found.append(reader.rows(path, VARIANCE, "analyse --what variance", axes))
-    return pandas.concat(found)
