@@ -198,6 +198,17 @@ def test_one_snapshot_is_read_without_the_others(folder: Path, monkeypatch: pyte
 )
 def test_experts_other_than_asked_for_are_refused_by_the_field(folder: Path, change: Any, text: str) -> None:
     assert differing_field(IDENTITY, json.loads(json.dumps(IDENTITY))) is None
+    rounded = {
+        **IDENTITY,
+        "preprocessing": {
+            **IDENTITY["preprocessing"],
+            "mean": [
+                0.5 + 1e-16,
+            ],
+            "std": [0.25 * (1 + 4e-16)],
+        },
+    }
+    assert rounded != IDENTITY and differing_field(IDENTITY, rounded) is None
     with pytest.raises(UsageError, match=f"not the ones asked for: {text}.*; make them again") as caught:
         TrajectoryStore(folder / "manifest.json", {**IDENTITY, **change})
     assert "\n" not in str(caught.value)

@@ -126,22 +126,26 @@ def test_variants_keep_their_file_their_hash_and_their_device(tmp_path: Path, pe
     assert (loaded.norm is None) == (not per_image)
     for other in ({"per_image": not per_image}, {"relative": not relative}):
         assert fit_whitening(images, 0.1, **{"per_image": per_image, "relative": relative, **other}).hash != fitted.hash
-    changed = {"relative": not relative} if fitted.norm is None else {"norm": fitted.norm * 2}
-    save_whitening(tmp_path / "a", dataclasses.replace(fitted, **changed))  # type: ignore[arg-type]
+    held, metadata = read_tensors(tmp_path / "a", "whitening")
+    write_tensors(tmp_path / "a", held, {**metadata, "relative": not relative})
     with pytest.raises(UsageError, match="was changed"):
         load_whitening(tmp_path / "a")
 
 
-def test_hashes_and_files_from_before_the_variants_stay_valid(tmp_path: Path) -> None:
+def test_a_whitening_is_named_by_what_it_was_fitted_on(tmp_path: Path) -> None:
+    """Another processor rounds the matrix in another way; images distilled there must stay usable here."""
     fitted = fit_whitening(make_images(60))
-    held = {"mean": fitted.mean, "matrix": fitted.matrix, "inverse": fitted.inverse}
-    old = hash_tensors(*held.values(), torch.tensor(0.1, dtype=torch.float64))
-    assert fitted.hash == old
-    write_tensors(tmp_path / "old", held, {"kind": "whitening", "hash": old, "eps": 0.1})
-    loaded = load_whitening(tmp_path / "old")
-    assert (loaded.hash, loaded.per_image, loaded.relative, loaded.norm) == (old, False, False, None)
-    save_whitening(tmp_path / "new", fitted)
-    assert set(read_tensors(tmp_path / "new", "whitening")[0]) == set(held)
+    elsewhere = dataclasses.replace(fitted, matrix=fitted.matrix * (1 + 1e-6))
+    save_whitening(tmp_path / "zca", elsewhere)
+    there = load_whitening(tmp_path / "zca")
+    assert there.hash == fitted.hash and not torch.equal(there.matrix, fitted.matrix)
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    identity = Preprocessor(mean, std, there).identity
+    assert Preprocessor.from_identity(identity, fitted).whitening is fitted
+    held, metadata = read_tensors(tmp_path / "zca", "whitening")
+    write_tensors(tmp_path / "old", held, {name: value for name, value in metadata.items() if name != "content"})
+    with pytest.raises(UsageError, match="older layout, without the hash of its content; make it again"):
+        load_whitening(tmp_path / "old")
 
 
 def test_an_image_of_one_colour_becomes_zero_per_image() -> None:
@@ -262,10 +266,12 @@ def test_file_round_trip_and_same_bytes(tmp_path: Path) -> None:
 def test_changed_file_is_refused(tmp_path: Path) -> None:
     fitted = fit_whitening(make_images(60))
     path = tmp_path / "zca.safetensors"
-    save_whitening(path, dataclasses.replace(fitted, mean=fitted.mean + 1))
-    with pytest.raises(UsageError, match=r"was changed: its hash is .* it states .*; make it again"):
+    save_whitening(path, fitted)
+    held, metadata = read_tensors(path, "whitening")
+    write_tensors(path, {**held, "mean": fitted.mean + 1}, metadata)
+    with pytest.raises(UsageError, match=r"was changed: the hash of its content is .* it states .*; make it again"):
         load_whitening(path)
-    save_whitening(path, dataclasses.replace(fitted, eps=0.2))
+    write_tensors(path, held, {**metadata, "eps": 0.2})
     with pytest.raises(UsageError, match="was changed"):
         load_whitening(path)
     write_tensors(path, {"x": torch.zeros(1)}, {"kind": "experts"})

@@ -15,6 +15,7 @@ is the same up to rounding to whole grey values, since the weights of the interp
 import io
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -517,18 +518,21 @@ def _decode_image(source: Encoded, where: str, size: int | None) -> NDArray[np.u
 
 def _statistics(name: str, images: Tensor, options: DatasetOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel over all pixels, [0, 1] scale, or what the options fix."""
-    values = torch.arange(256, dtype=torch.float64) / 255
     channels = images.shape[1]
-    counts = torch.zeros(channels, 256, dtype=torch.int64)  # a histogram makes both exact, and needs little memory
+    counts = torch.zeros(channels, 256, dtype=torch.int64)  # a histogram needs little memory
     for chunk in images.split(READ_AT_ONCE):
         counts += torch.stack([chunk[:, channel].reshape(-1).bincount(minlength=256) for channel in range(channels)])
-    share = counts.double() / counts.sum(1, keepdim=True)
-    mean = share @ values
-    std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+    # Whole numbers until the last step, so that every processor gets the same bits: files of synthetic sets name them.
+    means, stds = [], []
+    for row in counts.tolist():
+        pixels = sum(row)
+        total, squares = (sum(count * level**power for level, count in enumerate(row)) for power in (1, 2))
+        means.append(total / (255 * pixels))
+        stds.append(math.sqrt(pixels * squares - total**2) / (255 * pixels))
     for what, fixed in (("mean", options.mean), ("std", options.std)):
         if fixed is not None and len(fixed) != channels:
             raise UsageError(f"dataset {name!r}: `{what}` has {len(fixed)} values, the images have {channels} channels")
-    result = options.mean or tuple(mean.tolist()), options.std or tuple(std.tolist())
+    result = options.mean or tuple(means), options.std or tuple(stds)
     if not min(result[1]) > 0:
         raise UsageError(
             f"dataset {name!r}: the std of a channel is {min(result[1])}, expected above 0; set `std`, "

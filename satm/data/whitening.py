@@ -51,7 +51,8 @@ class Whitening:
     inverse: Tensor
     """`[D, D]` float32, symmetric: `U diag(sqrt(s + eps)) U^T`."""
     hash: str
-    """SHA-256 over mean, matrix, inverse and eps; in a variant also over its name and the norm."""
+    """SHA-256 over the training images that it was fitted on, eps and the variant: what it is. Not over the matrix, which
+    every processor rounds in its own way, so that images distilled on one machine can be used on another."""
     eps: float
     """Added to the eigenvalues s of the covariance, times their mean with `relative`."""
     per_image: bool = False
@@ -168,17 +169,16 @@ def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, rel
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp_min(0)  # the smallest eigenvalues may be negative by rounding
     root = (values + eps * (_unit(values) if relative else 1)).sqrt()
-    whitening = Whitening(
+    return Whitening(
         mean.float(),
         ((vectors / root) @ vectors.T).float(),
         ((vectors * root) @ vectors.T).float(),
-        hash="",
+        hash=hash_tensors(images, _variant(eps, per_image, relative)),
         eps=eps,
         per_image=per_image,
         relative=relative,
         norm=None if norm is None else norm.float(),
     )
-    return replace(whitening, hash=_hash(whitening))
 
 
 def _moments(images: Tensor) -> tuple[Tensor, None, Tensor]:
@@ -218,9 +218,8 @@ def _unit(values: Tensor) -> Tensor:
 
 def save_whitening(path: Path, whitening: Whitening) -> None:
     """Write a whitening as safetensors, atomically."""
-    fields = ("hash", "eps", "per_image", "relative")
-    metadata = {field: getattr(whitening, field) for field in fields}
-    write_tensors(path, whitening.tensors(), {"kind": "whitening", **metadata})
+    metadata = {field: getattr(whitening, field) for field in ("hash", "eps", "per_image", "relative")}
+    write_tensors(path, whitening.tensors(), {"kind": "whitening", **metadata, "content": _content(whitening)})
 
 
 def load_whitening(path: Path) -> Whitening:
@@ -230,22 +229,27 @@ def load_whitening(path: Path) -> Whitening:
         UsageError: the file is missing, cut short, not a whitening, or its content does not have the hash it states.
     """
     tensors, metadata = read_tensors(path, "whitening")
-    per_image, relative = bool(metadata.get("per_image")), bool(metadata.get("relative"))  # absent from older files
+    per_image, relative = bool(metadata.get("per_image")), bool(metadata.get("relative"))
     wanted = {"mean", "matrix", "inverse"} | ({"norm"} if per_image else set())
     if metadata.get("kind") != "whitening" or set(tensors) != wanted:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
-    eps, stated = float(str(metadata["eps"])), str(metadata["hash"])
-    whitening = Whitening(**tensors, hash=stated, eps=eps, per_image=per_image, relative=relative)
-    if (found := _hash(whitening)) != stated:
+    if (stated := metadata.get("content")) is None:
+        raise UsageError(f"{path} is a whitening of an older layout, without the hash of its content; make it again")
+    eps = float(str(metadata["eps"]))
+    whitening = Whitening(**tensors, hash=str(metadata["hash"]), eps=eps, per_image=per_image, relative=relative)
+    if (found := _content(whitening)) != stated:
         raise UsageError(
-            f"whitening {path} was changed: its hash is {found[:12]}, it states {stated[:12]}; make it again"
+            f"whitening {path} was changed: the hash of its content is {found[:12]}, it states {str(stated)[:12]}; "
+            "make it again"
         )
     return whitening
 
 
-def _hash(whitening: Whitening) -> str:
-    """Return the hash; that of the plain variant does not know of the others, so that it stays what it was."""
-    held = [*whitening.tensors().values(), torch.tensor(whitening.eps, dtype=torch.float64)]
-    if whitening.per_image or whitening.relative:
-        held.append(torch.tensor([whitening.per_image, whitening.relative]))
-    return hash_tensors(*held)
+def _content(whitening: Whitening) -> str:
+    """Return the hash of everything that is computed with."""
+    variant = _variant(whitening.eps, whitening.per_image, whitening.relative)
+    return hash_tensors(*whitening.tensors().values(), variant)
+
+
+def _variant(eps: float, per_image: bool, relative: bool) -> Tensor:
+    return torch.tensor([eps, per_image, relative], dtype=torch.float64)

@@ -6,6 +6,7 @@ read by memory map, one snapshot at a time.
 Shapes: P parameters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,15 @@ def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str,
     write_json(path, {"format": 1, "identity": identity, "shards": ordered})
 
 
+ROUNDING = 1e-12
+"""Relative difference up to which two numbers of an identity are the same."""
+
+
 def differing_field(expected: object, found: object, path: str = "") -> str | None:
-    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal."""
+    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal.
+
+    Numbers that rounding alone tells apart are equal: processors add up in different orders.
+    """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for key in sorted({*expected, *found}):
             place = f"{path}.{key}" if path else str(key)
@@ -85,7 +93,15 @@ def differing_field(expected: object, found: object, path: str = "") -> str | No
             if difference:
                 return difference
         return None
-    return None if expected == found else f"{path}: expected {expected!r}, found {found!r}"
+    return None if _equal(expected, found) else f"{path}: expected {expected!r}, found {found!r}"
+
+
+def _equal(expected: object, found: object) -> bool:
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        return len(expected) == len(found) and all(map(_equal, expected, found))
+    if isinstance(expected, float) and isinstance(found, float):
+        return math.isclose(expected, found, rel_tol=ROUNDING)
+    return expected == found
 
 
 class TrajectoryStore:
