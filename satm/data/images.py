@@ -178,7 +178,7 @@ class Preprocessor:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """JSON that says which map this is: space, mean, std, whitening_hash; that of what the whitening was fitted on."""
+        """JSON that says which map this is: space, mean, std, whitening_hash (of what the whitening was fitted on)."""
         return {
             "space": "whitened" if self.whitening else "normalised",
             "mean": list(self.mean),

@@ -51,8 +51,8 @@ class Whitening:
     inverse: Tensor
     """`[D, D]` float32, symmetric: `U diag(sqrt(s + eps)) U^T`."""
     hash: str
-    """SHA-256 over the training images that it was fitted on, eps and the variant: what it is. Not over the matrix, which
-    every processor rounds in its own way, so that images distilled on one machine can be used on another."""
+    """SHA-256 over the training images that it was fitted on, eps and the variant. Not over the matrix, which every
+    processor rounds in its own way: images distilled on one machine can be used on another."""
     eps: float
     """Added to the eigenvalues s of the covariance, times their mean with `relative`."""
     per_image: bool = False
