@@ -9,7 +9,8 @@ import pandas
 
 from satm.config import Resolver
 from satm.errors import MissingRun, UsageError
-from satm.files import hash_file
+from satm.experts import differing_field
+from satm.files import hash_file, open_tensors, read_metadata
 from satm.results import (
     BOUNDS,
     EVALUATION,
@@ -93,14 +94,28 @@ class Reader:
         return frame
 
     def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
-        """Return what was measured in the iterations of a distillation, as `rows`; of each the last attempt."""
+        """Return what was measured in the iterations of a distillation, as `rows`; of each the last attempt.
+
+        Raises:
+            UsageError: also where they are of another version of the run than the synthetic set that lies there.
+        """
         path = self.resolver.layout.metrics(dataset, ipc, method, seed)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         frame = self.rows(path, METRICS, "distill", axes)
         cell = [dataset, ipc, method, seed]
-        if (found := read_rows_metadata(Path(path), METRICS).get("options", {}).get("axes", cell)) != cell:
+        made = read_rows_metadata(Path(path), METRICS).get("options", {})
+        if (found := made.get("axes", cell)) != cell:
             has, wanted = (" ".join(map(str, each)) for each in (found, cell))
             raise UsageError(f"metrics {path} are of {has}, expected {wanted}; make them again")
+        beside = Path(self.resolver.layout.distilled(dataset, ipc, method, seed))
+        if "options" in made and beside.is_file():
+            with open_tensors(beside, "synthetic set") as file:
+                options = read_metadata(file, beside, "synthetic set").get("options")
+            if difference := differing_field(made["options"], options):
+                raise UsageError(
+                    f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
+                    f"delete both and make them with: {self._command('distill', axes)}"
+                )
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
     def evaluation(self, dataset: str, ipc: int, method: str, seed: int, network: str) -> pandas.DataFrame:

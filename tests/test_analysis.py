@@ -124,7 +124,7 @@ def test_no_neighbour_at_a_small_distance_is_much_worse(problem: Problem) -> Non
 
 
 def test_the_sharpness_of_an_expert_goes_through_all_batches(problem: Problem) -> None:
-    data = real_images(TEST_BATCH + 8)
+    data = real_images(TEST_BATCH["cpu"] + 8)
     weights = flatten(problem.module)
     (row,) = sharpness_at(problem.module, weights, data, [0.3])
     assert torch.equal(flatten(problem.module), weights)

@@ -311,7 +311,7 @@ class Fixed(nn.Module):
 
 def test_measuring_goes_through_all_batches() -> None:
     generator = torch.Generator().manual_seed(0)
-    count = 2 * TEST_BATCH + 7
+    count = 2 * TEST_BATCH["cpu"] + 7
     images, labels = torch.randn(count, 1, 2, 2, generator=generator), torch.randint(3, (count,), generator=generator)
     accuracy, loss = measure(Fixed(), TrainingImages(images, labels))
     assert accuracy == pytest.approx(float((images.flatten(1)[:, :3].argmax(1) == labels).float().mean()))

@@ -1,5 +1,6 @@
 """Every kind of figure, drawn from stored rows: what its numbers say, what is refused, what is left out."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -268,7 +269,19 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     path = Path("results/it/distilled/digits/ipc-1/satm").rename("results/it/distilled/digits/ipc-1/mtt")
     with pytest.raises(UsageError, match="are of digits 1 satm 0, expected digits 1 mtt 0; make them again"):
         draw("one")
-    assert path.is_dir()
+    metrics("mtt", loss=[1.0])
+    measured = path / "seed-0" / "metrics.parquet"
+    rows = pandas.read_parquet(measured).to_dict("records")
+    for seen, version in ({"iterations": 1}, None), ({"iterations": 2}, "iterations: expected 2, found 1"):
+        write_rows(measured, rows, METRICS, {"options": {"options": {"method": "mtt", **seen}}})  # type: ignore[arg-type]
+        made = dataclasses.replace(synthetic(2, 1), options={"method": "mtt", "iterations": 1})
+        save_distilled(path / "seed-0" / "distilled.safetensors", made)
+        if version is None:
+            assert draw("one").frame["mean"].tolist() == [1.0]
+        else:
+            with pytest.raises(UsageError, match=f"two versions of one run: {version}; delete both and make them with"):
+                draw("one")
+    (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])
     rows = pandas.read_parquet(kept).to_dict("records")
     write_rows(kept, [*rows, {**rows[0], "accuracy": 0.7}], EVALUATION, {"options": {}})  # type: ignore[list-item]

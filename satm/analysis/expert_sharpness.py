@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from satm.experts import TrajectoryStore
 from satm.params import call_flat, flatten
-from satm.training import TEST_BATCH, TrainingImages, soft_cross_entropy
+from satm.training import TrainingImages, soft_cross_entropy
 
 LENGTHS = (0.005, 0.01, 0.03, 0.05, 0.1)
 """Lengths of the step to the neighbour: those that FTD chose from (section A.3.1)."""
@@ -38,8 +38,7 @@ def sharpness_at(
     place = weights.detach().clone().requires_grad_()
     loss = 0.0
     gradient = torch.zeros_like(weights)
-    for start in range(0, len(data), TEST_BATCH):
-        images, labels = data.batch(slice(start, start + TEST_BATCH))
+    for images, labels in data.batches():
         part = soft_cross_entropy(call_flat(module, place, images), labels) * len(labels) / len(data)
         gradient += torch.autograd.grad(part, place)[0]
         loss += float(part.detach())
@@ -74,7 +73,6 @@ def measure_expert_sharpness(
 def _loss(module: nn.Module, weights: Tensor, data: TrainingImages) -> float:
     """Return the mean cross-entropy of all images."""
     total = 0.0
-    for start in range(0, len(data), TEST_BATCH):
-        images, labels = data.batch(slice(start, start + TEST_BATCH))
+    for images, labels in data.batches():
         total += float(soft_cross_entropy(call_flat(module, weights, images), labels) * len(labels) / len(data))
     return total
