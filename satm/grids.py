@@ -1,5 +1,6 @@
-"""Tables of texts, as Markdown, LaTeX and on a terminal: what the kinds of table other than results tables share."""
+"""Tables of texts, as Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,21 @@ from rich.table import Table
 
 from satm.config import Layout
 from satm.files import atomic_path
-from satm.tables import csv_text
 
 SPECIAL = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "**": ""}
 """What LaTeX writes for a text; bold marks are left out."""
+
+STYLE = """
+:root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
+body { margin: 1.5em; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid #8886; }
+th.text, td.text { text-align: left; }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: normal; }
+tbody tr:hover { background: #8882; }
+p { max-width: 60em; }
+"""
+"""Of a table as a page of its own; it takes the reader's choice of light or dark."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +33,9 @@ class Grid:
     """A table of texts.
 
     Args:
-        title: for the terminal.
+        title: for the terminal and the page.
         headings: of the columns.
-        lines: of texts, as many as there are headings.
+        lines: of texts, as many as there are headings; one between two pairs of stars is bold.
         left: headings of columns that are not numbers, which begin at the left.
         notes: sentences below.
     """
@@ -48,6 +60,21 @@ class Grid:
         begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
         return "\n".join([*comments, begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", end]) + "\n"
 
+    def page(self) -> str:
+        """Return it as a page of HTML that needs nothing else."""
+        kinds = [' class="text"' if heading in self.left else "" for heading in self.headings]
+        head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, self.headings, strict=True))
+        rows = [
+            "".join(f"<td{kind}>{_marked(text)}</td>" for kind, text in zip(kinds, line, strict=True))
+            for line in self.lines
+        ]
+        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+        notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        title = html.escape(self.title)
+        begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{table}\n{notes}\n</html>\n"
+
     def show(self, console: Console) -> None:
         """Print it on a terminal, without the notes."""
         shown = Table(title=self.title)
@@ -59,15 +86,34 @@ class Grid:
 
 
 def write_grid(layout: Layout, name: str, frame: pandas.DataFrame, grid: Grid, console: Console) -> None:
-    """Write the frame as csv and the grid as md and tex, and show it.
+    """Write the frame as csv and the grid as md, tex and html, and show it.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    for kind, text in (("csv", csv_text(frame)), ("md", grid.markdown()), ("tex", grid.latex())):
+    write_forms(layout, name, csv=csv_text(frame), md=grid.markdown(), tex=grid.latex(), html=grid.page())
+    grid.show(console)
+
+
+def write_forms(layout: Layout, name: str, **forms: str) -> None:
+    """Write the forms of a table: texts by the ending of their file.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    for kind, text in forms.items():
         with atomic_path(Path(layout.table(name, kind))) as part:
             part.write_text(text)
-    grid.show(console)
+
+
+def csv_text(frame: pandas.DataFrame) -> str:
+    """Return a frame as csv, numbers to six digits."""
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _marked(text: str) -> str:
+    bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
+    return f"<b>{html.escape(text[2:-2])}</b>" if bold else html.escape(text)
 
 
 def _escaped(text: str) -> str:

@@ -18,7 +18,7 @@ from rich.table import Table
 from satm.analysis.statistics import student_interval
 from satm.config import FULL, TableOptions, canonical
 from satm.errors import UsageError, pick
-from satm.files import atomic_path
+from satm.grids import Grid, csv_text, write_forms
 from satm.reading import Reader
 from satm.results import EVALUATION
 
@@ -160,7 +160,7 @@ def paired_table(reader: Reader, name: str) -> pandas.DataFrame:
 
 
 def write_table(reader: Reader, name: str) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Write a table as csv, md and tex and its paired comparison as `NAME-paired.csv`; return both frames.
+    """Write a table as csv, md, tex and html and its paired comparison as `NAME-paired.csv`; return both frames.
 
     Raises:
         UsageError: as `results_table` and `paired_table`.
@@ -169,35 +169,29 @@ def write_table(reader: Reader, name: str) -> tuple[pandas.DataFrame, pandas.Dat
     frame, paired = results_table(reader, name), paired_table(reader, name)
     layout = reader.resolver.layout
     notes = _notes(reader, name, frame)
-    for path, text in (
-        (layout.table(name, "csv"), csv_text(frame)),
-        (layout.table(f"{name}-paired", "csv"), csv_text(paired)),
-        (layout.table(name, "md"), markdown(frame, notes)),
-        (layout.table(name, "tex"), latex(frame, notes)),
-    ):
-        with atomic_path(Path(path)) as part:
-            part.write_text(text)
+    grid = results_grid(frame, name, notes)
+    write_forms(layout, f"{name}-paired", csv=csv_text(paired))
+    write_forms(layout, name, csv=csv_text(frame), md=grid.markdown(), tex=latex(frame, notes), html=grid.page())
     return frame, paired
 
 
-def markdown(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return a results table in the paper's layout as Markdown, percent: datasets, ipc, networks down, methods across.
+def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] = ()) -> Grid:
+    """Return a results table in the paper's layout, percent: datasets, ipc, networks down, methods across.
 
     Bold is the best of a row among the published numbers and among the measured ones of one selection; networks trained
     on all real images are left out of that.
     """
     columns, names = _columns(frame), _row_names(frame)
-    header = [*names, *(f"{method} (published)" if kind else method for kind, method in columns)]
-    lines = [header, ["---"] * len(names) + ["---:"] * len(columns)]
+    lines = []
     for *place, cells in _grid(frame, columns):
         texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
         lines.append([*place[: len(names)], *texts])
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([body, *notes]) + "\n"
+    header = [*names, *(f"{method} (published)" if kind else method for kind, method in columns)]
+    return Grid(title, header, lines, names, notes)
 
 
 def latex(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return the same as `markdown` as a LaTeX tabular, for the package booktabs; the notes are comments."""
+    """Return the same as `results_grid` as a LaTeX tabular, for the package booktabs; the notes are comments."""
     columns, names = _columns(frame), _row_names(frame)
     published = sum(kind for kind, _ in columns)
     spans = [
@@ -594,8 +588,3 @@ def _step_sizes(frame: pandas.DataFrame) -> list[str]:
         where = rows.groupby("network", sort=False)["method"].agg(lambda names: ", ".join(dict.fromkeys(names)))
         parts.append(f"{kind} - " + "; ".join(f"{network}: {names}" for network, names in where.items()))
     return [f"Step size of the tested networks: {'. '.join(parts)}."]
-
-
-def csv_text(frame: pandas.DataFrame) -> str:
-    """Return a frame as csv, numbers to six digits."""
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")

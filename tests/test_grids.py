@@ -1,4 +1,4 @@
-"""Tables of texts in their three forms."""
+"""Tables of texts in their forms."""
 
 import io
 from pathlib import Path
@@ -36,10 +36,18 @@ def test_markdown_and_latex_hold_the_same() -> None:
     ]
 
 
+def test_the_page_holds_the_same_and_nothing_from_elsewhere() -> None:
+    text = GRID.page()
+    assert '<td class="text">a &amp; b</td><td><b>50.0 ± 1.0</b></td><td>3</td>' in text
+    assert '<th class="text">method</th><th>accuracy_%</th>' in text and "<p>a note</p>" in text
+    assert "src=" not in text and "href=" not in text and "color-scheme: light dark" in text
+
+
 def test_all_forms_are_written_and_shown(tmp_path: Path) -> None:
     told = io.StringIO()
     frame = pandas.DataFrame({"method": ["c"], "accuracy": [0.5]})
     write_grid(Layout(str(tmp_path)), "one", frame, GRID, Console(file=told))
     assert (tmp_path / "one.csv").read_text() == "method,accuracy\nc,0.5\n"
     assert (tmp_path / "one.md").read_text() == GRID.markdown() and (tmp_path / "one.tex").read_text() == GRID.latex()
+    assert (tmp_path / "one.html").read_text() == GRID.page()
     assert "title" in told.getvalue()

@@ -91,16 +91,34 @@ def test_overview_is_no_name_of_a_table(tmp_path: Path, refused: Refuse) -> None
     )
 
 
-@pytest.fixture
-def report(campaign: Path) -> Path:
-    """The report of a campaign, with what is there."""
+FIGURES = """
+figures:
+  losses: {kind: iterations, datasets: {digits: [1]}, methods: [satm], quantities: [loss]}
+  steps: {kind: iterations, datasets: {digits: [1]}, methods: [satm], quantities: [step_size]}
+"""
+"""With the picture three figures; of two the report makes a switch instead of a list."""
+
+
+LOADED = "return [...document.images].filter(i => i.complete && i.naturalWidth > 200 && !i.src.includes('logo'))"
+"""Finds the pictures that are shown."""
+
+
+@pytest.fixture(params=["html", "zip"])
+def report(request: pytest.FixtureRequest, campaign: Path) -> Path:
+    """The report of a campaign, with what is there, as one file or as an archive that was unpacked."""
+    with Path("tiny.yaml").open("a") as file:
+        file.write(FIGURES)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "1"]
     command += ["results/tiny/tables/all", "results/tiny/figures/all", "--configfile", "tiny.yaml"]
-    for last in ([], ["--report", "report.html"]):
+    for last in ([], ["--report", f"report.{request.param}"]):
         made = [*command, *last, "--config", "partial=true"]
         done = subprocess.run(made, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
-    return campaign / "report.html"
+    if request.param == "html":
+        return campaign / "report.html"
+    shutil.unpack_archive("report.zip", "unpacked")
+    (page,) = Path("unpacked").rglob("report.html")
+    return page.resolve()
 
 
 @pytest.mark.workflow
@@ -117,15 +135,29 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(report: Path) -
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     shown = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    wait = WebDriverWait(shown, 30)
+
+    def choose(category: str, name: str) -> None:
+        """Open one result of a category."""
+        shown.get(report.as_uri())
+        wait.until(lambda page: page.find_element(By.XPATH, f"//*[text()='{category}']")).click()
+        row = f"//nav//tr[.//*[normalize-space()='{name}']]//a"
+        wait.until(lambda page: page.find_element(By.XPATH, row)).click()
+
     try:
         shown.get(report.as_uri())
-        wait = WebDriverWait(shown, 30)
         text = wait.until(lambda page: page.find_element(By.ID, "satm-overview")).text
         assert "Overview of results/tiny" in text and "1 of 3 cells" in text
-        for category, inside in (("Tables", "table2"), ("Figures", "synthetic-digits-ipc-1")):
-            shown.get(report.as_uri())
-            wait.until(lambda page, name=category: page.find_element(By.XPATH, f"//*[text()='{name}']")).click()
-            wait.until(lambda page, inside=inside: inside in page.find_element(By.TAG_NAME, "body").text)
+        choose("Tables", "table2")
+        shown.switch_to.frame(wait.until(lambda page: page.find_element(By.TAG_NAME, "iframe")))
+        table = wait.until(lambda page: page.find_element(By.TAG_NAME, "table")).text
+        assert "satm" in table and "±" in table
+        assert "Not run yet" in shown.find_element(By.TAG_NAME, "body").text
+        shown.switch_to.default_content()
+        for figure in ("losses", "synthetic-digits-ipc-1"):
+            choose("Figures", figure)
+            (image,) = wait.until(lambda page: page.execute_script(LOADED))
+            assert figure in image.get_attribute("src")
         severe = [entry for entry in shown.get_log("browser") if entry["level"] == "SEVERE"]
         events = [json.loads(entry["message"])["message"] for entry in shown.get_log("performance")]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]

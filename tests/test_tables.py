@@ -14,7 +14,16 @@ from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.reading import Reader
 from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
-from satm.tables import COLUMNS, latex, load_published, markdown, paired_table, results_table, show_table, write_table
+from satm.tables import (
+    COLUMNS,
+    latex,
+    load_published,
+    paired_table,
+    results_grid,
+    results_table,
+    show_table,
+    write_table,
+)
 
 ACCURACY = {
     ("random", 0): [0.15, 0.16],
@@ -182,7 +191,9 @@ def test_selections_are_named_and_not_compared() -> None:
             {**row, "method": "c", "accuracy_mean": 0.9, "selection": "test"},
         ]
     )
-    assert markdown(frame).splitlines()[2] == "| d | 1 | 50.0 ± 0.0 | **60.0 ± 0.0** | 90.0 ± 0.0 [test] |"
+    assert (
+        results_grid(frame).markdown().splitlines()[2] == "| d | 1 | 50.0 ± 0.0 | **60.0 ± 0.0** | 90.0 ± 0.0 [test] |"
+    )
     assert r"90.0 $\pm$ 0.0 [test] \\" in latex(frame) and "published" not in latex(frame)
 
 
@@ -288,14 +299,16 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
     assert "[wide]: published for a wider ConvNet" in text
     tex = (tmp_path / "results" / "table2.tex").read_text()
     assert r"49.9 $\pm$ 0.2 [wide]" in tex and r"\multicolumn{12}{c}{published}" in tex
-    assert "[wide]" not in markdown(plain)
+    assert "[wide]" not in results_grid(plain).markdown()
 
 
 def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
     frame = results_table(Reader(make_published(tmp_path, ["kip", "rcig"])), "table2")
     assert frame.set_index("method").loc["rcig", "published_mean"] == pytest.approx(0.496)
     frame.loc[frame["method"] == "kip", "published_mean"] = 0.9
-    assert "| 90.0 ± 0.2 [wide] |" in markdown(frame) and "**49.6 ± 1.2**" in markdown(frame)
+    assert (
+        "| 90.0 ± 0.2 [wide] |" in results_grid(frame).markdown() and "**49.6 ± 1.2**" in results_grid(frame).markdown()
+    )
 
 
 def test_published_rows_of_a_table_that_no_paper_has(tmp_path: Path) -> None:
@@ -393,7 +406,7 @@ def test_numbers_of_all_real_images_stand_in_one_row(tmp_path: Path) -> None:
     rows = frame[frame["method"].str.startswith("full")]
     assert rows[["ipc", "method"]].values.tolist() == [[0, "full-experts"], [0, "full-strong"]]
     assert rows["published_mean"].tolist()[0] == pytest.approx(0.848) and rows["published_mean"].isna().tolist()[1]
-    assert "| all |" in markdown(frame)
+    assert "| all |" in results_grid(frame).markdown()
     without = {**table, "full": []}
     resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table1": without}}), (), str(tmp_path / "results"))
     last = results_table(Reader(resolver, partial=True), "ftd-table1").iloc[-1]
@@ -446,5 +459,5 @@ def test_networks_that_diverged_are_told_and_have_no_accuracy(tmp_path: Path) ->
     assert frame.loc["mtt", ["n", "diverged"]].tolist() == [3, 1]
     assert frame.loc["mtt", "accuracy_mean"] == pytest.approx((0.3 + 0.33 + 0.35) / 3)
     assert frame.loc["satm", ["n", "diverged"]].tolist() == [0, 4] and pandas.isna(frame.loc["satm", "accuracy_mean"])
-    text = markdown(results_table(Reader(resolver), "table2"))
+    text = results_grid(results_table(Reader(resolver), "table2")).markdown()
     assert "| diverged |" in text and "[1 diverged]" in text

@@ -93,7 +93,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files += [layout.experts_part("digits", "sgd", part) for part in ("0-0", "1-1")]
     for cell in resolver.table("table2").cells():
         files += [layout.distilled(*cell), layout.metrics(*cell), layout.evaluation(*cell, "convnet")]
-    files += [layout.table("table2-paired"), *(layout.table("table2", kind) for kind in ("csv", "md", "tex"))]
+    files += [layout.table("table2-paired"), *(layout.table("table2", kind) for kind in ("csv", "md", "tex", "html"))]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).touch()

@@ -8,17 +8,17 @@ from satm.config import OVERVIEW, ContinualOptions, FairOptions, MeasuresOptions
 from satm.figures import FIGURES
 from satm.figures.style import save
 from satm.files import atomic_path
+from satm.grids import csv_text, write_forms
 from satm.overview import markdown, overview, page, sentences
 from satm.progress import Progress
 from satm.reading import Reader
 from satm.reductions import reductions
-from satm.tables import csv_text
 
 LOG = logging.getLogger("satm")
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
-    """Write a table as csv, md and tex, and show it.
+    """Write a table as csv, md, tex and html, and show it.
 
     With `partial` cells that were not run yet are empty.
     """
@@ -43,10 +43,8 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
 def make_overview(resolver: Resolver) -> None:
     """Write what a campaign has made so far as csv, md and, for the report's first page, html."""
     found, root = overview(resolver), resolver.layout.root
-    parts = {"csv": csv_text(found.frame), "md": markdown(found, root), "html": page(found, root)}
-    for kind, text in parts.items():
-        with atomic_path(Path(resolver.layout.table(OVERVIEW, kind))) as part:
-            part.write_text(text)
+    text, first = markdown(found, root), page(found, root)
+    write_forms(resolver.layout, OVERVIEW, csv=csv_text(found.frame), md=text, html=first)
     for text in sentences(found, root):
         LOG.info("%s", text)
 

@@ -3,14 +3,15 @@ rule table:
     input:
         measured=campaigns.measured,
     output:
-        csv=report(
-            layout.table("{table}", "csv"),
+        csv=layout.table("{table}", "csv"),
+        md=layout.table("{table}", "md"),
+        tex=layout.table("{table}", "tex"),
+        page=report(
+            layout.table("{table}", "html"),
             caption="../report/table.rst",
             category="Tables",
             labels={"campaign": "{root}", "table": "{table}"},
         ),
-        md=layout.table("{table}", "md"),
-        tex=layout.table("{table}", "tex"),
     log:
         layout.log("table", "{table}"),
     benchmark:
