@@ -274,7 +274,7 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
 def test_images_of_two_sizes(tmp_path: Path) -> None:
     images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
     write_both(tmp_path, images=images)
-    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 as the others; set `size`"
+    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 as the others; resize it"
     with pytest.raises(UsageError, match=text):
         load(tmp_path)
     write_both(tmp_path, images=[encode(pixels(seed, 5, 5)) for seed in range(6)])

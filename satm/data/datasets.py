@@ -474,7 +474,7 @@ def decode_part(part: Part, kept: tuple[int, ...], size: int | None, wanted: int
                     expected = f"{wanted} x {wanted} as the others" if wanted else "as many rows as columns"
                     raise UsageError(
                         f"{part.where(at)}: the image has {height} x {width} pixels, expected {expected}; "
-                        "set `size` to resize and crop all images"
+                        "resize it; a dataset with the option `size` resizes and crops all its images"
                     )
                 if not len(pixels):
                     pixels = np.empty((len(chosen), 3, height, width), np.uint8)
