@@ -1,0 +1,39 @@
+"""What runs leave behind: tidy rows as parquet with the run's circumstances, and synthetic sets as safetensors."""
+
+from satm.results.circumstances import run_metadata
+from satm.results.columns import (
+    BOUNDS,
+    CONTINUAL,
+    EVALUATION,
+    EXPERT_SHARPNESS,
+    METRICS,
+    NAS,
+    SHARPNESS,
+    TRAJECTORY,
+    VARIANCE,
+    Columns,
+)
+from satm.results.distilled import DistilledDataset, History, load_distilled, save_distilled
+from satm.results.rows import METADATA_KEY, read_rows, read_rows_metadata, write_rows
+
+__all__ = [
+    "BOUNDS",
+    "CONTINUAL",
+    "EVALUATION",
+    "EXPERT_SHARPNESS",
+    "METADATA_KEY",
+    "METRICS",
+    "NAS",
+    "SHARPNESS",
+    "TRAJECTORY",
+    "VARIANCE",
+    "Columns",
+    "DistilledDataset",
+    "History",
+    "load_distilled",
+    "read_rows",
+    "read_rows_metadata",
+    "run_metadata",
+    "save_distilled",
+    "write_rows",
+]

@@ -1,0 +1,44 @@
+"""The circumstances of a run, which its files carry."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import satm
+
+
+def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the circumstances of a run: resolved options, commit, versions, device, host and time (UTC).
+
+    Args:
+        options: the resolved options, JSON values.
+        device: where the run computes.
+    """
+    kind = torch.device(device)
+    return {
+        "options": dict(options),
+        "commit": _commit(),
+        "versions": {"satm": satm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type,
+        "host": platform.node(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """Return the checkout's commit, with `-dirty` when tracked files differ from it; None outside a checkout."""
+    root = Path(satm.__file__).parent.parent
+    # An installed package may lie inside the checkout of another project, whose commit would mislead.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
