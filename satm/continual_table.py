@@ -4,16 +4,15 @@ Pure functions of the parquet files that the stage `continual` left behind. Accu
 csv, percent in Markdown.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import pandas
 from rich.console import Console
 
-from satm.config import ContinualOptions, canonical
+from satm.config import ContinualOptions
 from satm.continual import average_accuracy, final_accuracy, forgetting, step_accuracies
 from satm.errors import UsageError, pick
-from satm.grids import Grid, write_grid
+from satm.grids import Grid, networks_in_words, write_grid
 from satm.reading import Reader
 from satm.results import CONTINUAL
 from satm.tables import percent
@@ -163,10 +162,9 @@ def _lines(frame: pandas.DataFrame) -> list[list[str]]:
 
 def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
     options = _options(reader, name)
-    described: Mapping[str, str] = {
-        dataset: canonical(reader.resolver.network(options.network, dataset)) for dataset in options.datasets
-    }
-    networks = ", ".join(dict.fromkeys(described.values()))
+    networks = networks_in_words(
+        {dataset: reader.resolver.network(options.network, dataset) for dataset in options.datasets}
+    )
     brings = "its classes' images of one distillation of all classes"
     if options.sets == "per-step":
         brings = "images distilled on its classes only"
@@ -177,7 +175,7 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
         f"networks. Classes come in {options.steps} steps; a step brings {brings}, and new networks are trained on all "
         "synthetic images that came so far and tested on all classes seen. final: after the last step; average: over "
         "the steps; forgetting: best earlier minus final accuracy on the classes of a step, mean over the steps before "
-        f"the last (Chaudhry et al. 2018). Network: `{networks}`."
+        f"the last (Chaudhry et al. 2018). Network: {networks}."
     ]
     averaged = list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"]))
     if averaged:

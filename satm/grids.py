@@ -1,7 +1,7 @@
 """Tables of texts, as Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,21 @@ def write_forms(layout: Layout, name: str, **forms: str) -> None:
 def csv_text(frame: pandas.DataFrame) -> str:
     """Return a frame as csv, numbers to six digits."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:
+    """Return networks with their options, by name; without names where all are alike.
+
+    Args:
+        options: the resolved options of each network, by where it is used.
+    """
+    told = {
+        name: ", ".join([str(values["network"]), *(f"{key} {values[key]}" for key in values if key != "network")])
+        for name, values in options.items()
+    }
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{name}: {text}" for name, text in told.items())
 
 
 def _marked(text: str) -> str:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from satm.analysis.statistics import student_interval
-from satm.config import FULL, TableOptions, canonical
+from satm.config import FULL, TableOptions
 from satm.errors import UsageError, pick
-from satm.grids import Grid, csv_text, write_forms
+from satm.grids import Grid, csv_text, networks_in_words, write_forms
 from satm.reading import Reader
 from satm.results import EVALUATION
 
@@ -539,17 +539,16 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
     options = _options(reader, name)
     counts = sorted(set(frame["n"].dropna()))
     networks = " or ".join(str(count) for count in counts)
+    several = len(options.datasets) > 1
     described = {
-        f"{network} on {dataset}": canonical(reader.resolver.network(network, dataset))
+        f"{network} on {dataset}" if several else network: reader.resolver.network(network, dataset)
         for network in options.networks
         for dataset in options.datasets
     }
-    same = len(set(described.values())) == 1
-    network = next(iter(described.values())) if same else canonical(described)
     notes = [
         f"{options.split.capitalize()} accuracy in percent, mean ± sample standard deviation over {networks} networks, "
-        f"all seeds of the distillation together. Network: `{network}`. Bold: the best of a row among the published "
-        "numbers, and among the measured ones of one selection."
+        f"all seeds of the distillation together. Network: {networks_in_words(described)}. Bold: the best of a row "
+        "among the published numbers, and among the measured ones of one selection."
     ]
     printed = frame[frame["published_mean"].notna()]
     if set(printed["method"]) - set(options.published):

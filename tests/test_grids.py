@@ -7,7 +7,7 @@ import pandas
 from rich.console import Console
 
 from satm.config import Layout
-from satm.grids import Grid, write_grid
+from satm.grids import Grid, networks_in_words, write_grid
 
 GRID = Grid(
     "title", ("method", "accuracy_%", "n"), [["a & b", "**50.0 ± 1.0**", "3"], ["c", "", ""]], ("method",), ["a note"]
@@ -51,3 +51,9 @@ def test_all_forms_are_written_and_shown(tmp_path: Path) -> None:
     assert (tmp_path / "one.md").read_text() == GRID.markdown() and (tmp_path / "one.tex").read_text() == GRID.latex()
     assert (tmp_path / "one.html").read_text() == GRID.page()
     assert "title" in told.getvalue()
+
+
+def test_networks_are_told_in_words() -> None:
+    small, wide = {"depth": 1, "network": "convnet", "width": 4}, {"network": "alexnet"}
+    assert networks_in_words({"a": small, "b": dict(small)}) == "convnet, depth 1, width 4"
+    assert networks_in_words({"a": small, "b": wide}) == "a: convnet, depth 1, width 4; b: alexnet"
