@@ -60,8 +60,8 @@ class Grid:
         begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
         return "\n".join([*comments, begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", end]) + "\n"
 
-    def page(self) -> str:
-        """Return it as a page of HTML that needs nothing else."""
+    def table(self) -> str:
+        """Return the table alone as a piece of HTML."""
         kinds = [' class="text"' if heading in self.left else "" for heading in self.headings]
         head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, self.headings, strict=True))
         rows = [
@@ -69,11 +69,14 @@ class Grid:
             for line in self.lines
         ]
         body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+    def page(self) -> str:
+        """Return it as a page of HTML that needs nothing else."""
         notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         title = html.escape(self.title)
         begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{table}\n{notes}\n</html>\n"
+        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{self.table()}\n{notes}\n</html>\n"
 
     def show(self, console: Console) -> None:
         """Print it on a terminal, without the notes."""

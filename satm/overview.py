@@ -26,6 +26,7 @@ from satm.config import (
 )
 from satm.continual_table import continual_table
 from satm.fair import fair_table
+from satm.grids import Grid
 from satm.measure_table import measure_table
 from satm.nas_table import METRICS as SEARCHED
 from satm.nas_table import search_table
@@ -195,11 +196,13 @@ HEADINGS = {
 }
 
 
-def _lines(found: Overview) -> list[list[str]]:
-    return [
+def _grid(found: Overview) -> Grid:
+    headings = list(HEADINGS.values())
+    lines = [
         [f"{row[column]:.2f}" if isinstance(row[column], float) else str(row[column]) for column in HEADINGS]
         for row in found.frame.to_dict("records")
     ]
+    return Grid("", headings, lines, headings[:1], ())
 
 
 def sentences(found: Overview, root: str) -> list[str]:
@@ -221,23 +224,19 @@ def sentences(found: Overview, root: str) -> list[str]:
 
 def markdown(found: Overview, root: str) -> str:
     """Return the overview as Markdown."""
-    ruled = [list(HEADINGS.values()), ["---"] + ["---:"] * (len(HEADINGS) - 1), *_lines(found)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in ruled)
-    return "\n\n".join([*sentences(found, root), table]) + "\n"
+    return "\n\n".join([*sentences(found, root), _grid(found).markdown()])
 
 
 def page(found: Overview, root: str) -> str:
     """Return the overview as a piece of HTML, for the report's first page."""
     told = "".join(f"<p>{html.escape(text)}</p>" for text in sentences(found, root))
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in HEADINGS.values())
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>" for line in _lines(found))
     style = (
-        "<style>.satm-overview{border-collapse:collapse;font-size:13px;margin-top:1em}"
+        "<style>.satm-overview table{border-collapse:collapse;font-size:13px;margin-top:1em}"
         ".satm-overview th,.satm-overview td{padding:3px 9px;text-align:right;border-bottom:1px solid #8884}"
         ".satm-overview th:first-child,.satm-overview td:first-child{text-align:left}"
         ".satm-overview tr:last-child td{font-weight:bold}</style>"
     )
     return (
         f'{style}<div id="satm-overview"><h2>Overview of {html.escape(root)}</h2>{told}'
-        f'<table class="satm-overview"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
+        f'<div class="satm-overview">{_grid(found).table()}</div></div>\n'
     )

@@ -127,7 +127,10 @@ def test_variants_keep_their_file_their_hash_and_their_device(tmp_path: Path, pe
     for other in ({"per_image": not per_image}, {"relative": not relative}):
         assert fit_whitening(images, 0.1, **{"per_image": per_image, "relative": relative, **other}).hash != fitted.hash
     held, metadata = read_tensors(tmp_path / "a", "whitening")
-    write_tensors(tmp_path / "a", held, {**metadata, "relative": not relative})
+    if "norm" in held:
+        write_tensors(tmp_path / "a", {**held, "norm": held["norm"] * 2}, metadata)
+    else:
+        write_tensors(tmp_path / "a", held, {**metadata, "relative": not relative})
     with pytest.raises(UsageError, match="was changed"):
         load_whitening(tmp_path / "a")
 
