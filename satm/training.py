@@ -16,7 +16,7 @@ from satm.data import Augmentation, Preprocessor, Split
 
 TEST_BATCH = {"cpu": 100, "cuda": 1000}
 """Images a step where all are only measured, by kind of device, without effect on the result: a processor's caches hold
-what networks make of 100 images of 32 pixels (0.7 to 0.8 times the time of 500), a GPU needs more to be busy."""
+what networks make of 100 images of 32 pixels, a GPU needs more to be busy."""
 
 
 @dataclass(frozen=True)
