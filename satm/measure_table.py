@@ -9,7 +9,7 @@ import pandas
 from rich.console import Console
 
 from satm.config import MeasuresOptions
-from satm.errors import pick
+from satm.errors import UsageError, pick
 from satm.grids import Grid, write_grid
 from satm.measures import Measure, measure
 from satm.reading import Reader
@@ -59,8 +59,7 @@ def measure_table(reader: Reader, name: str) -> pandas.DataFrame:
                 cell = {"dataset": dataset, "ipc": ipc, "measure": quantity}
                 measured = []
                 for method in options.methods:
-                    seeds = options.seeds_for(ipc)
-                    found = reader.attempt(partial(_measured, reader, quantity, dataset, ipc, method, seeds))
+                    found = reader.attempt(partial(_measured, reader, options, quantity, dataset, ipc, method))
                     beside = printed.pop(options.published_as.get(method, method), {})
                     measured.append({**cell, "method": method, **(vars(found) if found else {}), **beside})
                 rows += [{**cell, "method": one, **values} for one, values in printed.items()] + measured
@@ -101,8 +100,20 @@ def _options(reader: Reader, name: str) -> MeasuresOptions:
     return pick(name, reader.resolver.campaign.measures, f"table of measures in {where}")
 
 
-def _measured(reader: Reader, quantity: str, dataset: str, ipc: int, method: str, seeds: tuple[int, ...]) -> Measure:
-    return measure(quantity, [reader.metrics(dataset, ipc, method, seed) for seed in seeds])
+def _measured(
+    reader: Reader, options: MeasuresOptions, quantity: str, dataset: str, ipc: int, method: str
+) -> Measure:
+    runs = []
+    for seed in options.seeds_for(ipc):
+        run = reader.metrics(dataset, ipc, method, seed)
+        kept = run[run["iteration"] > options.after]
+        if kept.empty:
+            raise UsageError(
+                f"the run of {method} on {dataset} at ipc {ipc}, seed {seed}, has {len(run)} iterations and `after: "
+                f"{options.after}` leaves none of them; take a smaller `after`"
+            )
+        runs.append(kept)
+    return measure(quantity, runs)
 
 
 def _published(name: str, quantity: str, dataset: str, ipc: int) -> dict[str, dict[str, object]]:
@@ -129,6 +140,8 @@ def _notes(reader: Reader, name: str) -> list[str]:
         "held, on a GPU the tensors of PyTorch, on a CPU the whole process; 1 GB is 10^9 bytes. A published time or "
         "memory is that of another machine.",
     ]
+    if after := reader.resolver.campaign.measures[name].after:
+        notes.append(f"The first {after} iterations of each run are left out.")
     if name in PUBLISHED:
         notes.append(f"Published: {' '.join(PUBLISHED[name])}.")
     return [*notes, *reader.notes]

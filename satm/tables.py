@@ -15,7 +15,7 @@ import pandas
 from rich.console import Console
 from rich.table import Table
 
-from satm.analysis.statistics import student_interval
+from satm.analysis.statistics import pooled_deviations, student_interval
 from satm.config import FULL, TableOptions
 from satm.errors import UsageError, pick
 from satm.grids import Grid, csv_text, networks_in_words, write_forms
@@ -72,6 +72,7 @@ PAIRED_COLUMNS = (
     "high",
     "n",
     "over",
+    "pooled_deviations",
 )
 
 WIDE = "convnet-wide"
@@ -138,7 +139,8 @@ def paired_table(reader: Reader, name: str) -> pandas.DataFrame:
     outer loss; smaller is flatter), once for all networks. Pairs are the seeds of the distillation, each the mean over
     its networks or segments; with one seed they are the networks or the segments themselves, so that the interval does
     not cover the choice of the seed. `over` says which. low and high are missing with a single pair. Of averaged sets
-    the averages are compared.
+    the averages are compared. pooled_deviations is the difference of the means over all networks or segments in pooled
+    standard deviations (`satm.analysis.statistics`).
 
     Raises:
         UsageError: no such table; a file that it needs is missing, broken, or of another run; pairs without a partner.
@@ -456,6 +458,7 @@ def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str
         "high": high,
         "n": len(differences),
         "over": "seeds" if key == "seed" else f"{inner}s of one seed",
+        "pooled_deviations": pooled_deviations(*(frame[value].dropna().tolist() for frame in (one, two))),
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from satm.config import Campaign, Resolver
-from satm.errors import MissingRun
+from satm.errors import MissingRun, UsageError
 from satm.measure_table import measure_table, write_measures
 from satm.reading import Reader
 from satm.results import METRICS, TRAJECTORY, write_rows
@@ -55,6 +55,17 @@ def test_a_table_that_no_paper_has_shows_what_is_measured(tmp_path: Path) -> Non
     metrics(resolver, "mtt", [1800.0, 1800.0], "digits", 1)
     frame = measure_table(Reader(resolver), "mine").set_index("measure")
     assert frame["mean"].to_dict() == {"memory_gb": 4.0, "training_hours": 1.0} and frame["published"].isna().all()
+
+
+def test_the_first_iterations_can_be_left_out(tmp_path: Path) -> None:
+    table = {"datasets": {"digits": [1]}, "methods": ["mtt"], "measures": ["training_hours"], "after": 2}
+    resolver = campaign(tmp_path, measures={"late": table, "none": {**table, "after": 3}})
+    metrics(resolver, "mtt", [7200.0, 7200.0, 3600.0], "digits", 1)
+    frame = write_measures(Reader(resolver), "late", Console(file=io.StringIO()))
+    assert frame["mean"].tolist() == [1.0]
+    assert "The first 2 iterations of each run are left out." in (tmp_path / "results" / "late.md").read_text()
+    with pytest.raises(UsageError, match=r"mtt on digits at ipc 1, seed 0, has 3 iterations and `after: 3` leaves none"):
+        measure_table(Reader(resolver), "none")
 
 
 def test_accuracies_by_the_epoch_of_the_start(tmp_path: Path) -> None:

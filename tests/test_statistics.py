@@ -6,7 +6,12 @@ import numpy
 import pytest
 from scipy import stats
 
-from satm.analysis.statistics import augmentation_robust_score, label_robust_score, student_interval
+from satm.analysis.statistics import (
+    augmentation_robust_score,
+    label_robust_score,
+    pooled_deviations,
+    student_interval,
+)
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.4], [0.31, 0.28, 0.35], list(numpy.linspace(0, 1, 30) ** 2)])
@@ -28,6 +33,13 @@ def test_the_interval_agrees_with_the_bootstrap_where_there_are_many() -> None:
 def test_a_single_value_has_no_interval() -> None:
     mean, low, high = student_interval([0.5])
     assert mean == 0.5 and math.isnan(low) and math.isnan(high)
+
+
+def test_a_difference_in_pooled_deviations() -> None:
+    one, two = [0.2, 0.4], [0.1, 0.1, 0.4]  # sample variances 0.02 and 0.03, means 0.3 and 0.2
+    assert pooled_deviations(one, two) == pytest.approx(0.1 / math.sqrt(0.025))
+    assert pooled_deviations(two, one) == -pooled_deviations(one, two)
+    assert math.isnan(pooled_deviations([0.3], two)) and math.isnan(pooled_deviations([0.3, 0.3], [0.2, 0.2]))
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def test_pairs_are_seeds_with_students_interval(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(differences.mean())
     assert (row["low"], row["high"]) == (pytest.approx(low), pytest.approx(high))
     assert (row["method_mean"], row["reference_mean"]) == (pytest.approx(0.35), pytest.approx(0.325))
+    spread = numpy.sqrt((numpy.var([0.34, 0.35, 0.35, 0.36], ddof=1) + numpy.var([0.3, 0.32, 0.33, 0.35], ddof=1)) / 2)
+    assert row["pooled_deviations"] == pytest.approx(0.025 / spread)
     flat = frame.loc["sharpness"]
     assert flat["difference"] == pytest.approx(-0.01)
     assert flat["reference_mean"] == pytest.approx(numpy.mean([0.02, 0.02, 0.02, 0.021]))

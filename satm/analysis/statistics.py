@@ -24,6 +24,19 @@ def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) ->
     return mean, mean - half, mean + half
 
 
+def pooled_deviations(one: Sequence[float], two: Sequence[float]) -> float:
+    """Return the difference of two means, one - two, in units of the root of the mean of both sample variances.
+
+    Args:
+        one: values.
+        two: values of the other group; NaN is returned where a group has fewer than two or no value differs.
+    """
+    if min(len(one), len(two)) < 2:
+        return math.nan
+    pooled = math.sqrt((statistics.variance(one) + statistics.variance(two)) / 2)
+    return (statistics.fmean(one) - statistics.fmean(two)) / pooled if pooled > 0 else math.nan
+
+
 def label_robust_score(improvement: float, gap: float, weight: float = 0.5) -> float:
     """Return the label-robust score, 0 to 1: how good images are whatever labels they come with.
 
