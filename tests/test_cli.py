@@ -1,6 +1,5 @@
 """The command line: exit codes and one clear line for bad input and bad machines, and what a kill leaves behind."""
 
-import contextlib
 import json
 import os
 import random
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -409,26 +407,29 @@ def test_the_bench_compares_the_engines(capfd: pytest.CaptureFixture[str]) -> No
     assert float(equal.rpartition(" ")[2]) <= 1e-10
 
 
-def kill_at_random(folder: Path, arguments: tuple[str, ...], begun: str, span: float) -> None:
-    """Start a command, wait for a file that shows it is at work, and kill it at a random moment after that."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "satm", *arguments]
-    before = stamps(folder, begun)
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    while stamps(folder, begun) <= before and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(random.random() * span)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the command ended before it could be killed; give it more to do"
+KILLED = """
+import os, random, signal, sys, time
+from satm.cli import main
+
+wanted, replace, times = int(sys.argv[1]), os.replace, []
+
+def counted(source, target):
+    replace(source, target)
+    if "/state/" in str(target):
+        times.append(time.monotonic())
+        if len(times) == wanted:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.random() * (times[-1] - times[-2])))
+
+os.replace = counted
+sys.exit(main(sys.argv[2:]))
+"""
+"""Runs a command; after so many writes of its state an alarm ends the process at a random moment, as a kill does."""
 
 
-def stamps(folder: Path, pattern: str) -> set[tuple[str, int]]:
-    """Return the files of a pattern with the times of their last changes."""
-    found = set()
-    for path in folder.glob(pattern):
-        with contextlib.suppress(FileNotFoundError):  # of a whole expert, removed just now
-            found.add((path.name, path.stat().st_mtime_ns))
-    return found
+def kill_at_random(folder: Path, arguments: tuple[str, ...], most: int) -> None:
+    """Start a command and kill it at a random moment after it wrote its state two to `most` times."""
+    done = python(folder, "-c", KILLED, str(random.randint(2, most)), *arguments)
+    assert done.returncode == -signal.SIGALRM, "the command ended before it could be killed; give it more to do"
 
 
 def columns(path: Path) -> pandas.DataFrame:
@@ -447,53 +448,29 @@ def same_files(one: Path, other: Path) -> None:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-WORK = {
-    "experts": (
-        (
-            "experts",
-            *CONFIG,
-            "--dataset",
-            "digits",
-            "--epochs",
-            "30",
-            "--batch-size",
-            "64",
-            "--momentum",
-            "0.9",
-            "--per-job",
-            "2",
-        ),
-        "results/tiny/state/experts/digits/sgd/part-*/expert-*/epoch-*.safetensors",
-    ),
-    "distill": (
-        ("distill", *CELL, "--method", "satm", "--iterations", "200", "--checkpoint-seconds", "0"),
-        "results/tiny/state/distill/digits/ipc-1/satm/seed-0/checkpoint.safetensors",
-    ),
-    "evaluate": (
-        ("evaluate", *CELL, "--method", "satm", "--repeats", "8", "--epochs", "60"),
-        "results/tiny/state/evaluate/digits/ipc-1/satm/seed-0/convnet/rows.json",
-    ),
+SOME = ("--epochs", "12", "--batch-size", "64", "--momentum", "0.9", "--per-job", "2")
+WORK: dict[str, tuple[tuple[str, ...], int]] = {
+    "experts": (("experts", *CONFIG, "--dataset", "digits", *SOME), 9),
+    "distill": (("distill", *CELL, "--method", "satm", "--iterations", "120", "--checkpoint-seconds", "0"), 4),
+    "evaluate": (("evaluate", *CELL, "--method", "satm", "--repeats", "8", "--epochs", "20"), 3),
 }
+"""A command by its stage, and how often it may write its state before each of two kills, so that it never ends."""
 
 
 @pytest.mark.parametrize("stage", list(WORK))
 def test_a_kill_at_any_moment_changes_nothing(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
-    arguments, begun = WORK[stage]
+    arguments, most = WORK[stage]
     arguments = (*arguments, "--threads", "1")
     for name in ("whole", "killed"):
         shutil.copytree(finished, tmp_path / name)
         if stage == "experts":
             shutil.rmtree(tmp_path / name / "results/tiny/experts")
     monkeypatch.chdir(tmp_path / "whole")
-    started = time.monotonic()
     assert main(list(arguments)) == 0
-    span = 0.4 * (time.monotonic() - started)
     for _ in range(2):
-        kill_at_random(tmp_path / "killed", arguments, begun, span)
-    left = list((tmp_path / "killed").glob(begun))
-    assert left
+        kill_at_random(tmp_path / "killed", arguments, most)
     monkeypatch.chdir(tmp_path / "killed")
     capsys.readouterr()
     assert main(list(arguments)) == 0
