@@ -1,7 +1,8 @@
 """The command line: `python -m satm STAGE --flags`.
 
 The flags of a stage's options are made from their model, with the values that presets and campaign give as defaults,
-so `--help` after `--dataset` and `--method` shows what will be used.
+so `--help` after `--dataset` and `--method` shows what will be used. A command imports its stage itself, so that none
+waits for the libraries of the others.
 """
 
 import argparse
@@ -20,9 +21,7 @@ import torch
 import tyro
 
 import satm
-from satm import stages
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.bench import bench_evaluation, bench_hypergradient
 from satm.config import ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
 from satm.machine import choose_device
@@ -56,6 +55,8 @@ Seed = Annotated[int, tyro.conf.arg(help="Seed of the distillation.")]
 
 def data(arguments: Sequence[str]) -> None:
     """Decode a dataset once; fit its whitening if it is whitened."""
+    from satm.stages.data import make_images, make_zca
+
     flags = _parse(
         "data",
         data.__doc__,
@@ -71,13 +72,15 @@ def data(arguments: Sequence[str]) -> None:
     with _logged(resolver, "data", flags.dataset, flags.make):
         _show("data", flags, options)
         if flags.make != "zca":
-            stages.make_images(resolver, flags.dataset)
+            make_images(resolver, flags.dataset)
         if flags.make == "zca" or (flags.make == "all" and options.zca):
-            stages.make_zca(resolver, flags.dataset)
+            make_zca(resolver, flags.dataset)
 
 
 def experts(arguments: Sequence[str]) -> None:
     """Train the experts of a dataset, all of them or one part; join the parts; or ask finished ones what is hard."""
+    from satm.stages.experts import collect_experts, make_difficulty, make_experts
+
     known = _peek(arguments, config=None, dataset="digits", experts="sgd")
     resolver = load_campaign(known.config)
     recipe = resolver.experts(known.experts, known.dataset)
@@ -107,16 +110,18 @@ def experts(arguments: Sequence[str]) -> None:
     with _logged(resolver, "experts", flags.dataset, flags.experts, kind):
         _show("experts", flags, flags.options)
         if flags.collect:
-            stages.collect_experts(resolver, flags.dataset, flags.experts, flags.options)
+            collect_experts(resolver, flags.dataset, flags.experts, flags.options)
         elif flags.measure_difficulty:
-            stages.make_difficulty(resolver, flags.dataset, flags.experts, flags.options, _compute(flags))
+            make_difficulty(resolver, flags.dataset, flags.experts, flags.options, _compute(flags))
         else:
             device = _compute(flags)
-            stages.make_experts(resolver, flags.dataset, flags.experts, flags.options, flags.part, device)
+            make_experts(resolver, flags.dataset, flags.experts, flags.options, flags.part, device)
 
 
 def distill(arguments: Sequence[str]) -> None:
     """Make one synthetic set."""
+    from satm.stages.distill import make_distilled
+
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
     resolver = load_campaign(known.config)
     kind, options = resolve_method(resolver.method(known.method, known.dataset, known.ipc))
@@ -127,11 +132,13 @@ def distill(arguments: Sequence[str]) -> None:
     cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
     with _logged(resolver, "distill", flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}"):
         _show("distill", flags, flags.options)
-        stages.make_distilled(resolver, *cell, kind, flags.options, _compute(flags), flags.checkpoint_seconds)
+        make_distilled(resolver, *cell, kind, flags.options, _compute(flags), flags.checkpoint_seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
+    from satm.stages.evaluate import make_evaluation, make_full, make_variants
+
     asked = {"dataset": "digits", "ipc": 1, "method": "mtt", "what": "set", "recipe": "strong", "network": "convnet"}
     known = _peek(arguments, config=None, **asked)
     resolver = load_campaign(known.config)
@@ -162,11 +169,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         _show("evaluate", flags, flags.options)
         cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
         if flags.what == "set":
-            stages.make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
+            make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
         elif flags.what == "variants":
-            stages.make_variants(resolver, *cell, flags.network, flags.options, flags.teacher, _compute(flags))
+            make_variants(resolver, *cell, flags.network, flags.options, flags.teacher, _compute(flags))
         else:
-            stages.make_full(resolver, flags.dataset, flags.recipe, flags.network, flags.options, _compute(flags))
+            make_full(resolver, flags.dataset, flags.recipe, flags.network, flags.options, _compute(flags))
 
 
 Uses = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
@@ -181,6 +188,8 @@ EVALUATIONS: Uses = {
 
 def nas(arguments: Sequence[str]) -> None:
     """Train the candidates of an architecture search on a synthetic set, or on all real images, and test them."""
+    from satm.stages.nas import make_real_search, make_search
+
     known, real = _peek(arguments, config=None, search=""), "--real" in arguments
     resolver = load_campaign(known.config)
     search = resolver.search(known.search)
@@ -211,13 +220,15 @@ def nas(arguments: Sequence[str]) -> None:
     with _logged(resolver, "nas", flags.dataset, *place, flags.search, f"part-{flags.part}" if flags.part else "all"):
         _show("nas", flags, flags.options)
         if flags.real:
-            stages.make_real_search(resolver, flags.dataset, flags.search, options, flags.part, _compute(flags))
+            make_real_search(resolver, flags.dataset, flags.search, options, flags.part, _compute(flags))
         else:
-            stages.make_search(resolver, flags.dataset, *cell, flags.search, options, flags.part, _compute(flags))
+            make_search(resolver, flags.dataset, *cell, flags.search, options, flags.part, _compute(flags))
 
 
 def continual(arguments: Sequence[str]) -> None:
     """Learn the classes of a dataset step by step from a synthetic set, with new networks at each step."""
+    from satm.stages.continual import make_continual
+
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", protocol="default")
     resolver = load_campaign(known.config)
     options = resolver.learning(known.protocol, known.method, known.dataset, known.ipc)
@@ -228,7 +239,7 @@ def continual(arguments: Sequence[str]) -> None:
     where = (flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}", flags.protocol)
     with _logged(resolver, "continual", *where):
         _show("continual", flags, flags.options)
-        stages.make_continual(resolver, *cell, flags.protocol, flags.options, _compute(flags))
+        make_continual(resolver, *cell, flags.protocol, flags.options, _compute(flags))
 
 
 MEASUREMENTS: Uses = {
@@ -239,6 +250,8 @@ MEASUREMENTS: Uses = {
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure properties other than accuracy: of a synthetic set, or of experts."""
+    from satm.stages.analyse import make_bounds, make_expert_sharpness, make_sharpness, make_trajectory, make_variance
+
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
     resolver = load_campaign(known.config)
     options = resolver.analysis(known.method, known.dataset, known.ipc)
@@ -273,16 +286,16 @@ def analyse(arguments: Sequence[str]) -> None:
         _show("analyse", flags, how)
         device = _compute(flags)
         if flags.what == "sharpness":
-            stages.make_sharpness(resolver, *cell, how.segments, device)
+            make_sharpness(resolver, *cell, how.segments, device)
         elif flags.what == "trajectory":
-            stages.make_trajectory(resolver, *cell, how.experts, how.count, how.starts, device)
+            make_trajectory(resolver, *cell, how.experts, how.count, how.starts, device)
         elif flags.what == "variance":
-            stages.make_variance(resolver, *cell, how.samples, device)
+            make_variance(resolver, *cell, how.samples, device)
         elif flags.what == "bounds":
-            stages.make_bounds(resolver, *cell, how.segments, how.divisors, device)
+            make_bounds(resolver, *cell, how.segments, how.divisors, device)
         else:
             chosen = (how.experts, flags.images, how.count, flags.rho)
-            stages.make_expert_sharpness(resolver, flags.dataset, *chosen, device)
+            make_expert_sharpness(resolver, flags.dataset, *chosen, device)
 
 
 def _suits(flags: Any, uses: Uses) -> None:
@@ -305,28 +318,34 @@ Partial = Annotated[bool, tyro.conf.arg(help="Leave out what was not run yet, an
 
 def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv, Markdown and LaTeX."""
+    from satm.stages.report import make_overview, make_table
+
     name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign; overview: what there is of all.")]
     fields = [("name", name, "table2"), ("partial", Partial, False)]
     flags = _parse("table", table.__doc__, Where, fields, arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "table", flags.name):
         if flags.name == OVERVIEW:
-            stages.make_overview(resolver)
+            make_overview(resolver)
             return
-        stages.make_table(resolver, flags.name, flags.partial)
+        make_table(resolver, flags.name, flags.partial)
 
 
 def figure(arguments: Sequence[str]) -> None:
     """Draw a figure of a campaign, as png and pdf, and write the numbers that it shows as csv."""
+    from satm.stages.report import make_figure
+
     name = Annotated[str, tyro.conf.arg(help="Name of a figure, of a protocol, or synthetic-DATASET-ipc-N.")]
     flags = _parse("figure", figure.__doc__, Where, [("name", name), ("partial", Partial, False)], arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "figure", flags.name):
-        stages.make_figure(resolver, flags.name, flags.partial)
+        make_figure(resolver, flags.name, flags.partial)
 
 
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations with one another in one run: time, memory, differences."""
+    from satm.bench import bench_evaluation, bench_hypergradient
+
     known: dict[str, Callable[..., None]] = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation}
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")

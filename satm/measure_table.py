@@ -100,9 +100,7 @@ def _options(reader: Reader, name: str) -> MeasuresOptions:
     return pick(name, reader.resolver.campaign.measures, f"table of measures in {where}")
 
 
-def _measured(
-    reader: Reader, options: MeasuresOptions, quantity: str, dataset: str, ipc: int, method: str
-) -> Measure:
+def _measured(reader: Reader, options: MeasuresOptions, quantity: str, dataset: str, ipc: int, method: str) -> Measure:
     runs = []
     for seed in options.seeds_for(ipc):
         run = reader.metrics(dataset, ipc, method, seed)

@@ -8,9 +8,9 @@ from typing import Any
 import pandas
 import pytest
 
-from satm import stages
 from satm.cli import main
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
+from satm.stages import evaluate as stage
 
 RUN = Path("results/tiny")
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
@@ -46,7 +46,7 @@ def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path, monkeypatch: 
     made = load_distilled(DISTILLED)
     averaged = dataclasses.replace(made, average="ema", images=0.5 * made.images, raw_images=made.images)
     whole = evaluated(averaged)
-    honest, done = stages.evaluate.evaluate, []
+    honest, done = stage.evaluate, []
 
     def stops(*arguments: Any) -> Any:
         done.append(arguments[2])
@@ -54,7 +54,7 @@ def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path, monkeypatch: 
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(stages.evaluate, "evaluate", stops)
+    monkeypatch.setattr(stage, "evaluate", stops)
     EVALUATED.unlink()
     assert main(["evaluate", *CELL]) == 1 and not EVALUATED.exists()
     assert [row["average"] for row in json.loads(STATE.read_text())["rows"]] == ["ema", "ema", "raw"]
@@ -69,14 +69,14 @@ def test_rows_kept_from_before_averages_are_of_the_raw_set(campaign: Path, monke
     def stops(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    honest = stages.evaluate.evaluate
+    honest = stage.evaluate
     calls = iter([honest, stops])
-    monkeypatch.setattr(stages.evaluate, "evaluate", lambda *arguments: next(calls)(*arguments))
+    monkeypatch.setattr(stage, "evaluate", lambda *arguments: next(calls)(*arguments))
     assert main(["evaluate", *CELL]) == 1
     held = json.loads(STATE.read_text())
     for row in held["rows"]:
         del row["average"]
     STATE.write_text(json.dumps(held))
-    monkeypatch.setattr(stages.evaluate, "evaluate", honest)
+    monkeypatch.setattr(stage, "evaluate", honest)
     assert main(["evaluate", *CELL]) == 0
     assert measured(read_rows(EVALUATED, EVALUATION)) == measured(whole)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from scipy import stats
 
-from satm import stages
 from satm.analysis.statistics import augmentation_robust_score, label_robust_score
 from satm.cli import main
 from satm.config import Campaign, Resolver, load_campaign, parse
@@ -19,6 +18,7 @@ from satm.errors import UsageError
 from satm.fair import COLUMNS, fair_table
 from satm.reading import Reader
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled, write_rows
+from satm.stages import evaluate as stage
 
 TABLE = {"datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
 ACCURACY = {
@@ -186,8 +186,8 @@ def test_a_set_with_soft_labels_keeps_its_own(campaign: Path) -> None:
 
 def test_the_searched_step_size_is_in_the_rows(campaign: Path) -> None:
     cell = [argument if argument != "digits" else "held" for argument in CELL]
-    for stage in (["data", "--dataset", "held"], ["experts", "--dataset", "held"]):
-        assert main([*stage, "--config", "tiny.yaml"]) == 0
+    for first in (["data", "--dataset", "held"], ["experts", "--dataset", "held"]):
+        assert main([*first, "--config", "tiny.yaml"]) == 0
     assert main(["distill", *cell]) == 0
     grid = ["--lr", "searched", "--lr-grid", "1e-6", "0.05", "--epochs", "15"]
     assert main(["evaluate", *cell, *grid]) == 0
@@ -239,7 +239,7 @@ def test_a_killed_training_on_real_images_goes_on(campaign: Path, monkeypatch: p
     assert main(command) == 0
     whole = outcomes(read_rows(target, EVALUATION))
     target.unlink()
-    honest = stages.evaluate.NetworkState
+    honest = stage.NetworkState
     saved: list[int] = []
 
     class Eager(honest):  # type: ignore[misc, valid-type]
@@ -252,7 +252,7 @@ def test_a_killed_training_on_real_images_goes_on(campaign: Path, monkeypatch: p
             if len(saved) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages.evaluate, "NetworkState", Eager)
+    monkeypatch.setattr(stage, "NetworkState", Eager)
     assert main(command) == 1 and not target.exists()
     assert main(command) == 0
     assert saved == [1, 2, 3] and outcomes(read_rows(target, EVALUATION)) == whole

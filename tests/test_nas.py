@@ -17,7 +17,6 @@ from conftest import Refuse
 from rich.console import Console
 from scipy import stats
 
-from satm import stages
 from satm.cli import main
 from satm.config import CANDIDATES, Campaign, Layout, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import UsageError
@@ -27,6 +26,7 @@ from satm.nas_table import PUBLISHED, search_grid, search_table, write_search
 from satm.networks import build
 from satm.reading import Reader
 from satm.results import NAS, read_rows, read_rows_metadata, write_rows
+from satm.stages import nas as stage
 from satm.stages.nas import fitting
 from satm.workflow import Campaigns
 
@@ -138,7 +138,7 @@ def test_correlations_are_those_of_scipy(top_by: Literal["real", "proxy"]) -> No
     for name, top in TOPS.items():
         chosen = sorted(range(40), key=lambda place: (-judge[place], place))[:top]
         expected = stats.spearmanr([proxy[place] for place in chosen], [real[place] for place in chosen]).statistic
-        assert math.isnan(found.spearman[name]) if math.isnan(expected) else found.spearman[name] == expected
+        assert found.spearman[name] == pytest.approx(expected, nan_ok=True)
     assert found.candidates == 40 and found.best_accuracy == max(real)
     assert found.selected == 100 + proxy.index(max(proxy)) and found.selected_accuracy == real[found.selected - 100]
 
@@ -352,7 +352,7 @@ def test_a_stopped_part_goes_on_to_the_same_rows(
     assert main(command) == 0
     whole = measured(PART)
     PART.unlink()
-    honest, trained = stages.nas.evaluate, []
+    honest, trained = stage.evaluate, []
 
     def stops(task: Any, tested: Any, axes: list[Any], keep: Any) -> Any:
         trained.append(axes)
@@ -360,7 +360,7 @@ def test_a_stopped_part_goes_on_to_the_same_rows(
             raise KeyboardInterrupt
         return honest(task, tested, axes, keep)
 
-    monkeypatch.setattr(stages.nas, "evaluate", stops)
+    monkeypatch.setattr(stage, "evaluate", stops)
     assert main(command) == 1 and not PART.exists()
     assert len(json.loads(STATE.read_text())["rows"]) == kept
     assert main(command) == 0
@@ -375,14 +375,14 @@ def test_every_network_has_a_start_of_its_own(folder: Path, monkeypatch: pytest.
         found.extend(axes)
         return [Score(0.5, 1.0, 0.1, 1) for _ in axes]
 
-    monkeypatch.setattr(stages.nas, "evaluate", noted)
+    monkeypatch.setattr(stage, "evaluate", noted)
     for flags in (CELL, (*CELL, "--seed", "1"), (*CELL, "--network-seed", "1"), (*CONFIG, "--real")):
         assert main(["nas", *flags]) == 0
     assert len(found) == len(set(found)) == 4 * 3 * 2
 
 
 def test_rows_of_another_recipe_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = stages.nas.evaluate, []
+    honest, calls = stage.evaluate, []
 
     def stops(*arguments: Any) -> Any:
         calls.append(1)
@@ -390,7 +390,7 @@ def test_rows_of_another_recipe_are_not_kept(folder: Path, monkeypatch: pytest.M
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(stages.nas, "evaluate", stops)
+    monkeypatch.setattr(stage, "evaluate", stops)
     assert main(["nas", *CELL, "--part", "0-1"]) == 1
     assert main(["nas", *CELL, "--part", "0-1", "--epochs", "2"]) == 0
     assert set(read_rows(PART, NAS)["epochs"]) == {2} and len(calls) == 2 + 4

@@ -197,7 +197,7 @@ class MeasuresOptions(Tabulated):
     measures: tuple[Measured, ...] = Field(min_length=1)
     """Which numbers (`satm.measures`)."""
     after: int = Field(0, ge=0)
-    """So many iterations at the start of each run are left out, as many runs start with a few that are far from the rest."""
+    """So many iterations at the start of each run are left out, as the first ones can be far from the rest."""
     published_as: dict[str, str] = {}
     """Names in the published data of methods that have another name here."""
 
