@@ -22,7 +22,7 @@ demo: $(VENV)/.satm-demo ## distil digits on this machine: results/demo/table2.c
 	@printf '%s\n' $(demo)
 
 test: $(VENV)/.satm-test ## run the tests
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 lint: $(VENV)/.satm-dev ## check style and format of code and workflow
 	$(bin)/ruff check
@@ -38,7 +38,7 @@ picture: $(VENV)/.satm-demo ## draw the rules of the workflow into docs/workflow
 
 clean: ## remove the environment and caches; results stay
 	if [ -e $(VENV)/.satm-python ]; then rm -rf $(VENV); fi
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find satm tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of extras, made anew when what is to be installed changes.

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -16,6 +17,9 @@ from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_
 from satm.methods import Problem
 from satm.networks import build
 from satm.params import flatten
+
+hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.load_profile("same")
 
 TINY = """
 datasets:

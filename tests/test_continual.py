@@ -13,6 +13,8 @@ import pandas
 import pytest
 import torch
 from conftest import Refuse, image_data
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
@@ -59,6 +61,21 @@ def test_steps_are_even_or_the_earlier_ones_larger() -> None:
     assert split_classes(10, 0, 5) == tuple(order[start : start + 2] for start in range(0, 10, 2))
     assert split_classes(10, 1, 10) == tuple((label,) for label in class_order(10, 1))
     assert split_classes(10, 0, 1) == (order,)
+
+
+@given(st.data(), st.integers(1, 200), st.integers(0, 10**6))
+def test_steps_bring_every_class_once_as_even_as_can_be(data: st.DataObject, classes: int, order: int) -> None:
+    steps = data.draw(st.integers(1, classes))
+    parts = split_classes(classes, order, steps)
+    assert [label for part in parts for label in part] == list(class_order(classes, order))
+    assert sorted(map(len, parts), reverse=True) == list(map(len, parts)) and len(parts[0]) - len(parts[-1]) <= 1
+    step = Step(data.draw(st.text(min_size=1)), order, data.draw(st.integers(1, steps)), steps)
+    assert step.labels(classes) == parts[step.step - 1]
+
+
+@given(st.from_regex(r"[a-z][a-z0-9-]*", fullmatch=True), st.integers(0), st.integers(1), st.integers(1))
+def test_the_name_of_any_step_says_which_it_is(dataset: str, order: int, step: int, steps: int) -> None:
+    assert step_of(Step(dataset, order, step, steps).name) == Step(dataset, order, step, steps)
 
 
 @pytest.mark.parametrize("steps", [11, 0])

@@ -4,6 +4,8 @@ import math
 
 import numpy
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from satm.analysis.statistics import (
@@ -64,3 +66,22 @@ def test_augmentation_robust_scores_by_hand(augmented: float, plain: float, expe
     assert augmentation_robust_score(augmented, plain) == pytest.approx(expected)
     weighted = augmentation_robust_score(augmented, plain, weight=1.0)
     assert weighted == pytest.approx((math.exp(augmented) - 1 / math.e) / (math.e - 1 / math.e))
+
+
+DIFFERENCES = st.floats(-1, 1)
+"""Of two accuracies."""
+
+
+@given(DIFFERENCES, DIFFERENCES, DIFFERENCES, st.floats(0, 1))
+def test_scores_are_fractions_that_grow_with_what_is_gained(
+    one: float, two: float, fixed: float, weight: float
+) -> None:
+    low, high = sorted((one, two))
+    growing = [
+        [label_robust_score(low, fixed, weight), label_robust_score(high, fixed, weight)],
+        [label_robust_score(fixed, high, weight), label_robust_score(fixed, low, weight)],  # the gap is what is missing
+        [augmentation_robust_score(low, fixed, weight), augmentation_robust_score(high, fixed, weight)],
+        [augmentation_robust_score(fixed, low, weight), augmentation_robust_score(fixed, high, weight)],
+    ]
+    for worse, better in growing:
+        assert -1e-12 <= worse <= better + 1e-12 <= 1 + 2e-12
