@@ -12,8 +12,10 @@ from rich.table import Table
 from satm.config import Layout
 from satm.files import atomic_path
 
-SPECIAL = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "**": ""}
-"""What LaTeX writes for a text; bold marks are left out."""
+SPECIAL = str.maketrans(
+    {"\\": r"\textbackslash{}", "±": r"$\pm$", "^": r"\^{}", "~": r"\~{}"} | {sign: rf"\{sign}" for sign in "&%_#${}"}
+)
+"""What LaTeX writes for a sign."""
 
 STYLE = """
 :root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
@@ -129,12 +131,20 @@ def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in told.items())
 
 
-def _marked(text: str) -> str:
+def _bold(text: str) -> tuple[bool, str]:
+    """Return whether a text stands between two pairs of stars, and what does."""
     bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
-    return f"<b>{html.escape(text[2:-2])}</b>" if bold else html.escape(text)
+    return bold, text[2:-2] if bold else text
+
+
+def _marked(text: str) -> str:
+    """Return a text as HTML."""
+    bold, text = _bold(text)
+    return f"<b>{html.escape(text)}</b>" if bold else html.escape(text)
 
 
 def _escaped(text: str) -> str:
-    for sign, written in SPECIAL.items():
-        text = text.replace(sign, written)
-    return text
+    """Return a text as LaTeX."""
+    bold, text = _bold(text)
+    written = text.translate(SPECIAL)
+    return rf"\textbf{{{written}}}" if bold else written

@@ -6,7 +6,6 @@ Accuracies are fractions in every frame and csv, percent (as papers print them) 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,10 +169,9 @@ def write_table(reader: Reader, name: str) -> tuple[pandas.DataFrame, pandas.Dat
     """
     frame, paired = results_table(reader, name), paired_table(reader, name)
     layout = reader.resolver.layout
-    notes = _notes(reader, name, frame)
-    grid = results_grid(frame, name, notes)
+    grid = results_grid(frame, name, _notes(reader, name, frame))
     write_forms(layout, f"{name}-paired", csv=csv_text(paired))
-    write_forms(layout, name, csv=csv_text(frame), md=grid.markdown(), tex=latex(frame, notes), html=grid.page())
+    write_forms(layout, name, csv=csv_text(frame), md=grid.markdown(), tex=grid.latex(), html=grid.page())
     return frame, paired
 
 
@@ -184,30 +182,9 @@ def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] 
     on all real images are left out of that.
     """
     columns, names = _columns(frame), _row_names(frame)
-    lines = []
-    for *place, cells in _grid(frame, columns):
-        texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
-        lines.append([*place[: len(names)], *texts])
+    lines = [[*place[: len(names)], *texts] for *place, texts in _lines(frame, columns)]
     header = [*names, *(f"{method} (published)" if kind else method for kind, method in columns)]
     return Grid(title, header, lines, names, notes)
-
-
-def latex(frame: pandas.DataFrame, notes: Sequence[str] = ()) -> str:
-    """Return the same as `results_grid` as a LaTeX tabular, for the package booktabs; the notes are comments."""
-    columns, names = _columns(frame), _row_names(frame)
-    published = sum(kind for kind, _ in columns)
-    spans = [
-        (word, count) for word, count in (("published", published), ("measured", len(columns) - published)) if count
-    ]
-    top = [*[""] * len(names), *(rf"\multicolumn{{{count}}}{{c}}{{{word}}}" for word, count in spans)]
-    lines = [f"% {note}" for note in notes]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(names)}{'c' * len(columns)}}}", r"\toprule", " & ".join(top) + r" \\"]
-    lines += [" & ".join([*names, *(method for _, method in columns)]) + r" \\", r"\midrule"]
-    for *place, cells in _grid(frame, columns):
-        texts = [cell.text.replace(" ± ", r" $\pm$ ") for cell in cells]
-        shown = [rf"\textbf{{{text}}}" if cell.best else text for cell, text in zip(cells, texts, strict=True)]
-        lines.append(" & ".join([*place[: len(names)], *shown]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def show_table(console: Console, frame: pandas.DataFrame, paired: pandas.DataFrame) -> None:
@@ -462,12 +439,6 @@ def _paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str
     }
 
 
-@dataclass(frozen=True)
-class _Cell:
-    text: str
-    best: bool
-
-
 def _names(frame: pandas.DataFrame) -> list[str]:
     """Return the method of each row, with `, raw` where the same cell has a row of averages too."""
     records = frame.to_dict("records")
@@ -489,11 +460,11 @@ def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
     return found
 
 
-def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, str, list[_Cell]]]:
-    """Return dataset (empty where it repeats), ipc, network and the cells of each row of the paper's layout."""
+def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, str, list[str]]]:
+    """Return dataset (empty where it repeats), ipc, network and the cells of each row, the best ones in bold."""
     records = zip(_names(frame), frame.to_dict("records"), strict=True)
     held = {(row["dataset"], row["ipc"], row["network"], name): row for name, row in records}
-    found: list[tuple[str, str, str, list[_Cell]]] = []
+    found: list[tuple[str, str, str, list[str]]] = []
     last = None
     for dataset, ipc, network in dict.fromkeys(place[:3] for place in held):
         shown: list[tuple[float, str, str]] = []
@@ -511,7 +482,7 @@ def _grid(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[
         cells = []
         for mean, rivals, text in shown:
             means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
-            cells.append(_Cell(text, len(means) > 1 and mean == max(means)))
+            cells.append(f"**{text}**" if len(means) > 1 and mean == max(means) else text)
         found.append(("" if dataset == last else dataset, "all" if ipc == ALL else str(ipc), network, cells))
         last = dataset
     return found

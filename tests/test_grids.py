@@ -29,7 +29,7 @@ def test_markdown_and_latex_hold_the_same() -> None:
         r"\toprule",
         r"method & accuracy\_\% & n \\",
         r"\midrule",
-        r"a \& b & 50.0 $\pm$ 1.0 & 3 \\",
+        r"a \& b & \textbf{50.0 $\pm$ 1.0} & 3 \\",
         r"c &  &  \\",
         r"\bottomrule",
         r"\end{tabular}",
