@@ -14,7 +14,7 @@ from satm.config import CANDIDATES, CandidateOptions, SearchOptions
 from satm.errors import pick
 from satm.grids import Grid, write_grid
 from satm.nas import TOPS, Ranking, candidates, mean_accuracies, rank
-from satm.reading import Reader
+from satm.reading import Reader, refuse_repeats
 from satm.results import NAS
 from satm.tables import load_published, percent
 
@@ -98,15 +98,16 @@ def _rows(
     reader: Reader, name: str, options: SearchOptions, dataset: str, cell: tuple[int, str, int] | None
 ) -> pandas.DataFrame:
     """Return the rows of all parts on the synthetic set of an ipc, method and seed; None: on the real images."""
-    layout, found = reader.resolver.layout, []
+    layout, found = reader.resolver.layout, {}
     axes: dict[str, object] = {"dataset": dataset}
     if cell:
         axes |= zip(("ipc", "method", "seed"), cell, strict=True)
     for part in options.parts():
         path = layout.nas(dataset, *cell, name, part) if cell else layout.nas_real(dataset, name, part)
         axes |= {"search": name, "part": part}
-        found.append(reader.rows(path, NAS, "nas" if cell else "nas --real", axes))
-    return pandas.concat(found, ignore_index=True)
+        found[path] = reader.rows(path, NAS, "nas" if cell else "nas --real", axes)
+    refuse_repeats(found, NAS)
+    return pandas.concat(found.values(), ignore_index=True)
 
 
 def _sets(

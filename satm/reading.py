@@ -30,14 +30,6 @@ T = TypeVar("T")
 ANALYSED = {"sharpness": SHARPNESS, "trajectory": TRAJECTORY, "variance": VARIANCE, "bounds": BOUNDS}
 """The columns of each measurement at a synthetic set (`satm.config.ANALYSES`)."""
 
-REPEATED = {
-    EVALUATION.what: (
-        *("dataset", "ipc", "method", "seed", "network", "repeat"),
-        *("split", "average", "labels", "labelled", "augmented"),
-    ),
-}
-"""Columns that say which network a row is about; no two rows of a file may agree in all of them."""
-
 
 class Reader:
     """Reads the files of a campaign.
@@ -80,7 +72,7 @@ class Reader:
 
         Raises:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
-            UsageError: it is broken, of another run, or holds two numbers for one network.
+            UsageError: it is broken, of another run, or says two things of the same.
         """
         if not Path(path).is_file():
             raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
@@ -90,7 +82,7 @@ class Reader:
                 raise UsageError(
                     f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {axes[axis]}; make it again"
                 )
-        _single(frame, path, columns)
+        refuse_repeats({path: frame}, columns)
         return frame
 
     def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
@@ -179,17 +171,29 @@ class Reader:
         return [*self.remarks, f"Not run yet: {left[0]}.{more}"]
 
 
-def _single(frame: pandas.DataFrame, path: str, columns: Columns) -> None:
-    """Refuse a file that says two things of one network.
+def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> None:
+    """Refuse rows of one run that say two things of the same.
+
+    Args:
+        files: their rows, by path.
+        columns: their kind.
 
     Raises:
         UsageError: naming both rows.
     """
-    keys = [name for name in REPEATED.get(columns.what, ()) if name in frame.columns]
-    if not keys or not len(again := frame[frame.duplicated(keys, keep=False)]):
+    rows = pandas.concat(files)  # indexed by file and row
+    key = list(columns.key)
+    again = rows[rows.duplicated(key, keep=False)]
+    if again.empty:
         return
-    first, second = again.index[0], again.index[1]
+    both = again[(again[key] == again[key].iloc[0]).all(axis=1)].iloc[:2]
+    differing = [name for name in both.columns if both[name].nunique(dropna=False) > 1]
+    told = [f"row {row} of {path}" for path, row in both.index]
+    shown = next((name for name in ("accuracy", "loss", *differing) if name in differing), None)
+    if shown is not None:
+        told = [f"{place} ({shown} {value})" for place, value in zip(told, both[shown], strict=True)]
+    about = ", ".join(f"{name} {both[name].iloc[0]}" for name in key)
     raise UsageError(
-        f"{columns.what} {path} has two rows of one network, {first} (accuracy {again['accuracy'].iloc[0]:g}) and "
-        f"{second} (accuracy {again['accuracy'].iloc[1]:g}); delete it and make it again"
+        f"two rows of {columns.what} are about the same, {about}: {' and '.join(told)}; "
+        "delete what is wrong and make it again"
     )

@@ -114,8 +114,11 @@ def test_measurements_along_the_iterations_are_means_over_the_seeds(figures: Cal
 
 def test_of_an_iteration_that_was_repeated_the_last_attempt_counts(figures: Callable[..., None]) -> None:
     figures(one={"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt"], "quantities": ["loss"]})
-    metrics("mtt", loss=[3.0, 9.0, 2.0, 1.0], iteration=[1, 2, 2, 3])
+    metrics("mtt", loss=[3.0, 9.0, 2.0, 1.0], iteration=[1, 2, 2, 3], attempt=[0, 0, 1, 1])
     assert list(draw("one").frame["mean"]) == [3.0, 2.0, 1.0]
+    metrics("mtt", loss=[3.0, 9.0, 2.0], iteration=[1, 2, 2])
+    with pytest.raises(UsageError, match=r"attempt 0: row 1 of .* \(loss 9.0\) and row 2 of .* \(loss 2.0\)"):
+        draw("one")
 
 
 def test_published_means_are_marked_where_a_paper_prints_them(figures: Callable[..., None]) -> None:
@@ -285,7 +288,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     kept = evaluation("mtt", [0.5, 0.6])
     rows = pandas.read_parquet(kept).to_dict("records")
     write_rows(kept, [*rows, {**rows[0], "accuracy": 0.7}], EVALUATION, {"options": {}})  # type: ignore[list-item]
-    with pytest.raises(UsageError, match=r"two rows of one network, 0 \(accuracy 0.5\) and 2 \(accuracy 0.7\)"):
+    with pytest.raises(UsageError, match=r"row 0 of .*parquet \(accuracy 0.5\) and row 2 of .* \(accuracy 0.7\)"):
         draw("two")
     write_rows(kept, rows, EVALUATION, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
     save_distilled(path / "seed-0" / "distilled.safetensors", synthetic(2, 1))

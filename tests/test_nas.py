@@ -24,7 +24,7 @@ from satm.evaluate import Score
 from satm.nas import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
 from satm.nas_table import PUBLISHED, search_grid, search_table, write_search
 from satm.networks import build
-from satm.reading import Reader
+from satm.reading import Reader, refuse_repeats
 from satm.results import NAS, read_rows, read_rows_metadata, write_rows
 from satm.stages import nas as stage
 from satm.stages.nas import fitting
@@ -454,6 +454,16 @@ def written(resolver: Resolver, name: str, accuracy: dict[tuple[int, str, int], 
         layout, part = resolver.layout, f"0-{len(values) - 1}"
         path = layout.nas("cifar10", ipc, method, seed, name, part) if ipc else layout.nas_real("cifar10", name, part)
         write_rows(Path(path), rows, NAS, {})
+
+
+def test_a_candidate_in_two_files_of_one_run_is_refused() -> None:
+    part = pandas.DataFrame(
+        {"dataset": "d", "ipc": 0, "method": "real", "seed": 0, "search": "s", "candidate": [1, 2], "repeat": 0}
+    ).assign(accuracy=[0.5, 0.6])
+    refuse_repeats({"a": part, "b": part.assign(candidate=[3, 4])}, NAS)
+    text = r"candidate 2, repeat 0: row 1 of a \(accuracy 0.6\) and row 0 of b \(accuracy 0.7\); delete what is wrong"
+    with pytest.raises(UsageError, match=text):
+        refuse_repeats({"a": part, "b": part.assign(candidate=[2, 3], accuracy=[0.7, 0.5])}, NAS)
 
 
 def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ class Columns:
     """The word for the file in messages."""
     fields: Mapping[str, type]
     """Type by name: str, int or float."""
+    key: tuple[str, ...]
+    """Columns that together say what a row is about: no two rows of a run agree in all of them."""
     optional: frozenset[str] = frozenset()
     """Columns whose values may be missing."""
     extra: bool = False
@@ -40,13 +42,13 @@ class Columns:
         return pyarrow.schema(fixed + [(name, pyarrow.float64()) for name in unknown])
 
 
+CELL = {"dataset": str, "ipc": int, "method": str, "seed": int}
+"""Columns that name a synthetic set."""
+
 EVALUATION = Columns(
     "evaluation",
     {
-        "dataset": str,
-        "ipc": int,
-        "method": str,
-        "seed": int,
+        **CELL,
         "network": str,
         "repeat": int,
         "labels": str,
@@ -63,6 +65,7 @@ EVALUATION = Columns(
         "seconds": float,
         "peak_memory_bytes": int,
     },
+    key=(*CELL, "network", "repeat", "split", "average", "labels", "labelled", "augmented"),
     optional=frozenset({"rate"}),
     since={"average": "raw", "labelled": "own", "augmented": "", "step_size": "", "rate": None},
 )
@@ -76,10 +79,7 @@ number (the last three are empty in files of earlier versions); seconds and peak
 NAS = Columns(
     "accuracies of an architecture search",
     {
-        "dataset": str,
-        "ipc": int,
-        "method": str,
-        "seed": int,
+        **CELL,
         "search": str,
         "candidate": int,
         "width": int,
@@ -95,6 +95,7 @@ NAS = Columns(
         "seconds": float,
         "peak_memory_bytes": int,
     },
+    key=(*CELL, "search", "candidate", "repeat"),
 )
 """One row per trained candidate and repeat; ipc 0 and method `real` where it was trained on all real images. candidate:
 its place in `satm.nas.candidates`, which the five options after it spell out; split: where `accuracy` (a fraction) and
@@ -113,6 +114,7 @@ METRICS = Columns(
         "seconds": float,
         "peak_memory_bytes": int,
     },
+    key=("iteration", "attempt"),
     optional=frozenset({"loss", "step_size", "hypergradient_norm", "sharpness"}),
     extra=True,
 )
@@ -122,10 +124,7 @@ happened, mostly empty; seconds of this iteration."""
 CONTINUAL = Columns(
     "continual learning",
     {
-        "dataset": str,
-        "ipc": int,
-        "method": str,
-        "seed": int,
+        **CELL,
         "network": str,
         "protocol": str,
         "sets": str,
@@ -146,6 +145,7 @@ CONTINUAL = Columns(
         "seconds": float,
         "peak_memory_bytes": int,
     },
+    key=(*CELL, "protocol", "average", "order", "repeat", "step", "label"),
 )
 """One row per network and class that it has seen. protocol: its name; sets: sliced or per-step; order: of the classes,
 from 0; step: from 1; label: the class, in the whole dataset; learned_at: the step that brought it; images: real images
@@ -155,16 +155,14 @@ step_size and rate as in an evaluation; seconds and peak_memory_bytes of this ne
 SHARPNESS = Columns(
     "sharpness",
     {
-        "dataset": str,
-        "ipc": int,
-        "method": str,
-        "seed": int,
+        **CELL,
         "segment": int,
         "rho": float,
         "loss": float,
         "perturbed_loss": float,
         "sharpness": float,
     },
+    key=(*CELL, "segment"),
 )
 """One row per expert segment: the matching loss at a synthetic set, at its worst neighbour in distance rho, and the
 difference."""
@@ -181,13 +179,10 @@ EXPERT_SHARPNESS = Columns(
         "perturbed_loss": float,
         "sharpness": float,
     },
+    key=("dataset", "experts", "expert", "epoch", "rho"),
 )
 """One row per snapshot of an expert and length rho: the training loss at its weights, at their worst neighbour in
 distance rho, and the difference."""
-
-
-CELL = {"dataset": str, "ipc": int, "method": str, "seed": int}
-"""Columns that name a synthetic set."""
 
 TRAJECTORY = Columns(
     "errors along the experts' path",
@@ -205,6 +200,7 @@ TRAJECTORY = Columns(
         },
         **dict.fromkeys(("accumulated", "matching", "initialisation", "residual"), float),
     },
+    key=(*CELL, "kind", "expert", "start", "epoch"),
     optional=frozenset(
         {
             *("distillation_accuracy", "distillation_loss", "expert_accuracy", "expert_loss"),
@@ -222,6 +218,7 @@ relative to the accumulated error."""
 VARIANCE = Columns(
     "variance of the hypergradient",
     {**CELL, "iteration": int, "samples": int, "variance": float, "norm": float},
+    key=(*CELL, "iteration"),
 )
 """One row per state of a synthetic set on its way. iteration: outer steps done before; samples: single real images;
 variance: normalised (`satm.analysis.variance`); norm: of the mean gradient."""
@@ -243,6 +240,7 @@ BOUNDS = Columns(
         "rho": float,
         "gradient": float,
     },
+    key=(*CELL, "quantity", "segment", "kept"),
     optional=frozenset({"bound", "lowest_curvature", "highest_curvature"}),
 )
 """One row per quantity, expert segment and number of kept steps (`satm.analysis.bounds.measure_bounds`)."""
