@@ -165,6 +165,16 @@ class Campaigns:
         experts = self.checker.experts(self._method(wildcards))
         return [] if experts is None else [resolver.layout.manifest(wildcards.dataset, experts)]
 
+    def measured_along(self, wildcards: Wildcards) -> list[str]:
+        """Return the manifest of the experts that a measurement at a synthetic set uses: those that the method matches,
+        unless their path is followed and the options name others.
+        """
+        resolver = self.of(wildcards.root)
+        named = resolver.analysis(wildcards.method, wildcards.dataset, int(wildcards.ipc)).experts
+        if named is None or "experts" not in ANALYSES[wildcards.what]:
+            return self.manifest(wildcards)
+        return [resolver.layout.manifest(wildcards.dataset, named)]
+
     def learned(self, wildcards: Wildcards) -> list[str]:
         """Return the synthetic sets that classes are learned from, step by step."""
         resolver = self.of(wildcards.root)

@@ -337,6 +337,17 @@ def test_a_method_names_its_experts(tmp_path: Path) -> None:
     assert manifests == [[], sgd, sgd, other]
 
 
+def test_a_path_can_be_followed_of_experts_that_the_method_did_not_match(tmp_path: Path) -> None:
+    more = "settings:\n  - {stage: analyse, method: satm, options: {experts: other}}\n"
+    held = campaigns(tmp_path, TINY.replace("  sgd", "  other: {}\n  sgd").replace("settings:\n", more))
+    found = [
+        held.measured_along(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, what=what))
+        for method, what in (("mtt", "trajectory"), ("satm", "trajectory"), ("satm", "sharpness"))
+    ]
+    sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))
+    assert found == [sgd, other, sgd]
+
+
 def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text(TINY)
     with pytest.raises(UsageError, match=r"would both write to results/demo; rename one of them"):

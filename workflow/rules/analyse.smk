@@ -2,7 +2,7 @@
 rule analysis:
     input:
         data=campaigns.prepared,
-        experts=campaigns.manifest,
+        experts=campaigns.measured_along,
         distilled=rules.distill.output.distilled,
     output:
         rows=layout.analysis("{what}", "{dataset}", "{ipc}", "{method}", "{seed}"),
