@@ -46,9 +46,16 @@ def register(kind: str) -> Callable[[Draw], Draw]:
     return enter
 
 
-def counted(counts: Iterable[int]) -> str:
-    """Return how many values are behind means, in words: `n = 3 or 5`."""
-    return f"n = {' or '.join(str(count) for count in sorted(set(counts))) or 0}"
+def counted(counts: Iterable[int], what: str, rest: str = "") -> str:
+    """Return how many values are behind means, in words: `n = 1 seed`, `n = 3 or 5 pairs of classes`.
+
+    Args:
+        counts: how many, in each place.
+        what: one of them.
+        rest: what follows the word in the plural too.
+    """
+    many = sorted(set(counts)) or [0]
+    return f"n = {' or '.join(map(str, many))} {what}{'' if many == [1] else 's'}{rest}"
 
 
 def marked(frame: pandas.DataFrame, **constant: str | int) -> pandas.DataFrame:

@@ -29,7 +29,7 @@ def draw(reader: Reader, options: ContinualFigure) -> Drawn:
                 )
             )
     note = (
-        f"Lines: mean over {counted(counts)} pairs of a synthetic set's seed and a class order; "
+        f"Lines: mean over {counted(counts, 'pair', ' of a distillation and a class order')}; "
         "bands: one standard deviation."
     )
     frame = pandas.concat(frames) if frames else pandas.DataFrame()

@@ -32,7 +32,7 @@ def draw(reader: Reader, options: CorrelationFigure) -> Drawn:
                 found[method, dataset, ipc] = numpy.mean(matrices, 0)
     notes = [
         "Row: the epoch that is matched; column: the epoch whose matching loss is watched, on an expert that is never "
-        f"matched. Pearson's correlation over the iterations, mean over {counted(counts)} seeds. "
+        f"matched. Pearson's correlation over the iterations, mean over {counted(counts, 'seed')}. "
         "Below the diagonal a later epoch is matched and an earlier one watched.",
         *reader.notes,
     ]

@@ -90,28 +90,32 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Sequence[str] = ()) -> "Figure":
-    """Return a figure with rows of panels; every row has as many."""
+    """Return a figure with rows of panels; every row has as many.
+
+    A label has one style in all panels, if there are as many styles; else the lines of each panel have them in turn.
+    """
     below = 0.0
     for panel in (panel for row in panels for panel in row):
         labels = [line.label for line in (*panel.lines, *panel.right)] + [level.label for level in panel.levels]
-        if columns := legend_columns(labels):
-            below = max(below, 0.15 * math.ceil(len(labels) / columns))
+        below = max(below, 0.15 * math.ceil(len(labels) / legend_columns(labels)))
+    told = dict.fromkeys(line.label for row in panels for panel in row for line in panel.lines)
+    shared = {label: index for index, label in enumerate(told)} if len(told) <= len(COLOURS) else {}
     figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes, below=below)
     for row, axes_row in zip(panels, drawn, strict=True):
         for panel, axes in zip(row, axes_row, strict=True):
-            _panel(axes, panel)
+            _panel(axes, panel, [shared.get(line.label, index) for index, line in enumerate(panel.lines)])
     return figure
 
 
-def _panel(axes: Any, panel: Panel) -> None:
+def _panel(axes: Any, panel: Panel, styles: Sequence[int]) -> None:
     if panel.log_x:
         axes.set_xscale("log")
     if panel.log_y:
         axes.set_yscale("log")
-    for index, line in enumerate(panel.lines):
-        _line(axes, line, index, panel.log_y)
+    for style, line in zip(styles, panel.lines, strict=True):
+        _line(axes, line, style, panel.log_y)
     for index, level in enumerate(panel.levels):
-        colour = GREYS[index % len(GREYS)] if level.like is None else COLOURS[level.like % len(COLOURS)]
+        colour = GREYS[index % len(GREYS)] if level.like is None else COLOURS[styles[level.like] % len(COLOURS)]
         dashes = ":" if level.published else (0, (6, 2 + 2 * index))
         axes.axhline(level.value, color=colour, linestyle=dashes, linewidth=1.0, label=level.label)
     if panel.ticks is not None:

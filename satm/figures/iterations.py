@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas
 
 from satm.config import IterationsFigure
-from satm.figures.base import Drawn, cell_title, marked, register
+from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.reading import Reader
 from satm.tables import load_published
@@ -104,7 +104,7 @@ def _published(dataset: str, ipc: int, method: str, quantity: str, label: str, l
 
 def _spread(options: IterationsFigure) -> str:
     counts = sorted({len(options.seeds_for(ipc)) for ipcs in options.datasets.values() for ipc in ipcs})
-    words = f"n = {' or '.join(map(str, counts))} seeds of the distillation"
+    words = counted(counts, "seed", " of the distillation")
     if options.smooth > 1:
         return f"Lines: running mean over {options.smooth} iterations of the pale measurements, mean over {words}."
     return f"Lines: mean over {words}; bands: one standard deviation."

@@ -29,11 +29,8 @@ HATCHES = ("", "//", "..", "xx", "--", "++", "\\\\")
 PANEL = (3.3, 2.5)
 """Width and height of one panel in inches: a column of a paper."""
 
-IN_PANEL = 4
-"""Entries of a legend that fit into a panel without covering much."""
-
-SHORT = 18
-"""Characters of a label of which two fit beside each other below a panel."""
+LEGEND = (54, 8)
+"""Characters of a line of a legend below its panel, and those that the sample of a line takes."""
 
 DPI = 200
 
@@ -107,20 +104,15 @@ def legend_above(figure: "Figure", axes: Any) -> None:
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Return in how many columns a legend stands below its panel; 0: it stands in the panel."""
-    if len(labels) <= IN_PANEL:
-        return 0
-    return 2 if max(map(len, labels)) <= SHORT else 1
+    """Return in how many columns the legend below a panel stands."""
+    line, sample = LEGEND
+    return max(1, min(len(labels), line // (max(map(len, labels), default=0) + sample)))
 
 
 def legend(axes: Any) -> None:
-    """Draw a legend where there is something to tell: in the panel, or with many entries below it."""
-    labels = axes.get_legend_handles_labels()[1]
-    if labels:
-        columns = legend_columns(labels)
-        place: dict[str, Any] = (
-            {"loc": "upper left", "bbox_to_anchor": (0.0, -0.22), "ncols": columns} if columns else {}
-        )
+    """Draw a legend where there is something to tell: below the panel, where it covers nothing."""
+    if labels := axes.get_legend_handles_labels()[1]:
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.22), "ncols": legend_columns(labels)}
         axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6, **place)
 
 

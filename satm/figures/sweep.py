@@ -38,7 +38,7 @@ def draw(reader: Reader, options: SweepFigure) -> Drawn:
             title, log = cell_title(dataset, ipc), options.logarithmic
             panels.append(Panel(title, options.axis, "test accuracy, percent", lines, levels, log_x=log, ticks=ticks))
     counts = sorted({int(row["n"]) for row in rows})
-    note = f"Points: mean over {counted(counts)} networks; bars: one standard deviation."
+    note = f"Points: mean over {counted(counts, 'network')}; bars: one standard deviation."
     frame = pandas.DataFrame(rows, columns=COLUMNS)
     return Drawn(draw_panels([panels], options.title, [note, *reader.notes]), frame)
 

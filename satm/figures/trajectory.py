@@ -51,7 +51,7 @@ def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
                 ]
             )
     note = (
-        f"Mean over {counted(counts)} experts and seeds, bands one standard deviation. The "
+        f"Mean over {counted(counts, 'pair', ' of an expert and a seed')}, bands one standard deviation. The "
         "accumulated error is the sum, as vectors, of all matching and initialisation errors until then."
     )
     frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)

@@ -35,7 +35,7 @@ def draw(reader: Reader, options: VarianceFigure) -> Drawn:
             panels.append(Panel(cell_title(dataset, ipc), "iteration", "normalised variance", lines, log_y=True))
     note = (
         f"Variance of the hypergradient over {' or '.join(map(str, sorted(samples)))} single real images, mean over "
-        f"its entries, divided by its squared norm; mean over {counted(counts)} seeds."
+        f"its entries, divided by its squared norm; mean over {counted(counts, 'seed')}."
     )
     frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
     return Drawn(draw_panels([panels], options.title, [note, *reader.notes]), frame)
