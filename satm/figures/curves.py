@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import pandas
 
-from satm.figures.style import COLOURS, MARKERS, dress, grid_of_panels, legend, legend_columns, line_style
+from satm.figures.style import (
+    COLOURS,
+    MARKERS,
+    dress,
+    grid_of_panels,
+    legend,
+    legend_columns,
+    line_style,
+    plain_decades,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,6 +127,10 @@ def _panel(axes: Any, panel: Panel, styles: Sequence[int]) -> None:
         colour = GREYS[index % len(GREYS)] if level.like is None else COLOURS[styles[level.like] % len(COLOURS)]
         dashes = ":" if level.published else (0, (6, 2 + 2 * index))
         axes.axhline(level.value, color=colour, linestyle=dashes, linewidth=1.0, label=level.label)
+    if panel.log_y:
+        plain_decades(axes.yaxis, *axes.get_ylim())
+    if panel.log_x and panel.ticks is None:
+        plain_decades(axes.xaxis, *axes.get_xlim())
     if panel.ticks is not None:
         axes.set_xticks(panel.ticks, [f"{tick:g}" for tick in panel.ticks], minor=False)
         axes.minorticks_off()

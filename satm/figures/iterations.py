@@ -107,4 +107,5 @@ def _spread(options: IterationsFigure) -> str:
     words = counted(counts, "seed", " of the distillation")
     if options.smooth > 1:
         return f"Lines: running mean over {options.smooth} iterations of the pale measurements, mean over {words}."
-    return f"Lines: mean over {words}; bands: one standard deviation."
+    bands = "; bands: one standard deviation" if max(counts, default=0) > 1 else ""
+    return f"Lines: mean over {words}{bands}."

@@ -103,6 +103,16 @@ def legend_above(figure: "Figure", axes: Any) -> None:
         )
 
 
+def plain_decades(axis: Any, low: float, high: float) -> None:
+    """Write the numbers of a logarithmic axis that spans few decades as they are, and more of them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if low > 0 and high / low < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)) if high / low > 3 else MaxNLocator(6))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def legend_columns(labels: Sequence[str]) -> int:
     """Return in how many columns the legend below a panel stands."""
     line, sample = LEGEND
