@@ -3,12 +3,13 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from torch import Tensor
 
 from satm.cli import main
 from satm.data import Augmentation, ImageData, Preprocessor, Split
@@ -17,6 +18,7 @@ from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_
 from satm.methods import Problem
 from satm.networks import build
 from satm.params import flatten
+from satm.results import DistilledDataset
 
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")
@@ -109,6 +111,31 @@ def image_data(classes: int = 3, each: int = 4, size: int = 8, channels: int = 1
     splits = [Split(torch.randint(256, shape, generator=generator, dtype=torch.uint8), labels) for _ in range(3)]
     names = tuple("abcdefghij"[:classes])
     return ImageData("noise", *splits, names, (0.5,) * channels, (0.25,) * channels, hash_images(*splits))
+
+
+def grey_set(
+    greys: Tensor, labels: Tensor, names: Sequence[str], ipc: int, size: int = 8, channels: int = 1
+) -> DistilledDataset:
+    """Return a synthetic set whose images are evenly these numbers `[n]`, in the space of training."""
+    return DistilledDataset(
+        images=greys.float()[:, None, None, None].expand(-1, channels, size, size).contiguous(),
+        labels=labels,
+        step_size=torch.tensor(0.1),
+        preprocessing={
+            "space": "normalised",
+            "mean": [0.5] * channels,
+            "std": [0.25] * channels,
+            "whitening_hash": None,
+        },
+        class_names=tuple(names),
+        dataset="greys",
+        ipc=ipc,
+        method="mtt",
+        seed=0,
+        options={},
+        iteration=1,
+        selection="last",
+    )
 
 
 SMOOTH = {"network": "convnet", "depth": 1, "width": 3, "activation": "sigmoid"}

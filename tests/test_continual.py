@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from conftest import Refuse, image_data
+from conftest import Refuse, grey_set, image_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -201,20 +201,7 @@ def synthetic(soft: bool = False, part: Sequence[int] = range(4), ipc: int = 2) 
     labels = torch.arange(len(part)).repeat_interleave(ipc)
     pixels = 10.0 * torch.tensor(list(part))[labels] + torch.arange(len(labels)) % ipc
     soft_labels = torch.randn(len(labels), len(part), generator=torch.Generator().manual_seed(4))
-    return DistilledDataset(
-        images=pixels[:, None, None, None].expand(-1, 1, 8, 8).contiguous(),
-        labels=soft_labels if soft else labels,
-        step_size=torch.tensor(0.1),
-        preprocessing={"space": "normalised", "mean": [0.5], "std": [0.25], "whitening_hash": None},
-        class_names=tuple("abcd"[label] for label in part),
-        dataset="greys",
-        ipc=ipc,
-        method="mtt",
-        seed=0,
-        options={},
-        iteration=1,
-        selection="last",
-    )
+    return grey_set(pixels, soft_labels if soft else labels, ["abcd"[label] for label in part], ipc)
 
 
 def real_images() -> TrainingImages:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from conftest import grey_set
 from PIL import Image
 
 from satm.errors import UsageError
@@ -18,26 +19,9 @@ from satm.results import DistilledDataset, History
 def synthetic(classes: int, ipc: int, channels: int = 1) -> DistilledDataset:
     """Return a set whose image i is evenly grey, i / n."""
     count = classes * ipc
-    pixels = (torch.arange(count) / count)[:, None, None, None].expand(-1, channels, 8, 8)
-    return DistilledDataset(
-        images=(pixels - 0.5) / 0.25,
-        labels=torch.arange(count) // ipc,
-        step_size=torch.tensor(0.1),
-        preprocessing={
-            "space": "normalised",
-            "mean": [0.5] * channels,
-            "std": [0.25] * channels,
-            "whitening_hash": None,
-        },
-        class_names=tuple(f"class {label}" for label in range(classes)),
-        dataset="greys",
-        ipc=ipc,
-        method="mtt",
-        seed=0,
-        options={},
-        iteration=1,
-        selection="last",
-    )
+    names = [f"class {label}" for label in range(classes)]
+    labels = torch.arange(count) // ipc
+    return grey_set((torch.arange(count) / count - 0.5) / 0.25, labels, names, ipc, channels=channels)
 
 
 def with_history(classes: int, greys: tuple[float, ...]) -> DistilledDataset:

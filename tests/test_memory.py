@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import grey_set
 from torch import Tensor
 
 import satm
@@ -23,20 +24,7 @@ def synthetic(soft: bool = False, classes: int = 3, ipc: int = 2, size: int = 4)
     labels = torch.zeros(count, classes) if soft else torch.arange(count) // ipc
     if soft:
         labels[:, 0] = 1
-    return DistilledDataset(
-        images=torch.arange(count).float()[:, None, None, None].expand(-1, 1, size, size),
-        labels=labels,
-        step_size=torch.tensor(0.1),
-        preprocessing=SPACE,
-        class_names=tuple("abcdefghij"[:classes]),
-        dataset="greys",
-        ipc=ipc,
-        method="mtt",
-        seed=0,
-        options={},
-        iteration=1,
-        selection="last",
-    )
+    return grey_set(torch.arange(count), labels, "abcdefghij"[:classes], ipc, size)
 
 
 def which(images: Tensor) -> list[int]:
