@@ -14,7 +14,7 @@ from rich.console import Console
 from satm.analysis.statistics import augmentation_robust_score, label_robust_score, student_interval
 from satm.config import FULL, FairOptions
 from satm.errors import UsageError, pick
-from satm.grids import Grid, write_grid
+from satm.grids import Grid, in_numbers, write_grid
 from satm.reading import Reader
 from satm.results import EVALUATION
 from satm.tables import percent
@@ -188,7 +188,7 @@ def _spread(row: Mapping[Any, Any], name: str) -> str:
 
 def _notes(options: FairOptions, frame: pandas.DataFrame) -> list[str]:
     networks, seeds = (sorted(set(frame[column].dropna().astype(int))) or [0] for column in ("networks", "seeds"))
-    count = f"{' or '.join(map(str, networks))} networks on each of {' or '.join(map(str, seeds))} sets"
+    count = f"{in_numbers(networks, 'network')} on each of {in_numbers(seeds, 'set')}"
     notes = [
         f"Test accuracy in percent, mean ± sample standard deviation over {count}; bold: with the labels that the set "
         "comes with. hard: the class of each image; soft: the set's own soft labels, or those that experts give; "

@@ -1,7 +1,7 @@
 """Tables of texts, as Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +114,18 @@ def write_forms(layout: Layout, name: str, **forms: str) -> None:
 def csv_text(frame: pandas.DataFrame) -> str:
     """Return a frame as csv, numbers to six digits."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def in_numbers(counts: Iterable[int], what: str, rest: str = "") -> str:
+    """Return how many there are, in words: `1 network`, `3 or 5 pairs of classes`.
+
+    Args:
+        counts: how many, in each place.
+        what: one of them.
+        rest: what follows the word in the plural too.
+    """
+    many = sorted(set(counts)) or [0]
+    return f"{' or '.join(map(str, many))} {what}{'' if many == [1] else 's'}{rest}"
 
 
 def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from satm.config import CANDIDATES, CandidateOptions, SearchOptions
 from satm.errors import pick
-from satm.grids import Grid, write_grid
+from satm.grids import Grid, in_numbers, write_grid
 from satm.nas import TOPS, Ranking, candidates, mean_accuracies, rank
 from satm.reading import Reader, refuse_repeats
 from satm.results import NAS
@@ -206,13 +206,13 @@ def _text(column: str, mean: float, std: float) -> str:
 
 
 def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
-    sets = " or ".join(map(str, sorted(set(frame.loc[frame["method"] != "real", "seeds"].dropna())))) or "0"
+    sets = in_numbers(frame.loc[frame["method"] != "real", "seeds"].dropna(), "synthetic set")
     counts = " or ".join(map(str, sorted(set(frame["candidates"].dropna())))) or "0"
     whose = "the real images" if options.top_by == "real" else "the synthetic set"
     notes = [
         f"Spearman's rank correlation of the accuracies of {counts} of {CANDIDATES} ConvNets after training on a "
         f"synthetic set and after training on all real images (row `real`: with itself), over the best 5, 10 and 20 by "
-        f"{whose}, and over all; mean ± sample standard deviation over {sets} synthetic sets. Empty: fewer candidates, "
+        f"{whose}, and over all; mean ± sample standard deviation over {sets}. Empty: fewer candidates, "
         "or all of equal accuracy.",
         "selected: accuracy in percent, after training on the real images, of the candidate that is best by the set; "
         "best: of the best one there. minutes: of training and testing all candidates, one after another. selected "
@@ -229,6 +229,6 @@ def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
 def _recipe(options: CandidateOptions) -> str:
     rate = "the set's learned step size" if options.lr == "learned" else f"step size {options.lr:g}"
     return (
-        f"{options.repeats} networks of each candidate, {options.epochs} epochs, {options.optimiser}, {rate}, "
-        f"{options.split} accuracy"
+        f"{in_numbers([options.repeats], 'network')} of each candidate, {options.epochs} epochs, "
+        f"{options.optimiser}, {rate}, {options.split} accuracy"
     )

@@ -17,7 +17,7 @@ from rich.table import Table
 from satm.analysis.statistics import pooled_deviations, student_interval
 from satm.config import FULL, TableOptions
 from satm.errors import UsageError, pick
-from satm.grids import Grid, csv_text, networks_in_words, write_forms
+from satm.grids import Grid, csv_text, in_numbers, networks_in_words, write_forms
 from satm.reading import Reader
 from satm.results import EVALUATION
 
@@ -511,8 +511,7 @@ def percent(mean: float, std: float) -> str:
 
 def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
     options = _options(reader, name)
-    counts = sorted(set(frame["n"].dropna()))
-    networks = " or ".join(str(count) for count in counts)
+    networks = in_numbers(frame["n"].dropna(), "network")
     several = len(options.datasets) > 1
     described = {
         f"{network} on {dataset}" if several else network: reader.resolver.network(network, dataset)
@@ -520,7 +519,7 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
         for dataset in options.datasets
     }
     notes = [
-        f"{options.split.capitalize()} accuracy in percent, mean ± sample standard deviation over {networks} networks, "
+        f"{options.split.capitalize()} accuracy in percent, mean ± sample standard deviation over {networks}, "
         f"all seeds of the distillation together. Network: {networks_in_words(described)}. Bold: the best of a row "
         "among the published numbers, and among the measured ones of one selection."
     ]

@@ -287,6 +287,6 @@ def test_the_commands_make_the_table(campaign: Path, capsys: pytest.CaptureFixtu
     frame = pandas.read_csv(RUN / "worth.csv")
     assert frame["method"].tolist() == ["random", "satm"] and frame["full_mean"].notna().all()
     text = (RUN / "worth.md").read_text()
-    assert "Fewer than 5 networks or 3 sets" in text and "2 networks on each of 1 sets" in text
+    assert "Fewer than 5 networks or 3 sets" in text and "2 networks on each of 1 set" in text
     state = sorted((RUN / "state").rglob("*.json"))
     assert state == [], json.dumps([str(path) for path in state])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
+from satm.grids import in_numbers
 from satm.reading import Reader
 
 if TYPE_CHECKING:
@@ -47,15 +48,8 @@ def register(kind: str) -> Callable[[Draw], Draw]:
 
 
 def counted(counts: Iterable[int], what: str, rest: str = "") -> str:
-    """Return how many values are behind means, in words: `n = 1 seed`, `n = 3 or 5 pairs of classes`.
-
-    Args:
-        counts: how many, in each place.
-        what: one of them.
-        rest: what follows the word in the plural too.
-    """
-    many = sorted(set(counts)) or [0]
-    return f"n = {' or '.join(map(str, many))} {what}{'' if many == [1] else 's'}{rest}"
+    """Return how many values are behind means: `n = 1 seed` (arguments: `in_numbers`)."""
+    return f"n = {in_numbers(counts, what, rest)}"
 
 
 def marked(frame: pandas.DataFrame, **constant: str | int) -> pandas.DataFrame:
