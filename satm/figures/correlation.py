@@ -52,7 +52,9 @@ def draw(reader: Reader, options: CorrelationFigure) -> Drawn:
             axes.set_title(heading, size=SIZES["tick"])
             image = _heatmap(axes, matrix)
     if image is not None:
-        figure.colorbar(image, ax=drawn.ravel().tolist(), label="correlation", shrink=0.8)
+        bar = figure.colorbar(image, ax=drawn.ravel().tolist(), shrink=0.8)
+        bar.set_label("correlation", size=SIZES["label"])
+        bar.ax.tick_params(labelsize=SIZES["tick"])
     return Drawn(figure, _tidy(found))
 
 
