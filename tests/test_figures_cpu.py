@@ -9,7 +9,9 @@ import satm
 from satm.cli import main
 from satm.config import load_campaign
 from satm.methods import resolve
+from satm.methods.boosting import check_blocks
 from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.unrolled_options import UnrolledOptions
 
 ROOT = Path(satm.__file__).parent.parent
 CONFIG = ROOT / "config" / "figures-cpu.yaml"
@@ -28,19 +30,24 @@ def test_it_has_every_table_and_figure_of_the_papers_by_the_same_name() -> None:
     }
 
 
-def test_its_options_fit_its_experts() -> None:
-    small = RESOLVER
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "config").glob("*.yaml")))
+def test_the_options_of_every_campaign_fit(name: str) -> None:
+    campaign = load_campaign(ROOT / "config" / f"{name}.yaml")
     needed: set[str] = set()
-    for name, table in small.campaign.all_tables.items():
-        needed |= set(table.files(small.layout, name))
-    for figure in small.campaign.figures.values():
-        needed |= set(figure.files(small.layout, small.campaign.continual))
-    runs = {tuple(path.split("/")[3:6]) for path in needed if path.endswith("metrics.parquet")}
-    assert len(runs) > 100
-    for dataset, ipc, method in sorted(runs):
-        _, options = resolve(small.method(method, dataset, int(ipc.removeprefix("ipc-"))))
+    for entry, table in campaign.campaign.all_tables.items():
+        needed |= set(table.files(campaign.layout, entry))
+    for figure in campaign.campaign.figures.values():
+        needed |= set(figure.files(campaign.layout, campaign.campaign.continual))
+    parts = [Path(path).relative_to(campaign.layout.root).parts for path in needed]
+    runs = {found[1:4] for found in parts if found[0] in ("distilled", "evaluation")}
+    assert runs
+    for dataset, folder, method in sorted(runs):
+        ipc = int(folder.removeprefix("ipc-"))
+        _, options = resolve(campaign.method(method, dataset, ipc))
         if isinstance(options, MatchingOptions):
-            check(options, small.experts(options.experts, dataset).epochs)
+            check(options, campaign.experts(options.experts, dataset).epochs)
+        elif isinstance(options, UnrolledOptions) and options.blocks > 1:
+            check_blocks(options.blocks, ipc, options.iterations)
 
 
 @pytest.fixture
