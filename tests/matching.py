@@ -48,7 +48,7 @@ def double(made: Any) -> Synthetic:
 
 def unlike(one: Tensor, other: Tensor) -> float:
     """Return the relative distance."""
-    return float((one - other).norm() / other.norm())
+    return float((one.detach() - other.detach()).norm() / other.detach().norm())
 
 
 def differing(one: OuterGradient, other: OuterGradient) -> list[str]:

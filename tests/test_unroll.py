@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from matching import unlike
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -103,11 +104,6 @@ def cases() -> list[Any]:
     found = [pytest.param(scalar_case(rule), id=f"five-{name}") for name, rule in RULES.items()]
     found += [pytest.param(conv_case(rule), id=f"conv-{name}") for name, rule in RULES.items()]
     return [*found, pytest.param(conv_case(Sgd(), "instance"), id="conv-instance")]
-
-
-def unlike(one: Tensor, other: Tensor) -> float:
-    """Return the relative distance."""
-    return float((one - other).norm() / other.norm())
 
 
 def plain(case: Case, detach_before: int = 0, hold_gradients: bool = False) -> dict[str, Tensor]:
