@@ -138,7 +138,7 @@ def _notes(reader: Reader, name: str) -> list[str]:
         "held, on a GPU the tensors of PyTorch, on a CPU the whole process; 1 GB is 10^9 bytes. A published time or "
         "memory is that of another machine.",
     ]
-    if after := reader.resolver.campaign.measures[name].after:
+    if after := _options(reader, name).after:
         notes.append(f"The first {after} iterations of each run are left out.")
     if name in PUBLISHED:
         notes.append(f"Published: {' '.join(PUBLISHED[name])}.")

@@ -166,6 +166,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     assert "over 4 networks" in lines[4]
     tex = (folder / "table2.tex").read_text()
     assert r"\textbf{35.0 $\pm$ 0.8} \\" in tex and "& dc (published) &" in tex and r"& mtt & satm \\" in tex
+    assert tex.count("(published)") == 9 and r"\begin{tabular}{ll" + "r" * 12 + "}" in tex
     console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
     show_table(console, frame, paired)
     shown = console.export_text()
@@ -218,7 +219,7 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     assert lines[2].endswith("| 15.5 ± 1.3 | 32.5 ± 2.1 | 27.5 ± 2.1 | **35.0 ± 0.8** |")
     assert "mtt: exponential moving averages over the iterations; beside them, as `raw`," in lines[-1]
     tex = (folder / "table2.tex").read_text()
-    assert r"mtt & mtt, raw & satm \\" in tex
+    assert r"random & mtt & mtt, raw & satm \\" in tex and "{ll" + "r" * (9 + 4) + "}" in tex
     console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
     show_table(console, frame, paired)
     assert "mtt, raw" in console.export_text()
@@ -298,7 +299,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
     assert "frepo: published in ratbptt Table 1, not measured here." in text
     assert "[wide]: published for a wider ConvNet" in text
     tex = (tmp_path / "results" / "table2.tex").read_text()
-    assert r"49.9 $\pm$ 0.2 [wide]" in tex
+    assert r"49.9 $\pm$ 0.2 [wide]" in tex and tex.count("(published)") == 12
     assert "[wide]" not in results_grid(plain).markdown()
 
 
