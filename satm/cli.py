@@ -195,6 +195,7 @@ def nas(arguments: Sequence[str]) -> None:
     search = resolver.search(known.search)
     part = Annotated[str | None, tyro.conf.arg(help="Train only FIRST-LAST of the sample.")]
     sample = Annotated[int | None, tyro.conf.arg(help="Candidates, chosen at random; None: all that fit the images.")]
+    width = Annotated[float, tyro.conf.arg(help="Times the width of every candidate.")]
     fields = [
         ("dataset", Dataset),
         ("search", Annotated[str, tyro.conf.arg(help="Name of a search.")]),
@@ -205,6 +206,7 @@ def nas(arguments: Sequence[str]) -> None:
         ("part", part, None),
         ("sample", sample, search.sample),
         ("sample_seed", Annotated[int, tyro.conf.arg(help="Another seed chooses others.")], search.sample_seed),
+        ("width_factor", width, search.width_factor),
         ("per_job", Annotated[int, tyro.conf.arg(help="Candidates of a part.")], search.per_job),
     ]
     flags = _parse("nas", nas.__doc__, Compute, fields, arguments, search.real if real else search.proxy)
@@ -212,7 +214,7 @@ def nas(arguments: Sequence[str]) -> None:
         raise UsageError(f"--{idle[0]} has no effect with --real; leave it out")
     if not flags.real and (flags.ipc is None or flags.method is None):
         raise UsageError("nas needs --ipc and --method of a synthetic set, or --real for all real images")
-    chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "per_job")}
+    chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
     recipe = {"real" if flags.real else "proxy": flags.options.model_dump(exclude_defaults=True)}
     options = parse(SearchOptions, {**search.model_dump(), **chosen, **recipe}, f"search {flags.search}")
     cell = (flags.ipc, flags.method, flags.seed)

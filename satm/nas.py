@@ -59,9 +59,14 @@ class Candidate:
         return "-".join(str(value) for value in self.choices.values())
 
 
-def candidates() -> list[Candidate]:
-    """Return all candidates; the first option of `SPACE` changes slowest, the last fastest."""
-    return [Candidate(index, *choices) for index, choices in enumerate(itertools.product(*SPACE.values()))]
+def candidates(width_factor: float = 1.0) -> list[Candidate]:
+    """Return all candidates; the first option of `SPACE` changes slowest, the last fastest.
+
+    Args:
+        width_factor: times the widths of `SPACE`, rounded, at least 1. The papers' are not scaled.
+    """
+    space = {**SPACE, "width": tuple(max(1, round(width * width_factor)) for width in SPACE["width"])}
+    return [Candidate(index, *choices) for index, choices in enumerate(itertools.product(*space.values()))]
 
 
 def sample(among: Iterable[Candidate], count: int | None, seed: int) -> list[Candidate]:

@@ -143,7 +143,7 @@ def _row(
         spent["proxy_minutes"] = sum(map(_minutes, sets)) / len(sets)
     measured = {f"spearman_{top}": pandas.Series([one.spearman[top] for one in found]) for top in TOPS}
     measured["selected_accuracy"] = pandas.Series([one.selected_accuracy for one in found])
-    networks = candidates()
+    networks = candidates(options.width_factor)
     return {
         **row,
         "seeds": len(found),
@@ -217,6 +217,7 @@ def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
         "selected: accuracy in percent, after training on the real images, of the candidate that is best by the set; "
         "best: of the best one there. minutes: of training and testing all candidates, one after another. selected "
         "network: width, depth, norm, activation, pooling.",
+        *([f"Widths are {options.width_factor:g} times the papers'."] if options.width_factor != 1 else []),
         f"On synthetic sets: {_recipe(options.proxy)}. On real images: {_recipe(options.real)}.",
     ]
     if source := next(iter(frame["published_source"].dropna()), None):

@@ -43,6 +43,7 @@ OWN = {
     "steps": "steps",
     "orders": "class orders",
     "sample": "candidates",
+    "width_factor": "times the width of candidates",
     "epochs": "epochs on the path",
     "classes": "",
     "per_class": "",

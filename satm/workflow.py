@@ -267,7 +267,7 @@ class Campaigns:
         return [self.of(wildcards.root).layout.manifest(wildcards.dataset, "sgd")]
 
     def nas_options(self, wildcards: Wildcards) -> str:
-        """Return the options of one part of a search on a synthetic set: the order of the candidates, recipe, dataset.
+        """Return the options of one part of a search on a synthetic set: the candidates and their order, recipe, dataset.
 
         How many there are is not among them: the places of a part's candidates are in its name.
         """
@@ -279,7 +279,7 @@ class Campaigns:
 
     def _search_options(self, wildcards: Wildcards, kind: str) -> str:
         search = self.of(wildcards.root).search(wildcards.search)
-        return canonical({**_values(search, only={"sample_seed", kind}), **self._data(wildcards)})
+        return canonical({**_values(search, only={"sample_seed", "width_factor", kind}), **self._data(wildcards)})
 
     def continual_options(self, wildcards: Wildcards) -> str:
         """Return the options of continual learning: steps and schedule, network, dataset."""

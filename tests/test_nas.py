@@ -1,5 +1,6 @@
 """Architecture search: the space, its samples, rank correlations, the stage and how it resumes, and the table."""
 
+import dataclasses
 import io
 import json
 import math
@@ -79,6 +80,16 @@ def test_candidates_that_do_not_fit_are_left_out(size: int, left_out: int) -> No
     assert len(fit) == 720 - left_out
     for one in set(candidates()) - set(fit):
         assert size >> one.depth < 1 and one.pooling != "none"
+
+
+def test_a_search_can_be_of_narrower_networks() -> None:
+    narrow = candidates(0.125)
+    assert {one.width for one in narrow} == {4, 8, 16, 32}
+    for one, whole in zip(narrow, candidates(), strict=True):
+        assert one == dataclasses.replace(whole, width=whole.width // 8)
+    assert len(fitting(3, 10, 32, 0.125)) == 720
+    # A group norm of four groups cannot split two filters.
+    assert {one.norm for one in set(candidates(1 / 16)) - set(fitting(3, 10, 32, 1 / 16))} == {"group"}
 
 
 @pytest.mark.parametrize("index", [0, 89, 360, 407, 719])
@@ -245,6 +256,7 @@ def test_without_a_campaign_a_search_has_the_defaults() -> None:
         ("sample: 3", "sample: 2", ""),
         ("per_job: 2", "per_job: 1", ""),
         ("sample_seed: 139", "sample_seed: 0", "nas nas_real"),
+        ("sample: 3", "sample: 3\n    width_factor: 0.5", "nas nas_real"),
         ("epochs: 4", "epochs: 5", "nas"),
         ("epochs: 1", "epochs: 2", "nas_real"),
         ("augment: crop_", "augment: ", "nas nas_real"),
@@ -498,6 +510,16 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
     assert lines[0].startswith("| dataset | IPC | method | top 5 | top 5 (published) |")
     assert "| 0.25 ± 1.06 | 85.0 ± 7.1 | 3.0 | 360.0 | 90.0 | 3 |" in lines[2]
     assert "| all | real |" in lines[4] and "| 6804.0 |" in lines[4]
+
+
+def test_a_table_of_narrower_networks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = {"datasets": {"cifar10": [1]}, "methods": ["mtt"], "sample": 3, "width_factor": 0.125}
+    resolver = Resolver(parse(Campaign, {"searches": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
+    written(resolver, "mine", {(0, "real", 0): [0.7, 0.9, 0.8], (1, "mtt", 0): [0.2, 0.4, 0.3]})
+    frame = search_table(Reader(resolver), "mine")
+    assert frame["selected"].tolist() == [str(candidates(0.125)[11])] * 2
+    assert "Widths are 0.125 times the papers'." in search_grid(Reader(resolver), "mine", frame).markdown()
 
 
 @pytest.mark.parametrize(("top_by", "expected"), [("real", 1 - 6 * 12 / 120), ("proxy", 0)])

@@ -165,6 +165,8 @@ class SearchOptions(Tabulated):
     """How many of the 720 candidates are trained, chosen at random; None: all that fit the images."""
     sample_seed: int = 0
     """Another seed chooses others."""
+    width_factor: float = Field(1.0, gt=0)
+    """Times the width of every candidate, 32 to 256 filters, for a search where wide ones take too long."""
     per_job: int = Field(20, ge=1)
     """Candidates that one job trains, one after another. Does not change them."""
     proxy: CandidateOptions = CandidateOptions()

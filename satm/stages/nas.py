@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from satm.checkpoint import NetworkState
-from satm.config import CandidateOptions, Resolver, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, evaluate, stacked
 from satm.files import exclusive, hash_file, write_json
@@ -85,10 +85,10 @@ def make_real_search(
 
 
 @functools.cache
-def fitting(channels: int, classes: int, size: int) -> tuple[Candidate, ...]:
+def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -> tuple[Candidate, ...]:
     """Return the candidates that fit images of `size` x `size` pixels, by the rule of the network itself."""
     found = []
-    for candidate in candidates():
+    for candidate in candidates(width_factor):
         name, options = resolve(candidate.network)
         try:
             with torch.device("meta"):  # shapes only: no weights are drawn
@@ -117,9 +117,9 @@ def _run(
     data, layout = prepared.data, resolver.layout
     dataset, ipc, method, seed = source.cell
     tested = real_images(prepared, source.options.split, device)
-    fit = fitting(data.channels, data.classes, data.size)
-    if left_out := len(candidates()) - len(fit):
-        LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, len(candidates()), data.size)
+    fit = fitting(data.channels, data.classes, data.size, options.width_factor)
+    if left_out := CANDIDATES - len(fit):
+        LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, CANDIDATES, data.size)
     chosen = sample(fit, options.sample, options.sample_seed)
     place = ("real",) if ipc == 0 else (f"ipc-{ipc}", method, f"seed-{seed}")
     for name in options.parts() if part is None else [part]:
@@ -132,6 +132,7 @@ def _run(
                 **source.identity,
                 "options": source.options.model_dump(mode="json"),
                 "candidates": [candidate.index for candidate in mine],
+                "width_factor": options.width_factor,
                 "data": data.hash,
                 "preprocessing": prepared.preprocessor.identity,
                 "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
