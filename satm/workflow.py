@@ -267,7 +267,7 @@ class Campaigns:
         return [self.of(wildcards.root).layout.manifest(wildcards.dataset, "sgd")]
 
     def nas_options(self, wildcards: Wildcards) -> str:
-        """Return the options of one part of a search on a synthetic set: the candidates and their order, recipe, dataset.
+        """Return the options of one part of a search on a synthetic set: candidates and their order, recipe, dataset.
 
         How many there are is not among them: the places of a part's candidates are in its name.
         """
