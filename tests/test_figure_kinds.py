@@ -1,8 +1,6 @@
 """Every kind of figure, drawn from stored rows: what its numbers say, what is refused, what is left out."""
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from PIL import Image
 from test_figures import synthetic
 from test_figures import with_history as moving
 
-import satm
 from satm.cli import main
 from satm.config import load_campaign
 from satm.errors import MissingRun, UsageError
@@ -294,21 +291,6 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     save_distilled(path / "seed-0" / "distilled.safetensors", synthetic(2, 1))
     with pytest.raises(UsageError, match=r"is of another synthetic set than .*distilled.safetensors; make it again"):
         draw("two")
-
-
-@pytest.mark.workflow
-def test_partial_tables_and_figures_of_a_campaign_run_nothing_else(campaign: Path) -> None:
-    root = Path(satm.__file__).parent.parent
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(root / "Snakefile"), "--cores", "1"]
-    targets = ["results/tiny/tables/all", "results/tiny/figures/all", "--configfile", "tiny.yaml"]
-    done = subprocess.run([*command, *targets, "--config", "partial=true"], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    frame = pandas.read_csv("results/tiny/table2.csv").set_index("method")
-    assert frame["accuracy_mean"].notna().to_dict() == {"random": False, "mtt": False, "satm": True}
-    text = Path("results/tiny/table2.md").read_text()
-    assert "Not run yet" in text and "python -m satm evaluate" in text
-    assert Path("results/tiny/figures/synthetic-digits-ipc-1.png").is_file()
-    assert not Path("results/tiny/distilled/digits/ipc-1/mtt").exists()
 
 
 def test_every_kind_has_options_and_a_drawing() -> None:

@@ -120,6 +120,17 @@ def reported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.workflow
+def test_partial_tables_and_figures_of_a_campaign_run_nothing_else(reported: Path) -> None:
+    made = reported / "results/tiny"
+    frame = pandas.read_csv(made / "table2.csv").set_index("method")
+    assert frame["accuracy_mean"].notna().to_dict() == {"random": False, "mtt": False, "satm": True}
+    text = (made / "table2.md").read_text()
+    assert "Not run yet" in text and "python -m satm evaluate" in text
+    assert (made / "figures/synthetic-digits-ipc-1.png").is_file()
+    assert not (made / "distilled/digits/ipc-1/mtt").exists()
+
+
 @pytest.mark.parametrize("file", ["report.html", "unpacked/report/report.html"])
 @pytest.mark.workflow
 def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path, file: str) -> None:
