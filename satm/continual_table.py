@@ -12,7 +12,7 @@ from rich.console import Console
 from satm.config import ContinualOptions
 from satm.continual import average_accuracy, final_accuracy, forgetting, step_accuracies
 from satm.errors import UsageError, pick
-from satm.grids import Grid, networks_in_words, write_grid
+from satm.grids import Grid, in_numbers, networks_in_words, write_grid
 from satm.reading import Reader
 from satm.results import CONTINUAL
 from satm.tables import percent
@@ -171,11 +171,11 @@ def _notes(reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:
     splits = " and ".join(sorted(set(frame["split"].dropna())))
     notes = [
         f"{splits.capitalize()} accuracy in percent, mean ± sample standard "
-        f"deviation over n pairs of a synthetic set's seed and a class order, each the mean over {options.repeats} "
-        f"networks. Classes come in {options.steps} steps; a step brings {brings}, and new networks are trained on all "
-        "synthetic images that came so far and tested on all classes seen. final: after the last step; average: over "
-        "the steps; forgetting: best earlier minus final accuracy on the classes of a step, mean over the steps before "
-        f"the last (Chaudhry et al. 2018). Network: {networks}."
+        "deviation over n pairs of a synthetic set's seed and a class order, each the mean over "
+        f"{in_numbers([options.repeats], 'network')}. Classes come in {options.steps} steps; a step brings {brings}, "
+        "and new networks are trained on all synthetic images that came so far and tested on all classes seen. final: "
+        "after the last step; average: over the steps; forgetting: best earlier minus final accuracy on the classes of "
+        f"a step, mean over the steps before the last (Chaudhry et al. 2018). Network: {networks}."
     ]
     averaged = list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"]))
     if averaged:
