@@ -230,6 +230,6 @@ def _notes(options: SearchOptions, frame: pandas.DataFrame) -> list[str]:
 def _recipe(options: CandidateOptions) -> str:
     rate = "the set's learned step size" if options.lr == "learned" else f"step size {options.lr:g}"
     return (
-        f"{in_numbers([options.repeats], 'network')} of each candidate, {options.epochs} epochs, "
+        f"{in_numbers([options.repeats], 'network')} of each candidate, {in_numbers([options.epochs], 'epoch')}, "
         f"{options.optimiser}, {rate}, {options.split} accuracy"
     )
