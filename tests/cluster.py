@@ -7,6 +7,7 @@ assigns them, and nothing can compute on them. There is no accounting database, 
 Partitions: `cpu` and `gpu`; `urgent`, whose jobs push those of the others back into the queue.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,6 +24,9 @@ FOLDER = Path("/var/tmp/satm-slurm")
 CONFIG = Path("/etc/slurm")
 
 MARK = "# Written by satm's test cluster."
+
+PATH = f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
+"""With the folders of daemons, which a user's own may lack."""
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "scontrol")
 
@@ -82,10 +86,9 @@ def lacking() -> str | None:
     """Return why the cluster cannot be started here; None: it can."""
     if os.getuid() != 0:
         return "the test cluster needs root, for its nodes start jobs and its pretend GPUs are device files"
-    if missing := [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]:
+    if missing := [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]:
         return f"{missing[0]} is not installed; install the packages slurm-wlm and munge"
-    held = CONFIG / "slurm.conf"
-    if held.exists() and MARK not in held.read_text():
+    if (held := CONFIG / "slurm.conf").exists() and not _ours(held):
         return f"{held} belongs to another cluster"
     return None
 
@@ -136,15 +139,19 @@ def stop() -> None:
         subprocess.run(["scancel", "--user=root"], capture_output=True, check=False)
     for sent in (signal.SIGTERM, signal.SIGKILL):
         for pid in _processes():
-            os.kill(pid, sent)
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                os.kill(pid, sent)
         until = time.monotonic() + 5
         while _processes() and time.monotonic() < until:
             time.sleep(0.1)
     shutil.rmtree(FOLDER, ignore_errors=True)
     for name in ("slurm.conf", "gres.conf"):
-        held = CONFIG / name
-        if held.exists() and MARK in held.read_text():
+        if _ours(held := CONFIG / name):
             held.unlink()
+
+
+def _ours(path: Path) -> bool:
+    return path.exists() and MARK in path.read_text()
 
 
 def _processes() -> list[int]:
@@ -162,10 +169,8 @@ def _processes() -> list[int]:
 
 
 def _run(program: str, *arguments: str) -> None:
-    path = f"/usr/sbin:/usr/bin:{os.environ.get('PATH', '')}"
-    done = subprocess.run(
-        [program, *arguments], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    alike = {**os.environ, "PATH": PATH}
+    done = subprocess.run([program, *arguments], env=alike, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NoClusterError(f"{program} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
 

@@ -15,9 +15,11 @@ pytestmark = pytest.mark.cluster
 def _cluster() -> Iterator[None]:
     if why := cluster.lacking():
         pytest.skip(why)
-    cluster.start()
-    yield
-    cluster.stop()
+    try:
+        cluster.start()
+        yield
+    finally:
+        cluster.stop()
 
 
 def test_jobs_get_gpus_of_their_own(tmp_path: Path) -> None:
