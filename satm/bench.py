@@ -6,23 +6,27 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from satm.config import EvaluateOptions
+from satm.config import EvaluateOptions, root_of
 from satm.data import Augmentation
 from satm.errors import RunError
 from satm.evaluate import Axes, Task, train, train_together
 from satm.machine import choose_device, describe_backend, peak_memory
 from satm.networks import build
+from satm.pace import measure_pace
 from satm.params import flatten
+from satm.plan import campaigns_of, jobs
 from satm.progress import Progress
 from satm.seeds import derive_seed, make_generator
 from satm.training import TrainingImages, measure
 from satm.unroll import ENGINES, Hypergradient, hypergradient
+from satm.work import pieces
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,39 @@ def bench_evaluation(
     console.print(f"testing all of them on {test_images} images takes {min(testing):.3f} seconds either way")
     pairs = zip(losses["at once"], losses["one by one"], strict=True)
     console.print(f"largest relative difference of a test loss: {max(abs(a - b) / b for a, b in pairs):.2e}")
+
+
+def bench_pace(
+    config: Path,
+    out: Path,
+    seconds: float = 3600.0,
+    device: str = "auto",
+    threads: int | None = None,
+) -> None:
+    """Measure how long the pieces of a campaign's jobs take on this machine; `python -m satm cost` reads the file.
+
+    Random images and random experts of the right shape stand in for the real ones. Pieces that the file has already
+    are left out, so the same command goes on where it stopped.
+
+    Args:
+        config: the campaign.
+        out: parquet file to write.
+        seconds: no further piece is begun after so many; those with the most work come first.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: as torch chooses.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    campaigns, root = campaigns_of(config), root_of(config)
+    resolver = campaigns.of(root)
+    wanted = pieces(resolver, campaigns.checker, jobs(campaigns, root), at_once=place.type == "cuda")
+    with Progress("pace", len(wanted)) as progress:
+        left = measure_pace(wanted, out, place, seconds, progress)
+    console = Progress.console()
+    console.print(f"{len(wanted) - left} of {len(wanted)} pieces of {config} are measured on {describe_backend(place)}")
+    if left:
+        console.print(f"{left} are left; the same command goes on with them")
 
 
 def relative(one: Hypergradient, other: Hypergradient) -> float:

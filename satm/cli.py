@@ -346,9 +346,13 @@ def figure(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations with one another in one run: time, memory, differences."""
-    from satm.bench import bench_evaluation, bench_hypergradient
+    from satm.bench import bench_evaluation, bench_hypergradient, bench_pace
 
-    known: dict[str, Callable[..., None]] = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation}
+    known: dict[str, Callable[..., None]] = {
+        "hypergradient": bench_hypergradient,
+        "evaluation": bench_evaluation,
+        "pace": bench_pace,
+    }
     if not arguments or arguments[0].startswith("-"):
         raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")
     chosen = pick(arguments[0], known, "benchmark")

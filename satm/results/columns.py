@@ -244,3 +244,21 @@ BOUNDS = Columns(
     optional=frozenset({"bound", "lowest_curvature", "highest_curvature"}),
 )
 """One row per quantity, expert segment and number of kept steps (`satm.analysis.bounds.measure_bounds`)."""
+
+PACE = Columns(
+    "measured pace",
+    {
+        "kind": str,
+        "key": str,
+        "amount": int,
+        "seconds": float,
+        "peak_memory_bytes": int,
+        "parameters": int,
+        "device": str,
+    },
+    key=("kind", "key", "amount"),
+    optional=frozenset({"seconds"}),
+)
+"""One row per measurement of a piece of work (`satm.work.Piece`). kind and key: which; amount: images of a step, or
+inner steps of an iteration, 0: as many as its options say; seconds: of one of them, missing where it does not fit into
+the memory; parameters: of the network; device: that measured."""
