@@ -213,7 +213,7 @@ def bench_pace(
     Args:
         config: the campaign.
         out: parquet file to write.
-        seconds: no further piece is begun after so many; those with the most work come first.
+        seconds: no further piece is begun after so many; those that take the least come first.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """

@@ -344,6 +344,19 @@ def figure(arguments: Sequence[str]) -> None:
         make_figure(resolver, flags.name, flags.partial)
 
 
+def cost(arguments: Sequence[str]) -> None:
+    """Predict what a whole campaign takes: jobs, hours, memory and disk, from a measured pace."""
+    from satm.stages.cost import PACE_FILE, predict_cost
+
+    pace = Annotated[Path, tyro.conf.arg(help="File of `python -m satm bench pace`.")]
+    start = Annotated[float, tyro.conf.arg(help="Seconds of each job before its first step.")]
+    fields = [("pace", pace, PACE_FILE), ("start_seconds", start, 20.0)]
+    flags = _parse("cost", cost.__doc__, Where, fields, arguments)
+    if flags.config is None:
+        raise UsageError("cost needs --config with a campaign, such as config/paper.yaml; got none")
+    predict_cost(flags.config, flags.pace, flags.start_seconds)
+
+
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations with one another in one run: time, memory, differences."""
     from satm.bench import bench_evaluation, bench_hypergradient, bench_pace
@@ -369,6 +382,7 @@ STAGES: dict[str, Callable[[Sequence[str]], None]] = {
     "analyse": analyse,
     "table": table,
     "figure": figure,
+    "cost": cost,
     "bench": bench,
 }
 """Every stage by its name."""

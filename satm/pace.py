@@ -73,7 +73,7 @@ class RandomExperts(TrajectoryStore):
 
 
 def measure_pace(
-    wanted: list[tuple[Piece, float]],
+    wanted: list[Piece],
     path: Path,
     device: torch.device,
     seconds: float,
@@ -84,7 +84,7 @@ def measure_pace(
     The file is written anew after each piece, so that nothing is lost with the process.
 
     Args:
-        wanted: the pieces, the most important first.
+        wanted: the pieces, in the order in which they are measured.
         path: of the file, which may exist.
         device: where to compute.
         seconds: no further piece is begun after so many.
@@ -105,7 +105,7 @@ def measure_pace(
             raise UsageError(f"{path} was measured on {there}, this machine is {here}; name another file")
     known = {(row["kind"], row["key"]) for row in rows}
     until = time.monotonic() + seconds
-    left = [piece for piece, _ in wanted if (piece.kind, piece.key) not in known]
+    left = [piece for piece in wanted if (piece.kind, piece.key) not in known]
     progress.skip(len(wanted) - len(left))
     for done, piece in enumerate(left):
         if time.monotonic() > until:
@@ -161,7 +161,7 @@ def _steps(values: Mapping[str, Any], device: torch.device) -> list[dict[str, An
                 train(task, axes[0])
 
         reset_peak(device)
-        few, more = (1, 4) if device.type == "cpu" else (2, 12)
+        few, more = 1, 4
         run(few)
         seconds = [_timed(partial(run, epochs), device) for epochs in (few, more)]
         module = build(values["network"], values["channels"], classes, size, 0)

@@ -32,6 +32,9 @@ class Job:
         """The names as Snakemake gives them to a rule: attributes, all of them texts."""
         return SimpleNamespace(**dict(self.names))
 
+    def __str__(self) -> str:
+        return " ".join([self.rule, *(f"{name} {value}" for name, value in self.names if name != "root")])
+
 
 CELL = ("{dataset}", "{ipc}", "{method}", "{seed}")
 

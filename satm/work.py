@@ -22,8 +22,14 @@ PIXELS = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 IMAGES = {"digits": 1437, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
 """Training images of the sources that always have as many."""
 
-PER_CLASS = 1300
-"""Training images of a class of ImageNet, at most; assumed of datasets whose files alone know."""
+TESTED = {"digits": 360, "cifar10": 10_000, "cifar100": 10_000, "tiny-imagenet": 10_000}
+"""Test images of the same."""
+
+TEST_STEP = 256
+"""Test images that are counted together."""
+
+PER_CLASS, TESTED_PER_CLASS = 1300, 50
+"""Training images, at most, and test images of a class of ImageNet; assumed of datasets whose files alone know."""
 
 UNKNOWN_CLASSES = 1000
 """Classes that are assumed of datasets whose files alone know."""
@@ -46,14 +52,21 @@ class Shape:
         size: height and width in pixels.
         classes: of the dataset.
         images: training images.
-        known: whether the last two are facts; else they are assumed.
+        tested: test images.
+        known: whether the last three are facts; else they are assumed.
     """
 
     channels: int
     size: int
     classes: int
     images: int
+    tested: int
     known: bool
+
+    @property
+    def pixels(self) -> int:
+        """Numbers of an image."""
+        return self.channels * self.size**2
 
 
 @dataclass(frozen=True)
@@ -98,15 +111,18 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
     count, known = classes or UNKNOWN_CLASSES, classes is not None and every is not None
     images = round(every / CLASSES[options.source] * count) if every is not None else PER_CLASS * count
     images -= options.validation * count
+    tested = round(TESTED[options.source] / CLASSES[options.source] * count) if every is not None else None
     size = options.size or PIXELS.get(options.source)
     channels = 1 if options.source == "digits" else 3
-    return Shape(channels, size or PIXELS["tiny-imagenet"], count, images, known and size is not None)
+    tested = TESTED_PER_CLASS * count if tested is None else tested
+    return Shape(channels, size or PIXELS["tiny-imagenet"], count, images, tested, known and size is not None)
 
 
 def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> list[Share] | None:
     """Return what a job consists of.
 
-    Testing networks on real images, reading and writing, and what comes before the first step are not among it.
+    A test image counts as a third of a training image, for it goes through the network once, forwards. Reading and
+    writing and what comes before the first step are not among it.
 
     Args:
         resolver: of the job's campaign.
@@ -139,13 +155,23 @@ def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> lis
     return None if job.rule in ("analysis", "expert_sharpness", "difficulty") else []
 
 
-def pieces(resolver: Resolver, checker: Checker, found: list[Job], at_once: bool) -> list[tuple[Piece, float]]:
-    """Return every piece of some jobs and how often it is done: steps first, and of each kind the most frequent."""
-    totals: dict[Piece, float] = {}
-    for job in found:
-        for share in shares(resolver, checker, job, at_once) or ():
-            totals[share.piece] = totals.get(share.piece, 0.0) + share.times * max(1, share.images)
-    return sorted(totals.items(), key=lambda entry: (entry[0].kind != "step", -entry[1], entry[0].key))
+def pieces(resolver: Resolver, checker: Checker, found: list[Job], at_once: bool) -> list[Piece]:
+    """Return every piece of some jobs once, those that take little to measure first."""
+    all_shares = (shares(resolver, checker, job, at_once) or () for job in found)
+    every = {share.piece for some in all_shares for share in some}
+    return sorted(every, key=lambda piece: (_effort(piece), piece.key))
+
+
+def _effort(piece: Piece) -> float:
+    """Return a number that grows with what measuring a piece takes."""
+    values = piece.values
+    pixels = values["channels"] * values["size"] ** 2
+    if piece.kind == "step":
+        return float(pixels * 256 * values["together"])
+    method = values["method"]
+    every = values["ipc"] * values["classes"]
+    watched = 1 + method.get("concurrent", 0) + method.get("monitor", 0)
+    return float(pixels * (method.get("batch_size") or every) * method.get("window", 20) * watched)
 
 
 def _count(part: str) -> int:
@@ -187,9 +213,15 @@ def _experts(resolver: Resolver, dataset: str, experts: str, count: int) -> list
     if options.order != "full":
         growing = options.epochs // 2 if options.full_epoch is None else options.full_epoch
         epochs -= growing * (1 - options.start_fraction) / 2
-    return [
+    trained = [
         Share(piece, steps * epochs * count, each) for steps, each in _epoch(images, min(options.batch_size, images))
     ]
+    return [*trained, _test(piece, shape(resolver, dataset).tested, count)]
+
+
+def _test(piece: Piece, images: int, times: float) -> Share:
+    """Return the testing of networks on so many images, so often."""
+    return Share(piece, times * images / TEST_STEP / 3, TEST_STEP)
 
 
 def _evaluation(
@@ -204,10 +236,12 @@ def _evaluation(
     alone = options.together == "no" or bool(options.flat_rho) or (options.together == "auto" and not at_once)
     together = 1 if alone else options.repeats
     piece = _step(resolver, dataset, network, together, options.augment, bool(options.flat_rho))
-    times = float(options.epochs * sets * (options.repeats if alone else 1))
+    runs = sets * (options.repeats if alone else 1) + 0.0
     if options.lr == "searched":
-        times += options.epochs * sets * len(options.lr_grid) / together
-    return [Share(piece, steps * times, each) for steps, each in _epoch(images, min(options.batch_size, images))]
+        runs += sets * len(options.lr_grid) / together
+    epochs = options.epochs * runs
+    trained = [Share(piece, steps * epochs, each) for steps, each in _epoch(images, min(options.batch_size, images))]
+    return [*trained, _test(piece, shape(resolver, dataset).tested, runs)]
 
 
 def _distillation(

@@ -1,0 +1,36 @@
+"""The stage `cost`: what a campaign takes, before it starts."""
+
+import math
+from pathlib import Path
+
+from satm.config import root_of
+from satm.cost import Pace, cost, cost_grid
+from satm.errors import UsageError
+from satm.plan import campaigns_of, jobs
+from satm.progress import Progress
+from satm.results import PACE, read_rows
+
+PACE_FILE = Path(__file__).parent.parent.parent / "results" / "reference" / "pace" / "h200.parquet"
+"""The pace that a checkout has."""
+
+
+def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
+    """Show what all tables and figures of a campaign take on the machine that a pace was measured on.
+
+    Raises:
+        UsageError: the campaign or the file of the pace cannot be used, or the seconds are negative.
+    """
+    if not (start_seconds >= 0 and math.isfinite(start_seconds)):
+        raise UsageError(f"start-seconds must be a number from 0, got {start_seconds:g}")
+    campaigns, root = campaigns_of(config), root_of(config)
+    resolver = campaigns.of(root)
+    rows = read_rows(pace, PACE)
+    if rows.empty:
+        raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
+    known = Pace(rows, campaigns.checker)
+    # The device's name says of what kind it is: a processor is just `cpu`.
+    found = cost(resolver, campaigns.checker, jobs(campaigns, root), known, at_once=known.device != "cpu")
+    grid, console = cost_grid(f"{config}: what it takes", found, known, start_seconds), Progress.console()
+    grid.show(console)
+    for note in grid.notes:
+        console.print(note)
