@@ -1,0 +1,272 @@
+"""A lock on a folder that keeps two processes off one run, on one machine or on several that share a file system.
+
+The owner writes a file of its own and changes it again and again, its heartbeat. Whoever finds such a file judges its
+owner: on the same machine by the process, elsewhere by whether the heartbeat goes on, watched on its own clock, so that
+clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
+holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it was suspended,
+sees the higher number and stops before it writes. Nothing but the exclusive creation of a file is asked of the file
+system, so it works where locks of the system (flock) do not.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from satm.errors import RunError, UsageError
+from satm.files import explain_disk
+
+LOG = logging.getLogger("satm")
+
+BEAT = 10.0
+"""Seconds from one heartbeat to the next."""
+
+DEAD_AFTER = 60.0
+"""Seconds without a heartbeat after which an owner on another machine counts as dead. Network file systems may show a
+change that late."""
+
+WAIT = "SATM_WAIT"
+"""Environment variable: with any value a process waits for a living owner to end instead of refusing. The workflow sets
+it: jobs outlive a Snakemake that was killed, and those of the next one meet them."""
+
+LENGTH = 512
+"""Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
+
+
+class Lock:
+    """A folder held by this process.
+
+    Args:
+        folder: held.
+        what: is made there, for messages.
+        number: of its file.
+        waited: whether another process held it first, and ended.
+    """
+
+    def __init__(self, folder: Path, what: str, number: int, waited: bool) -> None:
+        self.folder, self.what, self.waited = folder, what, waited
+        self.path = _file(folder, number)
+        self.number = number
+        self._mine = _describe()
+        self._ended = threading.Event()
+        self._clear = False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def check(self) -> None:
+        """Make sure that the folder is still held; to be called before anything is written.
+
+        Raises:
+            RunError: another process has taken this one for dead and holds it now.
+        """
+        # Who makes the next number by mistake takes it back at once.
+        for pause in (0.0, 1.0, 2.0):
+            time.sleep(pause)
+            if _numbers(self.folder)[-1:] == [self.number] and (_read(self.path) or {}).get("token") == self._mine["token"]:
+                return
+        raise RunError(
+            f"{self.what} in {self.folder} was taken over by another process while this one stood still; nothing more "
+            "is written here"
+        )
+
+    def finished(self) -> None:
+        """Say that the folder is not needed any more: it is removed with the lock."""
+        self._clear = True
+
+    def _begin(self) -> None:
+        with explain_disk(self.path):
+            self.path.write_text(self._text(0))
+        self._thread.start()
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._ended.wait(BEAT):
+            count += 1
+            with contextlib.suppress(OSError):  # a file system that is away for a while
+                handle = os.open(self.path, os.O_WRONLY)
+                try:
+                    os.pwrite(handle, self._text(count).encode(), 0)
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+
+    def _text(self, count: int) -> str:
+        return json.dumps({**self._mine, "beat": count}).ljust(LENGTH - 1) + "\n"
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        if (_read(self.path) or {}).get("token") != self._mine["token"]:
+            return  # another's by now
+        if self._clear:
+            for entry in self.folder.iterdir():
+                if entry.name.startswith(PREFIX):
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        if self._clear:
+            with contextlib.suppress(OSError):  # who waits may hold it already
+                self.folder.rmdir()
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[Lock]:
+    """Hold a folder for one process; it becomes free when the process ends, however it ends.
+
+    Args:
+        folder: to hold; made if it is missing.
+        what: is made there, for messages.
+
+    Raises:
+        UsageError: another living process holds it, and the environment does not say to wait (`WAIT`).
+        RunError: the folder cannot be written.
+    """
+    lock = _acquire(folder, what)
+    try:
+        yield lock
+    finally:
+        lock._end()
+
+
+PREFIX = ".lock-"
+
+
+def _acquire(folder: Path, what: str) -> Lock:
+    waited, told = False, 0.0
+    while True:
+        with explain_disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            numbers = _numbers(folder)
+        number = numbers[-1] if numbers else 0
+        held = _read(_file(folder, number)) if numbers else None
+        if held is not None and _alive(_file(folder, number), held):
+            if not os.environ.get(WAIT):
+                raise UsageError(
+                    f"{what} in {folder} is being made by another process (pid {held.get('pid', 'unknown')} on "
+                    f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
+                )
+            waited = True
+            if time.monotonic() - told > 600:
+                told = time.monotonic()
+                LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
+            time.sleep(1)
+            continue
+        if _taken(folder, number, held):
+            lock = Lock(folder, what, number + 1, waited)
+            lock._begin()
+            for lower in numbers:
+                _file(folder, lower).unlink(missing_ok=True)
+            return lock
+
+
+def _taken(folder: Path, number: int, held: dict[str, Any] | None) -> bool:
+    """Make the next file and say whether it holds: what was judged dead must still be what is there."""
+    mine = _file(folder, number + 1)
+    try:
+        with explain_disk(mine):
+            os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except RunError as error:
+        if isinstance(error.__cause__, FileExistsError | FileNotFoundError):
+            return False
+        raise
+    there = _read(_file(folder, number)) if number else None
+    others = [each for each in _numbers(folder) if each not in (number, number + 1)]
+    if (there or {}).get("token") != (held or {}).get("token") or any(each > number + 1 for each in others):
+        mine.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _alive(path: Path, held: dict[str, Any]) -> bool:
+    """Say whether the owner of a lock lives."""
+    mine = _describe()
+    if held.get("pid") and all(held.get(name) == mine[name] for name in ("host", "boot", "space")):
+        return _began(int(held["pid"])) == held.get("began")
+    until = time.monotonic() + DEAD_AFTER
+    first = True
+    while time.monotonic() < until:
+        now = _read(path)
+        if now is None or now.get("token") != held.get("token"):
+            return True  # released, or another's: to be judged anew
+        if now.get("beat") != held.get("beat"):
+            return True
+        if first:
+            LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), DEAD_AFTER)
+            first = False
+        time.sleep(min(1.0, DEAD_AFTER / 10))
+    LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), DEAD_AFTER)
+    return False
+
+
+def _describe() -> dict[str, Any]:
+    """Return what says which process this is, and a token that no other lock has."""
+    return {
+        "token": uuid.uuid4().hex,
+        "host": os.uname().nodename,
+        "boot": _text_of("/proc/sys/kernel/random/boot_id"),
+        "space": _link_of("/proc/self/ns/pid"),  # containers of one machine number their processes anew
+        "pid": os.getpid(),
+        "began": _began(os.getpid()),
+    }
+
+
+def _began(pid: int) -> str | None:
+    """Return when a process began, in a form to compare; None where it does not live."""
+    stat = _text_of(f"/proc/{pid}/stat")
+    if stat:
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return "unknown"
+
+
+def _text_of(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _link_of(path: str) -> str:
+    try:
+        return str(Path(path).readlink())
+    except OSError:
+        return ""
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{PREFIX}{number:06d}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    """Return the numbers of the files there, ascending."""
+    try:
+        names = [entry.name.removeprefix(PREFIX) for entry in folder.iterdir() if entry.name.startswith(PREFIX)]
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a file says; empty where it is just being written; None where there is none."""
+    try:
+        content = json.loads(path.read_text() or "{}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,172 @@
+"""Stopping in good order: on a signal or before a time limit, with the state saved.
+
+A signal raises `Stop` in the main thread, at once where nothing is lost by it, else after what may not be cut in two
+(`whole`). Whoever holds a state catches it, saves and lets it go on; the command line ends with `AGAIN`.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+AGAIN = 75
+"""Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
+
+LIMIT = "SATM_TIME_LIMIT"
+"""Environment variable: minutes after which a run stops with its state saved, for batch systems other than SLURM."""
+
+MARGIN = 120.0
+"""Seconds before a limit at which a run stops, at most; a tenth of the time that it has, if that is less."""
+
+SIGNALS = {signal.SIGTERM: "the signal SIGTERM", signal.SIGINT: "the signal SIGINT", signal.SIGALRM: "its time limit"}
+"""What a run was stopped by."""
+
+
+class Stop(BaseException):
+    """The run is to stop; the text says by what. No `Exception`, so that nothing takes it for a failure."""
+
+
+class _Watch:
+    """What was asked, and how deep in what may not be cut in two the main thread is."""
+
+    def __init__(self) -> None:
+        self.asked = ""
+        self.at_limit = False
+        self.depth = 0
+        self.told = False
+        self.saved = False
+
+    def ask(self, signum: int, _frame: FrameType | None) -> None:
+        if self.told:
+            return  # it is saving already
+        self.asked = self.asked or SIGNALS[signal.Signals(signum)]
+        self.at_limit = self.at_limit or signum == signal.SIGALRM
+        self.now()
+
+    def now(self) -> None:
+        """Raise if asked and nothing forbids it."""
+        if self.asked and not self.depth and not self.told:
+            self.told = True
+            raise Stop(self.asked)
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def on_signals() -> Iterator[None]:
+    """Let the signals of `SIGNALS` raise `Stop`, in the main thread; elsewhere nothing changes."""
+    global _watch
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, _watch = _watch, _Watch()
+    handlers = {signum: signal.signal(signum, _watch.ask) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        _watch = before
+
+
+@contextlib.contextmanager
+def whole(save: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let what is inside end before a stop, and then save.
+
+    Args:
+        save: called before the stop is raised, if one was asked for; None: nothing is to be saved.
+    """
+    _watch.depth += 1
+    try:
+        yield
+        if _watch.asked and save is not None and not _watch.told:
+            save()
+    finally:
+        _watch.depth -= 1
+    _watch.now()
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Let a stop be raised inside although it is inside `whole`."""
+    held, _watch.depth = _watch.depth, 0
+    try:
+        _watch.now()
+        yield
+    finally:
+        _watch.depth = held
+
+
+def saved() -> None:
+    """Say that this process has saved something that a later one goes on from."""
+    _watch.saved = True
+
+
+def progressed() -> bool:
+    """Say whether anything was saved."""
+    return _watch.saved
+
+
+def at_limit() -> bool:
+    """Say whether the time limit was what stopped the run."""
+    return _watch.at_limit
+
+
+def limit(minutes: float | None) -> float | None:
+    """Stop before a time limit: the one given, that of the environment, or that of the SLURM job.
+
+    Args:
+        minutes: from now; None: what the environment says.
+
+    Returns:
+        seconds from now to the limit, the nearest of all; None: there is none.
+    """
+    given = [60 * minutes] if minutes is not None else []
+    left = slurm_seconds_left()
+    seconds = min([*given, *([] if left is None else [left])], default=None)
+    if seconds is not None and threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds - min(MARGIN, seconds / 10)))
+    return seconds
+
+
+def slurm_seconds_left() -> float | None:
+    """Return how long the SLURM job around this process may still run; None outside of one, and without a limit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
+        return float(end) - time.time()
+    try:
+        command = ["squeue", "--noheader", "--jobs", job, "--format", "%L"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return _seconds(done.stdout.strip())
+
+
+def _seconds(text: str) -> float | None:
+    """Return a duration as SLURM writes it, `[days-][[hours:]minutes:]seconds`; None where it writes a word."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
+
+
+def requeue() -> bool:
+    """Ask SLURM to put the job around this process back into its queue; say whether it will."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return False
+    try:
+        subprocess.run(["scontrol", "requeue", job], capture_output=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return True
