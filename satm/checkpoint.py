@@ -1,65 +1,172 @@
-"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network."""
+"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network, rows.
 
+Every file carries a checksum of all that it holds. What is written again and again has two files that are written in
+turn, so that the state before serves where the last one is damaged.
+"""
+
+import json
+import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from satm import stopping
 from satm.distill import Best, Made, Run, State
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 from satm.experts import Snapshot
-from satm.files import read_tensors, write_tensors
+from satm.files import (
+    disk_is_full,
+    hash_tensors,
+    hash_text,
+    open_tensors,
+    patiently,
+    read_metadata,
+    read_tensors,
+    write_tensors,
+)
 from satm.methods import Synthetic
 
+LOG = logging.getLogger("satm")
 
-def save_run(path: Path, run: Run, identity: Mapping[str, Any], backend: str) -> None:
-    """Write the run of a distillation; `run.now` is its recent state when the loop offers it.
+Content = dict[str, Any]
+"""JSON values by name."""
+
+
+class Generations:
+    """The last state of something and the one before it.
 
     Args:
-        path: where to.
-        run: as given to `on_safe` of `satm.distill.distill`.
+        folder: of the two files.
+        name: that both begin with.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
+        self._last: int | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bool:
+        """Write a state in place of the one before the last; say whether there was space for it.
+
+        Without space the state before stays, and the run that calls can go on.
+        """
+        if self._last is None:
+            self._last = max((number for number, _ in self._numbered()), default=-1)
+        number = self._last + 1
+        try:
+            write_tensors(self.paths[number % 2], tensors, _sealed(tensors, {**content, "generation": number}))
+        except RunError as error:
+            if not disk_is_full(error):
+                raise
+            LOG.warning("%s; going on, the state before this one is kept", error)
+            return False
+        self._last = number
+        stopping.saved()
+        return True
+
+    def load(self) -> tuple[dict[str, Tensor], Content] | None:
+        """Return the last state that is whole; None where there is none."""
+        for _, path in sorted(self._numbered(), key=lambda entry: -entry[0]):
+            try:
+                tensors, content = read_sealed(path)
+            except UsageError as error:
+                LOG.warning("%s; the state before it serves", error)
+                continue
+            return tensors, content
+        return None
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        """Return the numbers of the states that are there; a damaged one has the lowest."""
+        found = []
+        for path in self.paths:
+            if not path.is_file():
+                continue
+            try:
+                with open_tensors(path, "state") as file:
+                    found.append((int(str(read_metadata(file, path, "state")["generation"])), path))
+            except (UsageError, KeyError, ValueError):
+                found.append((-1, path))
+        return found
+
+
+def _sealed(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Content:
+    held: Content = json.loads(json.dumps(content))  # as it will be read
+    return {**held, "seal": _seal(tensors, held)}
+
+
+def _seal(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    names = sorted(tensors)
+    text = json.dumps([content, names], sort_keys=True)
+    return hash_text(text + hash_tensors(*(tensors[name] for name in names)))
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], Content]:
+    """Return the tensors and the content of a state, checked.
+
+    Raises:
+        UsageError: the file is missing, cut short, or was changed.
+    """
+    tensors, held = read_tensors(path, "state")
+    content: Content = dict(held)
+    if content.pop("seal", None) != _seal(tensors, content):
+        raise UsageError(f"the state {path} is damaged: its checksum is not that of what it holds")
+    return tensors, content
+
+
+class RunState:
+    """The run of a distillation, in two generations.
+
+    Args:
+        folder: of this run alone.
         identity: JSON values that say what the run is.
         backend: what it is computed with.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, state in (("now", run.now), ("safe", run.safe)):
-        tensors |= _flat(_state_tree(state), name)
-    if run.best:
-        tensors |= _flat(_made_tree(run.best.made), "best")
-    tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
-    metadata = {
-        "identity": identity,
-        "backend": backend,
-        "iterations": {"now": run.now.iteration, "safe": run.safe.iteration},
-        "rates": run.rates,
-        "attempt": run.attempt,
-        "rows": run.rows,
-        "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
-    }
-    write_tensors(path, tensors, metadata)
 
+    def __init__(self, folder: Path, identity: Mapping[str, Any], backend: str) -> None:
+        self.identity, self.backend = identity, backend
+        self._files = Generations(folder, "checkpoint")
 
-def load_run(path: Path, device: torch.device) -> tuple[Run, dict[str, Any], str]:
-    """Return the run, its identity and its backend.
+    def save(self, run: Run) -> bool:
+        """Keep a run between two iterations; say whether there was space for it."""
+        tensors: dict[str, Tensor] = {}
+        states = {"now": run.now, "safe": run.safe, "recent": run.recent}
+        for name, state in states.items():
+            if name != "recent" or state is not run.now:
+                tensors |= _flat(_state_tree(state), name)
+        if run.best:
+            tensors |= _flat(_made_tree(run.best.made), "best")
+        tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
+        content = {
+            "identity": self.identity,
+            "backend": self.backend,
+            "iterations": {name: state.iteration for name, state in states.items()},
+            "rates": run.rates,
+            "attempt": run.attempt,
+            "rows": run.rows,
+            "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
+        }
+        return self._files.save(tensors, content)
 
-    Raises:
-        UsageError: the file is cut short or holds something else.
-    """
-    held, content = read_tensors(path, "checkpoint")
-    values: dict[str, Any] = content
-    tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
-    now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
-    best = values["best"]
-    chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
-    states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
-    history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
-    rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
-    run = Run(now, safe, now, rates, attempt=attempt, rows=rows, best=chosen, history=history)
-    return run, values["identity"], values["backend"]
+    def load(self, device: torch.device) -> tuple[Run, Content, str] | None:
+        """Return the run, its identity and its backend; None where no state is whole."""
+        found = self._files.load()
+        if found is None:
+            return None
+        held, values = found
+        tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
+        now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
+        recent = _state(tree["recent"], values["iterations"]["recent"]) if "recent" in tree else now
+        best = values["best"]
+        chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
+        states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
+        history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
+        rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
+        run = Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
+        return run, values["identity"], values["backend"]
 
 
 Tree = dict[str, Any]
@@ -127,33 +234,43 @@ class ExpertState:
         self.identity = identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot."""
+        """Keep a snapshot.
+
+        Raises:
+            RunError: there is no space on the disk, nor was there after a while: without it there is no expert.
+        """
         tensors = {"weights": snapshot.weights}
         if snapshot.momentum is not None:
             tensors["momentum"] = snapshot.momentum
-        write_tensors(self._path(snapshot.epoch), tensors, {"identity": self.identity, "loss": snapshot.loss})
+        # As a text, for the loss of the start is NaN, which JSON does not know.
+        content = _sealed(tensors, {"identity": self.identity, "loss": repr(snapshot.loss)})
+        patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
+        stopping.saved()
 
     def load(self) -> Snapshot | None:
         """Return the last snapshot of an unbroken row from the start; None if there is none of this expert."""
-        epoch = 0
-        while self._path(epoch).is_file():
-            epoch += 1
-        while epoch:
-            epoch -= 1
+        last: Snapshot | None = None
+        while self._path(epoch := 0 if last is None else last.epoch + 1).is_file():
             try:
-                tensors, metadata = read_tensors(self._path(epoch), "state of an expert")
-            except UsageError:  # a broken file of a crashed machine: the epoch before it serves
-                continue
-            if metadata["identity"] != self.identity:
+                tensors, content = read_sealed(self._path(epoch))
+            except UsageError as error:
+                LOG.warning("%s; the epoch before it serves", error)
                 break
-            return Snapshot(epoch, tensors["weights"], tensors.get("momentum"), float(str(metadata["loss"])))
-        self.clear()
-        return None
+            if content["identity"] != self.identity:
+                break
+            last = Snapshot(epoch, tensors["weights"], tensors.get("momentum"), float(content["loss"]))
+        if last is None:
+            self.clear()
+        return last
 
     def snapshots(self) -> list[Tensor]:
-        """Return `[P]` weights of all epochs in order."""
+        """Return `[P]` weights of all epochs in order.
+
+        Raises:
+            UsageError: a file was damaged since it was written.
+        """
         count = len(list(self.folder.glob("epoch-*.safetensors")))
-        return [read_tensors(self._path(epoch), "state of an expert")[0]["weights"] for epoch in range(count)]
+        return [read_sealed(self._path(epoch))[0]["weights"] for epoch in range(count)]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -164,52 +281,55 @@ class ExpertState:
 
 
 class NetworkState:
-    """The state of one network while it is trained: weights, statistics, optimiser, random generator.
+    """The state of networks while they are trained, one or several at once: weights, statistics, optimiser, generators.
 
     Args:
-        path: of its file.
+        folder: of the files.
         identity: JSON values that say what is trained; the state of something else is dropped.
         every: at least so many seconds lie between two writes, which has no effect on the result.
     """
 
-    def __init__(self, path: Path, identity: object, every: float = 60.0) -> None:
-        self.path = path
-        self.identity = identity
+    def __init__(self, folder: Path, identity: object, every: float = 60.0) -> None:
+        self.identity = json.loads(json.dumps(identity))
         self.every = every
+        self._files = Generations(folder, "network")
         self._written = time.monotonic()
 
-    def load(self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Bring all three to the state that was kept; return its epochs, 0 where there is none of this network."""
-        if not self.path.is_file():
-            return 0
-        try:
-            tensors, metadata = read_tensors(self.path, "state of a network")
-        except UsageError:  # a broken file of a crashed machine: the beginning serves
-            return 0
-        if metadata["identity"] != self.identity:
-            return 0
-        parts: dict[str, dict[str, Tensor]] = {"module": {}, "optimiser": {}}
-        for name, tensor in tensors.items():
-            part, _, place = name.partition("/")
-            if part in parts:
-                parts[part][place] = tensor
-        module.load_state_dict(parts["module"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for place, tensor in parts["optimiser"].items():
-            index, _, moment = place.partition("/")
-            moments.setdefault(int(index), {})[moment] = tensor
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-        generator.set_state(tensors["generator"])
-        return int(str(metadata["epoch"]))
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the epochs that are done and the tensors that were kept then; None where nothing is of these."""
+        found = self._files.load()
+        if found is None or found[1]["identity"] != self.identity:
+            return None
+        return int(found[1]["epoch"]), found[0]
 
-    def save(self, epoch: int, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Keep the state after so many epochs, unless the last one was kept a moment ago."""
-        if time.monotonic() - self._written < self.every:
+    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]], now: bool = False) -> None:
+        """Keep the state after so many epochs, unless the last one was kept a moment ago and it is not to be now."""
+        if not now and time.monotonic() - self._written < self.every:
             return
-        tensors = {f"module/{name}": held for name, held in module.state_dict().items()}
-        for index, moments in optimiser.state_dict()["state"].items():
-            named = {name: held for name, held in moments.items() if isinstance(held, Tensor)}
-            tensors |= {f"optimiser/{index}/{name}": held for name, held in named.items()}
-        tensors["generator"] = generator.get_state()
-        write_tensors(self.path, tensors, {"identity": self.identity, "epoch": epoch})
+        self._files.save(tensors(), {"identity": self.identity, "epoch": epoch})
         self._written = time.monotonic()
+
+
+class RowsState:
+    """What a stage has measured so far, as JSON values, in two generations.
+
+    Args:
+        folder: of the files.
+        identity: JSON values that say what is measured; rows of something else are dropped.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.identity = json.loads(json.dumps(identity))
+        self._files = Generations(folder, "rows")
+
+    def load(self) -> list[Content]:
+        """Return the rows that an earlier process left."""
+        found = self._files.load()
+        if found is None or found[1]["identity"] != self.identity:
+            return []
+        rows: list[Content] = found[1]["rows"]
+        return rows
+
+    def save(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep all rows."""
+        self._files.save({}, {"identity": self.identity, "rows": list(rows)})

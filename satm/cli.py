@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +22,7 @@ import torch
 import tyro
 
 import satm
+from satm import stopping
 from satm.analysis.expert_sharpness import LENGTHS
 from satm.config import ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
@@ -45,6 +47,12 @@ class Compute(Where):
 
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or cuda:N.")]
     threads: Annotated[int | None, tyro.conf.arg(help="CPU threads; None: as torch chooses.")]
+    time_limit: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="Minutes after which the run stops with its state saved; None: $SATM_TIME_LIMIT, or the SLURM job's."
+        ),
+    ]
 
 
 Dataset = Annotated[str, tyro.conf.arg(help="Name of a dataset.")]
@@ -392,7 +400,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
     Returns:
-        0 done; 2 unusable input, told in one line; 1 a failure of the run or the machine, told in one line.
+        0 done; 2 unusable input, told in one line; 1 a failure of the run or the machine, told in one line; 75 stopped,
+        the same command goes on.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("satm").setLevel(logging.INFO)
@@ -404,20 +413,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] == "--version":
             print(f"satm {satm.__version__}")
             return 0
-        pick(given[0], STAGES, "stage")(given[1:])
+        with stopping.on_signals():
+            pick(given[0], STAGES, "stage")(given[1:])
+    except stopping.Stop as stop:
+        return _stopped(stop)
     except UsageError as error:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
     except (MemoryError, torch.OutOfMemoryError):
         return _fail(RunError("the memory is used up; use fewer images a step, or a larger machine"), 1)
+    except KeyboardInterrupt:  # outside of the main thread, or a moment before signals are watched
+        print("satm: stopped; the same command goes on", file=sys.stderr)
+        return stopping.AGAIN
     except OSError as error:
         return _fail(RunError(f"{error.strerror or error} ({error.filename}); check the disk and start again"), 1)
-    except KeyboardInterrupt:
-        return _fail(RunError("stopped; start the same command again to go on"), 1)
     except SystemExit as error:  # tyro after --help
         return int(error.code or 0)
     return 0
+
+
+def _stopped(stop: stopping.Stop) -> int:
+    """Say that a run was stopped and return the exit code; before its time limit it asks SLURM to run it again."""
+    if stop.at_limit and not stop.saved:
+        text = f"stopped by {stop}, which came before anything was saved; give it more time"
+        return _fail(RunError(text), 1)
+    if stop.at_limit and stopping.requeue():
+        print(f"satm: stopped by {stop}; it is saved, and goes on when SLURM runs this job again", file=sys.stderr)
+        time.sleep(stopping.MARGIN)  # SLURM ends the job, and would take an exit for the end of its work
+    else:
+        print(f"satm: stopped by {stop}; what was done is saved, the same command goes on", file=sys.stderr)
+    return stopping.AGAIN
 
 
 def _fail(error: Exception, code: int) -> int:
@@ -458,7 +484,7 @@ def _parse(
 ) -> Any:
     """Return the flags of a stage as an object; the options are its field `options`."""
     made = [(*field[:2], dataclasses.field(default=field[2])) if len(field) > 2 else field for field in fields]
-    common: dict[str, Any] = {"config": None, "device": "auto", "threads": None}
+    common: dict[str, Any] = {"config": None, "device": "auto", "threads": None, "time_limit": None}
     inherited = [
         (field.name, field.type, dataclasses.field(default=common[field.name])) for field in dataclasses.fields(base)
     ]
@@ -498,12 +524,15 @@ def _one_line(box: str) -> str:
 
 
 def _compute(flags: Any) -> torch.device:
-    """Return the device, with the threads set."""
+    """Return the device, with the threads and the time limit set."""
     if flags.threads is not None:
         if flags.threads < 1:
             raise UsageError(f"threads must be at least 1, got {flags.threads}")
         torch.set_num_threads(flags.threads)
-    return choose_device(flags.device)
+    device = choose_device(flags.device)
+    if (seconds := stopping.limit(flags.time_limit)) is not None:
+        LOG.info("this run may take %.0f minutes; before they are over it stops with its state saved", seconds / 60)
+    return device
 
 
 def _show(stage: str, flags: Any, options: Options | None = None) -> None:
@@ -533,6 +562,10 @@ def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
     except (UsageError, RunError) as error:  # the terminal is told by `main`
         LOG.removeHandler(handlers[0])
         LOG.error("error: %s", error)
+        raise
+    except stopping.Stop as stop:
+        LOG.removeHandler(handlers[0])
+        LOG.warning("stopped by %s", stop)
         raise
     finally:
         for handler in handlers:

@@ -19,7 +19,7 @@ import pandas
 import torch
 from torch import Tensor, nn
 
-from satm.evaluate import Axes, Kept, Task, tested
+from satm.evaluate import Axes, Keep, Task, tested
 from satm.memory import Data, Memory
 from satm.training import TrainingImages, outputs
 
@@ -77,7 +77,7 @@ def learn(
     axes: Axes,
     repeats: int,
     done: int = 0,
-    kept: Callable[[Axes], Kept] | None = None,
+    kept: Keep | None = None,
 ) -> Iterator[Tested]:
     """Learn the classes in one order; yield each network tested, step by step.
 

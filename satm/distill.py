@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from satm.errors import RunError
 from satm.machine import peak_memory, reset_peak
 from satm.methods import IterativeMethod, IterativeOptions, Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
+from satm.stopping import Stop, at_once, whole
 from satm.unroll import Adam, Momentum, Rule
 
 SAFE_EVERY = 10
@@ -127,6 +129,7 @@ def distill(
     look: Look | None,
     on_row: Callable[[Mapping[str, Any]], None],
     on_safe: Callable[[Run], None],
+    on_stop: Callable[[Run], object] | None = None,
 ) -> Made:
     """Do the iterations that are left and return the synthetic set.
 
@@ -140,6 +143,7 @@ def distill(
         look: accuracy of a set; None where nobody looks.
         on_row: called with each row of metrics.
         on_safe: called every `SAFE_EVERY` iterations with the run, which can be stored then.
+        on_stop: called with the run as it is before the iteration that a stop has cut off, to be stored at once.
 
     Returns:
         the last set, or the best one by `look`.
@@ -151,35 +155,59 @@ def distill(
     options: IterativeOptions = method.settings
     device = run.now.numbers["step_size"].device
     kept = kept_iterations(options)
-    while run.now.iteration < options.iterations:
-        if run.now.iteration in kept:
-            run.history[run.now.iteration] = compose(method, run.now)
-        if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
-            run.safe, run.recent = run.recent, run.now
-            on_safe(run)
-        started = time.perf_counter()
-        reset_peak(device)
-        row, following, fault = _iterate(method, run)
-        if fault is None:
-            run.now = following
-            if options.skip_above is not None and run.now.iteration == min(MOST_SKIPPED, options.iterations):
-                _stop_if_nothing_learned(options, [*run.rows, row])
-            due = run.now.iteration % options.evaluate_every == 0 or run.now.iteration == options.iterations
-            if look is not None and due:
-                made = finished(method, run.now)
-                accuracy = look(made.synthetic, run.now.iteration)
-                row[f"{options.watch or options.selection}_accuracy"] = accuracy
-                if options.selection != "last" and (run.best is None or accuracy > run.best.accuracy):
-                    run.best = Best(accuracy, made)
-        else:
-            row["event"] = _go_back(run, options, fault)
-        row["seconds"] = time.perf_counter() - started
-        row["peak_memory_bytes"] = peak_memory(device)
-        run.rows.append(row)
-        on_row(row)
+    try:
+        while run.now.iteration < options.iterations:
+            # A run is changed in whole iterations only; what takes long inside, and changes nothing, may be cut off.
+            with whole():
+                _advance(method, run, look, kept, device, on_row, on_safe)
+    except Stop:
+        if on_stop:
+            on_stop(run)
+        raise
     if options.iterations in kept:
         run.history[options.iterations] = compose(method, run.now)
     return finished(method, run.now) if run.best is None else run.best.made
+
+
+def _advance(
+    method: IterativeMethod,
+    run: Run,
+    look: Look | None,
+    kept: Sequence[int],
+    device: torch.device,
+    on_row: Callable[[Mapping[str, Any]], None],
+    on_safe: Callable[[Run], None],
+) -> None:
+    """Do one iteration, or go back."""
+    options: IterativeOptions = method.settings
+    if run.now.iteration in kept:
+        run.history[run.now.iteration] = compose(method, run.now)
+    if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
+        run.safe, run.recent = run.recent, run.now
+        on_safe(run)
+    started = time.perf_counter()
+    reset_peak(device)
+    with at_once():
+        row, following, fault = _iterate(method, run)
+    best = run.best
+    if fault is None:
+        if options.skip_above is not None and following.iteration == min(MOST_SKIPPED, options.iterations):
+            _stop_if_nothing_learned(options, [*run.rows, row])
+        due = following.iteration % options.evaluate_every == 0 or following.iteration == options.iterations
+        if look is not None and due:
+            with at_once():
+                made = finished(method, following)
+                accuracy = look(made.synthetic, following.iteration)
+            row[f"{options.watch or options.selection}_accuracy"] = accuracy
+            if options.selection != "last" and (best is None or accuracy > best.accuracy):
+                best = Best(accuracy, made)
+        run.now, run.best = following, best
+    else:
+        row["event"] = _go_back(run, options, fault)
+    row["seconds"] = time.perf_counter() - started
+    row["peak_memory_bytes"] = peak_memory(device)
+    run.rows.append(row)
+    on_row(row)
 
 
 def finished(method: IterativeMethod, state: State) -> Made:

@@ -3,11 +3,13 @@
 Shapes: n synthetic images of C x H x W, K classes, R networks trained at once.
 """
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,6 +21,7 @@ from satm.errors import RunError, UsageError
 from satm.machine import peak_memory, reset_peak
 from satm.networks import build
 from satm.seeds import derive_seed, make_generator
+from satm.stopping import whole
 from satm.training import SharpnessAware, TrainingImages, measure, soft_cross_entropy, train_epoch
 
 T = TypeVar("T")
@@ -123,23 +126,25 @@ class Task:
 class Kept(Protocol):
     """Where the state of a long training is kept between epochs."""
 
-    def load(self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> int:
-        """Bring all three to the state that was kept; return its epochs, 0 where there is none."""
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the epochs that are done and the tensors that were kept then; None where nothing is of this one."""
 
-    def save(self, epoch: int, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Keep the state after so many epochs, unless the last one was kept a moment ago."""
+    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]], now: bool = False) -> None:
+        """Keep the tensors after so many epochs, unless the last ones were kept a moment ago and it is not `now`."""
 
 
-def evaluate(
-    task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Callable[[Axes], Kept] | None = None
-) -> list[Score]:
+Keep = Callable[[Sequence[Axes]], Kept]
+"""Gives the place where the state of some networks is kept while they are trained."""
+
+
+def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep | None = None) -> list[Score]:
     """Train fresh networks on a synthetic set and test them, in the order of `axes`.
 
     Args:
         task: set, network and recipe; its `options.together` says whether they are trained at once.
         real: images to test on, with integer labels.
         axes: names of each network.
-        kept: gives the place where the state of a network is kept while it is trained alone.
+        kept: where the states of networks are kept while they are trained.
     """
     return [
         Score(accuracy, loss, seconds, peak)
@@ -148,14 +153,14 @@ def evaluate(
 
 
 def tested(
-    task: Task, axes: Sequence[Axes], kept: Callable[[Axes], Kept] | None, test: Callable[[nn.Module], T]
+    task: Task, axes: Sequence[Axes], kept: Keep | None, test: Callable[[nn.Module], T]
 ) -> Iterator[tuple[T, float, int]]:
     """Yield what a test says of each freshly trained network, with seconds and peak memory as in `Score`.
 
     Args:
         task: as `evaluate`, and so `axes` and `kept`.
         axes: names of each network.
-        kept: where the state of one is kept.
+        kept: where their states are kept.
         test: of a trained network; its time counts.
     """
     device = task.synthetic.labels.device
@@ -163,8 +168,8 @@ def tested(
     for group in [axes] if at_once else [[one] for one in axes]:
         started = time.perf_counter()
         reset_peak(device)
-        alone = kept(group[0]) if kept and not at_once else None
-        modules = train_together(task, group) if at_once else [train(task, group[0], alone)]
+        place = kept(group) if kept else None
+        modules = train_together(task, group, place) if at_once else [train(task, group[0], place)]
         found = [test(module) for module in modules]
         seconds = (time.perf_counter() - started) / len(group)
         for one in found:
@@ -185,26 +190,27 @@ def train(task: Task, axes: Axes, kept: Kept | None = None) -> nn.Module:
     rho = task.options.flat_rho
     sharpness_aware = SharpnessAware("paper", rho, 1.0) if rho else None
     optimiser = task.optimiser(module.parameters(), 0, None)
-    for epoch in range(kept.load(module, optimiser, generator) if kept else 0, task.options.epochs):
+    progress = _Progress(module.state_dict(), [generator], kept)
+    for epoch in range(progress.resume(optimiser), task.options.epochs):
         optimiser = task.optimiser(module.parameters(), epoch, optimiser)
-        train_epoch(
-            module,
-            optimiser,
-            task.synthetic,
-            task.options.batch_size,
-            task.used_augmentation,
-            generator,
-            sharpness_aware=sharpness_aware,
-        )
-        if kept:
-            kept.save(epoch + 1, module, optimiser, generator)
+        with progress.epoch(epoch, optimiser):
+            train_epoch(
+                module,
+                optimiser,
+                task.synthetic,
+                task.options.batch_size,
+                task.used_augmentation,
+                generator,
+                sharpness_aware=sharpness_aware,
+            )
     return module
 
 
-def train_together(task: Task, axes: Sequence[Axes]) -> list[nn.Module]:
+def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -> list[nn.Module]:
     """Return fresh networks trained on one set at once: each step is one call with stacked weights `[R, …]`.
 
-    Batches and augmentations of each network are those of `train`, so the results differ by rounding only.
+    Batches and augmentations of each network are those of `train`, so the results differ by rounding only. With `kept`
+    they go on from there, to the same bytes.
     """
     modules, data, size = [task.fresh(one) for one in axes], task.synthetic, task.options.batch_size
     generators = [make_generator("evaluate", *one) for one in axes]
@@ -212,28 +218,81 @@ def train_together(task: Task, axes: Sequence[Axes]) -> list[nn.Module]:
     weights, buffers = torch.func.stack_module_state(modules)
     skeleton = copy.deepcopy(modules[0]).to("meta").train()
 
-    def loss(own: dict[str, Tensor], kept: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        return soft_cross_entropy(torch.func.functional_call(skeleton, (own, kept), (images,)), labels)
+    def loss(own: dict[str, Tensor], held: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        return soft_cross_entropy(torch.func.functional_call(skeleton, (own, held), (images,)), labels)
 
     losses = torch.vmap(loss)
-    optimiser = None
-    for epoch in range(task.options.epochs):
+    optimiser = task.optimiser(weights.values(), 0, None)
+    progress = _Progress({**weights, **buffers}, generators, kept)
+    for epoch in range(progress.resume(optimiser), task.options.epochs):
         optimiser = task.optimiser(weights.values(), epoch, optimiser)
-        orders = [torch.randperm(len(data), generator=generator) for generator in generators]
-        for chosen in zip(*(order.split(size) for order in orders), strict=True):
-            batches = []
-            for part, generator in zip(chosen, generators, strict=True):
-                images, labels = data.batch(part.to(device))
-                draw = augmentation.draw(generator, len(images), images.shape[-1])
-                batches.append((augmentation.apply(images, draw), labels))
-            images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
-            optimiser.zero_grad()
-            losses(weights, buffers, images, labels).sum().backward()
-            optimiser.step()
+        with progress.epoch(epoch, optimiser):
+            orders = [torch.randperm(len(data), generator=generator) for generator in generators]
+            for chosen in zip(*(order.split(size) for order in orders), strict=True):
+                batches = []
+                for part, generator in zip(chosen, generators, strict=True):
+                    images, labels = data.batch(part.to(device))
+                    draw = augmentation.draw(generator, len(images), images.shape[-1])
+                    batches.append((augmentation.apply(images, draw), labels))
+                images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+                optimiser.zero_grad()
+                losses(weights, buffers, images, labels).sum().backward()
+                optimiser.step()
     for index, module in enumerate(modules):
         state = {name: held[index].detach() for name, held in {**weights, **buffers}.items()}
         module.load_state_dict(state)
     return modules
+
+
+class _Progress:
+    """Keeps a training between its epochs, and brings it back to where it was.
+
+    Args:
+        tensors: weights and buffers by name, changed in place by the training.
+        generators: of its draws.
+        kept: where; None: nowhere.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator], kept: Kept | None) -> None:
+        self._tensors, self._generators, self._kept = tensors, generators, kept
+
+    def resume(self, optimiser: torch.optim.Optimizer) -> int:
+        """Bring everything to the state that was kept; return its epochs, 0 where there is none."""
+        found = self._kept.load() if self._kept else None
+        if found is None:
+            return 0
+        epoch, held = found
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in held.items():
+            kind, _, place = name.partition("/")
+            if kind == "network":
+                with torch.no_grad():
+                    self._tensors[place].copy_(tensor)
+            elif kind == "generator":
+                self._generators[int(place)].set_state(tensor)
+            else:
+                index, _, moment = place.partition("/")
+                moments.setdefault(int(index), {})[moment] = tensor
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        return epoch
+
+    @contextlib.contextmanager
+    def epoch(self, epoch: int, optimiser: torch.optim.Optimizer) -> Iterator[None]:
+        """Let an epoch, counted from 0, end before a stop, and keep what there is after it."""
+        kept = self._kept
+        if kept is None:
+            yield
+            return
+        with whole(lambda: kept.save(epoch + 1, partial(self._all, optimiser), now=True)):
+            yield
+        kept.save(epoch + 1, partial(self._all, optimiser))
+
+    def _all(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+        found = {f"network/{name}": held for name, held in self._tensors.items()}
+        for index, moments in optimiser.state_dict()["state"].items():
+            named = {name: held for name, held in moments.items() if isinstance(held, Tensor)}
+            found |= {f"optimiser/{index}/{name}": held for name, held in named.items()}
+        return found | {f"generator/{index}": each.get_state() for index, each in enumerate(self._generators)}
 
 
 def settled(

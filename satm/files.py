@@ -1,13 +1,14 @@
-"""Writes that are whole or absent, and a lock that a dead owner does not hold."""
+"""Writes that are whole or absent."""
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from satm.errors import RunError, UsageError
+
+LOG = logging.getLogger("satm")
 
 
 @contextlib.contextmanager
@@ -149,6 +152,11 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_text(text: str) -> str:
+    """Return the SHA-256 of a text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def hash_tensors(*tensors: torch.Tensor) -> str:
     """Return the SHA-256 of the tensors' types, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
@@ -159,27 +167,33 @@ def hash_tensors(*tensors: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path, what: str) -> Iterator[None]:
-    """Hold a folder for one process; the kernel frees it when the process ends, however it ends.
+SPACE_WAIT = 600.0
+"""Seconds that a finished result waits for space on a full disk."""
+
+
+def patiently(write: Callable[[], object]) -> None:
+    """Write a finished result; on a full disk try again until there is space, so that what was computed is not lost.
 
     Raises:
-        UsageError: another living process holds it.
+        RunError: there is none after `SPACE_WAIT`, or the fault is another one.
     """
-    path = folder / ".lock"
-    with explain_disk(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a+")
-    with lock:
+    until, told = time.monotonic() + SPACE_WAIT, False
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise UsageError(
-                f"{what} in {folder} is being made by another process ({lock.read().strip() or 'unknown'}); "
-                "wait for it, or stop it and start again"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
-        lock.flush()
-        yield
+            write()
+            return
+        except RunError as error:
+            if not disk_is_full(error) or time.monotonic() > until:
+                raise
+            if not told:
+                LOG.warning("%s; trying again for %g s", error, SPACE_WAIT)
+                told = True
+            time.sleep(min(5.0, SPACE_WAIT / 10))
+
+
+def disk_is_full(error: RunError) -> bool:
+    """Say whether a failed write lacked space."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(cause, SafetensorError) and "No space left" in str(cause)

@@ -3,7 +3,7 @@
 The owner writes a file of its own and changes it again and again, its heartbeat. Whoever finds such a file judges its
 owner: on the same machine by the process, elsewhere by whether the heartbeat goes on, watched on its own clock, so that
 clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
-holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it was suspended,
+holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it stood still,
 sees the higher number and stops before it writes. Nothing but the exclusive creation of a file is asked of the file
 system, so it works where locks of the system (flock) do not.
 """
@@ -68,7 +68,10 @@ class Lock:
         # Who makes the next number by mistake takes it back at once.
         for pause in (0.0, 1.0, 2.0):
             time.sleep(pause)
-            if _numbers(self.folder)[-1:] == [self.number] and (_read(self.path) or {}).get("token") == self._mine["token"]:
+            if (
+                _numbers(self.folder)[-1:] == [self.number]
+                and (_read(self.path) or {}).get("token") == self._mine["token"]
+            ):
                 return
         raise RunError(
             f"{self.what} in {self.folder} was taken over by another process while this one stood still; nothing more "
@@ -96,14 +99,17 @@ class Lock:
                 finally:
                     os.close(handle)
 
+    def _is_mine(self) -> bool:
+        return (_read(self.path) or {}).get("token") == self._mine["token"]
+
     def _text(self, count: int) -> str:
         return json.dumps({**self._mine, "beat": count}).ljust(LENGTH - 1) + "\n"
 
     def _end(self) -> None:
         self._ended.set()
         self._thread.join()
-        if (_read(self.path) or {}).get("token") != self._mine["token"]:
-            return  # another's by now
+        if not self._is_mine():
+            return
         if self._clear:
             for entry in self.folder.iterdir():
                 if entry.name.startswith(PREFIX):
@@ -144,7 +150,12 @@ def _acquire(folder: Path, what: str) -> Lock:
     waited, told = False, 0.0
     while True:
         with explain_disk(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                if folder.exists():
+                    raise  # it is a file
+                continue  # an owner that is done has removed it just now
             numbers = _numbers(folder)
         number = numbers[-1] if numbers else 0
         held = _read(_file(folder, number)) if numbers else None

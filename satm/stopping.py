@@ -5,6 +5,7 @@ A signal raises `Stop` in the main thread, at once where nothing is lost by it, 
 """
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from satm.errors import UsageError
 
 AGAIN = 75
 """Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
@@ -28,7 +31,26 @@ SIGNALS = {signal.SIGTERM: "the signal SIGTERM", signal.SIGINT: "the signal SIGI
 
 
 class Stop(BaseException):
-    """The run is to stop; the text says by what. No `Exception`, so that nothing takes it for a failure."""
+    """The run is to stop; the text says by what. No `Exception`, so that nothing takes it for a failure.
+
+    Args:
+        text: what stops it.
+        watch: what was asked and saved.
+    """
+
+    def __init__(self, text: str, watch: "_Watch") -> None:
+        super().__init__(text)
+        self._watch = watch
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the time limit is what stops the run."""
+        return self._watch.at_limit
+
+    @property
+    def saved(self) -> bool:
+        """Whether this process has saved anything that a later one goes on from."""
+        return self._watch.saved
 
 
 class _Watch:
@@ -52,7 +74,7 @@ class _Watch:
         """Raise if asked and nothing forbids it."""
         if self.asked and not self.depth and not self.told:
             self.told = True
-            raise Stop(self.asked)
+            raise Stop(self.asked, self)
 
 
 _watch = _Watch()
@@ -109,16 +131,6 @@ def saved() -> None:
     _watch.saved = True
 
 
-def progressed() -> bool:
-    """Say whether anything was saved."""
-    return _watch.saved
-
-
-def at_limit() -> bool:
-    """Say whether the time limit was what stopped the run."""
-    return _watch.at_limit
-
-
 def limit(minutes: float | None) -> float | None:
     """Stop before a time limit: the one given, that of the environment, or that of the SLURM job.
 
@@ -127,7 +139,17 @@ def limit(minutes: float | None) -> float | None:
 
     Returns:
         seconds from now to the limit, the nearest of all; None: there is none.
+
+    Raises:
+        UsageError: it is not a positive number.
     """
+    if minutes is None and (text := os.environ.get(LIMIT, "").strip()):
+        try:
+            minutes = float(text)
+        except ValueError:
+            minutes = math.nan
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise UsageError(f"a time limit is a number of minutes above 0, got {minutes:g}; see --time-limit and ${LIMIT}")
     given = [60 * minutes] if minutes is not None else []
     left = slurm_seconds_left()
     seconds = min([*given, *([] if left is None else [left])], default=None)

@@ -323,11 +323,13 @@ def use_this_checkout(base: Path) -> None:
 
     A Snakemake that is called by its path, without its environment activated, would otherwise run another Python; with
     `--directory` the checkout is not the working folder. A job's conda environment, if asked for, still comes first.
+    A job that meets another one at the same run, left behind by a Snakemake that was killed, waits for its end.
     """
     for name, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", base)):
         held = [entry for entry in os.environ.get(name, "").split(os.pathsep) if entry]
         if str(folder) not in held[:1]:
             os.environ[name] = os.pathsep.join([str(folder), *held])
+    os.environ.setdefault("SATM_WAIT", "yes")  # `satm.lock.WAIT`, which must not be imported here: it needs torch
 
 
 def open_campaigns(workflow: Any) -> Campaigns:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from satm import files
 from satm.cli import main
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.data.images import hash_images
@@ -47,6 +48,12 @@ tables:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk nothing is waited for."""
+    monkeypatch.setattr(files, "SPACE_WAIT", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,13 @@
-"""What tests of experts share: training that is stopped after each epoch and goes on from its stored state."""
+"""What tests of resuming share: training that is stopped and goes on from its stored state, and what a state holds."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from satm.checkpoint import ExpertState
+from satm.checkpoint import ExpertState, Generations
 from satm.experts import Snapshot
 
 Train = Callable[[Snapshot | None], Iterator[Snapshot]]
@@ -26,3 +27,11 @@ def check_resumes(train: Train, epochs: int, folder: Path) -> None:
             state.save(snapshot)
         for one, other in zip(state.snapshots(), whole, strict=True):
             assert torch.equal(one, other.weights)
+
+
+def kept_rows(folder: Path) -> list[Any]:
+    """Return the rows that a stopped stage has left in its state."""
+    found = Generations(folder, "rows").load()
+    assert found is not None
+    rows: list[Any] = found[1]["rows"]
+    return rows

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm import checkpoint
+from satm.checkpoint import RunState
 from satm.config import load_campaign
 from satm.data import Augmentation
 from satm.data.augment import Draw
@@ -209,14 +209,14 @@ def test_going_on_in_the_middle_of_an_episode_ends_at_the_same_bytes(
     single = replace(problem, build=lambda seed: problem.build(seed).float())
     loops = {} if name == "dm" else {"outer_loop": 4, "inner_loop": 2, "batch_size": 4, "momentum_network": 0.5}
     options = {"iterations": 23, "ema": 0.5, "lr_images": 0.5, **loops}
-    path = tmp_path / "checkpoint.safetensors"
+    state = RunState(tmp_path, {}, "")
 
     def on_safe(held: Run) -> None:
         if held.now.iteration == 10:
-            checkpoint.save_run(path, held, {}, "")
+            state.save(held)
 
     found = distill(make(single, name, **options), begin(make(single, name, **options)), None, print_nothing, on_safe)
-    again = checkpoint.load_run(path, torch.device("cpu"))[0]
+    again = (state.load(torch.device("cpu")) or pytest.fail("nothing was kept"))[0]
     assert set(again.now.memory) == (set() if name == "dm" else {"weights", "buffer"})  # 10 is within 8 to 11
     other = distill(make(single, name, **options), again, None, print_nothing, lambda run: None)
     assert torch.equal(other.synthetic.images, found.synthetic.images)

@@ -1,7 +1,9 @@
 """The distillation loop: its steps, its way back when one goes wrong, what it keeps, going on from any kept state."""
 
 import math
-from collections.abc import Callable, Mapping
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import torch
 from matching import double, make, single
 from torch import Tensor
 
-from satm import checkpoint
+from satm.checkpoint import RunState
 from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
-from satm.errors import RunError, UsageError
+from satm.errors import RunError
 from satm.methods import IterativeMethod, IterativeOptions, Problem, Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
 from satm.results import METRICS
+from satm.stopping import Stop, on_signals
 
 Script = Callable[[Synthetic, int], OuterGradient]
 
@@ -277,18 +280,18 @@ def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, out
     options = {"momentum": 0.5, "explode": 20 if outer == "sgd" else 14, **rates}
     options |= {"selection": "test", "evaluate_every": 7, "snapshots": 13}
     method = Scripted(wild, iterations=60, outer=outer, ema=0.8, **options)
-    kept: list[Path] = []
+    kept: list[RunState] = []
 
     def on_safe(run: Run) -> None:
-        kept.append(tmp_path / f"{len(kept)}.safetensors")
-        checkpoint.save_run(kept[-1], run, {"name": "it"}, "here")
+        kept.append(RunState(tmp_path / str(len(kept)), {"name": "it"}, "here"))
+        assert kept[-1].save(run)
 
     run = begin(method)
     found = distill(method, run, look, lambda row: None, on_safe)
     assert run.attempt >= 2 and len(kept) > 5  # it went back, so that is resumed too
-    assert any(checkpoint.load_run(path, torch.device("cpu"))[0].attempt for path in kept)
-    for path in kept:
-        again, identity, backend = checkpoint.load_run(path, torch.device("cpu"))
+    assert any(loaded(state).attempt for state in kept)
+    for state in kept:
+        again, identity, backend = state.load(torch.device("cpu")) or pytest.fail("nothing was kept")
         assert identity == {"name": "it"} and backend == "here"
         assert again.now.iteration % SAFE_EVERY == 0
         other = distill(method, again, look, lambda row: None, lambda run: None)
@@ -297,9 +300,55 @@ def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, out
         assert again.best is not None and run.best is not None
         assert again.best.made.iteration == run.best.made.iteration == found.iteration
         assert list(again.history) == list(run.history) == list(range(0, 61, 5))
-        for iteration, state in run.history.items():
+        for iteration, held in run.history.items():
             there = again.history[iteration]
-            assert all(same(part, vars(there)[name]) for name, part in vars(state).items())
+            assert all(same(part, vars(there)[name]) for name, part in vars(held).items())
+
+
+def loaded(state: RunState) -> Run:
+    found = state.load(torch.device("cpu"))
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize("within", ["gradient", "look"])
+def test_a_stop_keeps_the_last_whole_iteration(tmp_path: Path, within: str) -> None:
+    """Wherever it comes, and whether or not the loop has gone back before."""
+    options = {"momentum": 0.5, "explode": 20, "lr_step_size": 0.05, "selection": "test", "evaluate_every": 3}
+    honest = Scripted(wild, iterations=30, **options)
+    whole = begin(honest)
+
+    def look(synthetic: Synthetic, iteration: int) -> float:
+        return float(synthetic.images.sum().cos())
+
+    made = distill(honest, whole, look, lambda row: None, lambda run: None)
+    assert whole.attempt
+
+    for at in range(1, 40, 3):
+        calls = iter(range(1000))
+
+        def stopping_look(synthetic: Synthetic, iteration: int, at: int = at, calls: Iterator[int] = calls) -> float:
+            if within == "look" and next(calls) == at // 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return look(synthetic, iteration)
+
+        def stopping_wild(
+            synthetic: Synthetic, iteration: int, at: int = at, calls: Iterator[int] = calls
+        ) -> OuterGradient:
+            if within == "gradient" and next(calls) == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return wild(synthetic, iteration)
+
+        state = RunState(tmp_path / f"{within}-{at}", {"name": "it"}, "here")
+        method = Scripted(stopping_wild, **honest.settings.model_dump())
+        stopped = begin(method)
+        with on_signals(), pytest.raises(Stop, match="SIGTERM") as caught:
+            distill(method, stopped, stopping_look, lambda row: None, lambda run: None, state.save)
+        assert caught.value.saved and not caught.value.at_limit
+        again = loaded(state)
+        assert len(again.rows) == len(stopped.rows) and again.now.iteration < 30
+        assert not unequal(distill(honest, again, look, lambda row: None, lambda run: None), made)
+        assert values(again) == values(whole)
 
 
 def unequal(one: Made, other: Made) -> list[str]:
@@ -331,7 +380,7 @@ REAL: dict[str, dict[str, Any]] = {
 def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path, name: str) -> None:
     options = {"iterations": 25, "inner_steps": 3, "expert_epochs": 1, "lr_images": 0.5, "lr_labels": 0.5, **REAL[name]}
     method = make(single(problem), name, **options, step_size=0.1)
-    path = tmp_path / "checkpoint.safetensors"
+    state = RunState(tmp_path, {}, "")
     run = begin(method)
 
     def look(synthetic: Synthetic, iteration: int) -> float:
@@ -339,11 +388,11 @@ def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Pat
 
     def on_safe(held: Run) -> None:
         if held.now.iteration == 10:
-            checkpoint.save_run(path, held, {}, "")
+            state.save(held)
 
     chosen = look if "selection" in REAL[name] else None
     found = distill(method, run, chosen, lambda row: None, on_safe)
-    again = checkpoint.load_run(path, torch.device("cpu"))[0]
+    again = loaded(state)
     assert set(again.now.memory) == ({"direction"} if name == "mtt-vasso" else set())
     other = distill(
         make(single(problem), name, **options, step_size=0.1), again, chosen, lambda row: None, lambda _: None
@@ -356,12 +405,28 @@ def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Pat
     assert torch.equal(found.synthetic.labels, start.labels) == (name == "satm")
 
 
-def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    checkpoint.save_run(path, begin(Scripted(wild)), {}, "")
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(UsageError, match="not a whole safetensors file"):
-        checkpoint.load_run(path, torch.device("cpu"))
+def test_where_the_last_state_is_damaged_the_one_before_serves(tmp_path: Path) -> None:
+    state, runs = RunState(tmp_path, {}, ""), []
+    method = Scripted(wild, iterations=40, lr_step_size=1e-4, lr_images=0.01)
+
+    def on_safe(run: Run) -> None:
+        runs.append(run.now.iteration)
+        state.save(run)
+
+    distill(method, begin(method), None, lambda row: None, on_safe)
+    assert runs == [10, 20, 30] and loaded(RunState(tmp_path, {}, "")).now.iteration == 30
+    last, before = tmp_path / "checkpoint-0.safetensors", tmp_path / "checkpoint-1.safetensors"
+    content = last.read_bytes()
+    middle = len(content) - 20
+    for damaged in (content[:-7], b"", content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]):
+        last.write_bytes(damaged)
+        assert loaded(RunState(tmp_path, {}, "")).now.iteration == 20
+    again = RunState(tmp_path, {}, "")
+    again.save(loaded(again))  # in place of the damaged one, not of the good one
+    assert before.exists() and loaded(again).now.iteration == 20
+    for path in (last, before):
+        path.write_bytes(b"nothing")
+    assert again.load(torch.device("cpu")) is None
 
 
 def test_iterations_with_a_large_loss_move_nothing() -> None:
@@ -577,9 +642,9 @@ class Computed(Scripted):
 
 def test_images_that_are_computed_from_numbers(tmp_path: Path) -> None:
     method = Computed(followed, soft(), iterations=25, momentum=0.5, ema=0.6)
-    kept = tmp_path / "checkpoint.safetensors"
+    kept = RunState(tmp_path, {}, "")
     run = begin(method)
-    made = distill(method, run, None, lambda row: None, lambda held: checkpoint.save_run(kept, held, {}, ""))
+    made = distill(method, run, None, lambda row: None, kept.save)
     half, shift, step_size = soft().images / 2, torch.zeros(1, 1, 2, 2, dtype=torch.float64), soft().step_size
     images, average = soft().images, soft().images
     optimiser = torch.optim.SGD(
@@ -598,7 +663,7 @@ def test_images_that_are_computed_from_numbers(tmp_path: Path) -> None:
     assert set(made.numbers) == {"half", "shift"} and set(run.rates) == {"half", "shift", "step_size"}
     torch.testing.assert_close(made.numbers["shift"], shift, rtol=1e-10, atol=0)
     assert torch.equal(method.parameterisation.join(made.numbers), made.raw.images)
-    again = checkpoint.load_run(kept, torch.device("cpu"))[0]
+    again = loaded(kept)
     assert again.now.iteration == 20
     assert not unequal(make_all(method, run=again)[0], made)
 

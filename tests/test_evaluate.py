@@ -1,6 +1,8 @@
 """Evaluation and the training it shares with the experts, against loops written out."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from satm.evaluate import Score, Task, evaluate, search_rate, train, train_toget
 from satm.networks import build
 from satm.params import flatten
 from satm.seeds import derive_seed, make_generator
+from satm.stopping import Stop, on_signals
 from satm.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
 
 NETWORK = {"network": "convnet", "depth": 1, "width": 4}
@@ -183,9 +186,9 @@ def test_one_option_decides_whether_they_are_trained_at_once(monkeypatch: pytest
     seen: list[int] = []
     honest = evaluation.train_together
 
-    def counted(work: Task, axes: Any) -> Any:
+    def counted(work: Task, axes: Any, kept: Any) -> Any:
         seen.append(len(axes))
-        return honest(work, axes)
+        return honest(work, axes, kept)
 
     monkeypatch.setattr(evaluation, "train_together", counted)
     base = EvaluateOptions(epochs=3, decay_epoch=2, batch_size=4)
@@ -229,7 +232,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 ) -> None:
     work = task(EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01), norm="batch")
     whole = train(work, AXES).state_dict()
-    path, honest = tmp_path / "state.safetensors", evaluation.train_epoch
+    honest = evaluation.train_epoch
     done: list[int] = []
     allowed = stop
 
@@ -241,25 +244,70 @@ def test_a_killed_training_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(evaluation, "train_epoch", counted)
     with pytest.raises(Stops):
-        train(work, AXES, NetworkState(path, {"name": "it"}, every=0))
+        train(work, AXES, NetworkState(tmp_path, {"name": "it"}, every=0))
     allowed = 6
-    again = train(work, AXES, NetworkState(path, {"name": "it"}, every=0)).state_dict()
+    again = train(work, AXES, NetworkState(tmp_path, {"name": "it"}, every=0)).state_dict()
     assert len(done) == 6, "only the epochs that were left"
     assert all(torch.equal(again[name], held) for name, held in whole.items())
 
 
 def test_the_state_of_another_network_and_a_broken_one_are_dropped(tmp_path: Path) -> None:
-    work, path = task(EvaluateOptions(epochs=2, decay_epoch=None, batch_size=4)), tmp_path / "state.safetensors"
+    work = task(EvaluateOptions(epochs=2, decay_epoch=None, batch_size=4))
 
     def begins(name: str) -> int:
-        module, generator = work.fresh(AXES), make_generator("evaluate", *AXES)
-        return NetworkState(path, {"name": name}).load(module, work.optimiser(module.parameters(), 0, None), generator)
+        found = NetworkState(tmp_path, {"name": name}).load()
+        return 0 if found is None else found[0]
 
     assert begins("it") == 0
-    train(work, AXES, NetworkState(path, {"name": "it"}, every=0))
+    train(work, AXES, NetworkState(tmp_path, {"name": "it"}, every=0))
     assert (begins("it"), begins("other")) == (2, 0)
-    path.write_bytes(path.read_bytes()[:50])
-    assert begins("it") == 0
+    for left, path in ((1, tmp_path / "network-1.safetensors"), (0, tmp_path / "network-0.safetensors")):
+        path.write_bytes(path.read_bytes()[:50])
+        assert begins("it") == left
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_networks_trained_at_once_go_on_to_the_same_bytes(tmp_path: Path, optimiser: str, stop: int) -> None:
+    options = EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
+    work, several = task(options, norm="batch"), [(*AXES, repeat) for repeat in range(3)]
+    whole = train_together(work, several)
+
+    class Stopping(NetworkState):
+        def save(self, epoch: int, *rest: Any, **named: Any) -> None:
+            super().save(epoch, *rest, **named)
+            if epoch == stop:
+                raise Stops
+
+    with pytest.raises(Stops):
+        train_together(work, several, Stopping(tmp_path, {"name": "it"}, every=0))
+    begun: list[int] = []
+
+    class Counting(NetworkState):
+        def save(self, epoch: int, *rest: Any, **named: Any) -> None:
+            begun.append(epoch)
+
+    again = train_together(work, several, Counting(tmp_path, {"name": "it"}))
+    assert begun == list(range(stop + 1, 7))
+    for one, other in zip(again, whole, strict=True):
+        assert all(torch.equal(held, other.state_dict()[name]) for name, held in one.state_dict().items())
+
+
+def test_a_stop_comes_after_the_epoch_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, honest, done = task(EvaluateOptions(epochs=4, decay_epoch=None, batch_size=4)), evaluation.train_epoch, []
+
+    def interrupted(*arguments: Any, **named: Any) -> float:
+        done.append(1)
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return honest(*arguments, **named)
+
+    whole = train(work, AXES).state_dict()
+    monkeypatch.setattr(evaluation, "train_epoch", interrupted)
+    with on_signals(), pytest.raises(Stop, match="SIGTERM"):
+        train(work, AXES, NetworkState(tmp_path, {"name": "it"}))
+    again = train(work, AXES, NetworkState(tmp_path, {"name": "it"})).state_dict()
+    assert len(done) == 4 and all(torch.equal(again[name], held) for name, held in whole.items())
 
 
 def test_it_learns_and_a_seed_names_a_network() -> None:

@@ -1,13 +1,14 @@
 """The stage that evaluates averaged sets: a network of each repeat on the average and on the raw set, resumable."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
+from resuming import kept_rows
 
+from satm.checkpoint import Generations, RowsState
 from satm.cli import main
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
 from satm.stages import evaluate as stage
@@ -16,7 +17,7 @@ RUN = Path("results/tiny")
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
 DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 EVALUATED = RUN / "evaluation/digits/ipc-1/satm/seed-0/convnet.parquet"
-STATE = RUN / "state/evaluate/digits/ipc-1/satm/seed-0/convnet/rows.json"
+STATE = RUN / "state/evaluate/digits/ipc-1/satm/seed-0/convnet"
 
 
 def evaluated(made: DistilledDataset) -> pandas.DataFrame:
@@ -56,8 +57,8 @@ def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path, monkeypatch: 
 
     monkeypatch.setattr(stage, "evaluate", stops)
     EVALUATED.unlink()
-    assert main(["evaluate", *CELL]) == 1 and not EVALUATED.exists()
-    assert [row["average"] for row in json.loads(STATE.read_text())["rows"]] == ["ema", "ema", "raw"]
+    assert main(["evaluate", *CELL]) == 75 and not EVALUATED.exists()
+    assert [row["average"] for row in kept_rows(STATE)] == ["ema", "ema", "raw"]
     again = evaluated(averaged)
     assert len(done) == 5 and done[3] == done[4] == done[1], "only the last network was left, of the second repeat"
     assert measured(again) == measured(whole) and not STATE.exists()
@@ -72,11 +73,12 @@ def test_rows_kept_from_before_averages_are_of_the_raw_set(campaign: Path, monke
     honest = stage.evaluate
     calls = iter([honest, stops])
     monkeypatch.setattr(stage, "evaluate", lambda *arguments: next(calls)(*arguments))
-    assert main(["evaluate", *CELL]) == 1
-    held = json.loads(STATE.read_text())
-    for row in held["rows"]:
-        del row["average"]
-    STATE.write_text(json.dumps(held))
+    assert main(["evaluate", *CELL]) == 75
+    found = Generations(STATE, "rows").load()
+    assert found is not None
+    RowsState(STATE, found[1]["identity"]).save(
+        [{name: value for name, value in row.items() if name != "average"} for row in found[1]["rows"]]
+    )
     monkeypatch.setattr(stage, "evaluate", honest)
     assert main(["evaluate", *CELL]) == 0
     assert measured(read_rows(EVALUATED, EVALUATION)) == measured(whole)

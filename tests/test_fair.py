@@ -243,17 +243,17 @@ def test_a_killed_training_on_real_images_goes_on(campaign: Path, monkeypatch: p
     saved: list[int] = []
 
     class Eager(honest):  # type: ignore[misc, valid-type]
-        def __init__(self, path: Path, identity: object) -> None:
-            super().__init__(path, identity, every=0)
+        def __init__(self, folder: Path, identity: object) -> None:
+            super().__init__(folder, identity, every=0)
 
-        def save(self, epoch: int, *parts: Any) -> None:
-            super().save(epoch, *parts)
+        def save(self, epoch: int, *parts: Any, **named: Any) -> None:
+            super().save(epoch, *parts, **named)
             saved.append(epoch)
             if len(saved) == 2:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(stage, "NetworkState", Eager)
-    assert main(command) == 1 and not target.exists()
+    assert main(command) == 75 and not target.exists()
     assert main(command) == 0
     assert saved == [1, 2, 3] and outcomes(read_rows(target, EVALUATION)) == whole
 

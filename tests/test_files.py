@@ -3,11 +3,7 @@
 import errno
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +13,6 @@ from satm import files
 from satm.errors import RunError, UsageError, pick, suggest
 from satm.files import (
     atomic_path,
-    exclusive,
     hash_file,
     hash_tensors,
     open_tensors,
@@ -77,8 +72,6 @@ def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*; check that the folder exists"):
         write_json(tmp_path / "file" / "below.json", {})
-    with pytest.raises(RunError, match="cannot write"), exclusive(tmp_path / "file" / "below", "it"):
-        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[1]", b"3"])
@@ -160,46 +153,6 @@ def test_hashes(tmp_path: Path) -> None:
     assert len(hash_tensors(torch.tensor(1.0))) == 64
 
 
-def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "state", "the run"):
-        text = rf"the run in .*state is being made by another process \(pid {os.getpid()} on .*\); wait for it"
-        with pytest.raises(UsageError, match=text) as caught, exclusive(tmp_path / "state", "the run"):
-            pass
-        assert "\n" not in str(caught.value)
-        with exclusive(tmp_path / "other", "the run"):
-            pass
-    with exclusive(tmp_path / "state", "the run"):
-        pass
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from satm.files import exclusive
-with exclusive(Path(sys.argv[1]), "it"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == b"held\n"
-            with pytest.raises(UsageError, match=f"pid {process.pid} "), exclusive(tmp_path, "it"):
-                pass
-        finally:
-            process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while True:
-        try:
-            with exclusive(tmp_path, "it"):
-                return
-        except UsageError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def test_the_nearest_known_name() -> None:
     known = {"cifar10": 1, "digits": 2}
     assert pick("digits", known, "dataset") == 2
@@ -216,3 +169,23 @@ def test_seeds_come_from_names() -> None:
     draws = [torch.rand(3, generator=make_generator("a", 1)) for _ in range(2)]
     assert torch.equal(*draws) and not torch.equal(draws[0], torch.rand(3, generator=make_generator("a", 2)))
     assert json.loads(json.dumps(derive_seed("a"))) == derive_seed("a")
+
+
+def test_a_finished_result_waits_for_space(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(files, "SPACE_WAIT", 0.5)
+    tries: list[int] = []
+
+    def write(works_at: int | None, number: int = errno.ENOSPC) -> None:
+        tries.append(1)
+        if len(tries) != works_at:
+            with files.explain_disk(Path("there")):
+                raise OSError(number, os.strerror(number))
+
+    files.patiently(lambda: write(3))
+    assert len(tries) == 3 and caplog.text.count("trying again for 0.5 s") == 1
+    with pytest.raises(RunError, match="cannot write there: No space left on device; free some space"):
+        files.patiently(lambda: write(None))
+    tries.clear()
+    with pytest.raises(RunError, match="Permission denied"):
+        files.patiently(lambda: write(None, errno.EACCES))
+    assert len(tries) == 1

@@ -11,7 +11,7 @@ from matching import BASE, double, make, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
-from satm.checkpoint import load_run, save_run
+from satm.checkpoint import RunState
 from satm.config import DatasetOptions
 from satm.data import DATASETS, load_dataset
 from satm.distill import begin, distill
@@ -321,10 +321,12 @@ def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path
     def check() -> None:
         """A stored run is the run; its numbers, moments and memory come back bit for bit."""
         one, two = tmp_path / f"one-{len(checked)}", tmp_path / f"two-{len(checked)}"
-        save_run(one, run, {"name": name}, "here")
-        again, identity, backend = load_run(one, torch.device("cpu"))
-        save_run(two, again, identity, backend)
-        assert one.read_bytes() == two.read_bytes()
+        RunState(one, {"name": name}, "here").save(run)
+        found = RunState(one, {"name": name}, "here").load(torch.device("cpu"))
+        assert found is not None
+        again, identity, backend = found
+        RunState(two, identity, backend).save(again)
+        assert next(one.iterdir()).read_bytes() == next(two.iterdir()).read_bytes()
         for here, there in ((run.now, again.now), (run.safe, again.safe)):
             assert set(here.numbers) == set(there.numbers) and set(here.memory) == set(there.memory)
             assert all(torch.equal(held, there.numbers[key]) for key, held in here.numbers.items())

@@ -12,7 +12,7 @@ from matching import double, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
-from satm import checkpoint
+from satm.checkpoint import RunState
 from satm.data import Augmentation
 from satm.distill import State, begin, distill
 from satm.errors import UsageError
@@ -332,14 +332,14 @@ def test_a_moving_run_goes_on_to_the_same_bytes(
     options: dict[str, Any] = {"placement": placement, "patience": 2, "window": 1, "iterations": 21, "inner_steps": 9}
     made = make(problem, **options)
     run = begin(made)
-    path = tmp_path / "checkpoint.safetensors"
+    state = RunState(tmp_path, {}, "")
 
     def on_safe(held: Any) -> None:
         if held.now.iteration == 10:
-            checkpoint.save_run(path, held, {}, "")
+            state.save(held)
 
     found = distill(made, run, None, lambda row: None, on_safe)
-    again = checkpoint.load_run(path, torch.device("cpu"))[0]
+    again = (state.load(torch.device("cpu")) or pytest.fail("nothing was kept"))[0]
     assert int(again.now.memory["moves"]) > 0 and "norm" in again.now.memory
     killed = made.window(0, again.now.memory)
     other = distill(make(problem, **options), again, None, lambda row: None, lambda run: None)

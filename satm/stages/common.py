@@ -1,5 +1,6 @@
 """What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,17 +9,20 @@ from typing import Any
 
 import torch
 
+from satm.checkpoint import RowsState
 from satm.config import ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
-from satm.files import read_json
+from satm.lock import Lock
 from satm.methods import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
-from satm.results import Columns, DistilledDataset, load_distilled
+from satm.results import Columns, DistilledDataset, load_distilled, read_rows_metadata
 from satm.seeds import make_generator
 from satm.training import TrainingImages
+
+LOG = logging.getLogger("satm")
 
 
 @dataclass(frozen=True)
@@ -199,12 +203,20 @@ def real_images(prepared: Prepared, name: str, device: torch.device, count: int 
     return TrainingImages.of(split, prepared.preprocessor, device)
 
 
-def resumed_rows(held: Path, identity: Mapping[str, Any], columns: Columns) -> list[dict[str, Any]]:
-    """Return the rows that an earlier run of the same job left in a JSON file, `{"identity": …, "rows": …}`."""
-    if not held.is_file():
-        return []
-    content: dict[str, Any] = read_json(held, f"state of the {columns.what}")
-    return [{**columns.since, **row} for row in content["rows"]] if content["identity"] == identity else []
+def resumed_rows(held: RowsState, columns: Columns) -> list[dict[str, Any]]:
+    """Return the rows that an earlier run of the same job left."""
+    return [{**columns.since, **row} for row in held.load()]
+
+
+def made_meanwhile(lock: Lock, path: Path, columns: Columns, identity: Mapping[str, Any]) -> bool:
+    """Say whether another process has made a file while this one waited for the lock."""
+    if not lock.waited or not path.is_file():
+        return False
+    if differing_field(identity, read_rows_metadata(path, columns)["options"]):
+        return False
+    LOG.info("%s was made by another process meanwhile", path)
+    lock.finished()
+    return True
 
 
 def _data_command(resolver: Resolver, dataset: str) -> str:

@@ -2,8 +2,7 @@
 
 import itertools
 import logging
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,17 +10,18 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import NetworkState
+from satm.checkpoint import NetworkState, RowsState
 from satm.class_order import Step, split_classes
 from satm.config import LearnOptions, Resolver
 from satm.continual import Brought, Tested, among, learn, rows, whole_labels
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, settled
-from satm.files import exclusive, hash_file, read_json, write_json
+from satm.files import hash_file, patiently
+from satm.lock import Lock, exclusive
 from satm.progress import Progress
 from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, open_distilled, prepare, real_images
+from satm.stages.common import Prepared, made_meanwhile, open_distilled, prepare, real_images
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -46,9 +46,11 @@ def make_continual(
     """
     job = _Job(resolver, (dataset, ipc, method, seed), options, device)
     state = Path(resolver.layout.state("continual", dataset, f"ipc-{ipc}", method, f"seed-{seed}", protocol))
-    with exclusive(state, f"the continual learning of {method}"):
-        tested = job.run(state)
-        target = Path(resolver.layout.continual(dataset, ipc, method, seed, protocol))
+    target = Path(resolver.layout.continual(dataset, ipc, method, seed, protocol))
+    with exclusive(state, f"the continual learning of {method}") as lock:
+        if made_meanwhile(lock, target, CONTINUAL, job.identity):
+            return
+        tested = job.run(lock)
         one = next(iter(job.sets.values()))
         columns = {
             "dataset": dataset,
@@ -65,14 +67,15 @@ def make_continual(
             "step_size": options.lr if isinstance(options.lr, str) else "fixed",
         }
         found = rows(tested, job.parts, job.images, columns)
-        write_rows(target, found, CONTINUAL, run_metadata(job.identity, device))
+        lock.check()
+        patiently(lambda: write_rows(target, found, CONTINUAL, run_metadata(job.identity, device)))
         last = [job.accuracy(each) for each in tested if each.step == options.steps]
         mean = sum(last) / len(last)
         LOG.info(
             "mean %s accuracy on all classes after %d steps, %d networks, %.4f -> %s",
             *(options.split, options.steps, len(last), mean, target),
         )
-        shutil.rmtree(state)
+        lock.finished()
 
 
 class _Job:
@@ -121,15 +124,15 @@ class _Job:
             "data": data.hash,
         }
 
-    def run(self, state: Path) -> list[Tested]:
-        """Return all networks tested; those that the state holds are not trained again."""
-        held, options = state / "rows.json", self.options
-        tested = _resumed(held, self.identity)
+    def run(self, lock: Lock) -> list[Tested]:
+        """Return all networks tested; those that the state in the lock's folder holds are not trained again."""
+        held, options = RowsState(lock.folder, self.identity), self.options
+        tested = [Tested(**{**row, "right": tuple(row["right"])}) for row in held.load()]
         each = options.steps * options.repeats
         axes: Axes = (*self.cell, options.network, "continual", options.network_seed)
 
-        def keep(names: Axes) -> NetworkState:
-            return NetworkState(state / "network.safetensors", [derive_seed(*names), self.identity])
+        def keep(names: Sequence[Axes]) -> NetworkState:
+            return NetworkState(lock.folder, [[derive_seed(*one) for one in names], self.identity])
 
         with Progress("continual", options.orders * each, len(tested)) as progress:
             for order in range(len(tested) // each, options.orders):
@@ -139,7 +142,8 @@ class _Job:
                     brought, self.parts[order], self.real, task, order, axes, options.repeats, done, keep
                 ):
                     tested.append(found)
-                    write_json(held, {"identity": self.identity, "tested": [asdict(one) for one in tested]})
+                    lock.check()
+                    held.save([asdict(one) for one in tested])
                     seen = f"{options.split} accuracy {self.accuracy(found):.4f} on {len(found.right)} classes"
                     progress.step(f"order {order} step {found.step} network {found.repeat}: {seen}")
         return tested
@@ -183,13 +187,3 @@ class _Job:
         if options.lr == "searched":
             LOG.info("order %d step %d: step size %g, the best of %s", order, step, task.rate, options.lr_grid)
         return task
-
-
-def _resumed(held: Path, identity: Mapping[str, Any]) -> list[Tested]:
-    """Return the networks that an earlier run of the same has tested."""
-    if not held.is_file():
-        return []
-    content: dict[str, Any] = read_json(held, "state of continual learning")
-    if content["identity"] != identity:
-        return []
-    return [Tested(**{**one, "right": tuple(one["right"])}) for one in content["tested"]]

@@ -1,7 +1,6 @@
 """The stage `distill`: synthetic sets."""
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,18 +8,19 @@ from typing import Any
 
 import torch
 
-from satm import checkpoint
+from satm.checkpoint import RunState
 from satm.config import Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluate import Task, evaluate
 from satm.experts import differing_field
-from satm.files import exclusive
+from satm.files import patiently
+from satm.lock import Lock, exclusive
 from satm.machine import describe_backend
 from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
 from satm.progress import Progress
 from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
-from satm.stages.common import Prepared, make_problem, open_experts, prepare
+from satm.stages.common import Prepared, made_meanwhile, make_problem, open_experts, prepare
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -67,45 +67,47 @@ def make_distilled(
         "looks": schedule.model_dump(mode="json") if schedule else None,
     }
     state = Path(layout.state("distill", dataset, f"ipc-{ipc}", method, f"seed-{seed}"))
-    with exclusive(state, f"the synthetic set of {method}"):
+    path = Path(layout.distilled(dataset, ipc, method, seed))
+    metrics = path.with_name("metrics.parquet")
+    with exclusive(state, f"the synthetic set of {method}") as lock:
+        if path.is_file() and made_meanwhile(lock, metrics, METRICS, identity):
+            return
         if isinstance(made, IterativeMethod):
-            run = _resume(state, identity, device) or begin(made)
-            found = _iterate(made, run, look, state, identity, device, checkpoint_seconds)
+            kept = RunState(state, identity, describe_backend(device))
+            run = _resume(kept, device) or begin(made)
+            found = _iterate(made, run, look, kept, lock, checkpoint_seconds)
             rows, way = run.rows, _history(run)
         else:
             found, rows, way = Made(0, made.start(), None, {}), [], None
-        path = Path(layout.distilled(dataset, ipc, method, seed))
-        metadata = run_metadata(identity, device)
-        write_rows(path.with_name("metrics.parquet"), rows, METRICS, metadata)
         synthetic, raw = found.synthetic, found.raw
-        save_distilled(
-            path,
-            DistilledDataset(
-                images=synthetic.images.cpu(),
-                labels=synthetic.labels.cpu(),
-                step_size=synthetic.step_size.cpu(),
-                preprocessing=prepared.preprocessor.identity,
-                class_names=prepared.data.class_names,
-                dataset=dataset,
-                ipc=ipc,
-                method=method,
-                seed=seed,
-                options=resolved,
-                iteration=found.iteration,
-                selection=made.selection,
-                whitening_path=prepared.whitening_path,
-                average="raw" if raw is None else "ema",
-                raw_images=None if raw is None else raw.images.cpu(),
-                raw_labels=None if raw is None else raw.labels.cpu(),
-                stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
-                history=way,
-            ),
+        whole = DistilledDataset(
+            images=synthetic.images.cpu(),
+            labels=synthetic.labels.cpu(),
+            step_size=synthetic.step_size.cpu(),
+            preprocessing=prepared.preprocessor.identity,
+            class_names=prepared.data.class_names,
+            dataset=dataset,
+            ipc=ipc,
+            method=method,
+            seed=seed,
+            options=resolved,
+            iteration=found.iteration,
+            selection=made.selection,
+            whitening_path=prepared.whitening_path,
+            average="raw" if raw is None else "ema",
+            raw_images=None if raw is None else raw.images.cpu(),
+            raw_labels=None if raw is None else raw.labels.cpu(),
+            stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
+            history=way,
         )
+        lock.check()
+        patiently(lambda: write_rows(metrics, rows, METRICS, run_metadata(identity, device)))
+        patiently(lambda: save_distilled(path, whole))
         LOG.info(
             "%d images of iteration %d (%s), step size %.3g -> %s",
             *(len(synthetic.images), found.iteration, made.selection, float(synthetic.step_size), path),
         )
-        shutil.rmtree(state)
+        lock.finished()
 
 
 def _history(run: Run) -> History | None:
@@ -120,17 +122,16 @@ def _history(run: Run) -> History | None:
     return History(torch.tensor(iterations), **parts)
 
 
-def _resume(state: Path, identity: Mapping[str, Any], device: torch.device) -> Run | None:
-    """Return the run in a checkpoint; None if there is none, or one of other options."""
-    path = state / "checkpoint.safetensors"
-    if not path.is_file():
+def _resume(kept: RunState, device: torch.device) -> Run | None:
+    """Return the run that an earlier process has kept; None if there is none, or one of other options."""
+    if (held := kept.load(device)) is None:
         return None
-    run, found, backend = checkpoint.load_run(path, device)
-    if difference := differing_field(identity, found):
+    run, found, backend = held
+    if difference := differing_field(kept.identity, found):
         LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
         return None
-    if backend != (here := describe_backend(device)):
-        LOG.warning("going on with %s what was begun with %s: not the same bytes as in one go", here, backend)
+    if backend != kept.backend:
+        LOG.warning("going on with %s what was begun with %s: not the same bytes as in one go", kept.backend, backend)
     LOG.info("going on after iteration %d", run.now.iteration)
     return run
 
@@ -139,21 +140,23 @@ def _iterate(
     method: IterativeMethod,
     run: Run,
     look: Look | None,
-    state: Path,
-    identity: Mapping[str, Any],
-    device: torch.device,
+    kept: RunState,
+    lock: Lock,
     checkpoint_seconds: float,
 ) -> Made:
     """Run the loop with progress and checkpoints."""
     options: IterativeOptions = method.settings
     written = time.monotonic()
-    backend = describe_backend(device)
 
     def on_safe(held: Run) -> None:
         nonlocal written
         if time.monotonic() - written >= checkpoint_seconds:
-            checkpoint.save_run(state / "checkpoint.safetensors", held, identity, backend)
+            on_stop(held)
             written = time.monotonic()
+
+    def on_stop(held: Run) -> None:
+        lock.check()
+        kept.save(held)
 
     with Progress("distil", options.iterations, run.now.iteration) as progress:
 
@@ -166,7 +169,7 @@ def _iterate(
                 f"hypergradient norm {row['hypergradient_norm']:.3g}",
             )
 
-        return distill(method, run, look, on_row, on_safe)
+        return distill(method, run, look, on_row, on_safe, on_stop)
 
 
 def _look(

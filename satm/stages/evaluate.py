@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,26 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import NetworkState
+from satm.checkpoint import NetworkState, RowsState
 from satm.config import EvaluateOptions, Resolver
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, evaluate, settled, stacked
-from satm.files import exclusive, hash_file, write_json
+from satm.files import hash_file, patiently
+from satm.lock import exclusive
 from satm.methods.starts import expert_labels
 from satm.progress import Progress
 from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, make_problem, open_distilled, open_experts, prepare, real_images, resumed_rows
+from satm.stages.common import (
+    Prepared,
+    made_meanwhile,
+    make_problem,
+    open_distilled,
+    open_experts,
+    prepare,
+    real_images,
+    resumed_rows,
+)
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -177,9 +186,11 @@ class _Job:
             "data": self.prepared.data.hash,
         }
         state = Path(resolver.layout.state(stage, dataset, f"ipc-{ipc}", method, f"seed-{seed}", self.network))
-        with exclusive(state, f"the evaluation of {method}"):
-            held = state / "rows.json"
-            rows = resumed_rows(held, identity, EVALUATION)
+        with exclusive(state, f"the evaluation of {method}") as lock:
+            if made_meanwhile(lock, target, EVALUATION, identity):
+                return
+            held = RowsState(state, identity)
+            rows = resumed_rows(held, EVALUATION)
             total = options.repeats * len(tested)
             with Progress("evaluate", total, len(rows)) as progress:
                 tasks: dict[int, Task] = {}
@@ -193,8 +204,8 @@ class _Job:
                     repeats = range(repeat, options.repeats if at_once else repeat + 1)
                     axes = [self._axes(number) for number in repeats]
 
-                    def keep(one: Axes, file: Path = state / "network.safetensors") -> NetworkState:
-                        return NetworkState(file, [derive_seed(*one), len(rows), identity])
+                    def keep(some: Sequence[Axes]) -> NetworkState:
+                        return NetworkState(state, [[derive_seed(*one) for one in some], len(rows), identity])
 
                     for number, score in zip(repeats, evaluate(task, self.real, axes, keep), strict=True):
                         rows.append(
@@ -218,11 +229,13 @@ class _Job:
                                 "peak_memory_bytes": score.peak_memory_bytes,
                             }
                         )
-                        write_json(held, {"identity": identity, "rows": rows})
+                        lock.check()
+                        held.save(rows)
                         told = "diverged" if math.isnan(score.accuracy) else f"accuracy {score.accuracy:.4f}"
                         text = f"network {number}{each.text}: {options.split} {told}"
                         progress.step(text)
-            write_rows(target, rows, EVALUATION, run_metadata(identity, device))
+            lock.check()
+            patiently(lambda: write_rows(target, rows, EVALUATION, run_metadata(identity, device)))
             for which, each in enumerate(tested):
                 found = [row["accuracy"] for row in rows[which * options.repeats : (which + 1) * options.repeats]]
                 trained = [accuracy for accuracy in found if not math.isnan(accuracy)]
@@ -235,7 +248,7 @@ class _Job:
                 LOG.info(
                     "mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(trained), each.text, mean, target
                 )
-            shutil.rmtree(state)
+            lock.finished()
 
     def _task(self, each: Tested, step_size: float) -> Task:
         """Return what the networks of a set are trained on; a step size that is to be searched is found here."""

@@ -1,14 +1,14 @@
 """The stage `experts`: trajectory stores."""
 
 import logging
-import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from satm import checkpoint
+from satm.checkpoint import ExpertState
 from satm.config import ExpertsOptions, Resolver, parts
 from satm.data import Augmentation
 from satm.errors import UsageError
@@ -24,7 +24,8 @@ from satm.experts import (
     write_manifest,
     write_shard,
 )
-from satm.files import exclusive, read_json, write_json
+from satm.files import patiently, read_json, write_json
+from satm.lock import Lock, exclusive
 from satm.networks import build
 from satm.params import load_flat
 from satm.progress import Progress
@@ -49,13 +50,18 @@ def make_experts(
     for name in known if part is None else [part]:
         folder = Path(resolver.layout.experts(dataset, experts))
         state = Path(resolver.layout.state("experts", dataset, experts, f"part-{name}"))
-        with exclusive(state, f"part {name} of experts {experts}"):
+        path = Path(resolver.layout.experts_part(dataset, experts, name))
+        with exclusive(state, f"part {name} of experts {experts}") as lock:
+            if lock.waited and path.is_file() and not differing_field(identity, read_json(path, "part")["identity"]):
+                LOG.info("%s was made by another process meanwhile", path)
+                lock.finished()
+                continue
             first, last = (int(number) for number in name.split("-"))
             indices = range(first, last + 1)
-            shards = _train_part(prepared, options, difficulty, network, identity, folder, state, indices, device)
-            path = Path(resolver.layout.experts_part(dataset, experts, name))
-            write_json(path, {"identity": identity, "shards": shards})
-            shutil.rmtree(state)
+            shards = _train_part(prepared, options, difficulty, network, identity, folder, lock, indices, device)
+            content = {"identity": identity, "shards": shards}
+            patiently(partial(write_json, path, content))
+            lock.finished()
     if part is None:
         collect_experts(resolver, dataset, experts, options)
 
@@ -108,7 +114,7 @@ def _train_part(
     network: Mapping[str, Any],
     identity: Mapping[str, Any],
     folder: Path,
-    state: Path,
+    lock: Lock,
     indices: range,
     device: torch.device,
 ) -> list[dict[str, Any]]:
@@ -134,10 +140,11 @@ def _train_part(
                 axes = ("experts", data.name, "sgd", options.seed, index)
                 module = build(network, data.channels, data.classes, data.size, derive_seed("network", *axes))
                 module.to(device)
-                held = checkpoint.ExpertState(state / f"expert-{index:03d}", identity)
+                held = ExpertState(lock.folder / f"expert-{index:03d}", identity)
                 after = held.load()
                 progress.skip(after.epoch if after else 0)
                 for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
+                    lock.check()
                     held.save(snapshot)
                     if snapshot.epoch:
                         text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"
@@ -148,6 +155,7 @@ def _train_part(
                 load_flat(module, snapshots[-1].to(device))
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                write_shard(folder, index, snapshots, identity, accuracy)
+                lock.check()
+                patiently(partial(write_shard, folder, index, snapshots, identity, accuracy))
                 held.clear()
     return [describe_shard(folder, index) for index in indices]

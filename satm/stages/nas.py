@@ -2,25 +2,26 @@
 
 import functools
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from satm.checkpoint import NetworkState
+from satm.checkpoint import NetworkState, RowsState
 from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, evaluate, stacked
-from satm.files import exclusive, hash_file, write_json
+from satm.files import hash_file, patiently
+from satm.lock import Lock, exclusive
 from satm.nas import Candidate, candidates, sample
 from satm.networks import NETWORKS, resolve
 from satm.progress import Progress
 from satm.results import NAS, run_metadata, write_rows
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, open_distilled, prepare, real_images, resumed_rows
+from satm.stages.common import Prepared, made_meanwhile, open_distilled, prepare, real_images, resumed_rows
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -127,20 +128,23 @@ def _run(
         mine = chosen[first : last + 1]
         target = Path(layout.nas_real(dataset, search, name) if ipc == 0 else layout.nas(*source.cell, search, name))
         state = Path(layout.state("nas", dataset, *place, search, f"part-{name}"))
-        with exclusive(state, f"part {name} of search {search}"):
-            identity = {
-                **source.identity,
-                "options": source.options.model_dump(mode="json"),
-                "candidates": [candidate.index for candidate in mine],
-                "width_factor": options.width_factor,
-                "data": data.hash,
-                "preprocessing": prepared.preprocessor.identity,
-                "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
-            }
-            rows = _trained(prepared, source, search, mine, tested, state, identity, device)
-            write_rows(target, rows, NAS, run_metadata(identity, device))
+        identity = {
+            **source.identity,
+            "options": source.options.model_dump(mode="json"),
+            "candidates": [candidate.index for candidate in mine],
+            "width_factor": options.width_factor,
+            "data": data.hash,
+            "preprocessing": prepared.preprocessor.identity,
+            "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
+        }
+        with exclusive(state, f"part {name} of search {search}") as lock:
+            if made_meanwhile(lock, target, NAS, identity):
+                continue
+            rows = _trained(prepared, source, search, mine, tested, lock, identity, device)
+            lock.check()
+            patiently(partial(write_rows, target, rows, NAS, run_metadata(identity, device)))
             LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), method, len(rows), target)
-            shutil.rmtree(state)
+            lock.finished()
 
 
 def _trained(
@@ -149,14 +153,14 @@ def _trained(
     search: str,
     mine: Sequence[Candidate],
     tested: TrainingImages,
-    state: Path,
+    lock: Lock,
     identity: Mapping[str, Any],
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Return a row of each network, those of an earlier run included."""
     dataset, ipc, method, seed = source.cell
-    options, held = source.options, state / "rows.json"
-    rows = resumed_rows(held, identity, NAS)
+    options, held = source.options, RowsState(lock.folder, identity)
+    rows = resumed_rows(held, NAS)
     total = len(mine) * options.repeats
     with Progress("nas", total, len(rows)) as progress:
         while len(rows) < total:
@@ -173,8 +177,8 @@ def _trained(
             repeats = range(repeat, options.repeats if stacked(task, device) else repeat + 1)
             axes = [(*source.cell, f"nas-{candidate.index}", number, options.network_seed) for number in repeats]
 
-            def keep(one: Axes) -> NetworkState:
-                return NetworkState(state / "network.safetensors", [derive_seed(*one), identity])
+            def keep(some: Sequence[Axes]) -> NetworkState:
+                return NetworkState(lock.folder, [[derive_seed(*one) for one in some], identity])
 
             for number, score in zip(repeats, evaluate(task, tested, axes, keep), strict=True):
                 rows.append(
@@ -196,5 +200,6 @@ def _trained(
                     }
                 )
                 progress.step(f"{candidate}, network {number}: {options.split} accuracy {score.accuracy:.4f}")
-            write_json(held, {"identity": identity, "rows": rows})
+            lock.check()
+            held.save(rows)
     return rows

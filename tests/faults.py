@@ -1,0 +1,290 @@
+"""Faults on the test cluster while a campaign runs there: `python tests/faults.py [NAME ...]`.
+
+A small campaign on digits is run without SLURM first. Then, once for each fault, it is run through the profile `slurm`
+in an empty folder, the fault is injected while a distillation is at work, Snakemake is started again where it has ended
+badly, and what is there in the end is compared: the table must be that of the first run but for what it measures, and
+no file that was finished before the fault may have been made again. It prints a line of Markdown for each fault.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cluster
+import pandas
+
+ROOT = Path(__file__).parent.parent
+TABLE = "results/faults/table2.csv"
+MEASURED = ("seconds", "memory")
+"""What the names of measured columns hold."""
+
+CAMPAIGN = """
+experts:
+  sgd: {count: 2, epochs: 4, lr: 0.05, batch_size: 128, per_job: 1}
+settings:
+  - {stage: network, network: convnet, options: {depth: 2, width: 16}}
+  - {stage: evaluate, options: {repeats: 2, epochs: 20, decay_epoch: 10}}
+  - method: [mtt, satm]
+    options: {iterations: 200, inner_steps: 10, expert_epochs: 1, max_start_epoch: 3, lr_images: 1, step_size: 0.05}
+tables:
+  table2: {datasets: {digits: [1]}, methods: [random, mtt, satm]}
+"""
+
+LIMIT = 900
+"""Seconds that a run of the campaign may take, faults included."""
+
+
+class Failed(Exception):
+    """Something was lost, made twice, or came out differently; the text says what."""
+
+
+def slurm(*command: str) -> str:
+    """Run a command of SLURM and return what it prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass
+class Run:
+    """The campaign on the cluster, in the current folder.
+
+    Args:
+        flags: of Snakemake, beside the usual ones.
+    """
+
+    flags: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+
+    def start(self) -> None:
+        """Start Snakemake."""
+        for lock in Path(".snakemake/locks").glob("*"):  # of one that was killed; `--unlock` does the same
+            lock.unlink()
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        command += ["--profile", str(ROOT / "slurm"), "--configfile", "faults.yaml"]
+        command += ["--slurm-init-seconds-before-status-checks", "5", *self.flags, "--", TABLE]
+        self.starts += 1
+        with Path(f"snakemake-{self.starts}.log").open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def running(self, what: str) -> tuple[str, Path]:
+        """Return number and state of a job of a rule that computes and has saved something; wait for it."""
+        until = time.monotonic() + LIMIT
+        while time.monotonic() < until:
+            for line in slurm("squeue", "--noheader", "--states", "RUNNING", "--format", "%i %k").splitlines():
+                job, _, comment = line.partition(" ")
+                if f"rule_{what}" in comment:
+                    for state in Path("results/faults/state").glob(f"{what}/**/*.safetensors"):
+                        if f"/{_method(comment)}/" in f"/{state}":
+                            return job, state.parent
+            if self.process is not None and self.process.poll() is not None:
+                raise Failed(f"Snakemake ended with {self.process.returncode} before a job of {what} was met")
+            time.sleep(0.2)
+        raise Failed(f"no job of {what} came to compute")
+
+    def end(self) -> None:
+        """Wait for the end; start again after a bad one, at most three times."""
+        while True:
+            assert self.process is not None
+            try:
+                code = self.process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                raise Failed(f"it did not end within {LIMIT} s") from None
+            if code == 0:
+                return
+            if self.starts == 4:
+                raise Failed(f"Snakemake ended with {code} for the fourth time")
+            self.start()
+
+
+def _method(comment: str) -> str:
+    return next((name for name in ("mtt", "satm") if f"_{name}_" in f"{comment}_"), "")
+
+
+def python_of(state: Path) -> int:
+    """Return the number of the process that makes what a state is of."""
+    lock = next(state.glob(".lock-*")).read_text()
+    return int(lock.split('"pid": ')[1].split(",")[0])
+
+
+# Faults: each is called with a run that was started, and returns what it did in words
+
+
+def cancelled(run: Run) -> str:
+    job, _ = run.running("distill")
+    slurm("scancel", job)
+    return "`scancel` of a distillation"
+
+
+def requeued(run: Run) -> str:
+    job, _ = run.running("distill")
+    slurm("scontrol", "requeue", job)
+    return "`scontrol requeue` of a distillation"
+
+
+def preempted(run: Run) -> str:
+    run.running("distill")
+    for _ in range(2):
+        slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 20")
+    return "two jobs of a partition that preempts take both nodes for 20 s"
+
+
+def too_short(run: Run) -> str:
+    run.running("distill")
+    return "a time limit of one minute for distillations that take longer"
+
+
+def killed(run: Run) -> str:
+    _, state = run.running("distill")
+    os.kill(python_of(state), signal.SIGKILL)
+    return "`kill -9` of the Python of a distillation"
+
+
+def snakemake_killed(run: Run) -> str:
+    run.running("distill")
+    assert run.process is not None
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait()
+    run.start()
+    return "`kill -9` of Snakemake; a second start while its jobs run on"
+
+
+def node_down(run: Run) -> str:
+    job, _ = run.running("distill")
+    node = slurm("squeue", "--noheader", "--jobs", job, "--format", "%N").strip()
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    time.sleep(20)
+    slurm("scontrol", "update", f"nodename={node}", "state=resume")
+    return "the node of a distillation set down and resumed after 20 s"
+
+
+def disk_full(run: Run) -> str:
+    run.running("distill")
+    filler = Path("results/faults/filler")
+    with contextlib.suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    time.sleep(45)
+    filler.unlink()
+    return "the file system of the results full for 45 s"
+
+
+FAULTS: dict[str, tuple[Callable[[Run], str], list[str]]] = {
+    "scancel": (cancelled, []),
+    "requeue": (requeued, []),
+    "preemption": (preempted, []),
+    "time-limit": (too_short, ["--set-resources", "distill:runtime=1"]),
+    "kill-job": (killed, []),
+    "kill-snakemake": (snakemake_killed, []),
+    "node-down": (node_down, []),
+    "disk-full": (disk_full, []),
+}
+
+
+def outcome(path: Path) -> str:
+    """Return a table without its measured columns."""
+    table = pandas.read_csv(path)
+    return str(table[[name for name in table if not any(word in name for word in MEASURED)]].to_csv(index=False))
+
+
+def finished() -> dict[Path, int]:
+    """Return the files of finished jobs and when each was written."""
+    places = [path for kind in ("parquet", "safetensors", "json") for path in Path("results/faults").rglob(f"*.{kind}")]
+    return {path: path.stat().st_mtime_ns for path in places if "state" not in path.parts}
+
+
+@contextlib.contextmanager
+def folder(small: bool) -> Iterator[None]:
+    """Work in an empty folder; `small`: its results lie on a small file system of their own."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(prefix="satm-faults-", dir="/var/tmp") as name:
+        os.chdir(name)
+        Path("faults.yaml").write_text(CAMPAIGN)
+        Path("results").mkdir()
+        if small:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", f"{name}/results"], check=True)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            if small:
+                subprocess.run(["umount", "--lazy", f"{name}/results"], check=False)
+            if os.environ.get("SATM_KEEP"):
+                shutil.copytree(name, os.environ["SATM_KEEP"], dirs_exist_ok=True)
+
+
+def reference() -> str:
+    """Return the table of a run without SLURM."""
+    with folder(small=False):
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+        command += ["--profile", str(ROOT / "local"), "--configfile", "faults.yaml", "--quiet", "all", "--", TABLE]
+        subprocess.run(command, check=True)
+        return outcome(Path(TABLE))
+
+
+def suffer(name: str, expected: str) -> str:
+    """Run the campaign with one fault and return a line of a table about it.
+
+    Raises:
+        Failed: something was lost, made twice or came out differently.
+    """
+    inject, flags = FAULTS[name]
+    started = time.monotonic()
+    with folder(small=name == "disk-full"):
+        run = Run(flags)
+        run.start()
+        before: dict[Path, int] = {}
+        try:
+            run.running("distill")
+            before = finished()
+            did = inject(run)
+            run.end()
+        finally:
+            if run.process is not None and run.process.poll() is None:
+                os.killpg(run.process.pid, signal.SIGKILL)
+            subprocess.run(["scancel", "--user=root"], check=False)
+        if outcome(Path(TABLE)) != expected:
+            raise Failed(f"{name}: the table differs")
+        after = finished()
+        if again := [path for path, when in before.items() if after.get(path) != when]:
+            raise Failed(f"{name}: made again although it was finished: {', '.join(map(str, again))}")
+        if left := [path for path in Path("results/faults/state").rglob("*") if path.is_file()]:
+            raise Failed(f"{name}: {left[0]} is left of a state")
+        resumed = sum(log.read_text().count("going on after") for log in Path("results/faults/logs").rglob("*.log"))
+        seconds = time.monotonic() - started
+        return f"| {did} | {run.starts} | {resumed} | {len(before)} of {len(after)} | {seconds:.0f} |"
+
+
+def start(names: list[str]) -> int:
+    """Suffer the named faults, or all, and print the table."""
+    if unknown := [name for name in names if name not in FAULTS]:
+        print(f"unknown fault {unknown[0]!r}; known: {', '.join(FAULTS)}")
+        return 2
+    if why := cluster.lacking():
+        print(why)
+        return 2
+    expected, worst = reference(), 0
+    print("| fault | starts of Snakemake | logs that went on | finished before the fault | seconds |")
+    print("| --- | ---: | ---: | ---: | ---: |", flush=True)
+    for name in names or FAULTS:
+        cluster.start()
+        try:
+            print(suffer(name, expected), flush=True)
+        except Failed as failure:
+            print(f"FAILED {failure}", flush=True)
+            worst = 1
+        finally:
+            cluster.stop()
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(start(sys.argv[1:]))
