@@ -100,7 +100,7 @@ class Lock:
                     os.close(handle)
 
     def _is_mine(self) -> bool:
-        return (_read(self.path) or {}).get("token") == self._mine["token"]
+        return bool((_read(self.path) or {}).get("token") == self._mine["token"])
 
     def _text(self, count: int) -> str:
         return json.dumps({**self._mine, "beat": count}).ljust(LENGTH - 1) + "\n"
