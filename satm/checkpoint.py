@@ -65,7 +65,6 @@ class Generations:
             LOG.warning("%s; going on, the state before this one is kept", error)
             return False
         self._last = number
-        stopping.saved()
         return True
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
@@ -129,6 +128,7 @@ class RunState:
     def __init__(self, folder: Path, identity: Mapping[str, Any], backend: str) -> None:
         self.identity, self.backend = identity, backend
         self._files = Generations(folder, "checkpoint")
+        self._begun_with = 0
 
     def save(self, run: Run) -> bool:
         """Keep a run between two iterations; say whether there was space for it."""
@@ -149,7 +149,10 @@ class RunState:
             "rows": run.rows,
             "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
         }
-        return self._files.save(tensors, content)
+        done = self._files.save(tensors, content)
+        if done and len(run.rows) > self._begun_with:
+            stopping.saved()
+        return done
 
     def load(self, device: torch.device) -> tuple[Run, Content, str] | None:
         """Return the run, its identity and its backend; None where no state is whole."""
@@ -165,6 +168,7 @@ class RunState:
         states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
         history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
         rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
+        self._begun_with = len(rows)
         run = Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
         return run, values["identity"], values["backend"]
 
@@ -306,7 +310,8 @@ class NetworkState:
         """Keep the state after so many epochs, unless the last one was kept a moment ago and it is not to be now."""
         if not now and time.monotonic() - self._written < self.every:
             return
-        self._files.save(tensors(), {"identity": self.identity, "epoch": epoch})
+        if self._files.save(tensors(), {"identity": self.identity, "epoch": epoch}):
+            stopping.saved()
         self._written = time.monotonic()
 
 
@@ -332,4 +337,5 @@ class RowsState:
 
     def save(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Keep all rows."""
-        self._files.save({}, {"identity": self.identity, "rows": list(rows)})
+        if self._files.save({}, {"identity": self.identity, "rows": list(rows)}):
+            stopping.saved()

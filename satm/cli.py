@@ -531,7 +531,7 @@ def _compute(flags: Any) -> torch.device:
         torch.set_num_threads(flags.threads)
     device = choose_device(flags.device)
     if (seconds := stopping.limit(flags.time_limit)) is not None:
-        LOG.info("this run may take %.0f minutes; before they are over it stops with its state saved", seconds / 60)
+        LOG.info("this run may take %.3g minutes; before they are over it stops with its state saved", seconds / 60)
     return device
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from satm import stopping
 from satm.errors import RunError, UsageError
 from satm.files import explain_disk
 
@@ -166,6 +167,7 @@ def _acquire(folder: Path, what: str) -> Lock:
                     f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
                 )
             waited = True
+            stopping.saved()  # what the other one does is not lost on a run that a time limit stops here
             if time.monotonic() - told > 600:
                 told = time.monotonic()
                 LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)

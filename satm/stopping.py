@@ -127,7 +127,7 @@ def at_once() -> Iterator[None]:
 
 
 def saved() -> None:
-    """Say that this process has saved something that a later one goes on from."""
+    """Say that this process has done and saved something that a later one goes on from."""
     _watch.saved = True
 
 
