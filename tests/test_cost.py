@@ -26,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 
 CAMPAIGN = (
     TINY.replace(
-        "sgd: {count: 2, epochs: 3, lr: 0.05, batch_size: 256, per_job: 1}", "sgd: {count: 3, epochs: 4, batch_size: 256, per_job: 2}"
+        "sgd: {count: 2, epochs: 3, lr: 0.05, batch_size: 256, per_job: 1}",
+        "sgd: {count: 3, epochs: 4, batch_size: 256, per_job: 2}",
     )
     + """
   worth: {datasets: {digits: [2]}, methods: [random, mtt-watched], networks: [alexnet], full: [strong]}
@@ -220,7 +221,9 @@ def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]]
         job = next(
             job
             for job in found
-            if job.rule == rule and dict(job.names).get("method", "satm") == "satm" and ("dataset", "digits") in job.names
+            if job.rule == rule
+            and dict(job.names).get("method", "satm") == "satm"
+            and ("dataset", "digits") in job.names
         )
         assert disk(resolver, campaigns.checker, job, pace) == pytest.approx((real / path).stat().st_size, rel=0.5)
     part = next(job for job in found if job.rule == "experts_part" and ("part", "0-1") in job.names)
