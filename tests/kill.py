@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,7 +70,14 @@ def begun(command: list[str]) -> int:
     handle = os.open("told.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    os._exit(main(command))
+    try:
+        code = main(command)
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    # Not as a process usually ends, for this one has a parent's affairs on its stack.
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def ended(pid: int, seconds: float) -> int | None:
