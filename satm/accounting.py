@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from satm.account import Attempt, read_record
 from satm.config import ACCOUNTING, Layout, Tabulated
-from satm.grids import Grid
+from satm.grids import Grid, in_numbers
 from satm.plan import OUTPUTS, Graph, Job, jobs, outputs, place
 from satm.results import METADATA_KEY
 from satm.workflow import Campaigns
@@ -233,7 +233,7 @@ def accounting(campaigns: Campaigns, root: str) -> Accounting:
     in_hours = bool(of_rules["run_hours"].iloc[-1] >= HOURS)
     return Accounting(
         frame,
-        _grid(f"{root}: what its jobs took", of_rules, RULES, _rule_notes(found), in_hours),
+        _grid(f"{root}: what its jobs took", of_rules, RULES, _rule_notes(found, in_hours), in_hours),
         _grid(f"{root}: what the cells of its tables took", of_cells, CELLS, CELL_NOTES, in_hours),
     )
 
@@ -406,7 +406,8 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def _rule_notes(found: Sequence[Spent]) -> list[str]:
+def _rule_notes(found: Sequence[Spent], in_hours: bool) -> list[str]:
+    times, unit = (1, "h") if in_hours else (60, "min")
     done = [one for one in found if one.done]
     known = Counter(one.source for one in done)
     notes = [
@@ -415,18 +416,20 @@ def _rule_notes(found: Sequence[Spent]) -> list[str]:
         "SLURM job once. Device memory: tensors of PyTorch on a GPU; host memory: of the process; 1 GB is 10^9 "
         "bytes. What is empty is not known, or there was none."
     ]
-    told = [f"{known['account']} of {len(done)} finished jobs left an account of their own"]
+    told = [f"Finished jobs that left an account of their own: {known['account']} of {len(done)}"]
     if known["benchmark"]:
-        told.append(
-            f"{known['benchmark']} are known by Snakemake's benchmark alone: their last attempt, and no queue"
-        )
+        told.append(f"known by Snakemake's benchmark alone, their last attempt and no queue: {known['benchmark']}")
     if known[""]:
         rules = Counter(one.job.rule for one in done if one.source == "")
         named = ", ".join(f"{count} {rule}" for rule, count in rules.items())
-        told.append(f"nothing is known of {known['']} ({named}), which are not counted")
+        told.append(f"not known and not counted: {known['']} ({named})")
     notes.append("; ".join(told) + ".")
-    if begun := [one for one in found if not one.done and one.source]:
-        notes.append(f"{len(begun)} jobs have begun and not ended; their time until they were last seen is counted.")
+    if begun := sum(not one.done and one.source != "" for one in found):
+        notes.append(f"Begun and not ended, counted until last seen: {in_numbers([begun], 'job')}.")
+    longest = sorted((one for one in found if one.run), key=lambda one: -(one.run or 0.0))[:3]
+    if longest:
+        told = [f"{one.job} {number((one.run or 0.0) * times / 3600)} {unit}" for one in longest]
+        notes.append(f"The longest jobs: {'; '.join(told)}.")
     if any(one.job.rule in DRAWN for one in found):
         notes.append("Overview, tables and figures: those that were there when this was made.")
     return notes

@@ -69,8 +69,10 @@ def draw(reader: Reader, options: AccountingFigure) -> Drawn:
     tall = max(1.0, ROW * len(rules) + 0.2)
     below = tall + BELOW + 0.08 * len(stacks) - PANEL[1]
     figure, panels = grid_of_panels(2, 1, options.title, notes, below=below)
-    _stacked(panels[0][0], rules, stacks, tall)
-    _beside(panels[1][0], rules, sides, tall)
+    totals = map(sum, zip(*stacks.values(), strict=True))
+    unit = _unit(max([*totals, *(hours for some in sides.values() for hours in some)], default=0.0))
+    _stacked(panels[0][0], rules, stacks, unit, tall)
+    _beside(panels[1][0], rules, sides, unit, tall)
     return Drawn(figure, frame)
 
 
@@ -151,30 +153,34 @@ def _unit(most: float) -> tuple[str, float]:
     return next(((name, 3600 / seconds) for name, seconds in UNITS if most * 3600 >= seconds), ("seconds", 3600.0))
 
 
-def _stacked(axes: Any, rules: Sequence[str], stacks: Mapping[str, list[float]], tall: float) -> None:
-    unit, times = _unit(max((sum(hours) for hours in zip(*stacks.values(), strict=True)), default=0.0))
+def _stacked(
+    axes: Any, rules: Sequence[str], stacks: Mapping[str, list[float]], unit: tuple[str, float], tall: float
+) -> None:
+    """Draw a bar per rule, of the parts that it consists of."""
     left = [0.0] * len(rules)
     for index, (name, hours) in enumerate(stacks.items()):
         label = textwrap.shorten(name, LONGEST, placeholder="…")
         look = {"color": GREYS.get(name, COLOURS[index]), "hatch": "" if name in GREYS else 2 * HATCHES[index]}
-        values = [times * each for each in hours]
+        values = [unit[1] * each for each in hours]
         axes.barh(range(len(rules)), values, 0.75, left=left, label=label, edgecolor="white", linewidth=0.3, **look)
         left = [before + value for before, value in zip(left, values, strict=True)]
-    _finish(axes, rules, dict(zip(range(len(rules)), left, strict=True)), f"time on devices, {unit}")
+    _finish(axes, rules, dict(zip(range(len(rules)), left, strict=True)), f"time on devices, {unit[0]}")
     legend(axes, BELOW / tall)
 
 
-def _beside(axes: Any, rules: Sequence[str], sides: Mapping[str, list[float]], tall: float) -> None:
-    unit, times = _unit(max(max(hours, default=0.0) for hours in sides.values()))
+def _beside(
+    axes: Any, rules: Sequence[str], sides: Mapping[str, list[float]], unit: tuple[str, float], tall: float
+) -> None:
+    """Draw a bar per rule and side."""
     wide = 0.8 / len(sides)
     ends: dict[float, float] = {}
     for index, (name, hours) in enumerate(sides.items()):
         places = [place + (index - (len(sides) - 1) / 2) * wide for place in range(len(rules))]
-        values = [times * each for each in hours]
+        values = [unit[1] * each for each in hours]
         ends |= dict(zip(places, values, strict=True))
         look = {"color": COLOURS[index], "hatch": 2 * HATCHES[index], "edgecolor": "white", "linewidth": 0.3}
         axes.barh(places, values, wide * 0.95, label=name, **look)
-    _finish(axes, rules, ends, f"time, {unit}" if len(sides) > 1 else f"time of running, {unit}")
+    _finish(axes, rules, ends, f"time{'' if len(sides) > 1 else ' of running'}, {unit[0]}")
     if len(sides) > 1:
         legend(axes, BELOW / tall)
 
