@@ -127,12 +127,17 @@ def of_job(job: Job) -> Spent:
 def _of_attempts(job: Job, done: bool, attempts: Sequence[Attempt]) -> Spent:
     queue: dict[tuple[str, str], float] = {}
     devices: dict[str, float] = {}
+    ended: dict[str, str] = {}
     for each in attempts:
-        alone = each.cpu_seconds if each.cpu_seconds is not None else each.seconds
+        alone = each.seconds if each.cpu_seconds is None else each.cpu_seconds
         used = (each.seconds or 0.0) * each.gpus if each.gpus else alone or 0.0
         devices[each.device] = devices.get(each.device, 0.0) + used
-        if each.slurm and (waited := _waited(each.slurm)) is not None:
-            queue[str(each.slurm.get("job")), str(each.slurm.get("started"))] = waited
+        if each.slurm is None:
+            continue
+        name, started = str(each.slurm.get("job")), str(each.slurm.get("started"))
+        if (waited := _waited(each.slurm, ended.get(name, ""))) is not None:
+            queue.setdefault((name, started), waited)
+        ended[name] = each.ended
     return Spent(
         *(job, done, "account", len(attempts)),
         run=_total(each.seconds for each in attempts),
@@ -145,12 +150,13 @@ def _of_attempts(job: Job, done: bool, attempts: Sequence[Attempt]) -> Spent:
     )
 
 
-def _waited(slurm: Mapping[str, str | None]) -> float | None:
-    """Return the seconds between submission and start of a SLURM job."""
+def _waited(slurm: Mapping[str, str | None], ended: str) -> float | None:
+    """Return the seconds that a SLURM job waited: since it was submitted, or if it ran before, since it `ended`."""
     submitted, started = slurm.get("submitted"), slurm.get("started")
     if not submitted or not started:
         return None
-    return max(0.0, (datetime.fromisoformat(started) - datetime.fromisoformat(submitted)).total_seconds())
+    since = max(datetime.fromisoformat(each) for each in (submitted, ended) if each)
+    return max(0.0, (datetime.fromisoformat(started) - since).total_seconds())
 
 
 def _metadata(path: Path) -> dict[str, Any]:

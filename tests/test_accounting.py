@@ -135,6 +135,12 @@ def test_jobs_that_share_a_slurm_job_waited_once(small: dict[str, Job]) -> None:
     assert rule("distill")["run_hours"] == 2 and rule("distill")["gpu_hours"] == 0
 
 
+def test_a_slurm_job_that_was_put_back_waits_from_the_end_of_its_attempt(small: dict[str, Job]) -> None:
+    first = replace(ATTEMPT, ended="2026-01-01T02:00:00+00:00", slurm=slurm("1", "00:00:00", "01:00:00"))
+    keep(small[MTT], first, replace(first, slurm=slurm("1", "00:00:00", "02:30:00")))
+    assert rule("distill")["queue_hours"] == 1.5
+
+
 def test_a_job_that_has_not_ended_is_counted_until_it_was_seen_last(small: dict[str, Job]) -> None:
     keep(small[MTT], ATTEMPT, done=False)
     found = rule("distill")
