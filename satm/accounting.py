@@ -417,10 +417,10 @@ def _rule_notes(found: Sequence[Spent], in_hours: bool) -> list[str]:
     done = [one for one in found if one.done]
     known = Counter(one.source for one in done)
     notes = [
-        "Run: from the start of a job's process to its end, all attempts since its files were last made. GPU: the same "
-        "times the GPUs that the job computes on. CPU: of all processors in sum. Queue: from submission to start, each "
-        "SLURM job once. Device memory: tensors of PyTorch on a GPU; host memory: of the process; 1 GB is 10^9 "
-        "bytes. What is empty is not known, or there was none."
+        "Run: from the start of a job's process to its end, over all attempts since its files were last made. GPU: "
+        "that time multiplied by the GPUs that the job computes on. CPU: time of all processors in sum. Queue: from "
+        "submission to start, each SLURM job once. Device memory: tensors of PyTorch on a GPU; host memory: of the "
+        "process; 1 GB is 10^9 bytes. What is empty is not known, or there was none."
     ]
     told = [f"Finished jobs that left an account of their own: {known['account']} of {len(done)}"]
     if known["benchmark"]:
