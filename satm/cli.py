@@ -22,11 +22,11 @@ import torch
 import tyro
 
 import satm
-from satm import stopping
+from satm import account, stopping
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
-from satm.machine import choose_device
+from satm.machine import choose_device, process_age
 from satm.methods import resolve as resolve_method
 
 LOG = logging.getLogger("satm")
@@ -80,9 +80,11 @@ def data(arguments: Sequence[str]) -> None:
     with _logged(resolver, "data", flags.dataset, flags.make):
         _show("data", flags, options)
         if flags.make != "zca":
-            make_images(resolver, flags.dataset)
+            with _accounted(resolver, "data", flags.dataset, "images"):
+                make_images(resolver, flags.dataset)
         if flags.make == "zca" or (flags.make == "all" and options.zca):
-            make_zca(resolver, flags.dataset)
+            with _accounted(resolver, "data", flags.dataset, "zca"):
+                make_zca(resolver, flags.dataset)
 
 
 def experts(arguments: Sequence[str]) -> None:
@@ -328,24 +330,29 @@ Partial = Annotated[bool, tyro.conf.arg(help="Leave out what was not run yet, an
 
 def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv, Markdown and LaTeX."""
-    from satm.stages.report import make_overview, make_table
+    from satm.stages.report import make_accounting, make_overview, make_table
 
-    name = Annotated[str, tyro.conf.arg(help="Name of a table in the campaign; overview: what there is of all.")]
+    told = "Name of a table in the campaign; overview: what there is of all; accounting: what the jobs have taken."
+    name = Annotated[str, tyro.conf.arg(help=told)]
     fields = [("name", name, "table2"), ("partial", Partial, False)]
     flags = _parse("table", table.__doc__, Where, fields, arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "table", flags.name):
         if flags.name == OVERVIEW:
             make_overview(resolver)
-            return
-        make_table(resolver, flags.name, flags.partial)
+        elif flags.name == ACCOUNTING:
+            make_accounting(resolver)
+        else:
+            make_table(resolver, flags.name, flags.partial)
 
 
 def figure(arguments: Sequence[str]) -> None:
     """Draw a figure of a campaign, as png and pdf, and write the numbers that it shows as csv."""
     from satm.stages.report import make_figure
 
-    name = Annotated[str, tyro.conf.arg(help="Name of a figure, of a protocol, or synthetic-DATASET-ipc-N.")]
+    name = Annotated[
+        str, tyro.conf.arg(help="Name of a figure, of a protocol, synthetic-DATASET-ipc-N, or accounting.")
+    ]
     flags = _parse("figure", figure.__doc__, Where, [("name", name), ("partial", Partial, False)], arguments)
     resolver = load_campaign(flags.config)
     with _logged(resolver, "figure", flags.name):
@@ -405,6 +412,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("satm").setLevel(logging.INFO)
+    account.begun_before(process_age() if arguments is None else 0.0)
     logging.raiseExceptions = False  # on a full disk the files that matter say so, once and clearly
     try:
         if not given or given[0] in ("-h", "--help"):
@@ -530,6 +538,7 @@ def _compute(flags: Any) -> torch.device:
             raise UsageError(f"threads must be at least 1, got {flags.threads}")
         torch.set_num_threads(flags.threads)
     device = choose_device(flags.device)
+    account.computes_on(device)
     if (seconds := stopping.limit(flags.time_limit)) is not None:
         LOG.info("this run may take %.3g minutes; before they are over it stops with its state saved", seconds / 60)
     return device
@@ -545,7 +554,7 @@ def _show(stage: str, flags: Any, options: Options | None = None) -> None:
 
 @contextlib.contextmanager
 def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
-    """Log to the standard output and to the run's log file, unless the output is that file already.
+    """Log to the standard output and to the run's log file, unless the output is that file already; keep its account.
 
     The file is continued: a run that goes on, or is refused because another process is at work, erases no earlier one.
     """
@@ -558,7 +567,8 @@ def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)
     try:
-        yield
+        with _accounted(resolver, *parts):
+            yield
     except (UsageError, RunError) as error:  # the terminal is told by `main`
         LOG.removeHandler(handlers[0])
         LOG.error("error: %s", error)
@@ -572,3 +582,8 @@ def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
             LOG.removeHandler(handler)
             with contextlib.suppress(OSError):
                 handler.close()
+
+
+def _accounted(resolver: Resolver, *parts: str) -> contextlib.AbstractContextManager[None]:
+    """Record what the work of one job takes, beside its log."""
+    return account.account(Path(resolver.layout.account(*parts)))

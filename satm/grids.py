@@ -75,10 +75,7 @@ class Grid:
 
     def page(self) -> str:
         """Return it as a page of HTML that needs nothing else."""
-        notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        title = html.escape(self.title)
-        begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{self.table()}\n{notes}\n</html>\n"
+        return page_of(self.title, [self])
 
     def show(self, console: Console) -> None:
         """Print it on a terminal, without the notes."""
@@ -88,6 +85,17 @@ class Grid:
         for line in self.lines:
             shown.add_row(*line)
         console.print(shown)
+
+
+def page_of(title: str, grids: Sequence[Grid]) -> str:
+    """Return tables with their notes as one page of HTML that needs nothing else; several have their titles above."""
+    begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+    parts = []
+    for grid in grids:
+        above = f"<h2>{html.escape(grid.title)}</h2>\n" if len(grids) > 1 else ""
+        notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
+        parts.append(f"{above}{grid.table()}\n{notes}\n")
+    return f"{begin}<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n{''.join(parts)}</html>\n"
 
 
 def write_grid(layout: Layout, name: str, frame: pandas.DataFrame, grid: Grid, console: Console) -> None:

@@ -1,7 +1,10 @@
 """Devices, threads and memory of the machine that a job runs on."""
 
+import os
 import resource
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -36,10 +39,27 @@ def describe_backend(device: torch.device) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
+_highest: dict[str, int] = {}
+"""Bytes at most on each GPU before `reset_peak` forgot them."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return what results call a device: the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def reset_peak(device: torch.device) -> None:
     """Start measuring the peak anew, on a GPU; the CPU's peak is the process's and cannot be reset."""
     if device.type == "cuda":
+        _highest[str(device)] = highest_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def highest_memory(device: torch.device) -> int:
+    """Return bytes that torch allocated at most on a GPU since the process began; 0 where there is none."""
+    if device.type != "cuda":
+        return 0
+    return max(_highest.get(str(device), 0), int(torch.cuda.max_memory_allocated(device)))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -48,3 +68,14 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def process_age() -> float:
+    """Return seconds since this process began; 0 where the system does not tell, as Linux alone does."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

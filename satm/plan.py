@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from satm.config import Layout
+from satm.config import ACCOUNTING, OVERVIEW, Layout
 from satm.errors import UsageError
 from satm.workflow import Campaigns, Wildcards
 
@@ -53,11 +53,48 @@ OUTPUTS: dict[str, Callable[[Layout], tuple[str, ...]]] = {
     "nas_real": lambda layout: (layout.nas_real("{dataset}", "{search}", "{part}"),),
     "analysis": lambda layout: (layout.analysis("{what}", *CELL),),
     "expert_sharpness": lambda layout: (layout.expert_sharpness("{dataset}", "{experts}"),),
-    "overview": lambda layout: (layout.table("overview"),),
+    "overview": lambda layout: (layout.table(OVERVIEW),),
+    "accounting": lambda layout: (layout.table(ACCOUNTING),),
     "table": lambda layout: (layout.table("{table}"),),
     "figure": lambda layout: (layout.figure("{figure}"),),
 }
 """Patterns of a rule's files by its name."""
+
+RUN = ("{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}")
+
+PLACES: dict[str, tuple[str, ...]] = {
+    "images": ("data", "{dataset}", "images"),
+    "zca": ("data", "{dataset}", "zca"),
+    "experts_part": ("experts", "{dataset}", "{experts}", "part-{part}"),
+    "experts": ("experts", "{dataset}", "{experts}", "manifest"),
+    "difficulty": ("experts", "{dataset}", "{experts}", "difficulty"),
+    "distill": ("distill", *RUN),
+    "evaluate": ("evaluate", *RUN, "{network}"),
+    "variants": ("variants", *RUN, "{network}"),
+    "full": ("full", "{dataset}", "{recipe}", "{network}"),
+    "continual": ("continual", *RUN, "{protocol}"),
+    "nas": ("nas", *RUN, "{search}", "part-{part}"),
+    "nas_real": ("nas", "{dataset}", "real", "{search}", "part-{part}"),
+    "analysis": ("{what}", *RUN),
+    "expert_sharpness": ("expert-sharpness", "{dataset}", "{experts}"),
+    "overview": ("table", OVERVIEW),
+    "accounting": ("table", ACCOUNTING),
+    "table": ("table", "{table}"),
+    "figure": ("figure", "{figure}"),
+}
+"""Where a rule's log, account and benchmark are, by its name (`satm.config.Layout.log`)."""
+
+
+def outputs(job: Job) -> list[Path]:
+    """Return the files that a job makes."""
+    names = dict(job.names)
+    return [Path(pattern.format(**names)) for pattern in OUTPUTS[job.rule](Layout(names["root"]))]
+
+
+def place(job: Job) -> list[str]:
+    """Return where a job's log, account and benchmark are, for the functions of the layout."""
+    names = dict(job.names)
+    return [part.format(**names) for part in PLACES[job.rule]]
 
 
 def jobs(campaigns: Campaigns, root: str) -> list[Job]:
@@ -70,20 +107,49 @@ def jobs(campaigns: Campaigns, root: str) -> list[Job]:
     Raises:
         UsageError: the campaign cannot be used as it is.
     """
-    patterns = _patterns(campaigns)
     names = SimpleNamespace(root=root)
-    waiting = [*campaigns.tables(names), *campaigns.figures(names)]
-    seen: set[str] = set()
-    found: set[Job] = set()
-    while waiting:
-        if (path := waiting.pop()) in seen:
-            continue
-        seen.add(path)
-        job = _maker(patterns, path)
-        if job not in found:
-            found.add(job)
-            waiting += needs(campaigns, job)
-    return sorted(found)
+    return sorted(Graph(campaigns).behind([*campaigns.tables(names), *campaigns.figures(names)]))
+
+
+class Graph:
+    """Which job makes a file, and which jobs are behind it.
+
+    Args:
+        campaigns: those that are known.
+    """
+
+    def __init__(self, campaigns: Campaigns) -> None:
+        self._campaigns = campaigns
+        self._patterns = _patterns(campaigns)
+        self._needs: dict[Job, list[str]] = {}
+        self._makers: dict[str, Job] = {}
+
+    def maker(self, path: str) -> Job:
+        """Return the job that makes a file.
+
+        Raises:
+            UsageError: no rule does.
+        """
+        if path not in self._makers:
+            self._makers[path] = _maker(self._patterns, path)
+        return self._makers[path]
+
+    def behind(self, paths: Iterable[str]) -> set[Job]:
+        """Return the jobs that make some files, and all that these need, whether the files exist or not."""
+        waiting = list(paths)
+        seen: set[str] = set()
+        found: set[Job] = set()
+        while waiting:
+            if (path := waiting.pop()) in seen:
+                continue
+            seen.add(path)
+            job = self.maker(path)
+            if job not in found:
+                found.add(job)
+                if job not in self._needs:
+                    self._needs[job] = needs(self._campaigns, job)
+                waiting += self._needs[job]
+        return found
 
 
 def needs(campaigns: Campaigns, job: Job) -> list[str]:
@@ -114,6 +180,7 @@ def needs(campaigns: Campaigns, job: Job) -> list[str]:
         "analysis": (prepared, partial_of(campaigns.measured_along, names), distilled),
         "expert_sharpness": (prepared, manifest),
         "overview": (partial_of(campaigns.tabulated, names),),
+        "accounting": (partial_of(campaigns.tabulated, names),),
         "table": (partial_of(campaigns.measured, names),),
         "figure": (partial_of(campaigns.drawn, names),),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from satm.config import (
+    AccountingFigure,
     CellsFigure,
     ContinualFigure,
     CorrelationFigure,
@@ -81,6 +82,8 @@ def reductions(resolver: Resolver, entry: Entry, kind: str, name: str) -> list[s
     if resolver.layout.root == paper.layout.root or name not in known:
         return []
     ours, theirs = _described(resolver, entry), _described(paper, known[name])
+    if not ours:
+        return []
     found = []
     for what in dict.fromkeys([*ours, *theirs]):
         here, there = ours.get(what, ""), theirs.get(what, "")
@@ -100,6 +103,8 @@ def _described(resolver: Resolver, entry: Entry) -> dict[str, str]:
             for what, text in part.items():
                 found.setdefault(what, []).append(text)
         return {what: _joined(texts) for what, texts in found.items()}
+    if isinstance(entry, AccountingFigure):  # of all that the campaign is made of
+        return {}
     cells = _cells(entry)
 
     def add(what: str, value: object) -> None:

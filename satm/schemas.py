@@ -13,6 +13,7 @@ from typing import Any
 from satm.class_order import split_classes
 from satm.config import (
     CLASSES,
+    AccountingFigure,
     AnalyseOptions,
     Campaign,
     ContinualFigure,
@@ -146,8 +147,8 @@ class Checker:
 
     def _figure(self, resolver: Resolver, figure: Figure, where: str) -> None:
         """Check every set that a figure is drawn from."""
-        if isinstance(figure, ContinualFigure):
-            return  # drawn from protocols, which are checked as tables
+        if isinstance(figure, ContinualFigure | AccountingFigure):
+            return  # drawn from protocols or all jobs, which are checked as tables
         runs = figure.runs() if isinstance(figure, CorrelationFigure) else figure.cells()
         networks = figure.points() if isinstance(figure, SweepFigure) else []
         for dataset, ipc, method in dict.fromkeys(run[:3] for run in runs):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from satm.config import (
+    ACCOUNTING,
     ANALYSES,
     FULL,
     NAME,
@@ -112,7 +113,7 @@ class Campaigns:
             "recipe": "|".join(FULL),
             "what": "|".join(ANALYSES),
             **dict.fromkeys(names, NAME),
-            "table": rf"(?!{OVERVIEW}\.){NAME}",
+            "table": rf"(?!(?:{OVERVIEW}|{ACCOUNTING})\.){NAME}",
         }
 
     # Files
@@ -129,7 +130,7 @@ class Campaigns:
         return self._tables(self.of(wildcards.root))
 
     def tabulated(self, wildcards: Wildcards) -> list[str]:
-        """Return what an overview is made after: every table of a campaign."""
+        """Return what overview and accounting are made after: every table of a campaign."""
         resolver = self.of(wildcards.root)
         return self._there([resolver.layout.table(name) for name in resolver.campaign.all_tables])
 
@@ -198,7 +199,7 @@ class Campaigns:
 
     @staticmethod
     def _tables(resolver: Resolver) -> list[str]:
-        return [resolver.layout.table(name) for name in (*resolver.campaign.all_tables, OVERVIEW)]
+        return [resolver.layout.table(name) for name in (*resolver.campaign.all_tables, OVERVIEW, ACCOUNTING)]
 
     @staticmethod
     def _figures(resolver: Resolver) -> list[str]:

@@ -22,6 +22,7 @@ from satm.config.datasets import BUILTIN_DATASETS, CLASSES, STANDARDISED, Datase
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.figures import (
     AT_EPOCH,
+    AccountingFigure,
     AnimationFigure,
     BoundsFigure,
     CellsFigure,
@@ -36,11 +37,12 @@ from satm.config.figures import (
     TrajectoryFigure,
     VarianceFigure,
 )
-from satm.config.layout import OVERVIEW, Layout
+from satm.config.layout import ACCOUNTING, OVERVIEW, Layout
 from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
 
 __all__ = [
+    "ACCOUNTING",
     "ANALYSES",
     "AT_EPOCH",
     "BUILTIN_DATASETS",
@@ -52,6 +54,7 @@ __all__ = [
     "OVERVIEW",
     "REVISIONS",
     "STANDARDISED",
+    "AccountingFigure",
     "AnalyseOptions",
     "AnimationFigure",
     "BoundsFigure",

@@ -19,7 +19,7 @@ from satm.config.cells import (
 from satm.config.datasets import DatasetOptions
 from satm.config.experts import ExpertsOptions
 from satm.config.figures import ContinualFigure, Figure
-from satm.config.layout import OVERVIEW
+from satm.config.layout import ACCOUNTING, OVERVIEW
 
 
 class Setting(Options):
@@ -88,8 +88,8 @@ class Campaign(Options):
     starts: dict[str, StartsOptions] = {}
     """Tables of accuracies by the epoch at which networks begin on the experts' path, by name."""
     figures: dict[str, Figure] = {}
-    """Figures by name. Beside them every protocol has one of its name, unless there is another one of it here, and the
-    synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`."""
+    """Figures by name. Beside them every protocol has one of its name, unless there is another one of it here, the
+    synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`, and `accounting` says what jobs took."""
 
     @property
     def all_tables(self) -> dict[str, Tabulated]:
@@ -130,14 +130,20 @@ class Campaign(Options):
         for name in value:
             if name.startswith("synthetic"):
                 raise ValueError(f"the figure of {name!r} could be taken for a picture of synthetic images; rename it")
-            if name == "all":
-                raise ValueError("'all' means all figures; rename it")
+            for taken, meaning in (("all", "all figures"), (ACCOUNTING, "what the jobs have taken")):
+                if name == taken:
+                    raise ValueError(f"{name!r} means {meaning}; rename it")
         return value
 
     @field_validator("tables", "fair", "searches", "continual", "measures", "starts")
     @classmethod
     def _not_all(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name, meaning in (("all", "all tables"), (OVERVIEW, "what there is of all tables")):
+        meanings = {
+            "all": "all tables",
+            OVERVIEW: "what there is of all tables",
+            ACCOUNTING: "what the jobs have taken",
+        }
+        for name, meaning in meanings.items():
             if name in value:
                 raise ValueError(f"{name!r} means {meaning}; rename it")
         return value

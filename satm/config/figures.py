@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from satm.config.base import Options
 from satm.config.cells import Cells, ContinualOptions
-from satm.config.layout import Layout
+from satm.config.layout import ACCOUNTING, Layout
 
 AT_EPOCH = "-at-epoch-"
 """Between the name of a method and the epoch that its segments start at, in the name of a derived method."""
@@ -259,6 +259,17 @@ class AnimationFigure(CellsFigure):
         return [layout.distilled(*cell) for cell in self.cells()]
 
 
+class AccountingFigure(FigureOptions):
+    """What the jobs of the campaign have taken: hours on devices by rule, time in the queue and running."""
+
+    kind: Literal["accounting"]
+    """What the jobs have taken."""
+
+    def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
+        """Return the table of the same, which is made when all jobs have run."""
+        return [layout.table(ACCOUNTING)]
+
+
 Figure = Annotated[
     IterationsFigure
     | SweepFigure
@@ -269,7 +280,8 @@ Figure = Annotated[
     | BoundsFigure
     | ContinualFigure
     | ImagesFigure
-    | AnimationFigure,
+    | AnimationFigure
+    | AccountingFigure,
     Field(discriminator="kind"),
 ]
 """One figure, of the kind that it names."""

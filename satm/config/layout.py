@@ -3,6 +3,9 @@
 OVERVIEW = "overview"
 """Name of the table that says what a campaign has made so far."""
 
+ACCOUNTING = "accounting"
+"""Name of the table and of the figure that say what the jobs of a campaign have taken."""
+
 
 class Layout:
     """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""
@@ -89,6 +92,10 @@ class Layout:
     def log(self, *parts: str | int) -> str:
         """What a job printed."""
         return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.log"
+
+    def account(self, *parts: str | int) -> str:
+        """What the attempts at a job have taken, beside its log."""
+        return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.json"
 
     def benchmark(self, *parts: str | int) -> str:
         """Seconds and memory of a job, as Snakemake measures them."""

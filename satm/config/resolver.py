@@ -18,8 +18,8 @@ from satm.config.campaign import Campaign, Setting
 from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
-from satm.config.figures import AT_EPOCH, ContinualFigure, Figure, ImagesFigure
-from satm.config.layout import Layout
+from satm.config.figures import AT_EPOCH, AccountingFigure, ContinualFigure, Figure, ImagesFigure
+from satm.config.layout import ACCOUNTING, Layout
 from satm.config.training import FULL, EvaluateOptions
 from satm.errors import UsageError, pick
 
@@ -164,7 +164,7 @@ class Resolver:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """Every figure by name: the campaign's own, one of each protocol, and pictures of the tables' cells."""
+        """Every figure by name: the campaign's own, one of each protocol, pictures of the tables' cells, accounting."""
         protocols = {name: ContinualFigure(kind="continual", protocols=(name,)) for name in self.campaign.continual}
         cells: dict[tuple[str, int], dict[str, int]] = {}
         for table in self.campaign.all_tables.values():
@@ -175,7 +175,7 @@ class Resolver:
             pictures[f"synthetic-{dataset}-ipc-{ipc}"] = ImagesFigure(
                 kind="images", datasets={dataset: (ipc,)}, methods=tuple(methods), seeds=(next(iter(methods.values())),)
             )
-        return {**pictures, **protocols, **self.campaign.figures}
+        return {**pictures, **protocols, **self.campaign.figures, ACCOUNTING: AccountingFigure(kind="accounting")}
 
     def figure(self, name: str) -> Figure:
         """Return a figure of this campaign, of whatever kind."""

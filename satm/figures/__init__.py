@@ -4,12 +4,24 @@
 that it shows.
 """
 
-from satm.figures import bounds, continual, correlation, costs, iterations, pictures, sweep, trajectory, variance
+from satm.figures import (
+    accounting,
+    bounds,
+    continual,
+    correlation,
+    costs,
+    iterations,
+    pictures,
+    sweep,
+    trajectory,
+    variance,
+)
 from satm.figures.base import FIGURES, Drawn
 
 __all__ = [
     "FIGURES",
     "Drawn",
+    "accounting",
     "bounds",
     "continual",
     "correlation",

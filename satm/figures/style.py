@@ -119,10 +119,15 @@ def legend_columns(labels: Sequence[str]) -> int:
     return max(1, min(len(labels), line // (max(map(len, labels), default=0) + sample)))
 
 
-def legend(axes: Any) -> None:
-    """Draw a legend where there is something to tell: below the panel, where it covers nothing."""
+def legend(axes: Any, below: float = 0.22) -> None:
+    """Draw a legend where there is something to tell: below the panel, where it covers nothing.
+
+    Args:
+        axes: of the panel.
+        below: how far, as a part of its height.
+    """
     if labels := axes.get_legend_handles_labels()[1]:
-        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.22), "ncols": legend_columns(labels)}
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -below), "ncols": legend_columns(labels)}
         axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6, **place)
 
 

@@ -10,23 +10,28 @@ from typing import Any
 import torch
 
 import satm
+from satm import account
+from satm.machine import device_name
 
 
 def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the circumstances of a run: resolved options, commit, versions, device, host and time (UTC).
+    """Return the circumstances of a run: resolved options, commit, versions, device, host, time (UTC), its account.
+
+    The account, what each attempt at the job has taken until now (`satm.account`), is there where one is kept.
 
     Args:
         options: the resolved options, JSON values.
         device: where the run computes.
     """
-    kind = torch.device(device)
+    taken = account.attempts()
     return {
         "options": dict(options),
         "commit": _commit(),
         "versions": {"satm": satm.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "device": torch.cuda.get_device_name(kind) if kind.type == "cuda" else kind.type,
+        "device": device_name(torch.device(device)),
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **({} if taken is None else {"accounting": taken}),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from satm.account import account, found_done
 from satm.checkpoint import ExpertState
 from satm.config import ExpertsOptions, Resolver, parts
 from satm.data import Augmentation
@@ -51,7 +52,8 @@ def make_experts(
         folder = Path(resolver.layout.experts(dataset, experts))
         state = Path(resolver.layout.state("experts", dataset, experts, f"part-{name}"))
         path = Path(resolver.layout.experts_part(dataset, experts, name))
-        with exclusive(state, f"part {name} of experts {experts}") as lock:
+        kept = Path(resolver.layout.account("experts", dataset, experts, f"part-{name}"))
+        with account(kept), exclusive(state, f"part {name} of experts {experts}") as lock:
             if lock.waited and path.is_file() and not differing_field(identity, read_json(path, "part")["identity"]):
                 LOG.info("%s was made by another process meanwhile", path)
                 lock.finished()
@@ -63,7 +65,8 @@ def make_experts(
             patiently(partial(write_json, path, content))
             lock.finished()
     if part is None:
-        collect_experts(resolver, dataset, experts, options)
+        with account(Path(resolver.layout.account("experts", dataset, experts, "manifest"))):
+            collect_experts(resolver, dataset, experts, options)
 
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
@@ -127,7 +130,9 @@ def _train_part(
             LOG.info("expert %d there is another one and is replaced: %s", index, difference)
         if found != identity:
             missing.append(index)
-    if missing:
+    if not missing:
+        found_done()
+    else:
         real = TrainingImages.of(data.train, prepared.preprocessor, device)
         test = TrainingImages.of(data.test, prepared.preprocessor, device)
         augmentation = prepared.augmentation if options.augment else Augmentation("", "image")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from satm.account import account
 from satm.checkpoint import NetworkState, RowsState
 from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
 from satm.errors import UsageError
@@ -137,7 +138,8 @@ def _run(
             "preprocessing": prepared.preprocessor.identity,
             "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
         }
-        with exclusive(state, f"part {name} of search {search}") as lock:
+        kept = Path(layout.account("nas", dataset, *place, search, f"part-{name}"))
+        with account(kept), exclusive(state, f"part {name} of search {search}") as lock:
             if made_meanwhile(lock, target, NAS, identity):
                 continue
             rows = _trained(prepared, source, search, mine, tested, lock, identity, device)

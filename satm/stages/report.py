@@ -4,12 +4,24 @@ import logging
 from pathlib import Path
 
 from satm import continual_table, fair, measure_table, nas_table, starts_table, tables
-from satm.config import OVERVIEW, ContinualOptions, FairOptions, MeasuresOptions, Resolver, SearchOptions, StartsOptions
+from satm.accounting import accounting
+from satm.config import (
+    ACCOUNTING,
+    OVERVIEW,
+    ContinualOptions,
+    FairOptions,
+    MeasuresOptions,
+    Resolver,
+    SearchOptions,
+    StartsOptions,
+)
+from satm.errors import UsageError
 from satm.figures import FIGURES
 from satm.figures.style import save
 from satm.files import atomic_path
-from satm.grids import csv_text, write_forms
+from satm.grids import Grid, csv_text, page_of, write_forms
 from satm.overview import markdown, overview, page, sentences
+from satm.plan import campaigns_of
 from satm.progress import Progress
 from satm.reading import Reader
 from satm.reductions import reductions
@@ -47,6 +59,26 @@ def make_overview(resolver: Resolver) -> None:
     write_forms(resolver.layout, OVERVIEW, csv=csv_text(found.frame), md=text, html=first)
     for text in sentences(found, root):
         LOG.info("%s", text)
+
+
+def make_accounting(resolver: Resolver) -> None:
+    """Write what the jobs of a campaign have taken so far as csv, md, tex and html, and show it.
+
+    Raises:
+        UsageError: there is no campaign, or it cannot be used as it is.
+    """
+    if resolver.path is None:
+        raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
+    root = resolver.layout.root
+    found = accounting(campaigns_of(resolver.path), root)
+    grids, console = [found.rules, found.cells], Progress.console()
+    text, tex = ("\n".join(form(grid) for grid in grids) for form in (Grid.markdown, Grid.latex))
+    whole = page_of(f"{root}: what it took", grids)
+    write_forms(resolver.layout, ACCOUNTING, csv=csv_text(found.frame), md=text, tex=tex, html=whole)
+    found.rules.show(console)
+    for note in found.rules.notes:
+        console.print(note)
+    LOG.info("%d cells of tables -> %s", len(found.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
 
 
 def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:

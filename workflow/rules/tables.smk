@@ -61,3 +61,35 @@ rule overview:
         revision=REVISIONS["table"],
     shell:
         "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
+
+
+# What the jobs have taken; after all tables, so that it is about those behind them.
+rule accounting:
+    input:
+        tables=campaigns.tabulated,
+    output:
+        csv=layout.table("accounting", "csv"),
+        md=layout.table("accounting", "md"),
+        tex=layout.table("accounting", "tex"),
+        page=report(
+            layout.table("accounting", "html"),
+            caption="../report/accounting.rst",
+            category="Accounting",
+            labels={"campaign": "{root}"},
+        ),
+    log:
+        layout.log("table", "accounting"),
+    benchmark:
+        layout.benchmark("table", "accounting")
+    conda:
+        "../envs/satm.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=30,
+        gpu=0,
+    params:
+        config=campaigns.config,
+        revision=REVISIONS["table"],
+    shell:
+        "python -m satm table --config {params.config:q} --name accounting > {log} 2>&1"
