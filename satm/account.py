@@ -93,7 +93,9 @@ class Account:
 
     def __init__(self, path: Path, age: float, around: "Account | None") -> None:
         self.path = path
-        self._before = path.read_bytes() if path.is_file() else None
+        self._before: bytes | None = None
+        with contextlib.suppress(OSError):
+            self._before = path.read_bytes()
         held = read_record(path)
         self._anew = held is None or held.done
         self.idle = False
