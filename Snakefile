@@ -1,6 +1,7 @@
 from snakemake.utils import min_version
 
 from satm.config import REVISIONS, Layout
+from satm.slurm import check_cluster
 from satm.workflow import open_campaigns
 
 min_version("9.19")
@@ -17,6 +18,11 @@ layout = Layout("{root}")
 
 wildcard_constraints:
     **campaigns.constraints(),
+
+
+# What SLURM would refuse is told before anything is submitted.
+onstart:
+    check_cluster(workflow),
 
 
 localrules:

@@ -28,6 +28,7 @@ from satm.config import (
     Setting,
     SweepFigure,
     TableOptions,
+    canonical,
     parse,
 )
 from satm.errors import UsageError, pick, suggest
@@ -86,11 +87,17 @@ class Checker:
 
     def __init__(self, path: Path = SCHEMA) -> None:
         self._defs: dict[str, Any] = json.loads(path.read_text())["$defs"]
+        self._registered: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "network": {}}
+        for name, held in self._defs.items():
+            kind, dash, registered = name.partition("-")
+            if dash and kind in self._registered:
+                self._registered[kind][registered] = held
+        # Many cells have the same options, and a look at a schema is slow: what was usable once is not asked again.
+        self._usable: set[str] = set()
 
-    def registered(self, kind: str) -> dict[str, dict[str, Any]]:
+    def registered(self, kind: str) -> Mapping[str, dict[str, Any]]:
         """Return the schemas of the registered methods or networks by name; `kind` is `method` or `network`."""
-        start = f"{kind}-"
-        return {name.removeprefix(start): held for name, held in self._defs.items() if name.startswith(start)}
+        return self._registered[kind]
 
     def experts(self, values: Mapping[str, Any]) -> str | None:
         """Return the name of the experts that a method with these values matches; None: it uses none."""
@@ -181,8 +188,10 @@ class Checker:
 
         name = str(values[kind])
         pick(name, self.registered(kind), f"{kind} in {where}")
+        if (text := canonical(values)) in self._usable:
+            return
         validator = jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}-{name}", "$defs": self._defs})
-        for error in validator.iter_errors(json.loads(json.dumps(values))):
+        for error in validator.iter_errors(json.loads(text)):
             place = ".".join(str(step) for step in error.path)
             if error.validator == "additionalProperties":
                 known = sorted(set(error.schema["properties"]) - {kind})
@@ -191,6 +200,7 @@ class Checker:
                 raise UsageError(f"{where}: unknown option {wrong!r} of {name}; known: {', '.join(known)}.{hint}")
             expected = _expected(error.schema)
             raise UsageError(f"{where}: {place}: got {error.instance!r}, expected {expected}; correct it")
+        self._usable.add(text)
 
 
 def _expected(schema: Mapping[str, Any]) -> str:

@@ -46,15 +46,16 @@ SHARING = {"count", "per_job", "difficulty_count"}
 
 
 class Campaigns:
-    """Every campaign whose files the workflow can make; each is read and checked when a job first asks for it."""
+    """Every campaign whose files the workflow can make; each is read, and checked, when a job first asks for it."""
 
-    def __init__(self, base: Path, given: Iterable[Path] = (), partial: bool = False) -> None:
+    def __init__(self, base: Path, given: Iterable[Path] = (), partial: bool = False, checked: bool = False) -> None:
         """Find the campaigns.
 
         Args:
             base: folder of the checkout; its `config/*.yaml` are known.
             given: further files, of `--configfile`.
             partial: tables and figures are made of what is there, and nothing else is run for them.
+            checked: the process that planned this job has checked the campaigns, which takes longer than the rest.
 
         Raises:
             UsageError: two files would write to one folder, or the name of a given one cannot become a folder.
@@ -62,6 +63,7 @@ class Campaigns:
         self._base = base
         self._given = list(given)
         self._partial = partial
+        self._checked = checked
         self._loaded: dict[str, Resolver] = {}
         known = [path for path in sorted(base.glob("config/*.yaml")) if re.fullmatch(NAME, path.stem)]
         self.paths = {root_of(path): path for path in known}
@@ -84,7 +86,8 @@ class Campaigns:
         """
         if root not in self._loaded:
             resolver = load_campaign(pick(root, self.paths, "folder of a campaign"))
-            self.checker.check(resolver)
+            if not self._checked:
+                self.checker.check(resolver)
             self._loaded[root] = resolver
         return self._loaded[root]
 
@@ -351,7 +354,7 @@ def open_campaigns(workflow: Any) -> Campaigns:
                 "--config takes partial=true or false alone, for tables and figures of what is there; write any other "
                 "value into a campaign, for --configfile"
             )
-        campaigns = Campaigns(base, workflow.configfiles, partial == "true")
+        campaigns = Campaigns(base, workflow.configfiles, partial == "true", checked=not workflow.is_main_process)
         campaigns.check(sys.argv[1:])
     except UsageError as error:
         raise WorkflowError(str(error)) from None

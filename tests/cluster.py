@@ -1,10 +1,11 @@
 """A real SLURM cluster on this machine alone: `python tests/cluster.py start`, and `stop`.
 
-One controller and two nodes of four processors and two pretend GPUs each, on the loopback network, without systemd. It
-needs root and Debian's packages `slurm-wlm` and `munge`. GPUs are device files like /dev/null: SLURM counts and
-assigns them, and nothing can compute on them. There is no accounting database, so `sacct` knows nothing.
+One controller and two nodes of four processors and two pretend GPUs each, and one without GPUs, on the loopback network,
+without systemd. It needs root and Debian's packages `slurm-wlm` and `munge`. GPUs are device files like /dev/null: SLURM
+counts and assigns them, and nothing can compute on them. There is no accounting database, so `sacct` knows nothing.
 
-Partitions: `cpu` and `gpu`; `urgent`, whose jobs push those of the others back into the queue.
+Partitions: `cpu` and `gpu`; `urgent`, whose jobs push those of the others back into the queue; `short`, for an hour at
+most; `members`, for the account `project`; `plain`, the node without GPUs.
 """
 
 import contextlib
@@ -29,6 +30,8 @@ PATH = f"/usr/sbin:/usr/bin:/sbin:/bin:{os.environ.get('PATH', '')}"
 """With the folders of daemons, which a user's own may lack."""
 
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch", "scontrol")
+
+NODES = ("node1", "node2", "node3")
 
 SLURM = f"""{MARK}
 ClusterName=satm
@@ -67,9 +70,13 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=4 RealMemory=32000 Gres=gpu:2
+NodeName=node3 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17003 CPUs=4 RealMemory=16000
 PartitionName=cpu Nodes=node[1-2] Default=YES PriorityTier=1
 PartitionName=gpu Nodes=node[1-2] PriorityTier=1
 PartitionName=urgent Nodes=node[1-2] PriorityTier=10 PreemptMode=OFF
+PartitionName=short Nodes=node[1-2] PriorityTier=1 MaxTime=60
+PartitionName=members Nodes=node[1-2] PriorityTier=1 AllowAccounts=project
+PartitionName=plain Nodes=node3 PriorityTier=1
 """
 
 GRES = f"""{MARK}
@@ -94,7 +101,7 @@ def lacking() -> str | None:
 
 
 def start() -> None:
-    """Start the daemons and wait until both nodes are idle; a cluster that runs already is stopped first.
+    """Start the daemons and wait until all nodes are idle; a cluster that runs already is stopped first.
 
     Raises:
         NoClusterError: it cannot run here, or its nodes do not come up.
@@ -102,7 +109,7 @@ def start() -> None:
     if why := lacking():
         raise NoClusterError(why)
     stop()
-    for name in ("state", "spool-node1", "spool-node2"):
+    for name in ("state", *(f"spool-{node}" for node in NODES)):
         (FOLDER / name).mkdir(parents=True)
     # munge refuses a socket in a folder that others could write to.
     FOLDER.chmod(0o755)
@@ -117,11 +124,11 @@ def start() -> None:
     munge += [f"--pid-file={FOLDER}/munged.pid", f"--seed-file={FOLDER}/munged.seed"]
     _run("munged", *munge)
     _run("slurmctld")
-    for node in ("node1", "node2"):
+    for node in NODES:
         _run("slurmd", "-N", node)
     until = time.monotonic() + 30
     while time.monotonic() < until:
-        if states() == ["idle", "idle"]:
+        if states() == ["idle"] * len(NODES):
             return
         time.sleep(0.2)
     raise NoClusterError(f"the nodes are {states()}, expected idle; see {FOLDER}/slurmd-node1.log")
@@ -129,7 +136,7 @@ def start() -> None:
 
 def states() -> list[str]:
     """Return the state of each node; empty while the controller does not answer."""
-    done = subprocess.run(["sinfo", "-hN", "-p", "cpu", "-o", "%T"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["sinfo", "-hN", "-p", "cpu,plain", "-o", "%T"], capture_output=True, text=True, check=False)
     return done.stdout.split()
 
 

@@ -39,6 +39,7 @@ from satm.config.figures import (
 )
 from satm.config.layout import ACCOUNTING, OVERVIEW, Layout
 from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
+from satm.config.site import Site
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Resolver",
     "SearchOptions",
     "Setting",
+    "Site",
     "StartsOptions",
     "StepsOptions",
     "SweepFigure",

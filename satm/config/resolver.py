@@ -6,6 +6,7 @@ A value is looked for in this order, the later winning: the default of its model
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from satm.config.layout import ACCOUNTING, Layout
 from satm.config.training import FULL, EvaluateOptions
 from satm.errors import UsageError, pick
 
+Axes = tuple[tuple[str, tuple[object, ...]], ...]
+"""What a job is about: names by axis, such as `method`, `dataset` and `ipc`."""
+
 
 class Resolver:
     """A campaign's names turned into options, presets included.
@@ -34,6 +38,11 @@ class Resolver:
     def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
         self.campaign = campaign
         self.settings = (*presets, *campaign.settings)
+        self._settings: dict[str, list[Setting]] = {}
+        for setting in self.settings:
+            self._settings.setdefault(setting.stage, []).append(setting)
+        # A campaign has hundreds of cells with the same few answers, and a plan asks for each of them several times.
+        self._found: dict[tuple[str, Axes], dict[str, Any]] = {}
         self.layout = Layout(root)
         self.path = path
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
@@ -139,7 +148,7 @@ class Resolver:
             same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
             found = {name: getattr(base, name) for name in same}
         axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": (network,)}
-        for setting in self.settings:
+        for setting in self._settings.get("evaluate", ()):
             if setting.method and setting.applies("evaluate", **axes):
                 found.update(setting.options)
         return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
@@ -162,7 +171,7 @@ class Resolver:
         training = self.evaluation(method, dataset, ipc, plan.network).model_dump()
         return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
 
-    @property
+    @cached_property
     def figures(self) -> dict[str, Figure]:
         """Every figure by name: the campaign's own, one of each protocol, pictures of the tables' cells, accounting."""
         protocols = {name: ContinualFigure(kind="continual", protocols=(name,)) for name in self.campaign.continual}
@@ -181,14 +190,18 @@ class Resolver:
         """Return a figure of this campaign, of whatever kind."""
         return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
 
-    def _set(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        names = axes["dataset"]
-        axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
-        for setting in self.settings:
-            if setting.applies(stage, **axes):
-                found.update(setting.options)
-        return found
+    def _set(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
+        """Return what presets and settings say of a stage for these names."""
+        key = (stage, tuple(axes.items()))
+        if key not in self._found:
+            names = axes["dataset"]
+            axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
+            found: dict[str, Any] = {}
+            for setting in self._settings.get(stage, ()):
+                if setting.applies(stage, **axes):
+                    found.update(setting.options)
+            self._found[key] = found
+        return self._found[key]
 
 
 def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]:
@@ -243,7 +256,10 @@ def root_of(path: Path) -> str:
     return "results" if path.stem == "paper" else f"results/{path.stem}"
 
 
-class _Loader(yaml.SafeLoader):
+_Safe: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Safe):  # type: ignore[misc,valid-type]  # PyYAML comes with the quick one or without it
     """YAML in which 1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6."""
 
 
@@ -252,8 +268,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file.
+def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
+    """Return the mapping in a YAML file; `empty`: a file without content is one without names.
 
     Raises:
         UsageError: the file is missing, is not YAML or not a mapping.
@@ -265,6 +281,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {text}; correct it") from error
+    if content is None and empty:
+        return {}
     if not isinstance(content, dict):
         raise UsageError(f"{path} holds a {type(content).__name__}, expected a mapping of names to values; correct it")
     return content
