@@ -171,7 +171,7 @@ def check_jobs(kinds: Mapping[str, Mapping[str, Any]]) -> None:
         if (given := tuple(options(resources))) in asked:
             continue
         asked.add(given)
-        if reason := _reason(rule, resources, known):
+        if known and (reason := _reason(rule, resources, known)):
             raise UsageError(f"{reason} in slurm/site.yaml")
         done = _ask("sbatch", "--test-only", *given, "--wrap=true")
         if done.returncode and not LATER.search(words := _words(done)):
@@ -231,6 +231,8 @@ def partitions() -> dict[str, Partition]:
     found: dict[str, Partition] = {}
     for line in _ask("scontrol", "-ao", "show", "partition").stdout.splitlines():
         held = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" not in held:
+            continue
         accounts = held.get("AllowAccounts", "ALL")
         found[held["PartitionName"]] = Partition(
             held.get("Default") == "YES",
@@ -238,8 +240,9 @@ def partitions() -> dict[str, Partition]:
             _minutes(held.get("MaxTime", "UNLIMITED")),
         )
     for line in _ask("sinfo", "-ahe", "-o", "%R|%m|%c|%G").stdout.splitlines():
-        name, memory, processors, gres = line.split("|")
-        if (here := found.get(name)) is not None:
+        name, *most = line.split("|")
+        if (here := found.get(name)) is not None and len(most) == 3:
+            memory, processors, gres = most
             found[name] = replace(
                 here,
                 memory=max(here.memory, int(memory)),

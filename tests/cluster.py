@@ -1,8 +1,9 @@
 """A real SLURM cluster on this machine alone: `python tests/cluster.py start`, and `stop`.
 
-One controller and two nodes of four processors and two pretend GPUs each, and one without GPUs, on the loopback network,
-without systemd. It needs root and Debian's packages `slurm-wlm` and `munge`. GPUs are device files like /dev/null: SLURM
-counts and assigns them, and nothing can compute on them. There is no accounting database, so `sacct` knows nothing.
+One controller and two nodes of four processors and two pretend GPUs each, and one without GPUs, on the loopback
+network, without systemd. It needs root and Debian's packages `slurm-wlm` and `munge`. GPUs are device files like
+/dev/null: SLURM counts and assigns them, and nothing can compute on them. There is no accounting database, so `sacct`
+knows nothing.
 
 Partitions: `cpu` and `gpu`; `urgent`, whose jobs push those of the others back into the queue; `short`, for an hour at
 most; `members`, for the account `project`; `plain`, the node without GPUs.
@@ -40,7 +41,8 @@ SlurmctldPort=16817
 SlurmUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={FOLDER}/munge.socket
+# A job that was pushed back waits as long as its first credential lasts; SLURM's two minutes are too long for a test.
+AuthInfo=socket={FOLDER}/munge.socket,cred_expire=15
 StateSaveLocation={FOLDER}/state
 SlurmdSpoolDir={FOLDER}/spool-%n
 SlurmctldPidFile={FOLDER}/slurmctld.pid
@@ -68,6 +70,8 @@ JobAcctGatherType=jobacct_gather/none
 MinJobAge=600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+# Jobs go back into the queue only if they ask for it.
+JobRequeue=0
 ReturnToService=2
 NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=4 RealMemory=32000 Gres=gpu:2
 NodeName=node3 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17003 CPUs=4 RealMemory=16000

@@ -25,11 +25,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from checkouts import ROOT, make_checkout
+
 from satm.config import Layout
 from satm.plan import OUTPUTS, campaigns_of, jobs
 from satm.workflow import Campaigns
 
-ROOT = Path(__file__).parent.parent
 COMPLETED = Path("/var/tmp/satm-slurm/completed.txt")
 """Where the test cluster's SLURM writes a line for each job that ended (tests/cluster.py)."""
 
@@ -81,13 +82,12 @@ def targets(every: int) -> list[str]:
 
 def prepare(folder: Path, way: dict[str, Any], every: int, seconds: float) -> None:
     """Write a checkout whose jobs sleep."""
-    for name in ("workflow", "config", "satm"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.yaml"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    (folder / "slurm").symlink_to("workflow/profiles/slurm")
+    make_checkout(folder)
     (folder / "slurm" / "site.yaml").write_text(json.dumps({**SITE, **way}))
-    (folder / "standin.py").write_text(Path(__file__).read_text())
-    (folder / "Standin").write_text(f'import standin\n\nstandin.act({every}, {seconds})\n\n\ninclude: "Snakefile"\n')
+    read = (
+        f"import sys\n\nsys.path.append({str(ROOT / 'tests')!r})\nimport standin\n\nstandin.act({every}, {seconds})\n"
+    )
+    (folder / "Standin").write_text(f'{read}\n\ninclude: "Snakefile"\n')
     counter = folder / "bin" / "sbatch"
     counter.parent.mkdir()
     counter.write_text(

@@ -1,12 +1,21 @@
 """The workflow on a real SLURM cluster, started for these tests: `python -m pytest -m cluster`."""
 
+import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cluster
+import pandas as pd
 import pytest
+from checkouts import make_checkout
+
+from satm import slurm
+from satm.errors import UsageError
 
 pytestmark = pytest.mark.cluster
 
@@ -33,3 +42,89 @@ def test_jobs_get_gpus_of_their_own(tmp_path: Path) -> None:
         time.sleep(0.2)
     found = sorted((tmp_path / str(index)).read_text().strip() for index in range(4))
     assert found == ["node1 gpu 0", "node1 gpu 1", "node2 gpu 0", "node2 gpu 1"]
+
+
+TINY = """
+experts: {sgd: {count: 2, epochs: 2, per_job: 1}}
+settings:
+  - {method: mtt, options: {iterations: 2, inner_steps: 4, expert_epochs: 1, max_start_epoch: 2}}
+  - {stage: evaluate, options: {repeats: 1, epochs: 2, decay_epoch: 2}}
+tables:
+  table2: {datasets: {digits: [1]}, methods: [random, mtt], seeds: [0, 1]}
+"""
+SITE = """
+gpu_partition: gpu
+cpu_partition: plain
+together: {evaluate: 4}
+arrays: [experts_part, distill]
+"""
+MEASURED = ["seconds", "peak_memory_bytes"]
+"""Columns of a table that differ from run to run."""
+
+
+def snakemake(folder: Path, *arguments: str) -> str:
+    """Run Snakemake and return what it prints."""
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    alike = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": ""}
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, cwd=folder, env=alike, timeout=240, **both)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path) -> None:
+    """By single jobs, arrays, and several jobs in one; on partitions that site.yaml names."""
+    made, printed = {}, {}
+    threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate"))]
+    # Looks at the jobs more often than users need to.
+    quick = ["--slurm-init-seconds-before-status-checks", "1", "--max-jobs-per-timespan", "1000/1s"]
+    # A pretend GPU cannot compute, and four jobs of 32 GB do not fit on two nodes.
+    less = "resources: {experts_part: {mem_mb: 4000}, distill: {mem_mb: 4000}, evaluate: {mem_mb: 4000}}"
+    for profile, more in (("local", []), ("slurm", quick)):
+        folder = make_checkout(tmp_path / profile)
+        (folder / "config" / "tiny.yaml").write_text(TINY)
+        (folder / "slurm" / "site.yaml").write_text(SITE + less)
+        target = ["--", "results/tiny/table2.csv"]
+        printed[profile] = snakemake(folder, "--profile", profile, *more, *threads, *target)
+        made[profile] = pd.read_csv(folder / "results/tiny/table2.csv")
+    assert made["slurm"].drop(columns=MEASURED).equals(made["local"].drop(columns=MEASURED))
+    assert made["slurm"].accuracy_mean.notna().all() and len(made["slurm"]) == 2
+    arrays = re.findall(r"individual task IDs are (\d+-\d+)", printed["slurm"])
+    single = re.findall(r"Job (\S+) has been submitted with SLURM jobid", printed["slurm"])
+    assert arrays == ["1-2", "1-4"]  # parts of the experts, distillations
+    assert len(single) == 4  # images, manifest of the experts, four evaluations in one, table
+    state = subprocess.run(["scontrol", "-o", "show", "job"], capture_output=True, text=True, check=True).stdout
+    jobs = [dict(re.findall(r"(\S+?)=(\S+)", line)) for line in state.splitlines() if str(folder) in line]
+    assert len(jobs) == 10
+    assert all(job["JobState"] == "COMPLETED" and job["Requeue"] == "1" for job in jobs)
+    on_gpus = [job for job in jobs if "gres:gpu:1" in job.get("TresPerJob", "")]
+    assert len(on_gpus) == 7 and {job["Partition"] for job in on_gpus} == {"gpu"}
+    assert {job["NodeList"] for job in jobs if job not in on_gpus} == {"node3"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"slurm_partition": "nowhere"}, "there is no partition 'nowhere' for jobs of distill, but cpu, gpu, "),
+        ({"slurm_partition": "plain", "gpu": 1}, "need a GPU, partition plain has none, cpu, gpu, .* have some"),
+        ({"gpu": 1, "gpu_model": "a100"}, "need a GPU of type 'a100', partition cpu has gpu:2"),
+        ({"slurm_partition": "short", "runtime": 90}, "90 minutes, partition short gives at most 60"),
+        ({"slurm_partition": "members"}, "have no account, and partition members is for project"),
+        ({"slurm_partition": "members", "slurm_account": "other"}, "have account 'other', and partition members is"),
+        ({"mem_mb": 32001}, "32001 MB of memory, partition cpu gives at most 32000"),
+        ({"gpu": 3}, r"refuses jobs of distill \(Requested node configuration is not available\): .*--gpus=3"),
+        ({"constraint": "fast"}, r"refuses jobs of distill \(Invalid feature specification\)"),
+    ],
+)
+def test_what_the_cluster_would_never_run_is_told(resources: dict[str, Any], told: str) -> None:
+    usual = {"mem_mb": 4000, "runtime": 60, "_cores": 1}
+    slurm.check_programs()
+    slurm.check_status("squeue", 20)
+    slurm.check_jobs({"distill": usual, "evaluate": {**usual, "slurm_partition": "gpu", "gpu": 2}})
+    with pytest.raises(UsageError, match=told):
+        slurm.check_jobs({"distill": {**usual, **resources}})
+
+
+def test_sacct_is_refused_where_there_is_no_database() -> None:
+    with pytest.raises(UsageError, match="no accounting database"):
+        slurm.check_status("sacct", 20)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from checkouts import make_checkout
 
 from satm import config, workflow
 from satm.errors import UsageError
@@ -37,9 +37,9 @@ tables:
 """
 
 
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake as a user does who has not activated its environment."""
-    environment = {**os.environ, "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / ".cache")}
+def snakemake(folder: Path, *arguments: str, programs: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Snakemake as a user does who has not activated its environment; `programs`: a folder of other commands."""
+    environment = {**os.environ, "PATH": f"{programs}:/usr/bin:/bin", "XDG_CACHE_HOME": str(folder / ".cache")}
     command = [sys.executable, "-m", "snakemake", *arguments]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.run(command, cwd=folder, env=environment, timeout=300, **both)
@@ -61,19 +61,6 @@ def planned(folder: Path, *arguments: str) -> list[tuple[str, dict[str, str]]]:
 
 def counts(folder: Path, *arguments: str) -> dict[str, int]:
     return dict(Counter(rule for rule, _ in planned(folder, *arguments)))
-
-
-def make_checkout(folder: Path) -> Path:
-    """Copy what a fresh clone holds of the workflow."""
-    for name in ("Snakefile", "workflow", "config", "satm", "slurm", "local"):
-        source = ROOT / name
-        if source.is_symlink():
-            (folder / name).symlink_to(source.readlink())
-        elif source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +130,77 @@ def test_a_fresh_clone_plans_every_cell_of_the_papers_table_2_on_slurm(checkout:
     assert all(wild["root"] == "results" for _, wild in jobs)
 
 
+SET = "results/demo/evaluation/digits/ipc-1/mtt/seed-0/convnet.parquet"
+SITE = """
+gpu_partition: max
+cpu_partition: all
+account: 12345
+constraint: a100|h100
+resources: {distill: {runtime: 90}}
+"""
+
+
+def held(folder: Path) -> dict[str, str]:
+    """Return the resources of the jobs of a synthetic set and its evaluation on SLURM, by rule."""
+    done = snakemake(folder, "--dry-run", "--profile", "slurm", SET)
+    return dict(re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL))
+
+
 def test_the_profile_gives_a_gpu_to_the_stages_that_train(checkout: Path) -> None:
-    target = "results/demo/evaluation/digits/ipc-1/mtt/seed-0/convnet.parquet"
-    done = snakemake(checkout, "--dry-run", "--profile", "slurm", target)
-    held = dict(re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL))
-    assert {rule for rule, text in held.items() if "gpu=1" in text and "slurm_partition=gpu" in text} == {
-        "experts_part",
-        "distill",
-        "evaluate",
-    }
-    assert all("gpu=0" in held[rule] and "slurm_partition=cpu" in held[rule] for rule in ("images", "experts"))
+    found = held(checkout)
+    assert {rule for rule, text in found.items() if "gpu=1" in text} == {"experts_part", "distill", "evaluate"}
+    assert all("gpu=0" in found[rule] for rule in ("images", "experts"))
+    assert not any(re.search("partition|account|qos|constraint", text) for text in found.values())
+
+
+def test_the_profile_reads_the_names_of_a_cluster_by_itself(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path)
+    (folder / "slurm" / "site.yaml").write_text(SITE)
+    found = held(folder)
+    assert all("slurm_account=12345" in text for text in found.values())
+    assert "slurm_partition=all" in found["images"] and "constraint" not in found["images"]
+    distill = set(found["distill"].split(", "))
+    assert {"slurm_partition=max", "constraint=a100|h100", "runtime=90", "mem_mb=32000", "gpu=1"} <= distill
+
+
+def test_a_mistake_in_the_names_of_a_cluster_is_told_in_one_line(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path)
+    (folder / "slurm" / "site.yaml").write_text("gpu_partitions: gpu")
+    done = snakemake(folder, "--profile", "slurm", SET)
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and lines[1].startswith("satm: error: slurm/site.yaml: unknown option 'gpu_partitions'")
+
+
+def test_an_old_plugin_is_told_before_its_usage(tmp_path: Path) -> None:
+    """What pip says of another version lies first on the path."""
+    folder = make_checkout(tmp_path)
+    about = folder / "snakemake_executor_plugin_slurm-2.0.0.dist-info" / "METADATA"
+    about.parent.mkdir()
+    about.write_text("Metadata-Version: 2.1\nName: snakemake-executor-plugin-slurm\nVersion: 2.0.0\n")
+    done = snakemake(folder, "--dry-run", "--profile", "slurm", SET)
+    assert done.returncode == 2
+    assert "snakemake-executor-plugin-slurm 2.8 or newer, got 2.0.0; install it with" in done.stdout.splitlines()[1]
+
+
+def test_what_slurm_refuses_is_told_before_anything_is_submitted(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path / "checkout")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sinfo", "squeue", "scontrol", "sbatch"):
+        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {programs}/asked\n')
+        (programs / name).chmod(0o755)
+    with (programs / "sbatch").open("a") as script:
+        script.write("echo 'allocation failure: Invalid qos specification' >&2; exit 1\n")
+    done = snakemake(folder, "--profile", "slurm", SET, programs=str(programs))
+    assert done.returncode == 1
+    line = next(line for line in done.stdout.splitlines() if line.startswith("SLURM"))
+    assert line.startswith("SLURM refuses jobs of ") and "(Invalid qos specification): --time=" in line
+    assert line.endswith("; change that in slurm/site.yaml")
+    assert "Traceback" not in done.stdout
+    calls = [call for call in (programs / "asked").read_text().splitlines() if call.startswith("sbatch")]
+    assert len(calls) == 1 and "--test-only" in calls[0]
+    assert not (folder / "results").exists()
 
 
 def test_a_path_decides_the_campaign(checkout: Path) -> None:

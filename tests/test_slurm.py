@@ -1,0 +1,270 @@
+"""What the profile for SLURM is made of, and what a cluster is asked before anything is submitted; SLURM is played."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from satm import slurm
+from satm.config import Site
+from satm.errors import UsageError
+from satm.plan import OUTPUTS
+
+PROFILE = Path(__file__).parent.parent / "workflow" / "profiles" / "slurm"
+
+PARTITIONS = """
+PartitionName=batch AllowAccounts=ALL Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=gpu AllowAccounts=ALL Default=NO MaxTime=UNLIMITED State=UP
+PartitionName=members AllowAccounts=project,other Default=NO MaxTime=UNLIMITED State=UP
+"""
+NODES = """
+batch|32000|8|(null)
+batch|64000|16|(null)
+gpu|128000|32|gpu:a100:4(S:0-1)
+gpu|128000|32|gpu:v100:2
+members|64000|16|gpu:2
+"""
+
+
+class Cluster:
+    """Commands of SLURM that answer what a test says, by name and first words of their arguments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.answer("sbatch")
+        self.answer("squeue")
+        self.answer("sacctmgr", fails=1)
+        self.answer("sinfo", NODES)
+        self.answer("scontrol", f"{PARTITIONS}\nAccountingStorageType = accounting_storage/none\nMinJobAge = 300 sec")
+
+    def answer(self, name: str, text: str = "", fails: int = 0) -> None:
+        """Let a command print a text, on the standard error if it fails."""
+        where = ">&2" if fails else ""
+        path = self.folder / name
+        path.write_text(
+            f"#!/bin/sh\necho \"$@\" >> {self.folder}/asked\ncat <<'END' {where}\n{text.strip()}\nEND\nexit {fails}\n"
+        )
+        path.chmod(0o755)
+
+    def asked(self) -> list[str]:
+        """Return the arguments of all calls."""
+        return (self.folder / "asked").read_text().splitlines()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return Cluster(folder)
+
+
+def site(tmp_path: Path, text: str) -> Site:
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    return slurm.load_site(path)
+
+
+def job(**resources: Any) -> dict[str, dict[str, Any]]:
+    return {"distill": {"mem_mb": 16000, "runtime": 60, "_cores": 4, **resources}}
+
+
+def refused(**resources: Any) -> str:
+    with pytest.raises(UsageError) as told:
+        slurm.check_jobs(job(**resources))
+    assert "\n" not in str(told.value)
+    return str(told.value)
+
+
+def test_the_example_says_nothing_as_it_is_and_shows_every_name(tmp_path: Path) -> None:
+    text = (PROFILE / "site.example.yaml").read_text()
+    assert site(tmp_path, text) == Site()
+    shown = re.sub(r"^# ((?:  )?\w+:.*)$", r"\1", text, flags=re.MULTILINE)
+    assert set(yaml.safe_load(shown)) == set(Site.model_fields)
+    assert site(tmp_path, re.sub("^arrays.*", "", shown, flags=re.MULTILINE)).account == "myproject"
+
+
+def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
+    text = (PROFILE / "profile.yaml").read_text()
+    assert set(re.findall(r'site\.(?:gpu|other)\("(\w+)"\)', text)) == set(OUTPUTS)
+    assert all(first == second for first, second in re.findall(r'^  (\w+): \?site\.\w+\("(\w+)"\)', text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gpu_partitions: gpu", r"unknown option 'gpu_partitions'; known: .*Did you mean 'gpu_partition'\?"),
+        ("jobs: 0", "jobs: input should be greater than or equal to 1, got 0"),
+        ("jobs: 50\narrays: [all]", "jobs cannot be limited beside arrays"),
+        ("together: {evaluate: 1}", "evaluate: 1 jobs in one are not several"),
+        ("together: {nas: 3}\narrays: [nas]", "nas is in arrays and in together"),
+        ("resources: {destill: {runtime: 9}}", r"unknown rule in .*site.yaml 'destill'; .*Did you mean 'distill'\?"),
+        ("- gpu", "holds a list, expected a mapping"),
+    ],
+)
+def test_a_mistake_in_the_site_is_told(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as found:
+        site(tmp_path, text)
+    assert str(tmp_path / "site.yaml") in str(found.value)
+
+
+def test_names_are_texts_for_snakemake_whatever_they_look_like(tmp_path: Path) -> None:
+    held = site(tmp_path, "cpu_partition: all\naccount: 12345\ngpu_partition: max\nconstraint: a100|h100")
+    assert held.everywhere == {"slurm_partition": "'all'", "slurm_account": "'12345'"}
+    assert held.gpu("distill") == {"gpu": 1, "slurm_partition": "'max'", "constraint": "'a100|h100'"}
+
+
+def test_memory_of_the_site_grows_with_the_attempts_too(tmp_path: Path) -> None:
+    held = site(tmp_path, "resources: {distill: {runtime: 90, mem_mb: 9000}, table: {slurm_partition: long}}")
+    assert held.gpu("distill") == {"gpu": 1, "runtime": 90, "mem_mb": "9000 * attempt"}
+    assert held.other("table") == {"slurm_partition": "long"}
+    assert held.other("figure") == {}
+
+
+def test_arrays_are_never_beside_a_limit_of_jobs(tmp_path: Path) -> None:
+    assert site(tmp_path, "arrays: [evaluate]").queued == "unlimited"
+    assert site(tmp_path, "jobs: 7").queued == 7
+
+
+def test_a_database_of_jobs_decides_what_says_how_they_ended(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "PROFILE", tmp_path)
+    assert slurm.open_site().status_command == "squeue"
+    cluster.answer("scontrol", "AccountingStorageType = accounting_storage/slurmdbd")
+    assert slurm.open_site().status_command == "sacct"
+    (tmp_path / "site.yaml").write_text("status_command: squeue")
+    assert slurm.open_site().status_command == "squeue"
+
+
+@pytest.mark.parametrize(("found", "told"), [("1.9.2", "got 1.9.2"), ("2.7.1", "got 2.7.1"), (None, "got none")])
+def test_an_old_plugin_ends_in_one_line(
+    found: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str) -> str:
+        if found is None:
+            raise slurm.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(slurm, "version", version)
+    with pytest.raises(SystemExit) as ended:
+        slurm.open_site()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("satm: error: the profile slurm needs snakemake-executor-plugin-slurm 2.8 or newer, " + told)
+    assert line.count("\n") == 1 and "pip install" in line
+
+
+def test_the_oldest_plugin_is_the_one_that_is_installed_by_name() -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'"{slurm.PLUGIN}>={slurm.OLDEST},' in project
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        (
+            {"slurm_partition": "cpu"},
+            "there is no partition 'cpu' for jobs of distill, but batch, gpu, members; set cpu_p",
+        ),
+        (
+            {"slurm_partition": "gp", "gpu": 1},
+            "no partition 'gp' for jobs of distill, but .*; set gpu_partition in slurm/",
+        ),
+        (
+            {"gpu": 1},
+            "need a GPU, partition batch has none, gpu, members have some; set gpu_partition in slurm/site.yaml",
+        ),
+        (
+            {"slurm_partition": "gpu", "gpu": 1, "gpu_model": "h100"},
+            r"a GPU of type 'h100', partition gpu has gpu:a100:4\(S:0-1\), gpu:v100:2; set gpu_model in slurm/",
+        ),
+        (
+            {"slurm_partition": "members"},
+            "have no account, and partition members is for project, other; set account in",
+        ),
+        ({"slurm_partition": "members", "slurm_account": "mine"}, "have account 'mine', and partition members is for"),
+        ({"mem_mb": 64001}, r"64001 MB of memory, partition batch gives at most 64000; .*{distill: {mem_mb: 64000}}"),
+        ({"_cores": 17}, r"17 processors, partition batch gives at most 16; .*{distill: {cpus_per_task: 16}}"),
+        ({"runtime": 2880}, r"2880 minutes, partition batch gives at most 1440; .*{distill: {runtime: 1440}}"),
+    ],
+)
+def test_what_a_partition_cannot_give_is_told(cluster: Cluster, resources: dict[str, Any], told: str) -> None:
+    assert re.search(told, refused(**resources))
+    assert not any("--test-only" in line for line in cluster.asked())
+
+
+def test_what_fits_is_asked_for_once_for_each_kind(cluster: Cluster) -> None:
+    alike = job(
+        slurm_partition="gpu", gpu=1, gpu_model="a100", qos="long", constraint="a|b", slurm_extra="'--mail-type=END'"
+    )
+    slurm.check_jobs({**alike, "evaluate": alike["distill"], **{"table": job()["distill"]}})
+    asked = [line for line in cluster.asked() if "--test-only" in line]
+    assert asked == [
+        "--test-only --partition=gpu --qos=long --constraint=a|b --time=60 --mem=16000 --cpus-per-task=4 --gpus=a100:1 "
+        "--mail-type=END --wrap=true",
+        "--test-only --time=60 --mem=16000 --cpus-per-task=4 --wrap=true",
+    ]
+
+
+def test_of_several_partitions_one_is_enough(cluster: Cluster) -> None:
+    slurm.check_jobs(job(slurm_partition="batch,gpu", gpu=1))
+    assert "need a GPU" in refused(slurm_partition="batch,batch", gpu=1)
+
+
+def test_a_quality_of_service_may_allow_longer_jobs(cluster: Cluster) -> None:
+    slurm.check_jobs(job(runtime=2880, qos="long"))
+
+
+def test_a_refused_account_is_told_with_those_that_there_are(cluster: Cluster) -> None:
+    words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    cluster.answer("sbatch", words, fails=1)
+    cluster.answer("sacctmgr", "vision\nlanguage\nvision")
+    told = refused(slurm_account="vison")
+    assert "Invalid account or account/partition combination specified), yours: language, vision: " in told
+    assert "--account=vison" in told and told.endswith("change that in slurm/site.yaml")
+
+
+def test_what_slurm_only_has_to_wait_for_is_no_refusal(cluster: Cluster) -> None:
+    cluster.answer("sbatch", "allocation failure: Required node not available (down, drained or reserved)", fails=1)
+    slurm.check_jobs(job())
+
+
+def test_sacct_without_a_database_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(
+        UsageError, match="no accounting database, so none would ever end; write `status_command: squeue`"
+    ):
+        slurm.check_status("sacct", 20)
+    slurm.check_status("squeue", 20)
+    with pytest.raises(UsageError, match=r"300 seconds after .* every 120 seconds, .*-status-checks 100$"):
+        slurm.check_status("squeue", 120)
+    cluster.answer("scontrol", "AccountingStorageType = accounting_storage/slurmdbd\nMinJobAge = 2 sec")
+    slurm.check_status("sacct", 20)
+
+
+def test_a_machine_without_slurm_or_without_its_controller_is_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.answer("sinfo", "slurm_load_partitions: Unable to contact slurm controller (connect failure)", fails=1)
+    with pytest.raises(UsageError, match=r"SLURM does not answer \(Unable to contact slurm controller"):
+        slurm.check_programs()
+    cluster.answer("sinfo")
+    slurm.check_programs()
+    monkeypatch.setenv("PATH", str(cluster.folder))
+    (cluster.folder / "sbatch").unlink()
+    with pytest.raises(UsageError, match=r"sbatch is not on PATH, .* login node of the cluster, .* --profile local"):
+        slurm.check_programs()
+
+
+def test_only_jobs_that_slurm_would_get_are_looked_at(cluster: Cluster) -> None:
+    local = SimpleNamespace(is_local=True, rule=SimpleNamespace(name="all_tables"), resources={})
+    dag = SimpleNamespace(needrun_jobs=lambda: [local], get_job_group=lambda _: None)
+    settings = SimpleNamespace(status_command="squeue", init_seconds_before_status_checks=20)
+    for name in ("slurm", "local"):
+        plugin = SimpleNamespace(name=name)
+        slurm.check_cluster(SimpleNamespace(executor_plugin=plugin, dag=dag, executor_settings=settings))
+    assert not (cluster.folder / "asked").exists()
