@@ -6,7 +6,7 @@
 
 The rules, their inputs, resources and the profile are the real ones, and so is the time that each job's own Snakemake
 takes to begin. Of the experiments one in so many is kept. The run is repeated for each way of submission: a job each,
-one SLURM job for several jobs of a rule (`together` in site.yaml), and arrays (`arrays`).
+one SLURM job for several jobs of a rule (`per_job` in site.yaml), and arrays (`arrays`).
 """
 
 import argparse
@@ -34,10 +34,10 @@ from satm.workflow import Campaigns
 COMPLETED = Path("/var/tmp/satm-slurm/completed.txt")
 """Where the test cluster's SLURM writes a line for each job that ended (tests/cluster.py)."""
 
-TOGETHER = {"distill": 4, "evaluate": 4, "variants": 4, "nas": 4}
+PER_JOB = {"distill": 4, "evaluate": 4, "variants": 4, "nas": 4}
 WAYS = {
     "a job each": {},
-    "together": {"together": TOGETHER},
+    "several in one": {"per_job": PER_JOB},
     "arrays": {"arrays": ["all"]},
 }
 PREPARING = ("images", "zca", "experts_part", "experts", "difficulty")

@@ -34,7 +34,7 @@ class Site(Options):
     """Jobs in the queue at once."""
     arrays: tuple[str, ...] = ()
     """Rules whose jobs are submitted as arrays, or `all`. Whatever can run is in the queue then, without a limit."""
-    together: dict[str, int] = {}
+    per_job: dict[str, int] = {}
     """How many jobs of a rule share one SLURM job, one after another on its GPU. When one fails all of them have."""
     resources: dict[str, dict[str, Resource]] = {}
     """Resources by rule, in place of those that the workflow asks for."""
@@ -45,7 +45,7 @@ class Site(Options):
         """Take a name of digits as YAML reads it."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("together")
+    @field_validator("per_job")
     @classmethod
     def _several(cls, value: dict[str, int]) -> dict[str, int]:
         for rule, count in value.items():
@@ -61,14 +61,14 @@ class Site(Options):
                 "leave one of the two out"
             )
         for rule in self.arrays:
-            if rule in self.together:
-                raise ValueError(f"{rule} is in arrays and in together; leave it out of one of them")
+            if rule in self.per_job:
+                raise ValueError(f"{rule} is in arrays and in per_job; leave it out of one of them")
         return self
 
     def rules(self) -> Iterator[str]:
         """Yield the rules that are named."""
         yield from (rule for rule in self.arrays if rule != "all")
-        yield from self.together
+        yield from self.per_job
         yield from self.resources
 
     # What the profile is made of
@@ -97,8 +97,8 @@ class Site(Options):
 
     @property
     def groups(self) -> dict[str, Any]:
-        """The rules whose jobs run together, each in a group of its own."""
-        return {rule: rule for rule in self.together}
+        """The rules whose jobs share one, each in a group of its own."""
+        return {rule: rule for rule in self.per_job}
 
 
 def _texts(**names: str | None) -> dict[str, Resource]:
