@@ -183,24 +183,55 @@ def test_an_old_plugin_is_told_before_its_usage(tmp_path: Path) -> None:
     assert "snakemake-executor-plugin-slurm 2.8 or newer, got 2.0.0; install it with" in done.stdout.splitlines()[1]
 
 
+def play(folder: Path, refusal: str) -> Path:
+    """Write commands of SLURM that note how they were called; sbatch ends as told."""
+    folder.mkdir()
+    for name, answer in {
+        "sinfo": "",
+        "squeue": "",
+        "scontrol": "",
+        "sacctmgr": "echo 12345",
+        "sbatch": refusal,
+    }.items():
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {folder}/asked\n{answer}\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def submitted(programs: Path) -> list[str]:
+    return [call for call in (programs / "asked").read_text().splitlines() if call.startswith("sbatch ")]
+
+
 def test_what_slurm_refuses_is_told_before_anything_is_submitted(tmp_path: Path) -> None:
     folder = make_checkout(tmp_path / "checkout")
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name in ("sinfo", "squeue", "scontrol", "sbatch"):
-        (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {programs}/asked\n')
-        (programs / name).chmod(0o755)
-    with (programs / "sbatch").open("a") as script:
-        script.write("echo 'allocation failure: Invalid qos specification' >&2; exit 1\n")
+    programs = play(tmp_path / "bin", "echo 'allocation failure: Invalid qos specification' >&2; exit 1")
     done = snakemake(folder, "--profile", "slurm", SET, programs=str(programs))
     assert done.returncode == 1
-    line = next(line for line in done.stdout.splitlines() if line.startswith("SLURM"))
+    line = next(line for line in done.stdout.splitlines() if "(Invalid" in line)
     assert line.startswith("SLURM refuses jobs of ") and "(Invalid qos specification): --time=" in line
     assert line.endswith("; change that in slurm/site.yaml")
     assert "Traceback" not in done.stdout
-    calls = [call for call in (programs / "asked").read_text().splitlines() if call.startswith("sbatch")]
-    assert len(calls) == 1 and "--test-only" in calls[0]
+    assert len(submitted(programs)) == 1 and "--test-only" in submitted(programs)[0]
     assert not (folder / "results").exists()
+
+
+def test_a_job_is_submitted_with_what_its_rule_and_the_cluster_say_and_again_with_more_memory(tmp_path: Path) -> None:
+    folder = make_checkout(tmp_path / "checkout")
+    (folder / "slurm" / "site.yaml").write_text(SITE)
+    programs = play(tmp_path / "bin", 'case "$*" in *--test-only*) ;; *) exit 1 ;; esac')
+    images = "results/demo/data/digits/images.safetensors"
+    quick = ["--max-jobs-per-timespan", "9/1s", "--slurm-init-seconds-before-status-checks", "1"]
+    done = snakemake(folder, "--profile", "slurm", *quick, "--", images, programs=str(programs))
+    assert done.returncode == 1, done.stdout
+    first, *calls = submitted(programs)
+    assert (
+        first
+        == "sbatch --test-only --partition=all --account=12345 --time=120 --mem=8000 --cpus-per-task=1 --wrap=true"
+    )
+    assert [re.findall(r"--mem (\d+)", call) for call in calls] == [["8000"], ["16000"]]
+    for call in calls:
+        assert all(part in call for part in (" -A 12345 ", " -p all ", " -t 120 ", " --requeue ")), call
+        assert "--gpus" not in call
 
 
 def test_a_path_decides_the_campaign(checkout: Path) -> None:
