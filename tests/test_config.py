@@ -206,6 +206,24 @@ def test_the_later_value_counts() -> None:
     assert own.method("mtt", "digits", 10) == {"method": "mtt", "momentum": 0.2, "inner_steps": 2, "iterations": 5}
 
 
+def test_what_was_looked_up_once_is_found_again_whatever_is_done_with_it() -> None:
+    settings = [{"method": "mtt", "dataset": "digits", "options": {"iterations": 7}}]
+    held = resolver(settings=settings, datasets={"flowers": {"source": "folder", "path": "x"}})
+    found = held.method("mtt", "digits", 1)
+    assert found["iterations"] == 7
+    found["iterations"] = 8
+    assert held.method("mtt", "digits", 1)["iterations"] == 7
+    assert "iterations" not in held.method("mtt", "flowers", 1)
+
+
+def test_options_that_were_usable_once_are_refused_when_they_change(checker: schemas.Checker) -> None:
+    usable = resolver(methods={"mine": {"method": "mtt", "inner_steps": 4}})
+    checker.check(usable)
+    checker.check(usable)
+    with pytest.raises(UsageError, match="inner_steps"):
+        checker.check(resolver(methods={"mine": {"method": "mtt", "inner_steps": "four"}}))
+
+
 def test_experts_networks_and_evaluations_are_set_by_dataset() -> None:
     rows = [
         {"stage": "experts", "experts": "sgd", "dataset": "digits", "options": {"epochs": 7, "lr": 0.5}},

@@ -396,6 +396,14 @@ def test_the_options_named_in_the_workflow_exist() -> None:
     assert set(config.ExpertsOptions.model_fields) >= workflow.SHARING
 
 
+def test_a_job_does_not_check_again_what_its_plan_has_checked(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.replace("inner_steps: 5", "inner_step: 5"))
+    with pytest.raises(UsageError, match="unknown option 'inner_step'"):
+        Campaigns(ROOT, [path]).of("results/tiny")
+    assert Campaigns(ROOT, [path], checked=True).of("results/tiny").layout.root == "results/tiny"
+
+
 def test_whitening_is_made_where_a_dataset_asks_for_it(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
     cifar = SimpleNamespace(root="results/tiny", dataset="cifar10")
