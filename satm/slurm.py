@@ -103,15 +103,17 @@ def check_cluster(workflow: Any) -> None:
     if workflow.executor_plugin.name != "slurm":
         return
     kinds: dict[str, Any] = {}
+    shared: dict[str, int] = {}
     for job in workflow.dag.needrun_jobs():
         if not job.is_local and job.rule.name not in kinds:
-            kinds[job.rule.name] = (workflow.dag.get_job_group(job) or job).resources
+            submitted = workflow.dag.get_job_group(job) or job
+            kinds[job.rule.name], shared[job.rule.name] = submitted.resources, len(submitted)
     settings = workflow.executor_settings
     try:
         if kinds:
             check_programs()
             check_status(settings.status_command, settings.init_seconds_before_status_checks)
-            check_jobs(kinds)
+            check_jobs(kinds, shared)
     except UsageError as error:
         raise WorkflowError(str(error)) from None
 
@@ -157,11 +159,12 @@ def check_status(command: str | None, seconds: int) -> None:
         )
 
 
-def check_jobs(kinds: Mapping[str, Mapping[str, Any]]) -> None:
+def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int] | None = None) -> None:
     """Check that SLURM would take and run jobs.
 
     Args:
-        kinds: resources of a job by the name of its rule.
+        kinds: resources of a SLURM job by the name of its rule.
+        shared: how many jobs of the rule share it, where they are several.
 
     Raises:
         UsageError: it would not; with the reason, as far as it can be found.
@@ -171,7 +174,7 @@ def check_jobs(kinds: Mapping[str, Mapping[str, Any]]) -> None:
         if (given := tuple(options(resources))) in asked:
             continue
         asked.add(given)
-        if known and (reason := _reason(rule, resources, known)):
+        if known and (reason := _reason(rule, resources, known, (shared or {}).get(rule, 1))):
             raise UsageError(f"{reason} in slurm/site.yaml")
         done = _ask("sbatch", "--test-only", *given, "--wrap=true")
         if done.returncode and not LATER.search(words := _words(done)):
@@ -252,7 +255,7 @@ def partitions() -> dict[str, Partition]:
     return found
 
 
-def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partition]) -> str | None:
+def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partition], shared: int) -> str | None:
     """Return why jobs of a rule could never run, and what to do; None: nothing of the kind is known."""
     key = "gpu_partition" if resources.get("gpu") else "cpu_partition"
     named = str(resources.get("slurm_partition") or "")
@@ -262,11 +265,13 @@ def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partiti
     for name in names:
         if name not in known:
             return f"there is no partition {name!r} for jobs of {rule}, but {_list(known)}; set {key}"
-    found = [next(_lacks(rule, resources, name, known), None) for name in names]
+    found = [next(_lacks(rule, resources, name, known, shared), None) for name in names]
     return found[0] if all(found) else None  # of several partitions one is enough
 
 
-def _lacks(rule: str, resources: Mapping[str, Any], name: str, known: Mapping[str, Partition]) -> Iterator[str]:
+def _lacks(
+    rule: str, resources: Mapping[str, Any], name: str, known: Mapping[str, Partition], shared: int
+) -> Iterator[str]:
     """Yield why jobs of a rule could never run in a partition, each with what to do."""
     here, gpu = known[name], resources.get("gpu")
     account, model = resources.get("slurm_account"), resources.get("gpu_model")
@@ -280,15 +285,16 @@ def _lacks(rule: str, resources: Mapping[str, Any], name: str, known: Mapping[st
     if gpu and model and not any(re.match(rf"gpu:{re.escape(model)}\b", held) for held in here.gres):
         yield f"jobs of {rule} need a GPU of type {model!r}, partition {name} has {_list(here.gres)}; set gpu_model"
     minutes = None if resources.get("qos") else here.minutes  # a quality of service may allow longer ones
-    for what, resource, asked, most in (
-        ("MB of memory", "mem_mb", resources.get("mem_mb"), here.memory),
-        ("processors", "cpus_per_task", _processors(resources), here.processors),
-        ("minutes", "runtime", resources.get("runtime"), minutes),
+    for what, resource, asked, most, each in (
+        ("MB of memory", "mem_mb", resources.get("mem_mb"), here.memory, 1),
+        ("processors", "cpus_per_task", _processors(resources), here.processors, 1),
+        ("minutes", "runtime", resources.get("runtime"), minutes, shared),  # they take turns
     ):
         if isinstance(asked, int) and most is not None and asked > most:
+            who = f"{shared} jobs of {rule} in one" if shared > 1 else f"jobs of {rule}"
             yield (
-                f"jobs of {rule} ask for {asked} {what}, partition {name} gives at most {most}; set another partition, "
-                f"or `resources: {{{rule}: {{{resource}: {most}}}}}`,"
+                f"{who} ask for {asked} {what}, partition {name} gives at most {most}; set another partition, or "
+                f"`resources: {{{rule}: {{{resource}: {most // each}}}}}`,"
             )
 
 

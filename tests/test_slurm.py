@@ -211,6 +211,13 @@ def test_what_fits_is_asked_for_once_for_each_kind(cluster: Cluster) -> None:
     ]
 
 
+def test_the_times_of_jobs_that_share_one_add_up(cluster: Cluster) -> None:
+    with pytest.raises(
+        UsageError, match=r"^4 jobs of distill in one ask for 1920 minutes, .* {distill: {runtime: 360}}"
+    ):
+        slurm.check_jobs(job(runtime=4 * 480), {"distill": 4})
+
+
 def test_of_several_partitions_one_is_enough(cluster: Cluster) -> None:
     slurm.check_jobs(job(slurm_partition="batch,gpu", gpu=1))
     assert "need a GPU" in refused(slurm_partition="batch,batch", gpu=1)
