@@ -70,6 +70,6 @@ class Step:
 
 def step_of(name: str) -> Step | None:
     """Return the step that the name of a dataset means; None: it is the name of another dataset."""
-    number = "(0|[1-9][0-9]*)"
+    number = "(0|[1-9][0-9]{0,99})"
     found = re.fullmatch(f"(.+)-order-{number}-step-{number}-of-{number}", name)
     return found and Step(found[1], *(int(found[part]) for part in (2, 3, 4)))

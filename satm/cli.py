@@ -24,7 +24,17 @@ import tyro
 import satm
 from satm import account, stopping
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Options, Resolver, SearchOptions, load_campaign, parse
+from satm.config import (
+    ACCOUNTING,
+    ANALYSES,
+    OVERVIEW,
+    Options,
+    Resolver,
+    SearchOptions,
+    check_name,
+    load_campaign,
+    parse,
+)
 from satm.errors import RunError, UsageError, pick
 from satm.machine import choose_device, process_age
 from satm.methods import resolve as resolve_method
@@ -557,7 +567,15 @@ def _logged(resolver: Resolver, *parts: str) -> Iterator[None]:
     """Log to the standard output and to the run's log file, unless the output is that file already; keep its account.
 
     The file is continued: a run that goes on, or is refused because another process is at work, erases no earlier one.
+
+    Raises:
+        UsageError: a part is no name: given on the command line it could lead anywhere.
     """
+    for part in parts:  # before a folder is made of it
+        try:
+            check_name(part)
+        except ValueError as error:
+            raise UsageError(f"{error}; correct it") from error
     path = Path(resolver.layout.log(*parts))
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):

@@ -1,6 +1,7 @@
 """The two ways a run can end badly, and the look-up that suggests the nearest known name."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -10,8 +11,11 @@ T = TypeVar("T")
 class UsageError(ValueError):
     """The input cannot be used as it is; the text says what was got, what was expected and what to do.
 
-    The command line prints it as one line and exits with 2.
+    It is one line, whatever names of files or options it quotes. The command line prints it and exits with 2.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_one_line(text))
 
 
 class MissingRun(UsageError):
@@ -21,8 +25,27 @@ class MissingRun(UsageError):
 class RunError(RuntimeError):
     """The machine or the run failed although the input was usable.
 
-    The command line prints it as one line and exits with 1.
+    The text is one line. The command line prints it and exits with 1.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(_one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Return a text without breaks of lines and without what would steer a terminal."""
+    text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def short(value: object) -> str:
+    """Return `repr(value)`, the middle left out where it is long, for a message."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
+
+
+LONGEST = 200
+"""Letters of a value in a message."""
 
 
 def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:

@@ -8,8 +8,9 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,11 @@ from safetensors.torch import save_file
 from satm.errors import RunError, UsageError
 
 LOG = logging.getLogger("satm")
+
+HASH, TENSOR_HASHES, METADATA_HASH = "sha256", "tensors_sha256", "metadata_sha256"
+"""Names under which files state hashes: of a record, of each tensor, of the metadata with the hashes of the tensors."""
+
+AGAIN = "delete it and make it again"
 
 
 @contextlib.contextmanager
@@ -79,11 +85,64 @@ def read_json(path: Path, what: str) -> dict[str, object]:
         raise UsageError(f"{what} {path} does not exist; make it first")
     try:
         content = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path} is not readable JSON ({error}); delete it and make it again") from error
     if not isinstance(content, dict):
         raise UsageError(f"{what} {path} holds a {type(content).__name__}, expected a JSON object; make it again")
     return content
+
+
+def write_record(path: Path, content: Mapping[str, object]) -> None:
+    """Write JSON values by name with the hash of them all, atomically; `read_record` compares it."""
+    held = json.loads(json.dumps(content))  # numbers as names become texts here, before the hash is taken
+    write_json(path, {**held, HASH: hash_json(held)})
+
+
+def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """Return what `write_record` wrote. A file of an earlier version, which has no hash, is read too.
+
+    Args:
+        path: where from.
+        what: the word for the file in messages.
+        fields: its names, all of them and no others, with the type of each value.
+
+    Raises:
+        UsageError: the file is missing, is no such object, or was changed.
+    """
+    content: dict[str, Any] = read_json(path, what)
+    stated = content.pop(HASH, None)
+    if set(content) != set(fields):
+        raise UsageError(
+            f"{what} {path} holds {_listed(content)}, expected {_listed(fields)}: it is damaged or something else; "
+            "delete it and make it again"
+        )
+    if stated is not None and stated != hash_json(content):
+        raise UsageError(f"{what} {path} was changed: it does not have the hash that it states; {AGAIN}")
+    return expect(content, fields, f"{what} {path}")
+
+
+def expect(content: Mapping[str, object], fields: Mapping[str, type], where: str) -> dict[str, Any]:
+    """Return JSON values by name, checked; there may be others.
+
+    Args:
+        content: the values.
+        fields: type by name; `float` takes whole numbers too.
+        where: what they are of, for the message.
+
+    Raises:
+        UsageError: one is missing or of another type.
+    """
+    for name, kind in fields.items():
+        if name not in content:
+            raise UsageError(f"{where} says nothing of {name}: it is damaged or of another version; {AGAIN}")
+        wanted = (int, float) if kind is float else kind
+        if not isinstance(value := content[name], wanted) or (isinstance(value, bool) and kind is not bool):
+            raise UsageError(f"{where}: {name} is a {type(value).__name__}, expected a {kind.__name__}; {AGAIN}")
+    return dict(content)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "nothing"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
@@ -93,29 +152,89 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
         path: where to.
         tensors: by name; they are copied to the CPU and made contiguous.
         metadata: JSON values by name; stored as one JSON text under ``satm``. One text with sorted keys, because the
-            format's own map of texts is written in an order that changes from run to run.
+            format's own map of texts is written in an order that changes from run to run. The hash of each tensor
+            goes with them, and the hash of all metadata.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    content = json.loads(json.dumps(metadata))  # numbers as names become texts here, before the hash is taken
+    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in held.items()}
+    content[METADATA_HASH] = hash_json(content)
     with atomic_path(path) as part:
-        save_file(held, part, metadata={"satm": json.dumps(metadata, sort_keys=True)})
+        save_file(held, part, metadata={"satm": json.dumps(content, sort_keys=True)})
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """Return the tensors and the metadata of a file written by `write_tensors`.
 
     Raises:
-        UsageError: the file is missing, cut short, or not ours.
+        UsageError: the file is missing, cut short, changed, or not ours.
     """
     with open_tensors(path, what) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, read_metadata(file, path, what)  # noqa: SIM118
 
 
+class TensorFile:
+    """An open safetensors file, each tensor of which is compared with its hash when it is read.
+
+    A file of an earlier version, or of others, has no hashes and is read as it is.
+
+    Raises:
+        UsageError: (on construction) the metadata are damaged or changed, or are those of other tensors.
+    """
+
+    def __init__(self, file: safe_open, path: Path, what: str) -> None:
+        self._file, self._path, self._what = file, path, what
+        self._hashes: dict[str, str] | None = None
+        self.stated = self._stated((file.metadata() or {}).get("satm"))
+        """The metadata that `write_tensors` stored; None: there are none."""
+
+    def keys(self) -> list[str]:
+        """Return the names of the tensors."""
+        return list(self._file.keys())
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor on the CPU.
+
+        Raises:
+            UsageError: it does not have the hash that the file states.
+        """
+        try:
+            tensor: torch.Tensor = self._file.get_tensor(name)
+        except (SafetensorError, ValueError, RuntimeError) as error:  # a type that only the format knows
+            raise self._damaged(f"has a tensor {name!r} that cannot be read ({error})") from error
+        if self._hashes is not None and hash_tensors(tensor) != self._hashes[name]:
+            raise self._damaged(f"was changed: its tensor {name!r} does not have the hash that it states")
+        return tensor
+
+    def _stated(self, text: str | None) -> dict[str, object] | None:
+        if text is None:
+            return None
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"has damaged metadata ({error})") from error
+        if not isinstance(content, dict):
+            raise self._damaged(f"has damaged metadata (a {type(content).__name__})")
+        stated = content.pop(METADATA_HASH, None)
+        if stated is None and TENSOR_HASHES not in content:
+            return content
+        if stated != hash_json(content):
+            raise self._damaged("was changed: its metadata do not have the hash that they state")
+        self._hashes = content.pop(TENSOR_HASHES)
+        if set(self._hashes) != set(self.keys()):
+            raise self._damaged("was changed: it holds other tensors than it states")
+        return content
+
+    def _damaged(self, how: str) -> UsageError:
+        return UsageError(f"{self._what} {self._path} {how}; {AGAIN}")
+
+
 @contextlib.contextmanager
-def open_tensors(path: Path, what: str) -> Iterator[safe_open]:
+def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
     """Open a safetensors file by memory map, so that reading one tensor does not read the others.
 
     Raises:
-        UsageError: the file is missing or cut short.
+        UsageError: the file is missing, cut short, or its metadata were changed.
     """
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; make it first")
@@ -127,23 +246,23 @@ def open_tensors(path: Path, what: str) -> Iterator[safe_open]:
             "delete it and make it again"
         ) from error
     with file:
-        yield file
+        yield TensorFile(file, path, what)
 
 
-def read_metadata(file: safe_open, path: Path, what: str) -> dict[str, object]:
+def read_metadata(file: TensorFile, path: Path, what: str) -> dict[str, object]:
     """Return the metadata that `write_tensors` stored.
 
     Raises:
-        UsageError: there is none, or it was damaged.
+        UsageError: there is none.
     """
-    text = (file.metadata() or {}).get("satm")
-    if text is None:
+    if file.stated is None:
         raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
-    try:
-        content: dict[str, object] = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{what} {path} has damaged metadata ({error}); delete it and make it again") from error
-    return content
+    return dict(file.stated)
+
+
+def hash_json(content: object) -> str:
+    """Return the SHA-256 of JSON values, in hexadecimal; equal values have one, in whatever order their names are."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

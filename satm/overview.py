@@ -4,7 +4,6 @@ Pure functions of the tables' frames and of the files behind them.
 """
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import pyarrow
-from pyarrow import parquet
 
 from satm.config import (
     ContinualOptions,
@@ -31,7 +28,7 @@ from satm.measure_table import measure_table
 from satm.nas_table import METRICS as SEARCHED
 from satm.nas_table import search_table
 from satm.reading import Reader
-from satm.results import METADATA_KEY
+from satm.results import read_table
 from satm.starts_table import starts_table
 from satm.tables import results_table
 
@@ -151,26 +148,23 @@ class _Cost:
 
 
 def _cost(path: Path) -> _Cost | None:
-    """Return what the rows of a file cost; None where there is no such file or it measures no cost."""
-    if not path.is_file():
+    """Return what the rows of a file cost; None where there is no such file or it measures no cost.
+
+    Raises:
+        UsageError: the file is broken.
+    """
+    if path.suffix != ".parquet" or not path.is_file():
         return None
-    try:
-        schema = parquet.read_schema(path)
-        wanted = [name for name in (*COSTLY, *PLACES) if name in schema.names]
-        frame = parquet.read_table(path, columns=wanted, partitioning=None).to_pandas()
-    except (pyarrow.ArrowException, OSError):
-        return None
+    table, circumstances = read_table(path, "rows")
+    wanted = [name for name in (*COSTLY, *PLACES) if name in table.column_names]
     if not set(COSTLY) <= set(wanted):
         return None
+    frame = table.select(wanted).to_pandas()
     if set(PLACES) <= set(wanted):
         frame = frame.drop_duplicates(list(PLACES))
-    device = _device((schema.metadata or {}).get(METADATA_KEY, b""))
+    device = str(circumstances.get("device", "cpu"))
     seconds, memory = float(frame["seconds"].sum()), float(frame["peak_memory_bytes"].max() if len(frame) else 0)
     return _Cost(seconds, 0.0 if device == "cpu" else seconds, memory, device)
-
-
-def _device(metadata: bytes) -> str:
-    return str(json.loads(metadata).get("device", "cpu")) if metadata else "cpu"
 
 
 def _summed(costs: Sequence[_Cost]) -> dict[str, Any]:

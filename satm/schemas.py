@@ -12,6 +12,7 @@ from typing import Any
 
 from satm.class_order import split_classes
 from satm.config import (
+    BUILTIN_EXPERTS,
     CLASSES,
     AccountingFigure,
     AnalyseOptions,
@@ -30,8 +31,9 @@ from satm.config import (
     TableOptions,
     canonical,
     parse,
+    unusable,
 )
-from satm.errors import UsageError, pick, suggest
+from satm.errors import UsageError, pick, short, suggest
 
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "campaign.schema.json"
 """Where a checkout keeps the schema."""
@@ -128,7 +130,9 @@ class Checker:
         elif setting.stage == "evaluate":
             parse(EvaluateOptions, setting.options, where)
         elif setting.stage == "analyse":
-            parse(AnalyseOptions, setting.options, where)
+            named = parse(AnalyseOptions, setting.options, where).experts
+            if named is not None:
+                pick(named, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, f"experts in {where}")
         else:
             kind = "method" if setting.stage == "distill" else "network"
             entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
@@ -186,6 +190,8 @@ class Checker:
         """Check `{kind: registered name, option: value…}`."""
         import jsonschema  # type: ignore[import-untyped]  # comes with Snakemake, which is optional
 
+        if found := unusable(values):
+            raise UsageError(f"{where}: an option has {found}; correct it")
         name = str(values[kind])
         pick(name, self.registered(kind), f"{kind} in {where}")
         if (text := canonical(values)) in self._usable:
@@ -199,7 +205,7 @@ class Checker:
                 hint = suggest(wrong, known)
                 raise UsageError(f"{where}: unknown option {wrong!r} of {name}; known: {', '.join(known)}.{hint}")
             expected = _expected(error.schema)
-            raise UsageError(f"{where}: {place}: got {error.instance!r}, expected {expected}; correct it")
+            raise UsageError(f"{where}: {place}: got {short(error.instance)}, expected {expected}; correct it")
         self._usable.add(text)
 
 

@@ -114,7 +114,7 @@ def test_a_wrong_name_or_option_is_told_before_any_job(checker: schemas.Checker,
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the configuration .*No such file"):
         load_campaign(tmp_path / "nothing.yaml")
-    with pytest.raises(UsageError, match=r"my_file.yaml becomes a folder .* rename it"):
+    with pytest.raises(UsageError, match=r"my_file.yaml becomes a folder: .* rename it"):
         load_campaign(tmp_path / "my_file.yaml")
 
 

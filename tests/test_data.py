@@ -510,6 +510,9 @@ def test_changed_or_damaged_file_is_refused(tmp_path: Path) -> None:
     save_images(path, data)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UsageError, match=r"was changed: its tensor '.*' does not have the hash that it states"):
+        load_images(path)
+    save_images(path, dataclasses.replace(data, hash=data.hash[::-1]))
     with pytest.raises(UsageError, match=r"were changed: their hash is .*, it states .*; make them again"):
         load_images(path)
     path.write_bytes(whole[:-100])

@@ -161,7 +161,7 @@ def test_one_snapshot_is_read_without_the_others(folder: Path, monkeypatch: pyte
 
     class Watched:
         def __init__(self, file: Any) -> None:
-            self.keys, self.metadata, self._file = file.keys, file.metadata, file
+            self.keys, self.stated, self._file = file.keys, file.stated, file
 
         def get_tensor(self, name: str) -> Tensor:
             read.append(name)

@@ -4,7 +4,7 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 """
 
 from satm.config.analysis import ANALYSES, AnalyseOptions
-from satm.config.base import NAME, REVISIONS, Options, canonical, grouped, parse, refuse_idle
+from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, grouped, parse, refuse_idle, unusable
 from satm.config.campaign import Campaign, Setting
 from satm.config.cells import (
     Cells,
@@ -91,6 +91,7 @@ __all__ = [
     "TrajectoryFigure",
     "VarianceFigure",
     "canonical",
+    "check_name",
     "data_path",
     "expand",
     "grouped",
@@ -102,4 +103,5 @@ __all__ = [
     "preset_folder",
     "refuse_idle",
     "root_of",
+    "unusable",
 ]

@@ -1,5 +1,7 @@
 """The options of measurements beside accuracies."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from satm.config.base import Options
@@ -23,10 +25,10 @@ class AnalyseOptions(Options):
     is measured."""
     count: int = Field(5, ge=1)
     """Experts that are followed or measured, the first ones (trajectory, sharpness of experts)."""
-    starts: tuple[int, ...] = (0, 10, 20, 30, 40, 45)
+    starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)
     """Epochs at which networks are begun that go on to the last one; those beyond it are left out (trajectory). Source:
     FTD Table 6."""
     samples: int = Field(100, ge=2)
     """Single real images (variance). Source: RaT-BPTT C.4."""
-    divisors: tuple[int, ...] = (2, 3, 4, 5, 6)
+    divisors: tuple[Annotated[int, Field(ge=1)], ...] = (2, 3, 4, 5, 6)
     """The last int(inner_steps / divisor) steps are kept (bounds). Source: SATM Table 11."""

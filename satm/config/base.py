@@ -1,15 +1,24 @@
 """What all options have in common: closed models, their parsing, and one text for equal values."""
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from satm.errors import UsageError, suggest
+from satm.errors import UsageError, short, suggest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 """What a name in a campaign may look like: it becomes part of paths and a Snakemake wildcard."""
+
+LONGEST_NAME = 100
+"""Letters of a name; file systems allow 255, and some files carry two names."""
+
+LARGEST = 2**63 - 1
+"""Largest whole number of an option, either way: what 64 bits hold."""
 
 REVISIONS = {
     "data": 1,
@@ -28,9 +37,68 @@ M = TypeVar("M", bound="Options")
 
 
 class Options(BaseModel):
-    """Frozen options; an unknown name is an error."""
+    """Frozen options; an unknown name is an error, and so are NaN, infinity, and true or false for a number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _are_what_they_look_like(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if name in cls.model_fields and not _takes_truth(cls, name):
+                if any(isinstance(one, bool) for one in _leaves(value)):
+                    raise ValueError(f"{name} cannot be true or false, which in YAML are yes, no, on and off too")
+                if found := unusable(value):
+                    raise ValueError(f"{name} has {found}")
+        return values
+
+
+@functools.cache
+def _takes_truth(model: type[BaseModel], name: str) -> bool:
+    """Say whether an option may be true or false, anything, or options that see to themselves."""
+
+    def kinds(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for part in get_args(annotation):
+            yield from kinds(part)
+
+    found = list(kinds(model.model_fields[name].annotation))
+    return any(kind in (bool, Any) or (isinstance(kind, type) and issubclass(kind, BaseModel)) for kind in found)
+
+
+def unusable(value: object) -> str | None:
+    """Return in words a number in nested lists and mappings that no option can be; None where there is none."""
+    for one in _leaves(value):
+        if isinstance(one, float) and not math.isfinite(one):
+            return f"{one}, which is no finite number"
+        if isinstance(one, int) and abs(one) > LARGEST:
+            return "a number beyond 64 bits"
+    return None
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """Yield the values in nested lists and mappings, and the names in the latter."""
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            yield name
+            yield from _leaves(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _leaves(one)
+    else:
+        yield value
+
+
+def check_name(name: str) -> None:
+    """Check that a name can be part of paths.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if not re.fullmatch(NAME, name) or len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"the name {short(name)} may hold letters, digits and '-' only, {LONGEST_NAME} at most, and no '-' first"
+        )
 
 
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
@@ -74,7 +142,7 @@ def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
             raise UsageError(f"{where}: {place} is missing; give it a value") from error
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        raise UsageError(f"{where}: {place or 'the options'}: {message}, got {first['input']!r}") from error
+        raise UsageError(f"{where}: {place or 'the options'}: {message}, got {short(first['input'])}") from error
 
 
 def _known_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

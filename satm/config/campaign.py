@@ -1,12 +1,11 @@
 """What one YAML file holds."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from satm.config.base import NAME, Options
+from satm.config.base import Options, check_name
 from satm.config.cells import (
     ContinualOptions,
     FairOptions,
@@ -20,6 +19,7 @@ from satm.config.datasets import DatasetOptions
 from satm.config.experts import ExpertsOptions
 from satm.config.figures import ContinualFigure, Figure
 from satm.config.layout import ACCOUNTING, OVERVIEW
+from satm.errors import short
 
 
 class Setting(Options):
@@ -152,6 +152,14 @@ class Campaign(Options):
     @classmethod
     def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not re.fullmatch(NAME, name):
-                raise ValueError(f"the name {name!r} may hold letters, digits and '-' only")
+            check_name(name)
+        return value
+
+    @field_validator("networks", "methods")
+    @classmethod
+    def _registered(cls, value: dict[str, dict[str, Any]], info: ValidationInfo) -> dict[str, dict[str, Any]]:
+        kind = str(info.field_name).removesuffix("s")
+        for name, entry in value.items():
+            if not isinstance(registered := entry.get(kind, name), str):
+                raise ValueError(f"{name}: {kind} must be the name of a registered {kind}, got {short(registered)}")
         return value

@@ -1,7 +1,8 @@
 """The options of tables, searches and continual learning: which synthetic sets each is made of."""
 
 import itertools
-from typing import Literal
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -24,17 +25,35 @@ Measured = Literal[
 """Numbers about a distillation; `satm.measures.MEASURES` says what each is."""
 
 
+Ipc = Annotated[int, Field(ge=1)]
+"""Images per class."""
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+"""Seeds of the distillation."""
+
+MOST, MOST_FILES = 10_000, 100_000
+"""Synthetic sets, and files, that one table or figure is made of at most."""
+
+
 class Cells(Options):
     """The synthetic sets that something is made of."""
 
-    datasets: dict[str, tuple[int, ...]]
+    datasets: dict[str, tuple[Ipc, ...]]
     """Images per class, by dataset."""
     methods: tuple[str, ...]
     """Rows, in this order."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Seeds = (0,)
     """Seeds of the distillation."""
-    seeds_at: dict[int, tuple[int, ...]] = {}
+    seeds_at: dict[Ipc, Seeds] = {}
     """Other seeds at some numbers of images per class."""
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        refuse_twice(self)
+        sets = sum(len(self.seeds_for(ipc)) for ipcs in self.datasets.values() for ipc in ipcs) * len(self.methods)
+        if sets > MOST:
+            raise ValueError(f"it is made of {sets} synthetic sets, the most are {MOST}; make several of it")
+        return self
 
     def seeds_for(self, ipc: int) -> tuple[int, ...]:
         """Return the seeds at so many images per class."""
@@ -49,6 +68,29 @@ class Cells(Options):
             for method in (self.methods if methods is None else methods)
             for seed in self.seeds_for(ipc)
         ]
+
+
+def refuse_twice(options: Options) -> None:
+    """Refuse lists that name something twice: it would be counted twice.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name in type(options).model_fields:
+        held = getattr(options, name)
+        for each in held.values() if isinstance(held, dict) else [held]:
+            if isinstance(each, tuple) and (twice := [one for one in each if each.count(one) > 1]):
+                raise ValueError(f"{name} has {twice[0]!r} twice; name it once")
+
+
+def refuse_many(files: int) -> None:
+    """Refuse a table or figure of more files than a campaign can be planned with.
+
+    Raises:
+        ValueError: with the number.
+    """
+    if files > MOST_FILES:
+        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")
 
 
 class Tabulated(Cells):
@@ -185,6 +227,11 @@ class SearchOptions(Tabulated):
         found = [layout.nas(*cell, name, part) for cell in self.cells() for part in self.parts()]
         return found + [layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()]
 
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        refuse_many(math.ceil((self.sample or CANDIDATES) / self.per_job) * (len(self.cells()) + len(self.datasets)))
+        return self
+
     @field_validator("real")
     @classmethod
     def _has_a_rate(cls, value: CandidateOptions) -> CandidateOptions:
@@ -219,9 +266,9 @@ class StartsOptions(Tabulated):
 class StepsOptions(Options):
     """How classes are learned step by step (continual learning)."""
 
-    steps: int = Field(5, ge=1)
+    steps: int = Field(5, ge=1, le=10_000)
     """Steps in which the classes are learned, as even as can be, earlier ones larger."""
-    orders: int = Field(5, ge=1)
+    orders: int = Field(5, ge=1, le=10_000)
     """Orders of the classes, the first ones (`satm.class_order`)."""
     repeats: int = Field(3, ge=1)
     """Freshly initialised networks at each step of an order."""
@@ -245,6 +292,11 @@ class LearnOptions(StepsOptions, EvaluateOptions):
 
 class ContinualOptions(Tabulated, StepsOptions):
     """Continual learning from some synthetic sets: one table and one figure."""
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        refuse_many(len(self.cells()) * (self.orders * self.steps if self.sets == "per-step" else 1))
+        return self
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table and the figure of this name are made of."""

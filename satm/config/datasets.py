@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class DatasetOptions(Options):
     """Column with the integer labels; None: `label`, else `fine_label`."""
     classes: tuple[int, ...] | None = None
     """Labels to keep, renumbered from 0 in this order; None: all."""
-    size: int | None = Field(None, ge=4)
+    size: int | None = Field(None, ge=4, le=4096)
     """Height and width in pixels; other images are resized on their shorter side and cropped at the centre. None: all
     images must have one size already."""
     validation: int = Field(0, ge=0)
@@ -47,7 +47,7 @@ class DatasetOptions(Options):
     """`zca_eps` is in units of the mean eigenvalue."""
     mean: tuple[float, ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
     augment: str = "color_crop_cutout_flip_scale_rotate"
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
@@ -103,4 +103,9 @@ def expand(path: str) -> Path:
     expanded = os.path.expandvars(path)
     if "$" in expanded:
         raise UsageError(f"the path {path!r} names a variable that is not set; set it or write the path out")
-    return Path(expanded).expanduser()
+    if "\0" in expanded:
+        raise UsageError(f"the path {path!r} holds a zero byte, which no path can; correct it")
+    try:
+        return Path(expanded).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"the path {path!r} begins with the home folder of an unknown user; write it out") from error

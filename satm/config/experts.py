@@ -16,7 +16,7 @@ class ExpertsOptions(Options):
 
     network: str = "convnet"
     """Name of a network."""
-    count: int = Field(100, ge=1)
+    count: int = Field(100, ge=1, le=100_000)
     """Experts."""
     epochs: int = Field(50, ge=1)
     """Epochs of each; a snapshot is kept of the start and after each epoch."""

@@ -4,12 +4,12 @@ Every kind says in `files` what it needs, so that one rule and one command serve
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from satm.config.base import Options
-from satm.config.cells import Cells, ContinualOptions
+from satm.config.cells import Cells, ContinualOptions, Ipc, Seeds, refuse_many, refuse_twice
 from satm.config.layout import ACCOUNTING, Layout
 
 AT_EPOCH = "-at-epoch-"
@@ -21,6 +21,11 @@ class FigureOptions(Options):
 
     title: str = ""
     """Above the figure; empty: none."""
+
+    @model_validator(mode="after")
+    def _once_each(self) -> Self:
+        refuse_twice(self)
+        return self
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the paths of everything that the figure is drawn from.
@@ -75,7 +80,7 @@ class SweepFigure(FigureOptions):
 
     kind: Literal["sweep"]
     """Accuracy against the value of an option."""
-    datasets: dict[str, tuple[int, ...]]
+    datasets: dict[str, tuple[Ipc, ...]]
     """Images per class, by dataset."""
     series: dict[str, dict[float, str]] = Field(min_length=1)
     """By the legend's name of a line: the method of each value, or `METHOD@NETWORK` for another network."""
@@ -87,8 +92,13 @@ class SweepFigure(FigureOptions):
     """Draw the values on a logarithmic axis."""
     network: str = "convnet"
     """Network that accuracies are of, where a series does not name another."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: Seeds = (0,)
     """Seeds of the distillation."""
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        refuse_many(sum(map(len, self.datasets.values())) * len(self.points()) * len(self.seeds))
+        return self
 
     def points(self) -> list[tuple[str, str]]:
         """Return (method, network) of everything that is drawn, once each."""
@@ -148,8 +158,13 @@ class CorrelationFigure(CellsFigure):
     """Correlations of matching losses as heatmaps."""
     epochs: int = Field(ge=2)
     """Epochs that are matched and monitored, the first ones."""
-    epochs_at: dict[int, int] = {}
+    epochs_at: dict[Ipc, Annotated[int, Field(ge=2)]] = {}
     """Other numbers of them at some numbers of images per class."""
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        refuse_many(sum(self.epochs_for(ipc) for _, ipc, _, _ in self.cells()))
+        return self
 
     def epochs_for(self, ipc: int) -> int:
         """Return how many epochs are matched at so many images per class."""

@@ -14,7 +14,7 @@ import yaml
 
 from satm.class_order import Step, step_of
 from satm.config.analysis import AnalyseOptions
-from satm.config.base import NAME, parse
+from satm.config.base import check_name, parse
 from satm.config.campaign import Campaign, Setting
 from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
@@ -211,8 +211,8 @@ def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]
         name: of a method.
         methods: the campaign's own ones.
     """
-    base, _, epoch = name.rpartition(AT_EPOCH)
-    return (base, int(epoch)) if base and epoch.isdecimal() and name not in methods else (name, None)
+    found = re.fullmatch(f"(.+){AT_EPOCH}(0|[1-9][0-9]{{0,8}})", name)
+    return (found[1], int(found[2])) if found and name not in methods else (name, None)
 
 
 def preset_folder() -> Path:
@@ -251,34 +251,121 @@ def root_of(path: Path) -> str:
     Raises:
         UsageError: the name cannot become a folder.
     """
-    if not re.fullmatch(NAME, path.stem):
-        raise UsageError(f"the name of {path} becomes a folder and may hold letters, digits and '-' only; rename it")
+    try:
+        check_name(path.stem)
+    except ValueError as error:
+        raise UsageError(f"the name of {path} becomes a folder: {error}; rename it") from error
     return "results" if path.stem == "paper" else f"results/{path.stem}"
 
 
-_Safe: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LONGEST_FILE, MOST_VALUES = 2**18, 20_000
+"""Bytes of a file, and values in it with every alias written out. The paper's campaign has about a tenth of either."""
+
+PLAIN = "tag:yaml.org,2002:"
+KINDS = {f"{PLAIN}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
-class _Loader(_Safe):  # type: ignore[misc,valid-type]  # PyYAML comes with the quick one or without it
-    """YAML in which 1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6."""
+class _Refused(ValueError):
+    """What is YAML, and no configuration."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"]
-)
+class _Loader(yaml.SafeLoader):
+    """YAML of the values that JSON has; a name may stand once in a mapping, and an alias may not grow without end.
+
+    1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6. What looks like a date is a text.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag in KINDS]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._count = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return a node; called for each value as it is read."""
+        self._count += 1
+        if self._count > MOST_VALUES:
+            raise _Refused(f"it holds more than {MOST_VALUES} values")
+        return super().compose_node(parent, index)
+
+    def get_single_node(self) -> Any:
+        """Return the whole, checked before anything is made of it."""
+        if (node := super().get_single_node()) is not None and _size(node, {}) > MOST_VALUES:
+            raise _Refused(f"its aliases stand for more than {MOST_VALUES} values")
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        """Return the text of a value."""
+        text = super().construct_scalar(node)
+        if node.tag in (f"{PLAIN}int", f"{PLAIN}float") and len(text) > LONGEST_NUMBER:
+            raise _Refused(f"{_place(node)} a number has {len(text)} digits")
+        return text
+
+
+LONGEST_NUMBER = 400
+"""Digits of a number; Python refuses to read 4300."""
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for, each alias counted as what it stands for.
+
+    Args:
+        node: as composed.
+        known: sizes by the id of a node that was counted already; 0 while it is being counted.
+
+    Raises:
+        _Refused: an alias stands for something that it is in, a value is of a kind that JSON has not, or a mapping
+            has a name twice.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise _Refused(f"{_place(node)} an alias stands for what it is in")
+        return known[id(node)]
+    known[id(node)] = 0
+    if node.tag not in KINDS:
+        raise _Refused(f"{_place(node)} the tag {node.tag.replace(PLAIN, '!!')} has no meaning here; leave it out")
+    total, names = 1, set()
+    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if isinstance(node, yaml.MappingNode):
+            name, part = part
+            total += _size(name, known)
+            if isinstance(name, yaml.ScalarNode) and (name.tag, name.value) in names:
+                raise _Refused(f"{_place(name)} the name {name.value!r} stands there a second time")
+            names.add((name.tag, str(name.value)))
+        total += _size(part, known)
+    known[id(node)] = total
+    return total
+
+
+def _place(node: yaml.Node) -> str:
+    return f"in line {node.start_mark.line + 1}"
+
+
+_Loader.add_implicit_resolver(f"{PLAIN}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
 
 
 def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
     """Return the mapping in a YAML file; `empty`: a file without content is one without names.
 
     Raises:
-        UsageError: the file is missing, is not YAML or not a mapping.
+        UsageError: the file is missing, too long, not YAML of JSON's values, or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        with path.open("rb") as file:
+            raw = file.read(LONGEST_FILE + 1)
+        if len(raw) > LONGEST_FILE:
+            raise _Refused(f"it has more than {LONGEST_FILE} bytes")
+        content = yaml.load(raw.decode(), _Loader)
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _Refused as error:
+        raise UsageError(f"{path} cannot be a configuration: {error}; correct it") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} cannot be a configuration: it is nested too deeply; correct it") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a value that is none of its kind
         text = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {text}; correct it") from error
     if content is None and empty:

@@ -22,7 +22,7 @@ from satm.config import DatasetOptions
 from satm.data.datasets import Part, Table, decode_part, entries, files_in, parquet_part, paths_part
 from satm.data.images import ImageData, Preprocessor
 from satm.errors import UsageError
-from satm.files import open_tensors, read_metadata
+from satm.files import open_tensors
 from satm.results import DistilledDataset, load_distilled
 
 TENSORS = (".pt", ".pth", ".safetensors")
@@ -137,7 +137,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], DistilledDataset | None]:
     if path.suffix == ".safetensors":
         with open_tensors(path, "file") as file:
             content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            stated = read_metadata(file, path, "file") if "satm" in (file.metadata() or {}) else {}
+            stated = file.stated or {}
         return content, load_distilled(path) if stated.get("kind") == "distilled" else None
     loaded = _load(path)
     if isinstance(loaded, Mapping):

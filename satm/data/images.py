@@ -15,7 +15,7 @@ from torch import Tensor
 
 from satm.data.whitening import Whitening
 from satm.errors import UsageError
-from satm.files import hash_tensors, read_tensors, write_tensors
+from satm.files import expect, hash_tensors, read_tensors, write_tensors
 
 CHUNK_NUMBERS = 2**23
 """Numbers that are converted at once: 32 MiB of float32 beside the result."""
@@ -121,7 +121,8 @@ def load_images(path: Path) -> ImageData:
     wanted = {f"{part}.{what}" for part in PARTS for what in ("images", "labels")}
     if metadata.get("kind") != "images" or set(tensors) != wanted:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected images; make it again")
-    values: dict[str, Any] = metadata
+    fields = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
+    values = expect(metadata, fields, f"images {path}")
     train, validation, test = (Split(tensors[f"{part}.images"], tensors[f"{part}.labels"]) for part in PARTS)
     if (found := hash_images(train, validation, test)) != values["hash"]:
         raise UsageError(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.files import hash_tensors, read_tensors, write_tensors
+from satm.files import expect, hash_tensors, read_tensors, write_tensors
 
 LARGEST = 20_000
 """Largest D that is fitted: its float64 matrices take 3 GiB each, and several are needed at once."""
@@ -235,8 +235,9 @@ def load_whitening(path: Path) -> Whitening:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
     if (stated := metadata.get("content")) is None:
         raise UsageError(f"{path} is a whitening of an older layout, without the hash of its content; make it again")
-    eps = float(str(metadata["eps"]))
-    whitening = Whitening(**tensors, hash=str(metadata["hash"]), eps=eps, per_image=per_image, relative=relative)
+    values = expect(metadata, {"eps": float, "hash": str, "content": str}, f"whitening {path}")
+    variant = {"eps": float(values["eps"]), "per_image": per_image, "relative": relative}
+    whitening = Whitening(**tensors, hash=values["hash"], **variant)
     if (found := _content(whitening)) != stated:
         raise UsageError(
             f"whitening {path} was changed: the hash of its content is {found[:12]}, it states {str(stated)[:12]}; "

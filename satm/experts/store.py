@@ -9,14 +9,25 @@ Shapes: P parameters.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from pydantic import Field
 from torch import Tensor
 
+from satm.config import Options, parse
 from satm.errors import RunError, UsageError
-from satm.files import hash_file, open_tensors, read_json, read_metadata, write_json, write_tensors
+from satm.files import (
+    AGAIN,
+    expect,
+    hash_file,
+    open_tensors,
+    read_metadata,
+    read_record,
+    read_tensors,
+    write_record,
+    write_tensors,
+)
 
 Identity = Mapping[str, Any]
 """What experts are, as JSON values: dataset and its hash, preprocessing, augmentation, network, recipe, seed."""
@@ -37,12 +48,14 @@ def write_shard(
 
 
 def shard_identity(folder: Path, index: int) -> Identity | None:
-    """Return what the expert in a shard is; None if there is no whole shard of ours."""
+    """Return what the expert in a shard is; None if there is no whole shard of ours of that index.
+
+    All snapshots are read and compared with their hashes, for the shard is kept on this word.
+    """
     path = folder / shard_name(index)
     try:
-        with open_tensors(path, "shard") as file:
-            identity: Identity = _metadata(file, path)["identity"]
-            return identity
+        tensors, metadata = read_tensors(path, "shard")
+        return _described(metadata, index, path)["identity"] if tensors else None
     except UsageError:
         return None
 
@@ -55,7 +68,7 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     """
     path = folder / shard_name(index)
     with open_tensors(path, "shard") as file:
-        count, accuracy = len(file.keys()), _metadata(file, path)["test_accuracy"]
+        count, accuracy = len(file.keys()), _described(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
     return {
         "file": path.name,
         "index": index,
@@ -66,15 +79,61 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     }
 
 
-def _metadata(file: safe_open, path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_metadata(file, path, "shard")
+def _described(metadata: Mapping[str, object], index: int, path: Path) -> dict[str, Any]:
+    """Return a shard's metadata, checked.
+
+    Raises:
+        UsageError: they are those of another expert, or not those of a shard.
+    """
+    content = expect(metadata, {"index": int, "identity": dict, "test_accuracy": float}, f"shard {path}")
+    if content["index"] != index:
+        raise UsageError(f"shard {path} holds expert {content['index']}, expected expert {index}; {AGAIN}")
     return content
+
+
+class Shard(Options):
+    """What a manifest says of a shard."""
+
+    file: str
+    """Its name, beside the manifest."""
+    index: int = Field(ge=0)
+    """Of the expert."""
+    snapshots: int = Field(ge=1)
+    """How many it holds."""
+    test_accuracy: float
+    """Of the last one, a fraction."""
+    bytes: int
+    """Length of the file."""
+    sha256: str
+    """Of the file."""
+
+
+def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the records of some shards, checked.
+
+    Args:
+        records: as `describe_shard`.
+        where: what holds them, for the message.
+        indices: of the experts that they must be of, in this order.
+
+    Raises:
+        UsageError: one is damaged, or names a file that is not a shard's; or they are of other experts.
+    """
+    found = []
+    for record in records:
+        shard = parse(Shard, cast(Mapping[str, Any], record), where)
+        if shard.file != shard_name(shard.index):
+            raise UsageError(f"{where}: file {shard.file!r} is not that of expert {shard.index}; {AGAIN}")
+        found.append(shard.model_dump())
+    if (held := [shard["index"] for shard in found]) != list(indices):
+        raise UsageError(f"{where}: it lists the experts {held}, expected {list(indices)}; {AGAIN}")
+    return found
 
 
 def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str, Any]]) -> None:
     """Write the manifest of some shards, in the order of their indices."""
     ordered = sorted(shards, key=lambda shard: int(shard["index"]))
-    write_json(path, {"format": 1, "identity": identity, "shards": ordered})
+    write_record(path, {"format": 1, "identity": identity, "shards": ordered})
 
 
 ROUNDING = 1e-12
@@ -117,8 +176,9 @@ class TrajectoryStore:
     """
 
     def __init__(self, manifest: Path, expected: Identity | None = None) -> None:
-        content: dict[str, Any] = read_json(manifest, "manifest of experts")
-        if content.get("format") != 1 or not content.get("shards"):
+        fields = {"format": int, "identity": dict, "shards": list}
+        content = read_record(manifest, "manifest of experts", fields)
+        if content["format"] != 1 or not content["shards"]:
             raise UsageError(f"{manifest} is no manifest of experts of format 1; make the experts again")
         self.folder = manifest.parent
         self.identity: dict[str, Any] = content["identity"]
@@ -127,7 +187,7 @@ class TrajectoryStore:
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "
                 "make them again, or use the options they were made with"
             )
-        self.shards: list[dict[str, Any]] = content["shards"]
+        self.shards = read_shards(content["shards"], f"manifest of experts {manifest}", range(len(content["shards"])))
         for shard in self.shards:
             path = self.folder / shard["file"]
             size = path.stat().st_size if path.is_file() else None
@@ -148,14 +208,17 @@ class TrajectoryStore:
         """Return `[P]` float32 on the CPU: the weights of one expert after some epochs. Reads only this snapshot.
 
         Raises:
-            UsageError: there is no such snapshot.
+            UsageError: there is no such snapshot, or the shard was changed or is another one.
             RunError: the weights are not finite.
         """
         path = self.folder / self.shards[expert]["file"]
         with open_tensors(path, "shard") as file:
             if str(epoch) not in file.keys():  # noqa: SIM118
                 raise UsageError(f"shard {path} has no snapshot {epoch}; it has {len(file.keys())}")
-            weights: Tensor = file.get_tensor(str(epoch)).clone()
+            weights = file.get_tensor(str(epoch)).clone()
+            made = _described(read_metadata(file, path, "shard"), self.shards[expert]["index"], path)["identity"]
+        if difference := differing_field(self.identity, made):
+            raise UsageError(f"shard {path} holds another expert than the manifest says: {difference}; {AGAIN}")
         if not torch.isfinite(weights).all():
             raise RunError(f"{path}, epoch {epoch}: weights that are not finite; train with a lower lr")
         return weights

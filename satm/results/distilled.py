@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import Whitening, load_whitening
 from satm.errors import UsageError
-from satm.files import read_tensors, write_tensors
+from satm.files import AGAIN, expect, read_tensors, write_tensors
 
 RAW_PARTS = ("raw_images", "raw_labels")
 """Tensors of a synthetic set's file that are there beside an average only."""
@@ -104,6 +104,11 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                     f"the raw part beside an average must be like it, {other.dtype} {tuple(other.shape)}, got "
                     f"{one.dtype} {tuple(one.shape)}"
                 )
+        if self.step_size.shape != () or not self.step_size.is_floating_point():
+            raise UsageError(
+                f"a synthetic set needs one number as its step size, got {self.step_size.dtype} "
+                f"{tuple(self.step_size.shape)}"
+            )
         if self.images.ndim != 4 or self.images.dtype != torch.float32:
             raise UsageError(
                 f"a synthetic set needs float32 images [n, C, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
@@ -275,14 +280,43 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     if metadata.get("kind") != "distilled" or set(tensors) - set(RAW_PARTS) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
-    wanted = {*DistilledDataset.__dataclass_fields__} - {*tensors, *RAW_PARTS, "stored", "average", "history"}
-    if missing := sorted(wanted - set(metadata)):
-        raise UsageError(
-            f"{path} says nothing of {', '.join(missing)}: it is damaged or of another version; make it again"
-        )
-    values: dict[str, Any] = {**metadata, **tensors, "class_names": tuple(cast(list[str], metadata["class_names"]))}
-    values["stored"] = stored
-    values["history"] = History(**way) if way else None
+    values = _values(metadata, f"synthetic set {path}")
     if values["whitening_path"] is not None:
         values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
-    return DistilledDataset(**{name: value for name, value in values.items() if name not in ("kind", "versions")})
+    history = _history(way, tensors, f"synthetic set {path}") if way else None
+    return DistilledDataset(**values, **tensors, stored=stored, history=history)
+
+
+STATED: Mapping[str, type] = {
+    "preprocessing": dict,
+    "class_names": list,
+    "dataset": str,
+    "ipc": int,
+    "method": str,
+    "seed": int,
+    "options": dict,
+    "iteration": int,
+    "selection": str,
+    "average": str,
+    "whitening_path": object,
+}
+"""What the metadata of a synthetic set's file say, with the type of each value."""
+
+
+def _values(metadata: Mapping[str, object], where: str) -> dict[str, Any]:
+    """Return the arguments of `DistilledDataset` that are no tensors, checked."""
+    held = expect({"average": "raw", **metadata}, STATED, where)
+    expect(held["preprocessing"], {"space": str, "mean": list, "std": list, "whitening_hash": object}, where)
+    if not isinstance(held["whitening_path"], str | None) or not all(isinstance(one, str) for one in held["class_names"]):
+        raise UsageError(f"{where}: class_names or whitening_path are no texts; {AGAIN}")
+    return {name: held[name] for name in STATED} | {"class_names": tuple(held["class_names"])}
+
+
+def _history(way: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> History:
+    """Return the states of a set on its way, checked to be states of this set."""
+    count = len(way["iterations"]) if "iterations" in way and way["iterations"].ndim == 1 else 0
+    like = {name: (tensors[name].dtype, (count, *tensors[name].shape)) for name in ("images", "labels", "step_size")}
+    like["iterations"] = (torch.int64, (count,))
+    if not count or {name: (part.dtype, tuple(part.shape)) for name, part in way.items()} != like:
+        raise UsageError(f"{where}: its history holds no states of its images; {AGAIN}")
+    return History(**way)

@@ -1,5 +1,6 @@
 """Tidy rows as parquet, with the circumstances of the run that wrote them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,14 @@ import pyarrow
 from pyarrow import parquet
 
 from satm.errors import UsageError
-from satm.files import atomic_path
+from satm.files import AGAIN, atomic_path, expect
 from satm.results.columns import Columns
 
 METADATA_KEY = b"satm"
 """Under which a parquet schema holds the run's circumstances, as one JSON text."""
+
+METADATA_HASH, ROWS_HASH = b"satm_sha256", "rows_sha256"
+"""Under which a parquet schema holds the hash of that text, and the text that of the rows."""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, metadata: Mapping[str, Any]) -> None:
@@ -24,14 +28,15 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
         path: where to.
         rows: values by column; equal rows give equal bytes of the columns.
         columns: the columns of this kind of file; no rows give a file with the fixed columns.
-        metadata: JSON values (`run_metadata`).
+        metadata: JSON values (`run_metadata`); the hash of the rows goes with them.
 
     Raises:
         ValueError: a row has a column too many or too few.
         RunError: the disk is full or the folder cannot be written.
     """
-    schema = columns.schema(rows).with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=columns.schema(rows))
+    text = json.dumps({**metadata, ROWS_HASH: hash_rows(table)}, sort_keys=True)
+    table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: _hash_text(text.encode())})
     with atomic_path(path) as part:
         parquet.write_table(table, part)
 
@@ -42,10 +47,10 @@ def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
     A column that came with a later version (`Columns.since`) is filled in where the file lacks it.
 
     Raises:
-        UsageError: the file is missing, cut short, or of another kind.
+        UsageError: the file is missing, cut short, changed, or of another kind.
     """
     expected = columns.schema([])
-    table = _completed(_read_table(path, columns), columns, expected)
+    table = _completed(read_table(path, columns.what)[0], columns, expected)
     found = [name for name in table.column_names if name in columns.fields]
     if found != expected.names or (not columns.extra and len(table.column_names) != len(found)):
         raise UsageError(
@@ -76,24 +81,63 @@ def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
     """Return the circumstances of the run that wrote the file.
 
     Raises:
-        UsageError: the file is missing, cut short, or was not written by `write_rows`.
+        UsageError: the file is missing, cut short, changed, or was not written by `write_rows`.
     """
-    content: dict[str, Any] = json.loads(_read_table(path, columns).schema.metadata[METADATA_KEY])
+    return read_table(path, columns.what)[1]
+
+
+def read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
+    """Return the rows of a file written by `write_rows`, of whatever kind, and the circumstances of its run.
+
+    A file of an earlier version, which has no hashes, is read too.
+
+    Args:
+        path: where from.
+        what: the word for the file in messages.
+
+    Raises:
+        UsageError: the file is missing, cut short, changed, or was not written by `write_rows`.
+    """
+    if not path.is_file():
+        raise UsageError(f"{what} {path} does not exist; make it first")
+    try:
+        table = parquet.read_table(path, partitioning=None)
+        table.validate(full=True)  # texts that are none, and places outside of a column, are found here
+    except (pyarrow.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{what} {path} is not a whole parquet file ({text}); {AGAIN}") from error
+    return table, _circumstances(table, path, what)
+
+
+def _circumstances(table: pyarrow.Table, path: Path, what: str) -> dict[str, Any]:
+    held = table.schema.metadata or {}
+    if METADATA_KEY not in held:
+        raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
+    try:
+        content = json.loads(held[METADATA_KEY])
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{what} {path} has damaged metadata ({error}); {AGAIN}") from error
+    content = expect({"metadata": content}, {"metadata": dict}, f"{what} {path}")["metadata"]
+    stated = content.pop(ROWS_HASH, None)
+    if stated is None and METADATA_HASH not in held:
+        return content
+    if held.get(METADATA_HASH) != _hash_text(held[METADATA_KEY]).encode() or stated != hash_rows(table):
+        raise UsageError(f"{what} {path} was changed: it does not have the hash that it states; {AGAIN}")
     return content
 
 
-def _read_table(path: Path, columns: Columns) -> pyarrow.Table:
-    if not path.is_file():
-        raise UsageError(f"{columns.what} {path} does not exist; make it first")
-    try:
-        table = parquet.read_table(path, partitioning=None)
-    except (pyarrow.ArrowException, OSError) as error:
-        text = " ".join(str(error).split())
-        raise UsageError(
-            f"{columns.what} {path} is not a whole parquet file ({text}); delete it and make it again"
-        ) from error
-    if METADATA_KEY not in (table.schema.metadata or {}):
-        raise UsageError(
-            f"{columns.what} {path} was not written by satm (it carries no 'satm' metadata); make it again"
-        )
-    return table
+def hash_rows(table: pyarrow.Table) -> str:
+    """Return the SHA-256 of names, types and values of all columns, in hexadecimal."""
+    digest = hashlib.sha256()
+    for column, values in zip(table.schema, table.columns, strict=True):
+        digest.update(json.dumps([column.name, str(column.type), len(values)]).encode())
+        digest.update(values.is_null().to_numpy().tobytes())
+        if pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type):
+            digest.update(values.fill_null(0).to_numpy().tobytes())
+        else:
+            digest.update(json.dumps(values.to_pylist(), default=str).encode())
+    return digest.hexdigest()
+
+
+def _hash_text(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()

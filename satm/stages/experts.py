@@ -19,13 +19,14 @@ from satm.experts import (
     differing_field,
     expert_difficulty,
     mean_difficulty,
+    read_shards,
     save_difficulty,
     shard_identity,
     train_expert,
     write_manifest,
     write_shard,
 )
-from satm.files import patiently, read_json, write_json
+from satm.files import patiently, read_record, write_record
 from satm.lock import Lock, exclusive
 from satm.networks import build
 from satm.params import load_flat
@@ -54,19 +55,28 @@ def make_experts(
         path = Path(resolver.layout.experts_part(dataset, experts, name))
         kept = Path(resolver.layout.account("experts", dataset, experts, f"part-{name}"))
         with account(kept), exclusive(state, f"part {name} of experts {experts}") as lock:
-            if lock.waited and path.is_file() and not differing_field(identity, read_json(path, "part")["identity"]):
+            if lock.waited and path.is_file() and not differing_field(identity, _read_part(path)["identity"]):
                 LOG.info("%s was made by another process meanwhile", path)
                 lock.finished()
                 continue
-            first, last = (int(number) for number in name.split("-"))
-            indices = range(first, last + 1)
+            indices = _indices(name)
             shards = _train_part(prepared, options, difficulty, network, identity, folder, lock, indices, device)
             content = {"identity": identity, "shards": shards}
-            patiently(partial(write_json, path, content))
+            patiently(partial(write_record, path, content))
             lock.finished()
     if part is None:
         with account(Path(resolver.layout.account("experts", dataset, experts, "manifest"))):
             collect_experts(resolver, dataset, experts, options)
+
+
+def _read_part(path: Path) -> dict[str, Any]:
+    return read_record(path, "part of experts", {"identity": dict, "shards": list})
+
+
+def _indices(part: str) -> range:
+    """Return the experts of a part `FIRST-LAST`."""
+    first, last = (int(number) for number in part.split("-"))
+    return range(first, last + 1)
 
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
@@ -76,10 +86,10 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
     shards: list[Mapping[str, Any]] = []
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
-        content: dict[str, Any] = read_json(path, "part of experts")
+        content = _read_part(path)
         if difference := differing_field(identity, content["identity"]):
             raise UsageError(f"{path} holds other experts: {difference}; make that part again")
-        shards += content["shards"]
+        shards += read_shards(content["shards"], f"part of experts {path}", _indices(part))
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
     accuracies = [float(shard["test_accuracy"]) for shard in shards]
