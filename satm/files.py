@@ -188,6 +188,11 @@ class TensorFile:
         self.stated = self._stated((file.metadata() or {}).get("satm"))
         """The metadata that `write_tensors` stored; None: there are none."""
 
+    @property
+    def hashed(self) -> bool:
+        """Whether the file states a hash of each tensor."""
+        return self._hashes is not None
+
     def keys(self) -> list[str]:
         """Return the names of the tensors."""
         return list(self._file.keys())

@@ -31,7 +31,7 @@ Ipc = Annotated[int, Field(ge=1)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Seeds of the distillation."""
 
-MOST, MOST_FILES = 10_000, 100_000
+MOST, MOST_FILES = 10_000, 20_000
 """Synthetic sets, and files, that one table or figure is made of at most."""
 
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -47,7 +47,7 @@ class DatasetOptions(Options):
     """`zca_eps` is in units of the mean eigenvalue."""
     mean: tuple[float, ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    std: tuple[float, ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
     augment: str = "color_crop_cutout_flip_scale_rotate"
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""

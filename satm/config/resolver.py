@@ -365,7 +365,7 @@ def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be a configuration: {error}; correct it") from error
     except RecursionError as error:
         raise UsageError(f"{path} cannot be a configuration: it is nested too deeply; correct it") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a value that is none of its kind
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, a value that is none of its kind
         text = " ".join(str(error).split())
         raise UsageError(f"{path} is not YAML: {text}; correct it") from error
     if content is None and empty:

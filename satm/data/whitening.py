@@ -216,17 +216,29 @@ def _unit(values: Tensor) -> Tensor:
     return mean if mean > ROUNDING else torch.ones_like(mean)
 
 
-def save_whitening(path: Path, whitening: Whitening) -> None:
-    """Write a whitening as safetensors, atomically."""
+def save_whitening(path: Path, whitening: Whitening, data: str | None = None) -> None:
+    """Write a whitening as safetensors, atomically.
+
+    Args:
+        path: where to.
+        whitening: to write.
+        data: hash of the dataset that it was fitted on (`ImageData.hash`); None: not known.
+    """
     metadata = {field: getattr(whitening, field) for field in ("hash", "eps", "per_image", "relative")}
-    write_tensors(path, whitening.tensors(), {"kind": "whitening", **metadata, "content": _content(whitening)})
+    metadata |= {"kind": "whitening", "content": _content(whitening), "data": data}
+    write_tensors(path, whitening.tensors(), metadata)
 
 
-def load_whitening(path: Path) -> Whitening:
+def load_whitening(path: Path, data: str | None = None) -> Whitening:
     """Return the whitening in a file.
 
+    Args:
+        path: where from.
+        data: hash of the dataset that it must have been fitted on, where the file says which; None: any.
+
     Raises:
-        UsageError: the file is missing, cut short, not a whitening, or its content does not have the hash it states.
+        UsageError: the file is missing, cut short, not a whitening, its content does not have the hash it states, or it
+            was fitted on another dataset.
     """
     tensors, metadata = read_tensors(path, "whitening")
     per_image, relative = bool(metadata.get("per_image")), bool(metadata.get("relative"))
@@ -235,9 +247,11 @@ def load_whitening(path: Path) -> Whitening:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
     if (stated := metadata.get("content")) is None:
         raise UsageError(f"{path} is a whitening of an older layout, without the hash of its content; make it again")
+    if data is not None and metadata.get("data") not in (None, data):
+        raise UsageError(f"{path} was fitted on other images: expected those of hash {data[:12]}; make it again")
     values = expect(metadata, {"eps": float, "hash": str, "content": str}, f"whitening {path}")
-    variant = {"eps": float(values["eps"]), "per_image": per_image, "relative": relative}
-    whitening = Whitening(**tensors, hash=values["hash"], **variant)
+    eps = float(values["eps"])
+    whitening = Whitening(**tensors, hash=values["hash"], eps=eps, per_image=per_image, relative=relative)
     if (found := _content(whitening)) != stated:
         raise UsageError(
             f"whitening {path} was changed: the hash of its content is {found[:12]}, it states {str(stated)[:12]}; "

@@ -143,6 +143,8 @@ def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -
     tensors, metadata = read_tensors(path, "difficulty of images")
     if metadata.get("kind") != "difficulty" or set(tensors) != {"epoch", "loss"}:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected difficulties; make it again")
+    if any(held.dtype != torch.float32 or held.shape != tensors["epoch"].shape[:1] for held in tensors.values()):
+        raise UsageError(f"{path} does not hold two numbers of each image; measure the difficulty again")
     expected = {"identity": identity, "experts": experts, "images": images}
     found = {**metadata, "images": len(tensors["epoch"])}
     if difference := differing_field(expected, {name: found.get(name) for name in expected}):

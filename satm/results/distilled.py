@@ -284,7 +284,8 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     if values["whitening_path"] is not None:
         values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
     history = _history(way, tensors, f"synthetic set {path}") if way else None
-    return DistilledDataset(**values, **tensors, stored=stored, history=history)
+    values |= tensors
+    return DistilledDataset(**values, stored=stored, history=history)
 
 
 STATED: Mapping[str, type] = {
@@ -307,7 +308,8 @@ def _values(metadata: Mapping[str, object], where: str) -> dict[str, Any]:
     """Return the arguments of `DistilledDataset` that are no tensors, checked."""
     held = expect({"average": "raw", **metadata}, STATED, where)
     expect(held["preprocessing"], {"space": str, "mean": list, "std": list, "whitening_hash": object}, where)
-    if not isinstance(held["whitening_path"], str | None) or not all(isinstance(one, str) for one in held["class_names"]):
+    texts = [*held["class_names"], held["whitening_path"] or ""]
+    if not all(isinstance(text, str) for text in texts):
         raise UsageError(f"{where}: class_names or whitening_path are no texts; {AGAIN}")
     return {name: held[name] for name in STATED} | {"class_names": tuple(held["class_names"])}
 

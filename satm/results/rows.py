@@ -114,10 +114,10 @@ def _circumstances(table: pyarrow.Table, path: Path, what: str) -> dict[str, Any
     if METADATA_KEY not in held:
         raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
     try:
-        content = json.loads(held[METADATA_KEY])
+        found = json.loads(held[METADATA_KEY])
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path} has damaged metadata ({error}); {AGAIN}") from error
-    content = expect({"metadata": content}, {"metadata": dict}, f"{what} {path}")["metadata"]
+    content: dict[str, Any] = expect({"metadata": found}, {"metadata": dict}, f"{what} {path}")["metadata"]
     stated = content.pop(ROWS_HASH, None)
     if stated is None and METADATA_HASH not in held:
         return content

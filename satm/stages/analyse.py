@@ -32,12 +32,11 @@ from satm.results import (
     SHARPNESS,
     TRAJECTORY,
     VARIANCE,
-    load_distilled,
     run_metadata,
     write_rows,
 )
 from satm.seeds import make_generator
-from satm.stages.common import Prepared, distilled_path, make_problem, open_distilled, open_experts, prepare
+from satm.stages.common import Prepared, make_problem, open_distilled, open_experts, prepare
 from satm.training import TrainingImages, measure
 
 LOG = logging.getLogger("satm")
@@ -57,7 +56,7 @@ def make_sharpness(
     if not isinstance(options, MatchingOptions):
         raise UsageError(f"sharpness is that of a matching loss, which method {method} has not; leave it out")
     rho = _shared_rho(resolver, dataset, ipc)
-    distilled = load_distilled(distilled_path(resolver, dataset, ipc, method, seed))
+    distilled, _ = open_distilled(resolver, prepared, ipc, method, seed)
     store = open_experts(resolver, prepared, options.experts)
     network = resolver.experts(options.experts, dataset).network
     problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, "sharpness", seed), store)

@@ -38,11 +38,12 @@ class Prepared:
 def prepare(resolver: Resolver, dataset: str) -> Prepared:
     """Return a dataset from its stored images and, if it is whitened, its stored whitening."""
     options = resolver.dataset(dataset)
-    data = stored_images(resolver, dataset)
+    whole = _whole_images(resolver, dataset)
+    data = _of_step(resolver, dataset, whole)
     path = Path(resolver.layout.zca(resolver.whole(dataset))) if options.zca else None
     if path is not None and not path.is_file():
         raise UsageError(f"the whitening {path} does not exist; make it with {_data_command(resolver, dataset)}")
-    whitening = load_whitening(path) if path else None
+    whitening = load_whitening(path, whole.hash) if path else None
     if whitening is not None:
         made = (whitening.eps, whitening.per_image, whitening.relative)
         asked = (options.zca_eps, options.zca_per_image, options.zca_relative)
@@ -57,18 +58,31 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
     """Return a dataset as its stage stored it; the classes of one step out of the whole dataset.
 
     Raises:
-        UsageError: an unknown dataset, its images were not made yet, or it has not as many classes as its steps need.
+        UsageError: an unknown dataset, its images were not made yet or are of another one, or it has not as many
+            classes as its steps need.
     """
+    return _of_step(resolver, dataset, _whole_images(resolver, dataset))
+
+
+def _whole_images(resolver: Resolver, dataset: str) -> ImageData:
     path = Path(resolver.layout.images(resolver.whole(dataset)))
     resolver.dataset(dataset)
     if not path.is_file():
         raise UsageError(f"the images {path} do not exist; make them with {_data_command(resolver, dataset)}")
     data = load_images(path)
+    if data.name != resolver.whole(dataset):
+        raise UsageError(
+            f"the images {path} are of dataset {data.name}; make them again with {_data_command(resolver, dataset)}"
+        )
+    return data
+
+
+def _of_step(resolver: Resolver, dataset: str, data: ImageData) -> ImageData:
     if (step := resolver.step(dataset)) is None:
         return data
     if data.classes != (expected := resolver.classes(step.dataset)):
         raise UsageError(
-            f"the images {path} are of {data.classes} classes, expected {expected} for the steps of {step.dataset}; "
+            f"the images of {data.name} are of {data.classes} classes, expected {expected} for the steps of {step.dataset}; "
             "name the labels to keep in its option classes"
         )
     return keep_classes(data, dataset, step.labels(expected))
@@ -175,10 +189,13 @@ def open_distilled(
     """Return a synthetic set and its file.
 
     Raises:
-        UsageError: it is missing, or was made for images prepared in another way.
+        UsageError: it is missing, is another one, or was made for images prepared in another way.
     """
     path = distilled_path(resolver, prepared.data.name, ipc, method, seed)
     made = load_distilled(path)
+    cell = {"dataset": prepared.data.name, "ipc": ipc, "method": method, "seed": seed}
+    if difference := differing_field(cell, {axis: getattr(made, axis) for axis in cell}):
+        raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
     if difference := differing_field(prepared.preprocessor.identity, dict(made.preprocessing)):
         raise UsageError(
             f"{path} was made for images prepared in another way: {difference}; distil again, or use the "

@@ -30,8 +30,8 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
     options = resolver.dataset(dataset)
     if not options.zca:
         raise UsageError(f"dataset {dataset} is not whitened; set zca: true in its options, or leave this step out")
-    images = stored_images(resolver, dataset).train.images
-    whitening = fit_whitening(images, options.zca_eps, options.zca_per_image, options.zca_relative)
+    data = stored_images(resolver, dataset)
+    whitening = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
     path = Path(resolver.layout.zca(dataset))
-    save_whitening(path, whitening)
+    save_whitening(path, whitening, data.hash)
     LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", len(whitening.mean), whitening.eps, whitening.hash[:12], path)
