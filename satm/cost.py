@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 
 from satm.config import Resolver
+from satm.errors import UsageError, short
 from satm.grids import Grid
 from satm.plan import Job
 from satm.schemas import Checker
@@ -66,6 +67,9 @@ class Pace:
     Args:
         rows: as `satm.results.PACE` says.
         checker: of the registered methods, for their defaults.
+
+    Raises:
+        UsageError: a row's key is damaged.
     """
 
     def __init__(self, rows: pandas.DataFrame, checker: Checker) -> None:
@@ -74,10 +78,16 @@ class Pace:
         self._steps = {}
         self._parameters: dict[str, int] = {}
         for (kind, key), group in self._rows.items():
-            values = json.loads(str(key))
-            self._parameters.setdefault(_network(values["network"], values), int(group["parameters"].iloc[-1]))
-            if kind == "step":
-                self._steps[_looks(values)] = group
+            try:
+                values = json.loads(str(key))
+                self._parameters.setdefault(_network(values["network"], values), int(group["parameters"].iloc[-1]))
+                if kind == "step":
+                    self._steps[_looks(values)] = group
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise UsageError(
+                    f"the pace has a {short(kind)} of {short(key)}, which is no piece of a job; measure it again with "
+                    "`python -m satm bench pace`"
+                ) from error
         self.device = str(rows["device"].iloc[0])
 
     def of(self, share: Share) -> Taken | None:

@@ -7,6 +7,7 @@ It prints what the cases came to, and each that went wrong with the command that
 """
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ def try_files(base: Path, count: int, seed: int) -> Tally:
     goldens = Goldens(base)
 
     def failed(case: Case, text: str) -> None:
-        _tell(text, f"files --case '{str(case).replace(chr(39), chr(39) + '\"' + chr(39) + '\"' + chr(39))}'")
+        _tell(text, f"files --case {shlex.quote(str(case))}")
 
     return tally(cases(goldens), lambda case: check_file(case, goldens), count, seed, failed)
 

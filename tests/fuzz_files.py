@@ -38,6 +38,7 @@ datasets:
   white: {source: digits, zca: true, augment: crop_scale_rotate, classes: [0, 1, 2]}
   other: {source: digits, zca: true, augment: crop_scale_rotate, classes: [3, 4, 5]}
   pictures: {source: folder, path: pictures}
+  tiny: {source: tiny-imagenet, path: tiny}
   encoded: {source: parquet, path: encoded}
 experts:
   sgd: {count: 2, epochs: 3, lr: 0.05, batch_size: 64, per_job: 1, difficulty_count: 2}
@@ -52,7 +53,8 @@ settings:
   - {stage: evaluate, method: full-strong, options: {repeats: 1, epochs: 1}}
   - {stage: analyse, options: {segments: 2, count: 1, starts: [0, 2], samples: 3, divisors: [2]}}
   - method: [mtt, satm]
-    options: {iterations: 12, inner_steps: 3, expert_epochs: 1, max_start_epoch: 2, lr_images: 1, step_size: 0.05, snapshots: 2}
+    options: {iterations: 12, inner_steps: 3, expert_epochs: 1, max_start_epoch: 2, lr_images: 1, step_size: 0.05}
+  - {method: satm, options: {snapshots: 2}}
   - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}
 tables:
   table2: {datasets: {digits: [1]}, methods: [random, satm], seeds: [0, 1], sharpness: [satm], full: [strong]}
@@ -81,7 +83,12 @@ CONFIG = ("--config", "f.yaml")
 DIGITS = (*CONFIG, "--dataset", "digits")
 CELL = (*DIGITS, "--ipc", "1", "--method")
 ROOT = "results/f"
-EXPERTS, SET, RUN = f"{ROOT}/experts/digits/sgd", f"{ROOT}/distilled/digits/ipc-1/satm/seed-0", "digits/ipc-1/satm/seed-0"
+RUN = "digits/ipc-1/satm/seed-0"
+EXPERTS, SET, BOOSTED = (
+    f"{ROOT}/experts/digits/sgd",
+    f"{ROOT}/distilled/{RUN}",
+    f"{ROOT}/distilled/digits/ipc-1/boosted",
+)
 
 MADE: tuple[tuple[str, ...], ...] = (
     *(("data", *CONFIG, "--dataset", name) for name in ("digits", "white", "other")),
@@ -137,7 +144,7 @@ READERS: dict[str, Reader] = {
         ("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random"), (f"{ROOT}/data/white/*",)
     ),
     "evaluate": Reader(("evaluate", *CELL, "satm"), (f"{SET}/distilled.safetensors", IMAGES)),
-    "averaged": Reader(("evaluate", *CELL, "boosted"), (f"{ROOT}/distilled/digits/ipc-1/boosted/seed-0/*.safetensors",)),
+    "averaged": Reader(("evaluate", *CELL, "boosted"), (f"{BOOSTED}/seed-0/*.safetensors",)),
     "variants": Reader(("evaluate", *CELL, "satm", "--what", "variants"), (f"{SET}/distilled.safetensors", *SHARDS)),
     "nas": Reader(("nas", *CELL, "satm", "--search", "few"), (f"{SET}/distilled.safetensors",)),
     "continual": Reader(("continual", *CELL, "satm", "--protocol", "two"), (f"{SET}/distilled.safetensors",)),
@@ -146,22 +153,29 @@ READERS: dict[str, Reader] = {
     "expert-sharpness": Reader(("analyse", *DIGITS, "--what", "expert-sharpness", "--experts", "sgd"), SHARDS),
     "table": Reader(
         ("table", *CONFIG, "--name", "table2"),
-        (f"{ROOT}/evaluation/**/*.parquet", f"{ROOT}/distilled/**/metrics.parquet", f"{ROOT}/analysis/**/sharpness.parquet"),
+        tuple(
+            f"{ROOT}/{name}.parquet" for name in ("evaluation/**/*", "distilled/**/metrics", "analysis/**/sharpness")
+        ),
     ),
-    "worth": Reader(("table", *CONFIG, "--name", "worth"), (f"{ROOT}/variants/**/*.parquet", f"{ROOT}/full/**/*.parquet")),
+    "worth": Reader(
+        ("table", *CONFIG, "--name", "worth"), (f"{ROOT}/variants/**/*.parquet", f"{ROOT}/full/**/*.parquet")
+    ),
     "few": Reader(("table", *CONFIG, "--name", "few"), (f"{ROOT}/nas/**/*.parquet",)),
     "two": Reader(("table", *CONFIG, "--name", "two"), (f"{ROOT}/continual/**/*.parquet",)),
     "costs": Reader(("table", *CONFIG, "--name", "costs"), (f"{SET}/metrics.parquet",)),
     "begun": Reader(("table", *CONFIG, "--name", "begun"), (f"{ROOT}/analysis/{RUN}/trajectory.parquet",)),
     "overview": Reader(("table", *CONFIG, "--name", "overview"), (f"{ROOT}/**/*.parquet",)),
     "losses": Reader(("figure", *CONFIG, "--name", "losses"), (f"{SET}/metrics.parquet",)),
-    "sets": Reader(("figure", *CONFIG, "--name", "sets"), (f"{ROOT}/distilled/digits/ipc-1/[sb]*/seed-0/*.safetensors",)),
+    "sets": Reader(
+        ("figure", *CONFIG, "--name", "sets"), (f"{SET}/distilled.safetensors", f"{BOOSTED}/seed-0/*.safetensors")
+    ),
     "resumed experts": Reader(("experts", *DIGITS, "--seed", "3"), STATE, stopped=3),
     "resumed distill": Reader(DISTIL, STATE, stopped=2),
     "resumed evaluate": Reader(("evaluate", *CELL, "satm", "--epochs", "3"), STATE, stopped=6),
     "resumed nas": Reader(("nas", *CELL, "satm", "--search", "few", "--epochs", "3"), STATE, stopped=6),
     "resumed continual": Reader(("continual", *CELL, "satm", "--protocol", "two", "--epochs", "3"), STATE, stopped=6),
     "pictures": Reader(("data", *CONFIG, "--dataset", "pictures"), ("pictures/**/*.png",), loose=True),
+    "tiny": Reader(("data", *CONFIG, "--dataset", "tiny"), ("tiny/*.txt", "tiny/val/*.txt"), loose=True),
     "encoded": Reader(("data", *CONFIG, "--dataset", "encoded"), ("encoded/*",), loose=True),
     "pace": Reader(("cost", *CONFIG, "--pace", "pace.parquet"), ("pace.parquet",), loose=True),
     **{
@@ -288,6 +302,11 @@ def _inputs() -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), f"encoded/{part}.parquet")
         if part == "test":
             shutil.copy("encoded/test.parquet", "foreign/some.parquet")
+    for label in range(3):
+        shutil.copytree(f"pictures/train/{label}", f"tiny/train/n0{label}/images")
+        shutil.copytree(f"pictures/test/{label}", "tiny/val/images", dirs_exist_ok=True)
+    Path("tiny/wnids.txt").write_text("n00\nn01\nn02\n")
+    Path("tiny/val/val_annotations.txt").write_text("0.png\tn00\t0\t0\n0.png\tn02\t0\t0\n")
     images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.save(images, "foreign/images_best.pt")
     torch.save(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)), "foreign/labels_best.pt")
@@ -341,7 +360,12 @@ def parse_case(text: str) -> Case:
 
 
 ANYTHING: list[Any] = [None, True, -1, 0, 10**30, 1.5, "", "x", "../../x", [], [1], {}, {"a": 1}]
-DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "C64", "X"]
+HEADS: dict[str, list[Any]] = {
+    "dtype": ["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "C64", "X"],
+    "shape": [[], [0], [1, 1], [-1], [2**40, 2**40], "x", [1.5]],
+    "data_offsets": [[0, 0], [8, 0], [0, 2**40], [-1, 4], [], "x"],
+}
+"""What the head of a safetensors file may wrongly say of a tensor."""
 
 
 @st.composite
@@ -352,19 +376,18 @@ def cases(draw: DrawFn, goldens: Goldens) -> Case:
     file = draw(st.sampled_from(files))
     raw = (folder / file).read_bytes()
     places = st.integers(0, max(0, len(raw) - 1))
-    swaps = [name for name in goldens.files(reader) if name != file] + SWAPS
+    swaps = [name for name in (*goldens.files(reader), *SWAPS) if name != file]
     kinds: list[SearchStrategy[Damage]] = [
         st.tuples(st.just("cut"), places),
         st.tuples(st.just("flip"), st.lists(st.tuples(places, st.integers(1, 255)), min_size=1, max_size=4)),
-        st.tuples(st.just("flip"), st.tuples(places, st.integers(0, 7).map(lambda bit: 1 << bit)).map(lambda one: [one])),
+        st.tuples(st.just("flip"), st.lists(st.tuples(places, st.just(1)), min_size=1, max_size=1)),
         st.tuples(st.just("zero"), places, st.sampled_from([1, 8, 64, 512, 4096])),
         st.tuples(st.just("noise"), places, st.binary(min_size=1, max_size=40).map(bytes.hex)),
         st.tuples(st.sampled_from(["empty", "text", "folder", "gone", "longer"])),
         st.tuples(st.just("swap"), st.sampled_from(swaps)),
     ]
     if special := SPECIAL.get(Path(file).suffix):
-        # States are of this version always; other files may be of an earlier one, which had no hashes.
-        kinds += [special(raw, st.just(False) if READERS[reader].stopped else st.booleans())] * 3
+        kinds += [special(raw, st.booleans())] * 3
     return parse_case(str(Case(reader, file, draw(st.one_of(*kinds)))))
 
 
@@ -392,15 +415,14 @@ def _tensor_damage(raw: bytes, old: SearchStrategy[bool]) -> SearchStrategy[Dama
     stated = json.loads(header.get("__metadata__", {}).get("satm", "{}"))
     names = st.sampled_from(sorted(set(header) - {"__metadata__"}) or ["none"])
     fields = st.sampled_from(sorted(stated) or ["none"])
-    values = st.sampled_from(ANYTHING)
+    lengths = st.sampled_from([0, 1, 2**31, 2**40, 2**63, 2**64 - 1]) | st.integers(0, len(raw))
+    ways = ["more", "other type", "longer", "reshaped", "away", "nan", "twice"]
     return st.one_of(
-        st.tuples(st.just("length"), st.sampled_from([0, 1, 2**31, 2**40, 2**63, 2**64 - 1]) | st.integers(0, len(raw))),
-        st.tuples(st.just("head"), names, st.just("dtype"), st.sampled_from(DTYPES)),
-        st.tuples(st.just("head"), names, st.just("shape"), st.sampled_from([[], [0], [1, 1], [-1], [2**40, 2**40], "x", [1.5]])),
-        st.tuples(st.just("head"), names, st.just("data_offsets"), st.sampled_from([[0, 0], [8, 0], [0, 2**40], [-1, 4], [], "x"])),
-        st.tuples(st.just("stated"), old, fields, values),
+        st.tuples(st.just("length"), lengths),
+        *(st.tuples(st.just("head"), names, st.just(what), st.sampled_from(some)) for what, some in HEADS.items()),
+        st.tuples(st.just("stated"), old, fields, st.sampled_from(ANYTHING)),
         st.tuples(st.just("unstated"), old, fields),
-        st.tuples(st.just("tensor"), old, names, st.sampled_from(["more", "other type", "longer", "reshaped", "away", "nan", "twice"])),
+        st.tuples(st.just("tensor"), old, names, st.sampled_from(ways)),
         st.just(("strange",)),
     )
 
@@ -423,7 +445,8 @@ def _json_damage(raw: bytes, old: SearchStrategy[bool]) -> SearchStrategy[Damage
 
 def _parquet_damage(raw: bytes, old: SearchStrategy[bool]) -> SearchStrategy[Damage]:
     columns = parquet.read_schema(pyarrow.BufferReader(raw)).names
-    ways = ["row away", "row twice", "column away", "other type", "other value", "null", "stated", "unstated", "no text"]
+    ways = ["row away", "row twice", "column away", "other type", "other value", "null", "stated", "unstated"]
+    ways.append("no text")
     return st.tuples(st.just("rows"), old, st.sampled_from(ways), st.sampled_from(columns))
 
 
@@ -550,7 +573,8 @@ def _damage_tensors(path: Path, raw: bytes, kind: str, *values: Any) -> bool:
     elif name in tensors:
         _change_tensor(tensors, name, rest[0])
     path.unlink()
-    save_file({one: tensor.contiguous() for one, tensor in tensors.items()}, path, metadata={"satm": json.dumps(stated)})
+    tensors = {one: tensor.contiguous() for one, tensor in tensors.items()}
+    save_file(tensors, path, metadata={"satm": json.dumps(stated)})
     return bool(old)
 
 
@@ -596,12 +620,14 @@ def check_file(case: Case, goldens: Goldens) -> str:
         found = listed(work)
         if free:
             return "accepted, without a hash"
+        if case.reader == "overview" and case.damage[0] in ("gone", "folder"):
+            return "accepted, as not run yet"
         # What a command does not make stays as the damage has left it.
         kept = before is not None and (work / case.file).is_file() and (work / case.file).read_bytes() == before
         makes = case.reader in ("experts", "collect") and not case.file.endswith("images.safetensors")
         skip = {case.file} if kept and not makes else set()
         names = (set(found) | set(expected)) - skip
-        if different := sorted(name for name in names if found.get(name) != expected.get(name)):
-            if not (different == [case.file] and before is None):
-                raise Wrong(f"a wrong result was accepted: {different}")
+        different = sorted(name for name in names if found.get(name) != expected.get(name))
+        if different and not (different == [case.file] and before is None):
+            raise Wrong(f"a wrong result was accepted: {different}")
         return "the same result"

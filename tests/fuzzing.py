@@ -1,4 +1,4 @@
-"""What fuzzing of campaigns and of files share: commands in this process with bounded time and memory, and the tally."""
+"""What fuzzing of campaigns and of files share: commands with bounded time and memory, and what the cases came to."""
 
 import contextlib
 import functools
@@ -25,8 +25,8 @@ from satm.results import circumstances
 Case = TypeVar("Case")
 
 SECONDS, ASLEEP, BYTES = 60, 600, 4 * 2**30
-"""What one case may take: seconds of a processor, several times what the slowest needs on a slow one; seconds at all, on
-a machine that others use too; further memory."""
+"""What one case may take: seconds of a processor, several times what the slowest needs on a slow one; seconds at all,
+on a machine that others use too; further memory."""
 
 
 class Wrong(Exception):
@@ -107,7 +107,8 @@ def _presets() -> tuple[Setting, ...]:
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Read the presets once, not in each case, and do not ask git for the commit."""
-    with mock.patch.object(resolver, "load_presets", _presets), mock.patch.object(circumstances, "_commit", lambda: None):
+    commit = mock.patch.object(circumstances, "_commit", lambda: None)
+    with mock.patch.object(resolver, "load_presets", _presets), commit:
         yield
 
 

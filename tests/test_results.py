@@ -353,4 +353,5 @@ def test_a_set_whose_parts_do_not_fit_is_refused(raw: torch.Tensor, changes: dic
 
 def test_metadata_is_one_json_text(rows: Path) -> None:
     metadata = parquet.read_schema(rows).metadata
-    assert set(metadata) == {METADATA_KEY, b"satm_sha256"} and json.loads(metadata[METADATA_KEY])["options"] == {"epochs": 10}
+    assert set(metadata) == {METADATA_KEY, b"satm_sha256"}
+    assert json.loads(metadata[METADATA_KEY])["options"] == {"epochs": 10}

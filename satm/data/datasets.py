@@ -180,7 +180,9 @@ def load_tiny_imagenet(options: DatasetOptions) -> Listing:
         raise UsageError(
             f"{folder} holds neither wnids.txt of the published Tiny ImageNet nor parquet files; put one of them there"
         )
-    names = tuple(sorted(listed.read_text().split()))
+    names = tuple(sorted(_text(listed).split()))
+    if strange := [name for name in names if Path(name).name != name]:
+        raise UsageError(f"{listed} names the class {strange[0]!r}, which is no name of a folder; correct it")
     by_class = [(label, files_in(folder / "train" / name / "images")) for label, name in enumerate(names)]
     train = paths_part([(path, label) for label, paths in by_class for path in paths])
     annotations = folder / "val" / "val_annotations.txt"
@@ -188,12 +190,19 @@ def load_tiny_imagenet(options: DatasetOptions) -> Listing:
         raise UsageError(f"{annotations} does not exist; unpack the whole Tiny ImageNet")
     labels = {name: label for label, name in enumerate(names)}
     items = []
-    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(annotations).splitlines(), 1):
         fields = line.split()
-        if len(fields) < 2 or fields[1] not in labels:
+        if len(fields) < 2 or fields[1] not in labels or Path(fields[0]).name != fields[0]:
             raise UsageError(f"{annotations} line {number}: expected an image and a class of wnids.txt, got {line!r}")
         items.append((folder / "val" / "images" / fields[0], labels[fields[1]]))
     return Listing(train, paths_part(items), names)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text ({error}); it is damaged: unpack it again") from error
 
 
 def load_folder(options: DatasetOptions) -> Listing:
@@ -266,8 +275,9 @@ class Table:
             schema = pq.read_schema(path)
             image = _image_column(path, schema, options.image_column)
             label = _label_column(path, schema, options.label_column)
-            labels = pq.read_table(path, columns=[label], partitioning=None).column(label).to_pylist()
-        except (pa.ArrowException, OSError) as error:
+            held = pq.read_table(path, columns=[label], partitioning=None, page_checksum_verification=True)
+            labels = held.column(label).to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # also names that are no text
             raise _damaged(path, error) from error
         if None in labels:
             raise UsageError(f"{path} row {labels.index(None)}: column {label!r} has no label; correct it")
@@ -276,7 +286,7 @@ class Table:
     def encoded(self) -> Iterator[bytes]:
         """Yield the bytes of each image, holding a few rows at a time."""
         try:
-            with pq.ParquetFile(self.path) as file:
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 row = 0
                 for batch in file.iter_batches(READ_AT_ONCE, columns=[f"{self.image}.bytes"]):
                     for content in batch.column(0).field("bytes"):
@@ -330,7 +340,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """Return the class names of the labels if the file carries any in the way of Hugging Face."""
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
 

@@ -103,7 +103,8 @@ def read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
     try:
         table = parquet.read_table(path, partitioning=None)
         table.validate(full=True)  # texts that are none, and places outside of a column, are found here
-    except (pyarrow.ArrowException, OSError) as error:
+        str(table.schema)  # and here names that are none
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{what} {path} is not a whole parquet file ({text}); {AGAIN}") from error
     return table, _circumstances(table, path, what)
