@@ -1,6 +1,7 @@
 """Experts: their training and its resumption, and the store that refuses what is not what was asked for."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -240,6 +241,70 @@ def test_a_changed_shard_is_found_by_verify(folder: Path) -> None:
     held = TrajectoryStore(folder / "manifest.json", IDENTITY)
     with pytest.raises(UsageError, match=r"expert-000\.safetensors was changed"):
         held.verify()
+
+
+def flipped(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_changed_snapshot_is_found_when_it_is_read_and_its_shard_is_made_again(folder: Path) -> None:
+    path = folder / "expert-000.safetensors"
+    flipped(path, -1)
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    held.snapshot(0, 0)
+    with pytest.raises(UsageError, match=r"expert-000\.safetensors was changed: its tensor '2' does not have the hash"):
+        held.snapshot(0, 2)
+    assert shard_identity(folder, 0) is None and shard_identity(folder, 1) == IDENTITY
+
+
+def test_a_shard_in_the_place_of_another_is_refused(folder: Path) -> None:
+    held = TrajectoryStore(folder / "manifest.json", IDENTITY)
+    shutil.copy(folder / "expert-001.safetensors", folder / "expert-000.safetensors")
+    with pytest.raises(UsageError, match=r"expert-000\.safetensors holds expert 1, expected expert 0"):
+        held.snapshot(0, 1)
+    assert shard_identity(folder, 0) is None
+    write_shard(folder, 0, [torch.full((5,), float(n)) for n in range(3)], {**IDENTITY, "dataset": "other"}, 0.25)
+    with pytest.raises(UsageError, match="holds another expert than the manifest says: dataset: expected 'digits'"):
+        held.snapshot(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"file": "../expert-000.safetensors"}, "file '../expert-000.safetensors' is not that of expert 0"),
+        ({"index": 1}, "file 'expert-000.safetensors' is not that of expert 1"),
+        ({"snapshots": 0}, "snapshots: .*greater than or equal to 1"),
+        ({"bytes": "many"}, "bytes: "),
+        ({"more": 1}, "unknown option 'more'"),
+        (None, r"lists the experts \[1\], expected \[0\]"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(folder: Path, change: dict[str, Any] | None, text: str) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as earlier versions wrote it
+    if change is None:
+        del content["shards"][0]
+    else:
+        content["shards"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=text) as caught:
+        TrajectoryStore(path)
+    assert "\n" not in str(caught.value) and "manifest.json" in str(caught.value)
+
+
+def test_a_changed_manifest_is_refused_and_an_earlier_one_is_read(folder: Path) -> None:
+    path = folder / "manifest.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"snapshots": 3', '"snapshots": 2', 1))
+    with pytest.raises(UsageError, match="was changed: it does not have the hash that it states"):
+        TrajectoryStore(path)
+    content = json.loads(whole)
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    assert TrajectoryStore(path).epochs == 2
 
 
 def test_a_shard_of_the_right_length_and_wrong_content_is_refused_when_read(folder: Path) -> None:

@@ -10,15 +10,17 @@ import pytest
 import torch
 
 from satm import files
-from satm.errors import RunError, UsageError, pick, suggest
+from satm.errors import RunError, UsageError, pick, short, suggest
 from satm.files import (
     atomic_path,
     hash_file,
     hash_tensors,
     open_tensors,
     read_json,
+    read_record,
     read_tensors,
     write_json,
+    write_record,
     write_tensors,
 )
 from satm.seeds import derive_seed, make_generator
@@ -118,19 +120,112 @@ def test_safetensors_cut_anywhere_are_refused(tmp_path: Path) -> None:
         read_tensors(path, "thing")
 
 
-def test_a_damaged_head_is_refused_and_never_a_traceback(tmp_path: Path) -> None:
+def test_a_change_of_any_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    some_tensors(path)
+    tensors = some_tensors(path)
     whole = path.read_bytes()
-    head = 8 + int.from_bytes(whole[:8], "little")
-    for place in range(8, head):
+    told = set()
+    for place in range(len(whole)):
         content = bytearray(whole)
         content[place] ^= 0x15
         path.write_bytes(content)
         try:
-            read_tensors(path, "thing")
+            found, metadata = read_tensors(path, "thing")
         except UsageError as error:
-            assert "\n" not in str(error)
+            assert "\n" not in str(error) and "file.safetensors" in str(error)
+            told.add(str(error).partition("file.safetensors ")[2].split(":")[0])
+        else:  # a space of the head
+            assert metadata == {"kind": "it", "nested": {"b": None, "a": [1, 2.5]}}
+            assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert {"was changed"} < told
+
+
+def test_one_tensor_is_compared_without_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    tensors = some_tensors(path)
+    content = path.read_bytes()
+    held = tensors["weights"].numpy().tobytes()
+    path.write_bytes(content.replace(held, held[:-1] + bytes([held[-1] ^ 1])))
+    with open_tensors(path, "thing") as file:
+        assert torch.equal(file.get_tensor("labels"), tensors["labels"])
+        with pytest.raises(UsageError, match="was changed: its tensor 'weights' does not have the hash that it states"):
+            file.get_tensor("weights")
+
+
+def test_hashes_that_are_cut_out_are_missed_unless_all_of_them_are(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    tensors = some_tensors(path)
+    with files.safe_open(path, framework="pt") as file:
+        stated = json.loads(file.metadata()["satm"])
+    names = {"tensors_sha256", "metadata_sha256"}
+    assert names < set(stated)
+    for gone in ({"tensors_sha256"}, {"metadata_sha256"}, names):
+        kept = {name: held for name, held in stated.items() if name not in gone}
+        files.save_file(tensors, path, metadata={"satm": json.dumps(kept)})
+        if gone == names:  # as earlier versions wrote it
+            assert read_tensors(path, "thing")[1] == {"kind": "it", "nested": {"b": None, "a": [1, 2.5]}}
+        else:
+            with pytest.raises(UsageError, match="its metadata do not have the hash that they state"):
+                read_tensors(path, "thing")
+    for name in ("labels", "weights"):
+        others = {other: tensor for other, tensor in tensors.items() if other != name}
+        files.save_file(others, path, metadata={"satm": json.dumps(stated)})
+        with pytest.raises(UsageError, match="it holds other tensors than it states"):
+            read_tensors(path, "thing")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", "3"])
+def test_metadata_that_are_no_object_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.safetensors"
+    files.save_file({"a": torch.zeros(1)}, path, metadata={"satm": text})
+    with pytest.raises(UsageError, match="has damaged metadata"):
+        read_tensors(path, "thing")
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(UsageError, match="make it again"):
+        read_json(tmp_path / "file.json", "thing")
+
+
+FIELDS = {"name": str, "numbers": list, "count": int, "share": float}
+
+
+def test_a_record_comes_back_and_any_change_of_it_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    content = {"count": 3, "name": "it", "numbers": [1, 2.5, float("nan")], "share": 1}
+    write_record(path, content)
+    assert repr(read_record(path, "thing", FIELDS)) == repr(content)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        with pytest.raises(UsageError, match=r"file\.json") as caught:
+            read_record(path, "thing", FIELDS)
+        assert "\n" not in str(caught.value)
+    write_json(path, content)  # as earlier versions wrote it
+    assert read_record(path, "thing", FIELDS)["name"] == "it"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"count": "3"}, "count is a str, expected a int"),
+        ({"count": True}, "count is a bool, expected a int"),
+        ({"share": None}, "share is a NoneType, expected a float"),
+        (
+            {"more": 1},
+            "holds 'count', 'more', 'name', 'numbers', 'share', expected 'count', 'name', 'numbers', 'share'",
+        ),
+    ],
+)
+def test_a_record_of_other_values_is_refused(tmp_path: Path, change: dict[str, object], text: str) -> None:
+    path = tmp_path / "file.json"
+    write_json(path, {"name": "it", "numbers": [], "count": 3, "share": 0.5, **change})
+    with pytest.raises(UsageError, match=text):
+        read_record(path, "thing", FIELDS)
+
+
+def test_errors_are_one_line_whatever_they_quote() -> None:
+    assert str(UsageError("the name a\r\n  b\u2028c\x1b[31m  d")) == "the name a b c\\x1b[31m  d"
+    assert str(RunError("cannot write x\ny")) == "cannot write x y"
+    assert len(short("x" * 1000)) < 210 and short([1]) == "[1]"
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:

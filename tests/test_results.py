@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pyarrow
 import pytest
 import torch
@@ -21,6 +22,7 @@ from satm.results import (
     METADATA_KEY,
     METRICS,
     DistilledDataset,
+    History,
     load_distilled,
     read_rows,
     read_rows_metadata,
@@ -121,6 +123,83 @@ def test_rows_from_before_sets_were_averaged_are_of_raw_sets(tmp_path: Path) -> 
         read_rows(path, EVALUATION)
     write_rows(path, [], old, {})
     assert list(read_rows(path, EVALUATION).columns) == list(EVALUATION.fields)
+
+
+def test_a_change_of_any_byte_of_rows_is_noticed(rows: Path) -> None:
+    whole, before = rows.read_bytes(), read_rows(rows, EVALUATION)
+    circumstances, told = read_rows_metadata(rows, EVALUATION), set()
+    for place in range(0, len(whole), 3):
+        rows.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        try:
+            found, metadata = read_rows(rows, EVALUATION), read_rows_metadata(rows, EVALUATION)
+        except UsageError as error:
+            assert "\n" not in str(error) and rows.name in str(error)
+            told.add("was changed" in str(error))
+        else:  # what nobody reads, such as the statistics of a column
+            pandas.testing.assert_frame_equal(found, before, check_exact=True)
+            assert metadata == circumstances
+    assert told == {True, False}
+
+
+@pytest.mark.parametrize("gone", [{"rows_sha256"}, {b"satm_sha256"}, {"rows_sha256", b"satm_sha256"}])
+def test_hashes_of_rows_are_missed_unless_both_are_gone(rows: Path, gone: set[object]) -> None:
+    table = parquet.read_table(rows)
+    held = {name: text for name, text in table.schema.metadata.items() if name not in gone}
+    stated = json.loads(held[METADATA_KEY])
+    held[METADATA_KEY] = json.dumps({name: value for name, value in stated.items() if name not in gone})
+    parquet.write_table(table.replace_schema_metadata(held), rows)
+    if len(gone) == 2:  # as earlier versions wrote them
+        assert len(read_rows(rows, EVALUATION)) == len(table)
+    else:
+        with pytest.raises(UsageError, match="was changed: it does not have the hash that it states"):
+            read_rows(rows, EVALUATION)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, b"\xff"])
+def test_damaged_circumstances_are_refused(rows: Path, text: str | bytes) -> None:
+    table = parquet.read_table(rows)
+    parquet.write_table(table.replace_schema_metadata({METADATA_KEY: text}), rows)
+    with pytest.raises(UsageError, match=r"damaged metadata|metadata is a list, expected a dict"):
+        read_rows_metadata(rows, EVALUATION)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"class_names": "ab"}, "class_names is a str, expected a list"),
+        ({"class_names": [1, 2]}, "class_names or whitening_path are no texts"),
+        ({"whitening_path": 3}, "class_names or whitening_path are no texts"),
+        ({"preprocessing": {}}, "says nothing of space"),
+        ({"seed": None}, "seed is a NoneType, expected a int"),
+        ({"options": []}, "options is a list, expected a dict"),
+    ],
+)
+def test_a_set_that_says_other_things_of_itself_is_refused(
+    raw: torch.Tensor, tmp_path: Path, change: dict[str, object], text: str
+) -> None:
+    path = tmp_path / "it.safetensors"
+    save_distilled(path, plain(raw))
+    tensors, metadata = read_tensors(path, "synthetic set")
+    write_tensors(path, tensors, {**metadata, "of a later version": 1})
+    assert load_distilled(path).seed == plain(raw).seed
+    write_tensors(path, tensors, {**metadata, **change})
+    with pytest.raises(UsageError, match=text):
+        load_distilled(path)
+
+
+def test_a_history_or_step_size_of_another_shape_is_refused(raw: torch.Tensor, tmp_path: Path) -> None:
+    path, held = tmp_path / "it.safetensors", plain(raw)
+    images = torch.stack([held.images, held.images])
+    history = History(torch.tensor([0, 9]), images, torch.stack([held.labels] * 2), torch.tensor([0.1, 0.2]))
+    save_distilled(path, dataclasses.replace(held, history=history))
+    tensors, metadata = read_tensors(path, "synthetic set")
+    for name, tensor in (("images", images[:, 1:]), ("iterations", torch.tensor([0])), ("labels", images)):
+        write_tensors(path, {**tensors, f"history.{name}": tensor}, metadata)
+        with pytest.raises(UsageError, match="its history holds no states of its images"):
+            load_distilled(path)
+    write_tensors(path, {**tensors, "step_size": torch.zeros(2)}, metadata)
+    with pytest.raises(UsageError, match=r"needs one number as its step size|its history holds no states"):
+        load_distilled(path)
 
 
 def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: Path) -> None:

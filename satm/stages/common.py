@@ -82,8 +82,8 @@ def _of_step(resolver: Resolver, dataset: str, data: ImageData) -> ImageData:
         return data
     if data.classes != (expected := resolver.classes(step.dataset)):
         raise UsageError(
-            f"the images of {data.name} are of {data.classes} classes, expected {expected} for its steps; name the labels "
-            "to keep in its option classes"
+            f"the images of {data.name} are of {data.classes} classes, expected {expected} for its steps; name the "
+            "labels to keep in its option classes"
         )
     return keep_classes(data, dataset, step.labels(expected))
 
