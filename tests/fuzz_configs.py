@@ -194,7 +194,7 @@ def spoilt(draw: DrawFn, content: dict[str, Any]) -> dict[str, Any]:
     key, value = path[-1], holder[path[-1]]
     how = draw(st.sampled_from(["value", "value", "value", "remove", "rename", "wrap", "twice", "add", "swap", "deep"]))
     if how == "value":
-        holder[key] = draw(st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=8))
+        holder[key] = copy.deepcopy(draw(st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=8)))
     elif how == "remove":
         del holder[key]
     elif how == "rename" and isinstance(holder, dict):
@@ -208,16 +208,17 @@ def spoilt(draw: DrawFn, content: dict[str, Any]) -> dict[str, Any]:
     elif how == "wrap":
         holder[key] = value[0] if isinstance(value, list) and value else [value]
     elif how == "twice" and isinstance(value, list):
-        holder[key] = value * 2
+        holder[key] = copy.deepcopy(value) + value
     elif how == "add" and isinstance(value, dict):
-        value[draw(st.sampled_from(["mtt", "unknown", "", 1, None, "a b"]))] = draw(st.sampled_from(ODD))
+        name = draw(st.sampled_from(["mtt", "unknown", "", 1, None, "a b"]))
+        value[name] = copy.deepcopy(draw(st.sampled_from(ODD)))
     elif how == "swap":
         other = draw(st.sampled_from(everywhere))
         there: Any = functools.reduce(lambda held, one: held[one], other[:-1], content)
         if other[: len(path)] != path and path[: len(other)] != other:
             holder[key], there[other[-1]] = there[other[-1]], value
     elif how == "deep":
-        holder[key] = functools.reduce(lambda held, _: [held], range(draw(st.sampled_from([3, 60, 400]))), value)
+        holder[key] = functools.reduce(lambda held, _: [held], range(draw(st.sampled_from([3, 40, 90]))), value)
     return content
 
 

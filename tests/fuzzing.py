@@ -157,6 +157,8 @@ def tally(
             found.failures.append((case, str(error)))
             failed(case, str(error))
         found.kinds[kind] += 1
+        if (done := sum(found.kinds.values())) % 500 == 0:
+            print(f"{done} of {count}", flush=True)
 
     each()
     return found

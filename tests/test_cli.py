@@ -167,6 +167,62 @@ def test_a_missing_whitening_names_its_command(campaign: Path, refused: Refuse) 
     assert "zca.safetensors does not exist" in told and "python -m satm data --dataset white" in told
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "--dataset", "../../outside", "--ipc", "1", "--method", "mtt"),
+        ("evaluate", "--dataset", "digits", "--ipc", "1", "--method", "../../../outside"),
+        ("evaluate", "--dataset", "digits", "--ipc", "1", "--method", "mtt", "--network", "/tmp/outside"),
+        ("continual", "--dataset", "digits", "--ipc", "1", "--method", "mtt", "--protocol", "../../../../../outside"),
+        ("nas", "--dataset", "digits", "--real", "--search", "../../../../outside"),
+        ("nas", "--dataset", "digits", "--real", "--search", "one", "--part", "../../../../../outside"),
+        ("analyse", "--dataset", "digits", "--what", "expert-sharpness", "--experts", "../../outside"),
+        ("table", "--name", "../outside"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-1:]),
+)
+def test_no_name_leads_out_of_the_current_folder(
+    tmp_path: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "outside' may hold letters, digits and '-' only" in refused(*arguments)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_images_and_sets_of_others_in_their_place_are_refused(campaign: Path, refused: Refuse) -> None:
+    for name in ("held", "white"):
+        assert main(["data", *CONFIG, "--dataset", name]) == 0
+    images = RUN / "data/digits/images.safetensors"
+    whole = images.read_bytes()
+    shutil.copy(RUN / "data/held/images.safetensors", images)
+    assert "images.safetensors are of dataset held; make them again" in refused("distill", *CELL, "--method", "random")
+    images.write_bytes(whole)
+    assert main(["distill", *CELL, "--method", "random"]) == 0
+    shutil.copy(RUN / "distilled/digits/ipc-1/random/seed-0/distilled.safetensors", DISTILLED)
+    told = refused("evaluate", *CELL, "--method", "satm")
+    assert "is another synthetic set: method: expected 'satm', found 'random'" in told
+    text = Path("tiny.yaml").read_text()
+    Path("tiny.yaml").write_text(text.replace("white: {source: digits,", "white: {source: digits, validation: 5,"))
+    assert main(["data", *CONFIG, "--dataset", "white", "--make", "images"]) == 0
+    told = refused("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random")
+    assert "zca.safetensors was fitted on other images" in told
+
+
+def test_a_part_in_the_place_of_another_is_refused(campaign: Path, refused: Refuse) -> None:
+    folder = RUN / "experts/digits/sgd"
+    shutil.copy(folder / "part-1-1.json", folder / "part-0-0.json")
+    told = refused("experts", *CONFIG, "--dataset", "digits", "--collect")
+    assert "part-0-0.json: it lists the experts [1], expected [0]" in told
+
+
+def test_a_changed_shard_is_trained_again_to_the_same_bytes(campaign: Path) -> None:
+    before = SHARD.read_bytes()
+    SHARD.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert main(["experts", *CONFIG, "--dataset", "digits"]) == 0
+    assert SHARD.read_bytes() == before
+
+
 @pytest.mark.parametrize("length", [0, 6, 200, -3])
 @pytest.mark.parametrize(
     ("path", "arguments"),

@@ -111,6 +111,137 @@ def test_a_wrong_name_or_option_is_told_before_any_job(checker: schemas.Checker,
     assert "\n" not in str(caught.value)
 
 
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (BOMB, "its aliases stand for more than 20000 values"),
+        ("methods: &a {mine: *a}", "in line 1 an alias stands for what it is in"),
+        ("[" * 3000, "it is nested too deeply"),
+        ("- a\n" * 20_001, "it holds more than 20000 values"),
+        ("#" * 2**18 + "#", "it has more than 262144 bytes"),
+        ("tables: {}\nfair: {}\ntables: {}", "in line 3 the name 'tables' stands there a second time"),
+        ("methods:\n  mine: !!python/object/apply:os.getcwd []", "in line 2 the tag !!python/.* has no meaning here"),
+        ("methods: {mine: !!set {a}}", "the tag !!set has no meaning here"),
+        ("methods: {mine: !!binary YQ==}", "the tag !!binary has no meaning here"),
+        (f"methods: {{mine: {{method: mtt, iterations: {'9' * 5000}}}}}", "in line 1 a number has 5000 digits"),
+        ("methods: {mine: !!int x}", "is not YAML: .*correct it"),
+        ("methods: {mine: \0}", "is not YAML: .*correct it"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_yaml_that_is_no_configuration_is_refused_at_once(tmp_path: Path, content: str, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=text) as caught:
+        load_campaign(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xfe", "tables: {}".encode("utf-16"), b"a: \xed\xa0\x80"])
+def test_bytes_that_are_no_text_are_no_yaml(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "mine.yaml").write_bytes(raw)
+    with pytest.raises(UsageError, match="is not YAML"):
+        load_campaign(tmp_path / "mine.yaml")
+
+
+def test_aliases_and_what_looks_like_a_date_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("a: &a [1, 2e-3]\nb: {<<: {c: *a}, d: 2001-99-99, e: 2001-01-01}\nf: *a\n")
+    assert load_yaml(path) == {
+        "a": [1, 2e-3],
+        "b": {"c": [1, 2e-3], "d": "2001-99-99", "e": "2001-01-01"},
+        "f": [1, 2e-3],
+    }
+
+
+CELL = "datasets: {digits: [1]}, methods: [mtt]"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("datasets: {d: {source: folder, zca_eps: .inf}}", "datasets.d: zca_eps has inf, which is no finite number"),
+        ("datasets: {d: {source: folder, mean: [.nan]}}", "datasets.d: mean has nan, which is no finite number"),
+        ("datasets: {d: {source: folder, size: 100000}}", "datasets.d.size: .*less than or equal to 4096"),
+        ("experts: {mine: {seed: 99999999999999999999}}", "experts.mine: seed has a number beyond 64 bits"),
+        ("experts: {mine: {epochs: yes}}", "experts.mine: epochs cannot be true or false, which in YAML are yes, no"),
+        (f"tables: {{t: {{{CELL}, seeds: [no]}}}}", "tables.t: seeds cannot be true or false"),
+        ("tables: {t: {datasets: {digits: [true]}, methods: [mtt]}}", "tables.t: datasets cannot be true or false"),
+        ("experts: {mine: {count: 1000000000}}", "experts.mine.count: .*less than or equal to 100000"),
+        (f"tables: {{t: {{{CELL}, seeds: [0, 1, 0]}}}}", "tables.t: seeds has 0 twice; name it once"),
+        (f"tables: {{t: {{{CELL}, seeds_at: {{1: []}}}}}}", "tables.t.seeds_at.1: .*at least 1 item"),
+        ("tables: {t: {datasets: {digits: [1, 1]}, methods: [mtt]}}", "tables.t: datasets has 1 twice"),
+        ("tables: {t: {datasets: {digits: [1]}, methods: [mtt, mtt]}}", "tables.t: methods has 'mtt' twice"),
+        ("tables: {t: {datasets: {digits: [-1]}, methods: [mtt]}}", "datasets.digits.0: .*greater than or equal to 1"),
+        (f"tables: {{t: {{{CELL}, seeds: [-1]}}}}", "seeds.0: .*greater than or equal to 0"),
+        (
+            f"tables: {{t: {{{CELL}, seeds: {list(range(10_001))}}}}}",
+            "made of 10001 synthetic sets, the most are 10000",
+        ),
+        (
+            f"continual: {{t: {{{CELL}, sets: per-step, orders: 5000, steps: 10}}}}",
+            "made of 50000 files, the most are 20000",
+        ),
+        (f"searches: {{t: {{{CELL}, per_job: 1, seeds: {list(range(99))}}}}}", "made of 72000 files, the most"),
+        (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "made of 1000000000 files, the most"),
+        (f"figures: {{t: {{kind: iterations, {CELL}, quantities: [loss, loss]}}}}", "quantities has 'loss' twice"),
+        ("methods: {mine: {method: [mtt]}}", "mine: method must be the name of a registered method, got \\['mtt'\\]"),
+        ("networks: {mine: {network: 3}}", "mine: network must be the name of a registered network, got 3"),
+        (f"tables: {{{'x' * 101}: {{{CELL}}}}}", "may hold letters, digits and '-' only, 100 at most"),
+        ("settings: [{stage: analyse, options: {starts: [-1]}}]", "settings.0: starts.0: .*greater than or equal to 0"),
+    ],
+    ids=lambda value: value[:50],
+)
+def test_a_value_that_cannot_be_meant_is_refused(
+    tmp_path: Path, checker: schemas.Checker, content: str, text: str
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=text) as caught:
+        checker.check(load_campaign(path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            {"methods": {"mtt": {"lr_images": float("inf")}}},
+            "methods.mtt: an option has inf, which is no finite number",
+        ),
+        ({"methods": {"mtt": {"iterations": 10**30}}}, "methods.mtt: an option has a number beyond 64 bits"),
+        ({"settings": [{"stage": "analyse", "options": {"experts": "../x"}}]}, "unknown experts in .*'../x'"),
+        ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mtt-at-epoch-\u0663"]}}}, "unknown method"),
+        ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mtt-at-epoch-03"]}}}, "unknown method"),
+        ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["../mtt"]}}}, "unknown method .*'../mtt'"),
+        ({"tables": {"t": {"datasets": {"../x": [1]}, "methods": ["mtt"]}}}, "unknown dataset .*'../x'"),
+        ({"tables": {"t": {**TABLE["table2"], "networks": ["../x"]}}}, "unknown network .*'../x'"),
+    ],
+)
+def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(
+    checker: schemas.Checker, content: dict, text: str
+) -> None:
+    with pytest.raises(UsageError, match=text):
+        checker.check(resolver(**content))
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("$NO_SUCH_VARIABLE/x", "names a variable that is not set"),
+        ("~no-such-user-here/x", "begins with the home folder of an unknown user"),
+        ("a\0b", "holds a zero byte"),
+    ],
+)
+def test_a_path_that_cannot_be_is_told(path: str, text: str) -> None:
+    with pytest.raises(UsageError, match=text) as caught:
+        config.expand(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the configuration .*No such file"):
         load_campaign(tmp_path / "nothing.yaml")

@@ -17,6 +17,7 @@ from conftest import TINY
 from satm.cli import main
 from satm.config import Resolver
 from satm.cost import STEP_WITH_GRAPH, Pace, cost, disk
+from satm.errors import UsageError
 from satm.plan import Job, campaigns_of, jobs
 from satm.results import PACE, read_rows, write_rows
 from satm.work import Piece, Share, pieces, shape, shares
@@ -301,3 +302,10 @@ def test_what_cannot_be_predicted(
     assert main(["cost", *arguments]) == 2
     told = capsys.readouterr().err
     assert text in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["{", "3", "{}", '{"network": 3}'])
+def test_a_pace_whose_keys_are_damaged_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
+    held = rows(("step", TRAINED, 8, 1.0, 10)).assign(key=key)
+    with pytest.raises(UsageError, match=r"the pace has a 'step' of .*, which is no piece of a job; measure it again"):
+        Pace(held, planned[0].checker)

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import tarfile
 import urllib.error
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,19 +168,25 @@ def test_folder(tmp_path: Path) -> None:
         load(tmp_path / "train", "folder")
 
 
-def test_tiny_imagenet_in_its_published_folders(tmp_path: Path) -> None:
+def write_tiny(folder: Path) -> Path:
+    """Write two classes as Tiny ImageNet is published; return its list of validation images."""
     names = ["n02", "n01"]
-    (tmp_path / "wnids.txt").write_text("\n".join(names))
+    (folder / "wnids.txt").write_text("\n".join(names))
     for index, name in enumerate(names):
-        (tmp_path / f"train/{name}/images").mkdir(parents=True)
-        (tmp_path / f"train/{name}/{name}_boxes.txt").write_text("")
+        (folder / f"train/{name}/images").mkdir(parents=True)
+        (folder / f"train/{name}/{name}_boxes.txt").write_text("")
         for number in range(2):
             content = encode(pixels(10 * index + number), "JPEG")
-            (tmp_path / f"train/{name}/images/{name}_{number}.JPEG").write_bytes(content)
-    (tmp_path / "val/images").mkdir(parents=True)
-    (tmp_path / "val/images/val_0.JPEG").write_bytes(encode(pixels(50), "JPEG"))
-    annotations = tmp_path / "val/val_annotations.txt"
+            (folder / f"train/{name}/images/{name}_{number}.JPEG").write_bytes(content)
+    (folder / "val/images").mkdir(parents=True)
+    (folder / "val/images/val_0.JPEG").write_bytes(encode(pixels(50), "JPEG"))
+    annotations = folder / "val/val_annotations.txt"
     annotations.write_text("val_0.JPEG\tn02\t0\t0\t5\t5\n")
+    return annotations
+
+
+def test_tiny_imagenet_in_its_published_folders(tmp_path: Path) -> None:
+    annotations = write_tiny(tmp_path)
     data = load(tmp_path, "tiny-imagenet")
     assert data.class_names == ("n01", "n02") and data.train.labels.tolist() == [0, 0, 1, 1]
     assert data.test.labels.tolist() == [1]
@@ -224,6 +231,95 @@ def test_official_cifar_files_through_torchvision(tmp_path: Path, monkeypatch: p
     assert torch.equal(data.train.images, torch.from_numpy(raw[:4]))
     assert torch.equal(data.test.images, torch.from_numpy(raw[4:]))
     assert data.test.labels.tolist() == [1, 0] and data.class_names == ("plane", "car")
+
+
+class Dropper:
+    """Pickled, it makes a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("place", ["data_batch_1", "test_batch", "batches.meta"])
+def test_official_files_with_another_hash_are_not_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Torchvision's files are pickles, which run what they say: those of another hash are fetched anew, not read."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise urllib.error.URLError("no route to host")
+
+    kind, folder, mark = torchvision.datasets.CIFAR10, tmp_path / "cifar-10-batches-py", tmp_path / "mark"
+    folder.mkdir()
+    content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": ["plane"]}
+    sums = {}
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        (folder / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    (folder / place).write_bytes(pickle.dumps(Dropper(mark)))
+    monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(RunError, match="cannot get CIFAR10"):
+        load(tmp_path, "cifar10")
+    assert not mark.exists()
+    pickle.loads((folder / place).read_bytes())
+    assert mark.exists(), "the file would have run code"
+
+
+def test_an_archive_with_another_hash_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w:gz") as archive:
+        held = tarfile.TarInfo("../outside")
+        held.size = 1
+        archive.addfile(held, io.BytesIO(b"x"))
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / torchvision.datasets.CIFAR10.filename).write_bytes(evil.getvalue())
+
+    def serve(*args: object, **options: object) -> io.BytesIO:
+        response = io.BytesIO(evil.getvalue())
+        response.length = len(evil.getvalue())  # type: ignore[attr-defined]
+        response.url = "https://example.org"  # type: ignore[attr-defined]
+        response.headers = {}  # type: ignore[attr-defined]
+        return response
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    with pytest.raises(RunError, match="cannot get CIFAR10"):
+        load(folder, "cifar10")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("wnids.txt", "n01\n../../n02\n", "names the class '../../n02', which is no name of a folder"),
+        ("val/val_annotations.txt", "../../x.JPEG\tn01\n", "line 1: expected an image and a class of wnids.txt"),
+        ("wnids.txt", b"\xff\xfe", "wnids.txt is no text"),
+        ("val/val_annotations.txt", b"\xff\xfe", "val_annotations.txt is no text"),
+    ],
+)
+def test_lists_that_lead_elsewhere_or_are_none(tmp_path: Path, name: str, content: str | bytes, text: str) -> None:
+    write_tiny(tmp_path)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=text):
+        load(tmp_path, "tiny-imagenet")
+
+
+def test_pages_of_parquet_are_compared_with_their_checksums(tmp_path: Path) -> None:
+    write_both(tmp_path)
+    path = next(tmp_path.glob("train*.parquet"))
+    pq.write_table(pq.read_table(path), path, compression="none", write_page_checksum=True)
+    load(tmp_path, "parquet")
+    raw = path.read_bytes()
+    place = raw.find(b"\x89PNG") + 50
+    path.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+    with pytest.raises(UsageError, match=r"is not a whole parquet file .*CRC"):
+        load(tmp_path, "parquet")
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100"])

@@ -383,6 +383,26 @@ def test_plain_pickles_and_damaged_files_are_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_part_of_an_archive_with_another_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.pt"
+    images = some()
+    torch.save(images, path)
+    raw, held = path.read_bytes(), images.numpy().tobytes()
+    assert raw.count(held) == 1
+    changed = raw.replace(held, held[:-1] + bytes([held[-1] ^ 1]))
+    path.write_bytes(changed)
+    assert not torch.equal(torch.load(path, weights_only=True), images), "torch itself does not notice"
+    with pytest.raises(UsageError, match=r"set\.pt is damaged, cut short, or no file of tensors"):
+        adopt(problem_of(), images=path)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(images, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    adopt(problem_of(), images=path)  # without checksums there is nothing to compare
+
+
 def saved(content: object) -> Callable[[Path], dict[str, Any]]:
     def write(folder: Path) -> dict[str, Any]:
         torch.save(content, folder / "images.pt")

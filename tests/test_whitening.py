@@ -266,6 +266,16 @@ def test_file_round_trip_and_same_bytes(tmp_path: Path) -> None:
     assert fit_whitening(make_images(61)).hash != fitted.hash
 
 
+def test_a_whitening_says_which_images_it_was_fitted_on(tmp_path: Path) -> None:
+    path, fitted = tmp_path / "zca.safetensors", fit_whitening(make_images(60))
+    save_whitening(path, fitted, "abc")
+    assert load_whitening(path, "abc").hash == load_whitening(path).hash == fitted.hash
+    with pytest.raises(UsageError, match="was fitted on other images: expected those of hash abd"):
+        load_whitening(path, "abd")
+    save_whitening(path, fitted)  # as earlier versions wrote it
+    assert load_whitening(path, "abc").hash == fitted.hash
+
+
 def test_changed_file_is_refused(tmp_path: Path) -> None:
     fitted = fit_whitening(make_images(60))
     path = tmp_path / "zca.safetensors"

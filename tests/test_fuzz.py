@@ -1,0 +1,156 @@
+"""A few of the campaigns and damaged files that `tests/fuzz.py` tries by the thousand, and whether that can fail."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import fuzz
+import pytest
+import torch
+from fuzz_configs import bomb, check_config, configs, same, twice, written
+from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzzing import Wrong, bounded, command, quick
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from satm.config import Campaign, load_yaml, parse
+from satm.files import TensorFile
+
+SOME = (
+    *("collect", "distill", "evaluate", "whitened", "table", "overview", "sets", "resumed experts", "resumed distill"),
+    *("resumed evaluate", "foreign foreign/images_best.pt", "encoded"),
+)
+"""Readers that are tried here; the script tries all."""
+
+AS_DRAWN = {"phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+"""Shrinking would take minutes; the script's command repeats what went wrong."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("configs")
+
+
+@pytest.fixture(scope="module")
+def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
+    return Goldens(tmp_path_factory.mktemp("files"), SOME)
+
+
+@settings(max_examples=120, **AS_DRAWN)
+@given(raw=configs())
+def test_a_campaign_is_refused_in_one_line_or_planned_as_it_is_written(base: Path, raw: bytes) -> None:
+    with bounded(), quick():
+        check_config(raw, base)
+
+
+@settings(max_examples=120, **AS_DRAWN)
+@given(data=st.data())
+def test_a_damaged_file_is_refused_in_one_line_or_changes_nothing(goldens: Goldens, data: st.DataObject) -> None:
+    case = data.draw(cases(goldens))
+    with bounded(), quick():
+        check_file(case, goldens)
+
+
+@pytest.mark.parametrize("kind", ["list", "map", "merge"])
+def test_a_small_file_that_stands_for_much_is_refused(base: Path, kind: str) -> None:
+    with bounded(seconds=20, most=2**30), quick():
+        assert check_config(bomb(kind, 30, 10), base) == "refused"
+
+
+TABLE = {"tables": {"one": {"datasets": {"digits": [1]}, "methods": ["mtt"], "seeds": [0, 3]}}}
+
+
+def test_a_whole_campaign_is_planned(base: Path) -> None:
+    with quick():
+        assert check_config(written(TABLE), base) == "planned"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({**TABLE, "title": "it"}, "written .*'title'"),
+        ({"tables": {"one": {**TABLE["tables"]["one"], "seeds": [0, 4]}}}, r"seeds.1: written 4, read 3"),
+        ({"tables": {"one": {**TABLE["tables"]["one"], "seeds": [False, 3]}}}, "written False, read 0"),
+        ({"tables": {"one": {**TABLE["tables"]["one"], "seeds": [0]}}}, r"written \[0\], read \(0, 3\)"),
+    ],
+)
+def test_what_is_read_as_something_else_is_found(content: dict[str, Any], text: str) -> None:
+    read = parse(Campaign, TABLE, "it")
+    same(TABLE, read, "")
+    with pytest.raises(Wrong, match=text):
+        same(content, read, "")
+
+
+def test_a_name_that_stands_twice_is_found() -> None:
+    twice(b"a: {b: [{c: 1}, {c: 2}], d: 1}\ne: {b: 1}")
+    with pytest.raises(Wrong, match="'c' stands there twice"):
+        twice(b"a: {b: [{c: 1, d: {c: 1}, c: 2}]}")
+
+
+def test_hangs_and_hunger_are_found() -> None:
+    with pytest.raises(Wrong, match="a hang"), bounded(seconds=0.3):
+        while True:
+            pass
+    with pytest.raises(Wrong, match="GiB of memory"), bounded(most=2**28):
+        bytearray(2**30)
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        (lambda arguments: 1 / 0, "a traceback: ZeroDivisionError"),
+        (lambda arguments: print("Traceback (most recent call last)"), "a traceback in the output"),
+        (lambda arguments: bytearray(2**60), "all of the memory"),
+    ],
+)
+def test_other_ends_than_one_clear_line_are_found(stage: Callable[[object], object], text: str) -> None:
+    with mock.patch.dict("satm.cli.STAGES", {"data": stage}), pytest.raises(Wrong, match=text):
+        command("data")
+
+
+def test_a_result_of_a_change_that_nobody_notices_is_found(goldens: Goldens) -> None:
+    """Without the comparison of hashes the network would be trained on other images."""
+    name = "results/f/distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
+    raw = (goldens.whole / name).read_bytes()
+    case = Case("evaluate", name, ("flip", [[raw.rfind(b"\0") - 400, 64]]))
+    with bounded(), quick():
+        assert check_file(case, goldens) == "refused, 2"
+        unchecked = mock.patch.object(TensorFile, "get_tensor", lambda self, name: self._file.get_tensor(name))
+        with unchecked, pytest.raises(Wrong, match=r"a wrong result was accepted: .*satm/seed-0/convnet\.parquet"):
+            check_file(case, goldens)
+
+
+def test_a_case_is_repeated_by_its_text() -> None:
+    case = Case("evaluate", "it's.json", ("flip", [[3, 1]]))
+    assert parse_case(str(case)) == case
+
+
+def test_odd_values_become_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "it.yaml"
+    path.write_bytes(written({"a": [float("inf"), "\0", "a\nb"], "b": 10**30}))
+    assert load_yaml(path) == {"a": [float("inf"), "\0", "a\nb"], "b": 10**30}
+    assert b"2001-01-01" in written({"a": datetime.date(2001, 1, 1)})
+
+
+def test_the_script_counts_and_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["fuzz.py", "configs", "--count", "5", "--seed", "3"])
+    threads = torch.get_num_threads()
+    assert fuzz.main() == 0
+    assert "configs: 5 cases of seed 3" in (told := capsys.readouterr().out) and "5 in all, 0 wrong" in told
+
+    def fail(raw: bytes, base: Path) -> str:
+        raise Wrong("it is wrong")
+
+    monkeypatch.setattr(fuzz, "check_config", fail)
+    monkeypatch.setattr(fuzz, "KEPT", tmp_path / "kept")
+    assert fuzz.main() == 1
+    told = capsys.readouterr().out
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert told.count("WRONG: it is wrong") == len(kept) == 5 and f"configs --case {kept[0]}" in told
+    monkeypatch.setattr("sys.argv", ["fuzz.py", "configs", "--case", str(kept[0])])
+    assert fuzz.main() == 1
+    assert torch.get_num_threads() == threads
