@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
+from satm.config import unusable
 from satm.errors import UsageError
 from satm.machine import device_name, highest_memory, peak_memory
 
@@ -56,8 +58,15 @@ class Attempt:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Attempt":
-        """Return the attempt that a file tells of; what other versions add is left out."""
-        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        """Return the attempt that a file tells of; what other versions add is left out.
+
+        Raises:
+            ValueError: a value is of another type, or no number that can be.
+        """
+        held = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        if found := unusable(held):
+            raise ValueError(f"an attempt has {found}")
+        return TypeAdapter(cls).validate_python(held)
 
 
 @dataclass
@@ -78,7 +87,7 @@ def read_record(path: Path) -> Record | None:
     try:
         content = json.loads(path.read_text())
         return Record([Attempt.of(each) for each in content["attempts"]], bool(content["done"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

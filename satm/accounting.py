@@ -155,15 +155,18 @@ def _waited(slurm: Mapping[str, str | None], ended: str) -> float | None:
     submitted, started = slurm.get("submitted"), slurm.get("started")
     if not submitted or not started:
         return None
-    since = max(datetime.fromisoformat(each) for each in (submitted, ended) if each)
-    return max(0.0, (datetime.fromisoformat(started) - since).total_seconds())
+    try:
+        since = max(datetime.fromisoformat(each) for each in (submitted, ended) if each)
+        return max(0.0, (datetime.fromisoformat(started) - since).total_seconds())
+    except (ValueError, TypeError):  # no times, or some with a zone and others without
+        return None
 
 
 def _metadata(path: Path) -> dict[str, Any]:
     """Return the circumstances that a parquet file carries; nothing where it is broken, which its table tells."""
     try:
         content = json.loads((parquet.read_schema(path).metadata or {})[METADATA_KEY])
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError):
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -171,7 +174,7 @@ def _metadata(path: Path) -> dict[str, Any]:
 def _attempts(carried: Mapping[str, Any]) -> list[Attempt]:
     try:
         return [Attempt.of(each) for each in carried.get("accounting", [])]
-    except TypeError:
+    except (TypeError, ValueError):
         return []
 
 

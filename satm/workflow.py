@@ -32,6 +32,9 @@ from satm.schemas import Checker
 Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
 
+NUMBER = "(?:0|[1-9][0-9]*)"
+"""What a number in a path looks like: as Python writes it, so that the file is the one that the command makes."""
+
 DECODING = {
     *("source", "path", "train", "test", "image_column", "label_column", "classes", "size"),
     *("validation", "split_seed", "mean", "std"),
@@ -110,9 +113,9 @@ class Campaigns:
         roots = "|".join(re.escape(root) for root in sorted(self.paths))
         return {
             "root": roots,
-            "ipc": r"\d+",
-            "seed": r"\d+",
-            "part": r"\d+-\d+",
+            "ipc": NUMBER,
+            "seed": NUMBER,
+            "part": f"{NUMBER}-{NUMBER}",
             "recipe": "|".join(FULL),
             "what": "|".join(ANALYSES),
             **dict.fromkeys(names, NAME),

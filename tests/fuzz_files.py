@@ -165,6 +165,11 @@ READERS: dict[str, Reader] = {
     "costs": Reader(("table", *CONFIG, "--name", "costs"), (f"{SET}/metrics.parquet",)),
     "begun": Reader(("table", *CONFIG, "--name", "begun"), (f"{ROOT}/analysis/{RUN}/trajectory.parquet",)),
     "overview": Reader(("table", *CONFIG, "--name", "overview"), (f"{ROOT}/**/*.parquet",)),
+    "accounting": Reader(
+        ("table", *CONFIG, "--name", "accounting"),
+        (f"{ROOT}/logs/**/*.json", f"{ROOT}/**/*.parquet", f"{ROOT}/benchmarks/**/*.tsv"),
+        loose=True,
+    ),
     "losses": Reader(("figure", *CONFIG, "--name", "losses"), (f"{SET}/metrics.parquet",)),
     "sets": Reader(
         ("figure", *CONFIG, "--name", "sets"), (f"{SET}/distilled.safetensors", f"{BOOSTED}/seed-0/*.safetensors")
@@ -208,6 +213,8 @@ class Goldens:
             for arguments in MADE:
                 code, told = command(*arguments)
                 assert code == 0, (arguments, told)
+            Path(ROOT, "benchmarks/data/digits").mkdir(parents=True)
+            Path(ROOT, "benchmarks/data/digits/images.tsv").write_text("s\tmax_rss\tcpu_time\n1.5\t100.25\t3.0\n")
         self._stopped: dict[str, Path] = {}
         self._expected: dict[str, dict[str, str]] = {}
         for reader in self.readers:

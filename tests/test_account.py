@@ -275,3 +275,28 @@ def test_time_counts_from_the_start_of_the_process(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "first.json").read_text())["attempts"][0]["began"] < second.began
     one, two = machine.process_age(), machine.process_age()
     assert 0 <= one <= two
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": "long"},
+        {"seconds": float("nan")},
+        {"peak_device_bytes": 10**30},
+        {"gpus": None},
+        {"slurm": ["1"]},
+        {"slurm": {"job": 1}},
+        {"id": 3},
+    ],
+    ids=str,
+)
+def test_a_record_of_other_values_counts_as_none(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "job.json"
+    content = {"attempts": [{"id": "a", "seconds": 1, "gpus": 0}], "done": True}
+    path.write_text(json.dumps(content))
+    assert record(path).attempts[0].seconds == 1
+    content["attempts"][0] |= change
+    path.write_text(json.dumps(content))
+    assert read_record(path) is None
+    path.write_text("[" * 100_000)
+    assert read_record(path) is None

@@ -141,6 +141,12 @@ def test_a_slurm_job_that_was_put_back_waits_from_the_end_of_its_attempt(small: 
     assert rule("distill")["queue_hours"] == 1.5
 
 
+@pytest.mark.parametrize("times", [("", "soon"), ("2026-01-01T00:00:00", "2026-01-01T00:30:00+00:00")])
+def test_times_that_are_none_leave_the_queue_unknown(small: dict[str, Job], times: tuple[str, str]) -> None:
+    keep(small[MTT], replace(ATTEMPT, slurm={"job": "1", "submitted": times[0], "started": times[1]}))
+    assert rule("distill")["run_hours"] == 1 and not rule("distill")["queue_hours"] > 0
+
+
 def test_a_job_that_has_not_ended_is_counted_until_it_was_seen_last(small: dict[str, Job]) -> None:
     keep(small[MTT], ATTEMPT, done=False)
     found = rule("distill")

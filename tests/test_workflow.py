@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 from checkouts import make_checkout
+from hypothesis import given
+from hypothesis import strategies as st
 
 from satm import config, workflow
 from satm.errors import UsageError
@@ -282,6 +285,49 @@ def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp
     done = snakemake(folder, "--dry-run", "results/broken/table2.csv")
     assert done.returncode == 1
     assert "config/broken.yaml is not YAML" in done.stdout
+
+
+def placeholders() -> set[str]:
+    """Return what stands in braces in the commands of all rules."""
+    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    commands = [block for text in texts for block in re.findall(r"shell:\n((?: +[\"'].*\n)+)", text)]
+    assert len(commands) == sum(text.count("shell:") for text in texts) > 15
+    return {name for command in commands for name in re.findall(r"\{([^{}]+)\}", command)}
+
+
+@given(st.data())
+def test_every_value_in_a_command_is_quoted_or_needs_no_quotes(data: st.DataObject) -> None:
+    constraints = Campaigns(ROOT).constraints()
+    for name in placeholders() - {"threads", "params.partial"}:
+        if name == "log":  # made of the root and of names
+            name = "wildcards.root"
+        if not name.endswith(":q"):
+            kind, _, wildcard = name.partition(".")
+            assert kind == "wildcards", f"{{{name}}} may hold anything; write {{{name}:q}}"
+            value = data.draw(st.from_regex(constraints[wildcard], fullmatch=True))
+            assert shlex.quote(value) == value and "/.." not in f"/{value}"
+    assert {Campaigns(ROOT, partial=partial).partial(None) for partial in (True, False)} == {"", "--partial"}
+
+
+def test_a_campaign_in_a_folder_with_an_odd_name(checkout: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it's a; {folder} $HOME"
+    folder.mkdir()
+    path = folder / "mine.yaml"
+    path.write_text(TINY)
+    done = snakemake(checkout, "--dry-run", "--printshellcmds", "--configfile", str(path))
+    assert done.returncode == 0, done.stdout
+    commands = re.findall(r"Shell command: (python -m satm .*)", done.stdout)
+    assert len(commands) > 8
+    for command in commands:
+        assert shlex.split(command)[5] == str(path), command
+
+
+def test_a_number_in_a_path_is_written_in_one_way() -> None:
+    constraints = Campaigns(ROOT).constraints()
+    for name, form in (("ipc", "{}"), ("seed", "{}"), ("part", "{}-{}")):
+        assert all(re.fullmatch(constraints[name], form.format(number, number)) for number in (0, 7, 10, 2**63))
+        for number in ("01", "00", "\u0663", "1_0", "+1", "-1", ""):
+            assert re.fullmatch(constraints[name], form.format(number, number)) is None
 
 
 def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
