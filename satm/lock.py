@@ -5,7 +5,8 @@ owner: on the same machine by the process, elsewhere by whether the heartbeat go
 clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
 holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it stood still,
 sees the higher number and stops before it writes. Nothing but the exclusive creation of a file is asked of the file
-system, so it works where locks of the system (flock) do not.
+system, so it works where locks of the system (flock) do not. Where even that fails there is a warning, and whoever has
+made the file waits whether another one takes it too: what stands in it in the end holds.
 """
 
 import contextlib
@@ -36,6 +37,9 @@ change that late."""
 WAIT = "SATM_WAIT"
 """Environment variable: with any value a process waits for a living owner to end instead of refusing. The workflow sets
 it: jobs outlive a Snakemake that was killed, and those of the next one meet them."""
+
+SETTLING = 5.0
+"""Seconds that another process may take to write into the same file, where a file system creates nothing exclusively."""
 
 LENGTH = 512
 """Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
@@ -88,10 +92,27 @@ class Lock:
             self.path.write_text(self._text(0))
         self._thread.start()
 
+    def _settles(self) -> bool:
+        """Say whether the file is still this process's after a while, where two could have made it."""
+        LOG.warning(
+            "the file system of %s lets two processes create one file, so locks are weak there; %s begins after %g s. "
+            "Keep one run of a campaign at a time, or put its results elsewhere",
+            self.folder,
+            self.what,
+            SETTLING,
+        )
+        time.sleep(SETTLING)
+        if not (mine := self._is_mine()):
+            self._ended.set()
+            self._thread.join()
+        return mine
+
     def _beat(self) -> None:
         count = 0
         while not self._ended.wait(BEAT):
             count += 1
+            if not self._is_mine():
+                continue  # outbid, or the file system is away
             with contextlib.suppress(OSError):  # a file system that is away for a while
                 handle = os.open(self.path, os.O_WRONLY)
                 try:
@@ -175,7 +196,10 @@ def _acquire(folder: Path, what: str) -> Lock:
             continue
         if _taken(folder, number, held):
             lock = Lock(folder, what, number + 1, waited)
+            excluded = _excludes(lock.path)
             lock._begin()
+            if not excluded and not lock._settles():
+                continue
             for lower in numbers:
                 _file(folder, lower).unlink(missing_ok=True)
             return lock
@@ -197,6 +221,15 @@ def _taken(folder: Path, number: int, held: dict[str, Any] | None) -> bool:
         mine.unlink(missing_ok=True)
         return False
     return True
+
+
+def _excludes(path: Path) -> bool:
+    """Say whether a file that is there cannot be created once more."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError:  # that it exists; where it is another one, `Lock.check` finds out
+        return True
+    return False
 
 
 def _alive(path: Path, held: dict[str, Any]) -> bool:

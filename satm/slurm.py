@@ -43,10 +43,15 @@ def open_site() -> Site:
     except UsageError as error:
         print(f"satm: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    told = f"of {path}" if path else "that SLURM chooses; slurm/site.example.yaml says how to name others"
-    print(f"satm: partitions, account and so on {told}", file=sys.stderr)
+    found: dict[str, Any] = {}
     if site.status_command == "auto":
-        site = site.model_copy(update={"status_command": "sacct" if _has_database() else "squeue"})
+        found["status_command"] = "sacct" if _has_database() else "squeue"
+    if site.memory is None:
+        found["memory"] = _most_memory(site)
+    site = site.model_copy(update=found)
+    told = f"of {path}" if path else "that SLURM chooses; slurm/site.example.yaml says how to name others"
+    most = f"; at most {site.memory} MB for a job" if site.memory else ""
+    print(f"satm: partitions, account and so on {told}{most}", file=sys.stderr)
     return site
 
 
@@ -253,6 +258,14 @@ def partitions() -> dict[str, Partition]:
                 gres=(*here.gres, *gres.split(",")),
             )
     return found
+
+
+def _most_memory(site: Site) -> int | None:
+    """Return the megabytes of the largest node of the partitions that are used; None: SLURM does not tell."""
+    known = partitions()
+    default = ",".join(name for name, held in known.items() if held.default)
+    used = {name for names in (site.gpu_partition, site.cpu_partition) for name in (names or default).split(",")}
+    return max((known[name].memory for name in used if name in known), default=0) or None
 
 
 def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partition], shared: int) -> str | None:

@@ -38,6 +38,9 @@ tables:
   table2: {datasets: {digits: [1]}, methods: [random, mtt, satm]}
 """
 
+THREADS = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate"))]
+"""The nodes share the processors of this machine: jobs of several threads each would only wait for one another."""
+
 LIMIT = 900
 """Seconds that a run of the campaign may take, faults included."""
 
@@ -69,7 +72,7 @@ class Run:
             lock.unlink()
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
         command += ["--profile", str(ROOT / "slurm"), "--configfile", "faults.yaml"]
-        command += ["--slurm-init-seconds-before-status-checks", "5", *self.flags, "--", TABLE]
+        command += ["--slurm-init-seconds-before-status-checks", "5", *THREADS, *self.flags, "--", TABLE]
         self.starts += 1
         with Path(f"snakemake-{self.starts}.log").open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -225,7 +228,8 @@ def reference() -> str:
     """Return the table of a run without SLURM."""
     with folder(small=False):
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-        command += ["--profile", str(ROOT / "local"), "--configfile", "faults.yaml", "--quiet", "all", "--", TABLE]
+        command += ["--profile", str(ROOT / "local"), "--configfile", "faults.yaml", "--quiet", "all"]
+        command += [*THREADS, "--", TABLE]
         subprocess.run(command, check=True)
         return outcome(Path(TABLE))
 

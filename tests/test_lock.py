@@ -171,3 +171,38 @@ def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: 
         thread.join()
     assert (done[0], most[0]) == (8, 1) and waited.count(True) >= 6
     assert not state.exists()
+
+
+def test_where_nothing_is_created_exclusively_the_last_one_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All find the folder free and take the same file; the file system lets them."""
+    monkeypatch.setenv(WAIT, "yes")
+    monkeypatch.setattr(locking, "SETTLING", 0.5)
+    monkeypatch.setattr(os, "open", lambda path, flags, *more, real=os.open: real(path, flags & ~os.O_EXCL, *more))
+    together, taken, calls = threading.Barrier(4), locking._taken, iter(range(4))
+
+    def at_once(*arguments: Any) -> bool:
+        if next(calls, None) is not None:  # the first of each
+            together.wait(10)
+        return taken(*arguments)
+
+    monkeypatch.setattr(locking, "_taken", at_once)
+    inside, most, done = [0], [0], [0]
+
+    def work() -> None:
+        with exclusive(tmp_path / "state", "the run") as lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            lock.check()
+            time.sleep(0.05)
+            inside[0] -= 1
+            done[0] += 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (done[0], most[0]) == (4, 1)
+    assert "lets two processes create one file, so locks are weak there; the run begins after 0.5 s" in caplog.text

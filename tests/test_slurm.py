@@ -124,6 +124,22 @@ def test_memory_of_the_site_grows_with_the_attempts_too(tmp_path: Path) -> None:
     assert held.other("figure") == {}
 
 
+def test_no_job_asks_for_more_memory_than_the_largest_node_has(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Attempts ask for more and more, and what no node has is refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "PROFILE", tmp_path)
+    assert slurm.open_site().limits == {"mem_mb": 64000}
+    (tmp_path / "site.yaml").write_text("gpu_partition: gpu\nper_job: {nas: 2}")
+    assert slurm.open_site().limits == {"gpu": 1, "mem_mb": 128000}
+    (tmp_path / "site.yaml").write_text("memory: 9000")
+    assert slurm.open_site().limits == {"mem_mb": 9000}
+    cluster.answer("scontrol", fails=1)
+    (tmp_path / "site.yaml").write_text("")
+    assert slurm.open_site().limits == {}
+
+
 def test_arrays_are_never_beside_a_limit_of_jobs(tmp_path: Path) -> None:
     assert site(tmp_path, "arrays: [evaluate]").queued == "unlimited"
     assert site(tmp_path, "jobs: 7").queued == 7

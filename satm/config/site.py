@@ -30,6 +30,9 @@ class Site(Options):
     """What says how jobs ended. `sacct` asks the accounting database and forgets nothing; on a cluster without one it
     never sees a job end. `squeue` asks the controller, which forgets a job some minutes later. `auto`: `sacct` where
     there is a database."""
+    memory: int | None = Field(None, ge=1)
+    """Megabytes that no job asks for more of, however often it was tried: the most that a node has. Left out: SLURM is
+    asked."""
     jobs: int = Field(100, ge=1)
     """Jobs in the queue at once."""
     arrays: tuple[str, ...] = ()
@@ -94,6 +97,12 @@ class Site(Options):
         if isinstance(memory := found.get("mem_mb"), int):
             found["mem_mb"] = f"{memory} * attempt"  # more after a job that had too little, as the rules have it
         return found
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """What a job gets at most, for Snakemake, which also lets those that share one take turns on its GPU."""
+        limits = {"gpu": 1} if self.per_job else {}
+        return limits if self.memory is None else {**limits, "mem_mb": self.memory}
 
     @property
     def groups(self) -> dict[str, Any]:
