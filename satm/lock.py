@@ -39,7 +39,7 @@ WAIT = "SATM_WAIT"
 it: jobs outlive a Snakemake that was killed, and those of the next one meet them."""
 
 SETTLING = 5.0
-"""Seconds that another process may take to write into the same file, where a file system creates nothing exclusively."""
+"""Seconds in which another process may write into the same file, where a file system creates nothing exclusively."""
 
 LENGTH = 512
 """Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
