@@ -4,9 +4,9 @@ The owner writes a file of its own and changes it again and again, its heartbeat
 owner: on the same machine by the process, elsewhere by whether the heartbeat goes on, watched on its own clock, so that
 clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
 holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it stood still,
-sees the higher number and stops before it writes. Nothing but the exclusive creation of a file is asked of the file
-system, so it works where locks of the system (flock) do not. Where even that fails there is a warning, and whoever has
-made the file waits whether another one takes it too: what stands in it in the end holds.
+sees the higher number and stops before it writes. Nothing but hard links, or else the exclusive creation of a file, is
+asked of the file system, so it works where locks of the system (flock) do not. Where even that fails, there is a note,
+and whoever has made the file waits whether another one takes it too: what stands in it in the end holds.
 """
 
 import contextlib
@@ -87,10 +87,30 @@ class Lock:
         """Say that the folder is not needed any more: it is removed with the lock."""
         self._clear = True
 
-    def _begin(self) -> None:
-        with explain_disk(self.path):
-            self.path.write_text(self._text(0))
+    def _take(self, number: int, held: dict[str, Any] | None) -> bool:
+        """Make this one's file and say whether it holds.
+
+        Args:
+            number: of the file whose owner was judged dead; 0: there was none.
+            held: what it said.
+        """
+        try:
+            with explain_disk(self.path):
+                exclusive = _create(self.path, self._text(0))
+        except RunError as error:
+            if isinstance(error.__cause__, FileExistsError | FileNotFoundError):
+                return False
+            raise
+        # What was judged dead must still be what is there.
+        there = _read(_file(self.folder, number)) if number else None
+        higher = any(each > self.number for each in _numbers(self.folder))
+        if (there or {}).get("token") != (held or {}).get("token") or higher:
+            self.path.unlink(missing_ok=True)
+            return False
+        if not exclusive and not self._settles():
+            return False
         self._thread.start()
+        return True
 
     def _settles(self) -> bool:
         """Say whether the file is still this process's after a while, where two could have made it."""
@@ -102,10 +122,7 @@ class Lock:
             SETTLING,
         )
         time.sleep(SETTLING)
-        if not (mine := self._is_mine()):
-            self._ended.set()
-            self._thread.join()
-        return mine
+        return self._is_mine()
 
     def _beat(self) -> None:
         count = 0
@@ -194,39 +211,55 @@ def _acquire(folder: Path, what: str) -> Lock:
                 LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
             time.sleep(1)
             continue
-        if _taken(folder, number, held):
-            lock = Lock(folder, what, number + 1, waited)
-            excluded = _excludes(lock.path)
-            lock._begin()
-            if not excluded and not lock._settles():
-                continue
+        lock = Lock(folder, what, number + 1, waited)
+        if lock._take(number, held):
             for lower in numbers:
                 _file(folder, lower).unlink(missing_ok=True)
             return lock
 
 
-def _taken(folder: Path, number: int, held: dict[str, Any] | None) -> bool:
-    """Make the next file and say whether it holds: what was judged dead must still be what is there."""
-    mine = _file(folder, number + 1)
+def _create(path: Path, text: str) -> bool:
+    """Create a file with its content in one step, so that a process that dies leaves all of it or nothing.
+
+    Returns:
+        Whether no other process can have done the same.
+
+    Raises:
+        FileExistsError: there is such a file.
+        OSError: it cannot be written.
+    """
+    bid = path.with_name(f".bid-{uuid.uuid4().hex}")
+    bid.write_text(text)
     try:
-        with explain_disk(mine):
-            os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except RunError as error:
-        if isinstance(error.__cause__, FileExistsError | FileNotFoundError):
-            return False
+        os.link(bid, path)
+        return True
+    except FileExistsError:
+        # Over a network the answer can be lost, and the second try finds what the first one made.
+        if bid.stat().st_nlink == 2:
+            return True
         raise
-    there = _read(_file(folder, number)) if number else None
-    others = [each for each in _numbers(folder) if each not in (number, number + 1)]
-    if (there or {}).get("token") != (held or {}).get("token") or any(each > number + 1 for each in others):
-        mine.unlink(missing_ok=True)
-        return False
-    return True
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links
+        _open_new(path, text)
+        return _excludes(path)
+    finally:
+        bid.unlink(missing_ok=True)
+
+
+def _open_new(path: Path, text: str = "") -> None:
+    """Create a file exclusively, as far as the file system can."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)
 
 
 def _excludes(path: Path) -> bool:
     """Say whether a file that is there cannot be created once more."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _open_new(path)
     except OSError:  # that it exists; where it is another one, `Lock.check` finds out
         return True
     return False

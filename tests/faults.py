@@ -8,6 +8,7 @@ no file that was finished before the fault may have been made again. It prints a
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cluster
 import pandas
@@ -33,7 +35,7 @@ settings:
   - {stage: network, network: convnet, options: {depth: 2, width: 16}}
   - {stage: evaluate, options: {repeats: 2, epochs: 20, decay_epoch: 10}}
   - method: [mtt, satm]
-    options: {iterations: 200, inner_steps: 10, expert_epochs: 1, max_start_epoch: 3, lr_images: 1, step_size: 0.05}
+    options: {iterations: 600, inner_steps: 10, expert_epochs: 1, max_start_epoch: 3, lr_images: 1, step_size: 0.05}
 tables:
   table2: {datasets: {digits: [1]}, methods: [random, mtt, satm]}
 """
@@ -54,6 +56,34 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def computing(process: subprocess.Popen[Any], root: Path, rule: str, saved: bool = True) -> tuple[str, Path]:
+    """Return number and state of a job that computes; wait for it.
+
+    Args:
+        process: Snakemake.
+        root: folder of the campaign.
+        rule: of the job.
+        saved: it has saved something already.
+
+    Raises:
+        Failed: Snakemake ends before there is one, or it takes too long.
+    """
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until:
+        for line in slurm("squeue", "--noheader", "--states", "RUNNING", "--format", "%i %k").splitlines():
+            job, _, comment = line.partition(" ")
+            if f"rule_{rule}" in comment:
+                for log in (root / "logs" / rule).rglob("seed-*.log"):
+                    state = root / "state" / log.relative_to(root / "logs").with_suffix("")
+                    there = any(state.glob("*.safetensors")) if saved else PROGRESS.search(log.read_text())
+                    if there and f"/{_method(comment)}/" in f"/{state}":
+                        return job, state
+        if process.poll() is not None:
+            raise Failed(f"Snakemake ended with {process.returncode} before a job of {rule} was met")
+        time.sleep(0.2)
+    raise Failed(f"no job of {rule} came to compute")
+
+
 @dataclass
 class Run:
     """The campaign on the cluster, in the current folder.
@@ -72,25 +102,16 @@ class Run:
             lock.unlink()
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
         command += ["--profile", str(ROOT / "slurm"), "--configfile", "faults.yaml"]
-        command += ["--slurm-init-seconds-before-status-checks", "5", *THREADS, *self.flags, "--", TABLE]
+        command += ["--slurm-init-seconds-before-status-checks", "5", "--max-jobs-per-timespan", "1000/1s"]
+        command += [*THREADS, *self.flags, "--", TABLE]
         self.starts += 1
         with Path(f"snakemake-{self.starts}.log").open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def running(self, what: str) -> tuple[str, Path]:
         """Return number and state of a job of a rule that computes and has saved something; wait for it."""
-        until = time.monotonic() + LIMIT
-        while time.monotonic() < until:
-            for line in slurm("squeue", "--noheader", "--states", "RUNNING", "--format", "%i %k").splitlines():
-                job, _, comment = line.partition(" ")
-                if f"rule_{what}" in comment:
-                    for state in Path("results/faults/state").glob(f"{what}/**/*.safetensors"):
-                        if f"/{_method(comment)}/" in f"/{state}":
-                            return job, state.parent
-            if self.process is not None and self.process.poll() is not None:
-                raise Failed(f"Snakemake ended with {self.process.returncode} before a job of {what} was met")
-            time.sleep(0.2)
-        raise Failed(f"no job of {what} came to compute")
+        assert self.process is not None
+        return computing(self.process, Path("results/faults"), what)
 
     def end(self) -> None:
         """Wait for the end; start again after a bad one, at most three times."""
@@ -192,6 +213,13 @@ FAULTS: dict[str, tuple[Callable[[Run], str], list[str]]] = {
 }
 
 
+PROGRESS = re.compile(r" \d+/\d+, \S+ left: ")
+"""What a run writes now and then when it has begun to compute."""
+
+UNTOUCHED = ("kill-snakemake", "disk-full")
+"""Faults that no distillation is stopped by: they compute on, and the others go on from a state."""
+
+
 def outcome(path: Path) -> str:
     """Return a table without its measured columns."""
     table = pandas.read_csv(path)
@@ -201,7 +229,7 @@ def outcome(path: Path) -> str:
 def finished() -> dict[Path, int]:
     """Return the files of finished jobs and when each was written."""
     places = [path for kind in ("parquet", "safetensors", "json") for path in Path("results/faults").rglob(f"*.{kind}")]
-    return {path: path.stat().st_mtime_ns for path in places if "state" not in path.parts}
+    return {path: path.stat().st_mtime_ns for path in places if not {"state", "logs"} & {*path.parts}}
 
 
 @contextlib.contextmanager
@@ -263,6 +291,8 @@ def suffer(name: str, expected: str) -> str:
         if left := [path for path in Path("results/faults/state").rglob("*") if path.is_file()]:
             raise Failed(f"{name}: {left[0]} is left of a state")
         resumed = sum(log.read_text().count("going on after") for log in Path("results/faults/logs").rglob("*.log"))
+        if not resumed and name not in UNTOUCHED:
+            raise Failed(f"{name}: no distillation went on from a state")
         seconds = time.monotonic() - started
         return f"| {did} | {run.starts} | {resumed} | {len(before)} of {len(after)} | {seconds:.0f} |"
 

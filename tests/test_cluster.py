@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cluster
+import faults
 import pandas as pd
 import pytest
 from checkouts import make_checkout
@@ -47,7 +48,8 @@ def test_jobs_get_gpus_of_their_own(tmp_path: Path) -> None:
 TINY = """
 experts: {sgd: {count: 2, epochs: 2, per_job: 1}}
 settings:
-  - {method: mtt, options: {iterations: 2, inner_steps: 4, expert_epochs: 1, max_start_epoch: 2}}
+  - {stage: network, network: convnet, options: {depth: 2, width: 16}}
+  - {method: mtt, options: {iterations: 100, inner_steps: 4, expert_epochs: 1, max_start_epoch: 2}}
   - {stage: evaluate, options: {repeats: 1, epochs: 2, decay_epoch: 2}}
 tables:
   table2: {datasets: {digits: [1]}, methods: [mtt], seeds: [0, 1]}
@@ -77,11 +79,16 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path) -> None:
-    """By single jobs, arrays, and several jobs in one; on partitions that site.yaml names."""
+    """By single jobs, arrays, and several jobs in one; on partitions that site.yaml names.
+
+    A distillation is put back into the queue while it computes, and goes on.
+    """
     # Jobs that end soon are looked for soon.
     quick = ["--slurm-init-seconds-before-status-checks", "3", "--max-jobs-per-timespan", "1000/1s"]
     runs = {"slurm": start(tmp_path / "slurm", "--profile", "slurm", *quick)}
     runs["local"] = start(tmp_path / "local", "--profile", "local")
+    job, _ = faults.computing(runs["slurm"], tmp_path / "slurm" / "results" / "tiny", "distill", saved=False)
+    subprocess.run(["scontrol", "requeue", job], check=True)
     printed, made = {}, {}
     for profile, run in runs.items():
         folder = tmp_path / profile
@@ -91,6 +98,8 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
         made[profile] = pd.read_csv(folder / "results/tiny/table2.csv")
     assert made["slurm"].drop(columns=MEASURED).equals(made["local"].drop(columns=MEASURED))
     assert made["slurm"].accuracy_mean.notna().all() and made["slurm"].n.tolist() == [2]
+    logs = [log.read_text() for log in (tmp_path / "slurm" / "results").rglob("logs/distill/**/*.log")]
+    assert sum("going on after" in log for log in logs) == 1
     arrays = re.findall(r"individual task IDs are (\d+-\d+)", printed["slurm"])
     single = re.findall(r"Job (\S+) has been submitted with SLURM jobid", printed["slurm"])
     assert arrays == ["1-2", "1-2"]  # parts of the experts, distillations

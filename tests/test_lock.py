@@ -1,5 +1,6 @@
 """The lock on a folder: one owner, living or dead, here or on another machine."""
 
+import errno
 import json
 import logging
 import os
@@ -173,6 +174,36 @@ def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: 
     assert not state.exists()
 
 
+def _no_links(*arguments: Any, **more: Any) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_lock_is_never_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies while it makes one leaves none: whoever comes next need not watch it."""
+    seen = []
+
+    def dies(source: Path, path: Path, real: Any = os.link) -> None:
+        seen.append(json.loads(source.read_text())["pid"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "link", dies)
+        with exclusive(tmp_path / "state", "the run"):
+            pass
+    assert seen == [os.getpid()] and not list((tmp_path / "state").iterdir())
+
+
+def test_file_systems_without_hard_links_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "link", _no_links)
+    with exclusive(tmp_path / "state", "the run") as lock:
+        lock.check()
+        with pytest.raises(UsageError, match="is being made by another"), exclusive(tmp_path / "state", "the run"):
+            pass
+    assert not list((tmp_path / "state").iterdir()) and not caplog.text
+
+
 def test_where_nothing_is_created_exclusively_the_last_one_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,14 +211,15 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
     monkeypatch.setenv(WAIT, "yes")
     monkeypatch.setattr(locking, "SETTLING", 0.5)
     monkeypatch.setattr(os, "open", lambda path, flags, *more, real=os.open: real(path, flags & ~os.O_EXCL, *more))
-    together, taken, calls = threading.Barrier(4), locking._taken, iter(range(4))
+    monkeypatch.setattr(os, "link", _no_links)
+    together, create, calls = threading.Barrier(4), locking._create, iter(range(4))
 
-    def at_once(*arguments: Any) -> bool:
+    def at_once(path: Path, text: str) -> bool:
         if next(calls, None) is not None:  # the first of each
             together.wait(10)
-        return taken(*arguments)
+        return create(path, text)
 
-    monkeypatch.setattr(locking, "_taken", at_once)
+    monkeypatch.setattr(locking, "_create", at_once)
     inside, most, done = [0], [0], [0]
 
     def work() -> None:
