@@ -234,12 +234,28 @@ def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(
         ("$NO_SUCH_VARIABLE/x", "names a variable that is not set"),
         ("~no-such-user-here/x", "begins with the home folder of an unknown user"),
         ("a\0b", "holds a zero byte"),
+        ("../x", r"'../x' leads out of the working folder; write the whole path"),
+        ("a/../../x", "leads out of the working folder"),
+        ("..", "leads out of the working folder"),
     ],
 )
 def test_a_path_that_cannot_be_is_told(path: str, text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
         config.expand(path)
     assert "\n" not in str(caught.value)
+
+
+def test_paths_within_absolute_or_of_the_environment_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "../beside")
+    monkeypatch.setenv("WHOLE", "/data")
+    for path, found in [
+        ("a/../b", "a/../b"),
+        ("..a/b", "..a/b"),
+        ("/tmp/../x", "/tmp/../x"),
+        ("$PLACE/x", "../beside/x"),
+        ("$WHOLE/../../x", "/data/../../x"),
+    ]:
+        assert config.expand(path) == Path(found)
 
 
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:

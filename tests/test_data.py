@@ -1,11 +1,12 @@
+import dataclasses
 import hashlib
+import http.client
 import io
 import json
 import os
-import pickle
 import tarfile
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -32,6 +32,7 @@ from satm.data import (
     load_images,
     save_images,
 )
+from satm.data.cifar import FROM, PUBLISHED
 from satm.data.datasets import _alternatives
 from satm.errors import RunError, UsageError
 from satm.files import hash_tensors, read_tensors
@@ -210,88 +211,93 @@ def test_named_sources_take_parquet_where_there_is_some(tmp_path: Path, source: 
     assert len(load(tmp_path, source).train) == 6
 
 
-def test_official_cifar_files_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    raw = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
-    contents = {
-        "data_batch_1": {"data": raw[:4].reshape(4, -1), "labels": [0, 1, 1, 0]},
-        "test_batch": {"data": raw[4:].reshape(2, -1), "labels": [1, 0]},
-        "batches.meta": {"label_names": ["plane", "car"]},
-    }
-    sums = {}
-    for name, content in contents.items():
-        (folder / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    kind = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
-    data = load(tmp_path, "cifar10")
-    assert torch.equal(data.train.images, torch.from_numpy(raw[:4]))
-    assert torch.equal(data.test.images, torch.from_numpy(raw[4:]))
-    assert data.test.labels.tolist() == [1, 0] and data.class_names == ("plane", "car")
+def publish(monkeypatch: pytest.MonkeyPatch, source: str, extra: Sequence[str] = ()) -> tuple[bytes, np.ndarray]:
+    """Let the authors' archive be a small one of two images a file; return it, and its records without their labels."""
+    there = PUBLISHED[source]
+    held, raw = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        for index, name in enumerate([*there.train, there.test]):
+            labels = [[9] * (there.labels - 1) + [label] for label in (0, 1)]
+            rows = [np.append(np.uint8(labels[row]), raw[2 * index + row].ravel()) for row in (0, 1)]
+            add(name, np.stack(rows).tobytes())
+        add(there.names, b"plane\ncar\n\n")
+        for name in extra:
+            add(name, b"x")
+    content = held.getvalue()
+    small = dataclasses.replace(there, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(PUBLISHED, source, small)
+    return content, raw[: 2 * len(there.train) + 2]
 
 
-class Dropper:
-    """Pickled, it makes a folder when it is loaded."""
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], list[str]]:
+    """Let every download give some bytes; returns the addresses that are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def given(content: bytes) -> list[str]:
+        asked: list[str] = []
 
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.path),)
+        def urlopen(url: str, timeout: float) -> io.BytesIO:
+            asked.append(url)
+            return io.BytesIO(content)
+
+        monkeypatch.setattr("urllib.request.urlopen", urlopen)
+        return asked
+
+    return given
 
 
-@pytest.mark.parametrize("place", ["data_batch_1", "test_batch", "batches.meta"])
-def test_official_files_with_another_hash_are_not_unpickled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
+def test_the_authors_archive_of_cifar_is_downloaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[bytes], list[str]], source: str
 ) -> None:
-    """Torchvision's files are pickles, which run what they say: those of another hash are fetched anew, not read."""
-
-    def refuse(*args: object, **options: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    kind, folder, mark = torchvision.datasets.CIFAR10, tmp_path / "cifar-10-batches-py", tmp_path / "mark"
-    folder.mkdir()
-    content = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": ["plane"]}
-    sums = {}
-    for name in ("data_batch_1", "test_batch", "batches.meta"):
-        (folder / name).write_bytes(pickle.dumps(content))
-        sums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-    (folder / place).write_bytes(pickle.dumps(Dropper(mark)))
-    monkeypatch.setattr(kind, "train_list", [["data_batch_1", sums["data_batch_1"]]])
-    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": sums["batches.meta"]})
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(RunError, match="cannot get CIFAR10"):
-        load(tmp_path, "cifar10")
-    assert not mark.exists()
-    pickle.loads((folder / place).read_bytes())
-    assert mark.exists(), "the file would have run code"
+    content, raw = publish(monkeypatch, source)
+    asked = serve(content)
+    for _ in range(2):
+        data = load(tmp_path / "new", source)
+    assert asked == [f"{FROM}/{PUBLISHED[source].name}"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [PUBLISHED[source].name]
+    assert torch.equal(data.train.images, torch.from_numpy(raw[:-2]))
+    assert torch.equal(data.test.images, torch.from_numpy(raw[-2:]))
+    assert data.train.labels.tolist() == [0, 1] * (len(raw) // 2 - 1) and data.class_names == ("plane", "car")
 
 
-def test_an_archive_with_another_hash_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evil = io.BytesIO()
-    with tarfile.open(fileobj=evil, mode="w:gz") as archive:
-        held = tarfile.TarInfo("../outside")
-        held.size = 1
-        archive.addfile(held, io.BytesIO(b"x"))
+def test_nothing_of_an_archive_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, _ = publish(monkeypatch, "cifar10", ["../outside", "/tmp/outside"])
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / torchvision.datasets.CIFAR10.filename).write_bytes(evil.getvalue())
+    (folder / PUBLISHED["cifar10"].name).write_bytes(content)
+    load(folder, "cifar10")
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", PUBLISHED["cifar10"].name]
 
-    def serve(*args: object, **options: object) -> io.BytesIO:
-        response = io.BytesIO(evil.getvalue())
-        response.length = len(evil.getvalue())  # type: ignore[attr-defined]
-        response.url = "https://example.org"  # type: ignore[attr-defined]
-        response.headers = {}  # type: ignore[attr-defined]
-        return response
 
-    monkeypatch.setattr("urllib.request.urlopen", serve)
-    with pytest.raises(RunError, match="cannot get CIFAR10"):
-        load(folder, "cifar10")
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+def test_an_archive_with_another_hash_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[bytes], list[str]]
+) -> None:
+    content, _ = publish(monkeypatch, "cifar10")
+    serve(content[:-1] + b"?")
+    with pytest.raises(RunError, match=r"cifar-10-binary.tar.gz sent something else: got the SHA-256 .*, expected "):
+        load(tmp_path, "cifar10")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / PUBLISHED["cifar10"].name).write_bytes(content[:-9])
+    with pytest.raises(UsageError, match=r"cut short or changed; delete it, and it is downloaded again"):
+        load(tmp_path, "cifar10")
+
+
+def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise http.client.IncompleteRead(b"")
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Breaks())
+    with pytest.raises(RunError, match=r"cannot get cifar10 into .* \(IncompleteRead.*connect to the network"):
+        load(tmp_path, "cifar10")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -328,7 +334,7 @@ def test_no_network_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    text = r"cannot get CIFAR100? into .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
+    text = r"cannot get cifar100? into .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
     with pytest.raises(RunError, match=text) as caught:
         load(tmp_path / "absent", source)
     assert "\n" not in str(caught.value)
@@ -469,6 +475,7 @@ def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
         ({"train": "other*.parquet"}, r"no file in .* matches 'other\*.parquet', the pattern of `train`; put"),
         ({"train": "*.parquet"}, r"test.parquet matches the patterns of both `train` and `test`"),
         ({"train": ""}, r"the pattern '' of `train` cannot be used"),
+        ({"train": "../*.parquet"}, r"the pattern '../\*.parquet' of `train` leads out of"),
         ({"train": "/x/*.parquet"}, r"cannot be used .*; give one relative to `path`"),
         ({"image_column": "img"}, r"`image_column` is 'img', .* struct of bytes and path are \['image'\]"),
         ({"label_column": "image"}, r"column 'image' holds struct.*, expected integer labels"),

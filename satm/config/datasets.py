@@ -14,9 +14,9 @@ class DatasetOptions(Options):
     """Where the images of a dataset are and how they are prepared for a network."""
 
     source: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "parquet", "folder"]
-    """`digits` comes with scikit-learn; `cifar10` and `cifar100` are downloaded by torchvision unless `path` holds
-    image-parquet files; `tiny-imagenet` is its published folder layout or image-parquet; `parquet` any folder of
-    image-parquet files; `folder` any folder `path/{train,test}/CLASS/image`."""
+    """`digits` comes with scikit-learn; `cifar10` and `cifar100` are their authors' archives (binary version),
+    downloaded into `path` unless it holds image-parquet files; `tiny-imagenet` is its published folder layout or
+    image-parquet; `parquet` any folder of image-parquet files; `folder` any folder `path/{train,test}/CLASS/image`."""
     path: str = ""
     """Folder; `$NAME` and `${NAME}` are replaced from the environment. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
     train: str = "train*.parquet"
@@ -98,7 +98,7 @@ def expand(path: str) -> Path:
     """Return a path with the environment's variables, `$NAME` and `${NAME}`, and the home folder `~` put in.
 
     Raises:
-        UsageError: it names a variable that is not set.
+        UsageError: it names a variable that is not set, or leads out of the working folder without being absolute.
     """
     expanded = os.path.expandvars(path)
     if "$" in expanded:
@@ -106,6 +106,12 @@ def expand(path: str) -> Path:
     if "\0" in expanded:
         raise UsageError(f"the path {path!r} holds a zero byte, which no path can; correct it")
     try:
-        return Path(expanded).expanduser()
+        found = Path(expanded).expanduser()
     except RuntimeError as error:
         raise UsageError(f"the path {path!r} begins with the home folder of an unknown user; write it out") from error
+    # As it is written: what the environment names is the user's own word.
+    if not found.is_absolute() and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise UsageError(
+            f"the path {path!r} leads out of the working folder; write the whole path, from the root, if that is meant"
+        )
+    return found

@@ -17,13 +17,10 @@ import itertools
 import json
 import math
 import os
-import pickle
 import re
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +32,9 @@ from PIL import Image
 from torch import Tensor
 
 from satm.config import DatasetOptions, data_path
+from satm.data.cifar import read_cifar
 from satm.data.images import ImageData, Split, hash_images
-from satm.errors import RunError, UsageError, pick
+from satm.errors import UsageError, pick
 from satm.seeds import make_generator
 
 DIGITS_TEST = 36
@@ -157,13 +155,13 @@ def load_digits(options: DatasetOptions) -> Listing:
 
 
 def load_cifar10(options: DatasetOptions) -> Listing:
-    """List CIFAR-10: 32 x 32 pixels, 10 classes of 5,000 training and 1,000 test images; parquet or torchvision."""
-    return _cifar(options, "CIFAR10")
+    """List CIFAR-10: 32 x 32 pixels, 10 classes of 5,000 training and 1,000 test images; parquet or the archive."""
+    return _cifar(options)
 
 
 def load_cifar100(options: DatasetOptions) -> Listing:
-    """List CIFAR-100: 32 x 32 pixels, 100 classes of 500 training and 100 test images; parquet or torchvision."""
-    return _cifar(options, "CIFAR100")
+    """List CIFAR-100: 32 x 32 pixels, 100 classes of 500 training and 100 test images; parquet or the archive."""
+    return _cifar(options)
 
 
 def load_tiny_imagenet(options: DatasetOptions) -> Listing:
@@ -361,6 +359,8 @@ def parquet_part(tables: list[Table]) -> Part:
 
 def _matching(folder: Path, pattern: str, part: str) -> list[Path]:
     for alternative in _alternatives(pattern):
+        if os.pardir in Path(alternative).parts:
+            raise UsageError(f"the pattern {pattern!r} of `{part}` leads out of {folder}; give one below it")
         try:
             if found := sorted(path for path in folder.glob(alternative) if path.is_file()):
                 return found
@@ -382,26 +382,14 @@ def _alternatives(pattern: str) -> list[str]:
     return [one for middle in found[1].split(",") for one in _alternatives(before + middle + after)]
 
 
-def _cifar(options: DatasetOptions, kind: str) -> Listing:
+def _cifar(options: DatasetOptions) -> Listing:
     folder = data_path(options)
     if _holds_parquet(folder):
         return load_parquet(options)
-    import torchvision
-
-    make = getattr(torchvision.datasets, kind)
-    try:
-        train, test = (make(str(folder), train=train, download=True) for train in (True, False))
-    except (OSError, RuntimeError, HTTPException, EOFError, tarfile.TarError, pickle.UnpicklingError) as error:
-        text = " ".join(str(error).split())
-        raise RunError(
-            f"cannot get {kind} into {folder} ({text}); connect to the network, or put its official files or "
-            "image-parquet files there, or set SATM_DATA to a folder that holds them"
-        ) from error
-    return Listing(
-        _decoded_part(train.data, train.targets, f"{folder} train"),
-        _decoded_part(test.data, test.targets, f"{folder} test"),
-        tuple(train.classes),
-    )
+    held = read_cifar(folder, options.source)
+    train = _decoded_part(held.train, held.train_labels, f"{folder} train")
+    test = _decoded_part(held.test, held.test_labels, f"{folder} test")
+    return Listing(train, test, held.class_names)
 
 
 def _holds_parquet(folder: Path) -> bool:
