@@ -110,7 +110,7 @@ def expand(path: str) -> Path:
     except RuntimeError as error:
         raise UsageError(f"the path {path!r} begins with the home folder of an unknown user; write it out") from error
     # As it is written: what the environment names is the user's own word.
-    if not found.is_absolute() and os.path.normpath(path).split(os.sep)[0] == os.pardir:
+    if not found.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
         raise UsageError(
             f"the path {path!r} leads out of the working folder; write the whole path, from the root, if that is meant"
         )
