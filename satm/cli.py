@@ -431,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given[0] == "--version":
             print(f"satm {satm.__version__}")
             return 0
-        with stopping.on_signals():
+        with stopping.on_signals(), stopping.unwrapped():
             pick(given[0], STAGES, "stage")(given[1:])
     except stopping.Stop as stop:
         return _stopped(stop)

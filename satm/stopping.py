@@ -10,12 +10,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 
 AGAIN = 75
 """Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
@@ -60,24 +61,49 @@ class _Watch:
         self.asked = ""
         self.at_limit = False
         self.depth = 0
-        self.told = False
         self.saved = False
 
     def ask(self, signum: int, _frame: FrameType | None) -> None:
-        if self.told:
+        if _in(sys.exception()):
             return  # it is saving already
         self.asked = self.asked or SIGNALS[signal.Signals(signum)]
         self.at_limit = self.at_limit or signum == signal.SIGALRM
         self.now()
 
     def now(self) -> None:
-        """Raise if asked and nothing forbids it."""
-        if self.asked and not self.depth and not self.told:
-            self.told = True
+        """Raise if asked and nothing forbids it; once more if the last one was lost, as in a `__del__`."""
+        if self.asked and not self.depth and not _in(sys.exception()):
             raise Stop(self.asked, self)
 
 
 _watch = _Watch()
+
+
+def _in(error: BaseException | None) -> Stop | None:
+    """Return the stop that an exception is, was raised from, or was raised while it was handled."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, Stop):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise a stop by itself that something has made a failure of, as Python does of one in a `__set_name__`.
+
+    Failures that have a text of their own (`UsageError`, `RunError`, `OSError`) stay: the state could not be saved.
+    """
+    try:
+        yield
+    except (UsageError, RunError, OSError):
+        raise
+    except Exception as error:
+        if (stop := _in(error)) is not None:
+            raise stop from None
+        raise
 
 
 @contextlib.contextmanager
@@ -108,7 +134,7 @@ def whole(save: Callable[[], object] | None = None) -> Iterator[None]:
     _watch.depth += 1
     try:
         yield
-        if _watch.asked and save is not None and not _watch.told:
+        if _watch.asked and save is not None and not _in(sys.exception()):
             save()
     finally:
         _watch.depth -= 1

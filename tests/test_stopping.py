@@ -1,5 +1,6 @@
 """Stopping: when a signal is raised, what is saved before, and how a time limit is known."""
 
+import contextlib
 import os
 import signal
 import stat
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from satm import stopping
-from satm.errors import UsageError
-from satm.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, whole
+from satm.errors import RunError, UsageError
+from satm.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, unwrapped, whole
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,15 @@ def term() -> None:
 
 def test_a_signal_is_raised_at_once_and_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with on_signals():
-        with pytest.raises(Stop, match="the signal SIGTERM"):
+    with pytest.raises(Stop, match="the signal SIGTERM"), on_signals():
+        try:
             term()
-        term()  # it is being saved
-        os.kill(os.getpid(), signal.SIGINT)
+        except Stop:
+            term()  # it is being saved
+            os.kill(os.getpid(), signal.SIGINT)
+            with whole(lambda: pytest.fail("what is saved is saved once")):
+                pass
+            raise
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -59,6 +64,38 @@ def test_a_signal_before_at_once_is_raised_there() -> None:
         term()
         with at_once():
             pytest.fail("it was asked to stop before")
+
+
+def test_a_stop_that_was_lost_is_raised_again() -> None:
+    """As Python loses what is raised in a `__del__`."""
+    told = []
+    with on_signals(), pytest.raises(Stop):
+        with contextlib.suppress(Stop):
+            term()
+        told.append("lost")
+        with whole(lambda: told.append("saved")):
+            pass
+        told.append("never")
+    assert told == ["lost", "saved"]
+
+
+class Asks:
+    """Stops the run while the class is made that it stands in."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        term()
+
+
+def test_a_stop_that_something_made_a_failure_of_is_one_again() -> None:
+    with pytest.raises(Stop), on_signals(), unwrapped():
+        type("Owner", (), {"part": Asks()})
+    with pytest.raises(RunError, match="no space"), on_signals(), unwrapped():
+        try:
+            term()
+        except Stop:
+            raise RunError("no space") from None
+    with pytest.raises(ValueError, match="a failure"), on_signals(), unwrapped():
+        raise ValueError("a failure")
 
 
 def test_without_a_signal_nothing_is_saved() -> None:
