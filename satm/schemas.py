@@ -31,7 +31,6 @@ from satm.config import (
     TableOptions,
     canonical,
     parse,
-    unusable,
 )
 from satm.errors import UsageError, pick, short, suggest
 
@@ -190,8 +189,6 @@ class Checker:
         """Check `{kind: registered name, option: value…}`."""
         import jsonschema  # type: ignore[import-untyped]  # comes with Snakemake, which is optional
 
-        if found := unusable(values):
-            raise UsageError(f"{where}: an option has {found}; correct it")
         name = str(values[kind])
         pick(name, self.registered(kind), f"{kind} in {where}")
         if (text := canonical(values)) in self._usable:

@@ -45,25 +45,27 @@ class Options(BaseModel):
     @classmethod
     def _are_what_they_look_like(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            if name in cls.model_fields and not _takes_truth(cls, name):
-                if any(isinstance(one, bool) for one in _leaves(value)):
-                    raise ValueError(f"{name} cannot be true or false, which in YAML are yes, no, on and off too")
-                if found := unusable(value):
-                    raise ValueError(f"{name} has {found}")
+            if name not in cls.model_fields:
+                continue
+            kinds = _kinds(cls, name)
+            if not kinds & {bool, Any, Options} and any(isinstance(one, bool) for one in _leaves(value)):
+                raise ValueError(f"{name} cannot be true or false, which in YAML are yes, no, on and off too")
+            if Options not in kinds and (found := unusable(value)):
+                raise ValueError(f"{name} has {found}")
         return values
 
 
 @functools.cache
-def _takes_truth(model: type[BaseModel], name: str) -> bool:
-    """Say whether an option may be true or false, anything, or options that see to themselves."""
+def _kinds(model: type[BaseModel], name: str) -> frozenset[Any]:
+    """Return the types that an option's type is made of; `Options` stands for all options, which see to themselves."""
 
-    def kinds(annotation: Any) -> Iterator[Any]:
-        yield annotation
+    def parts(annotation: Any) -> Iterator[Any]:
+        yield Options if isinstance(annotation, type) and issubclass(annotation, BaseModel) else annotation
         for part in get_args(annotation):
-            yield from kinds(part)
+            yield from parts(part)
 
-    found = list(kinds(model.model_fields[name].annotation))
-    return any(kind in (bool, Any) or (isinstance(kind, type) and issubclass(kind, BaseModel)) for kind in found)
+    found = parts(model.model_fields[name].annotation)
+    return frozenset(kind for kind in found if kind in (bool, Any, Options))
 
 
 def unusable(value: object) -> str | None:
