@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from satm.errors import RunError, UsageError
+from satm.stopping import heed
 
 LOG = logging.getLogger("satm")
 
@@ -34,7 +35,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
+        Stop: one was asked for and lost (`satm.stopping.heed`).
     """
+    heed()
     with explain_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

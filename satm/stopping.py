@@ -92,18 +92,19 @@ def _in(error: BaseException | None) -> Stop | None:
 
 @contextlib.contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise a stop by itself that something has made a failure of, as Python does of one in a `__set_name__`.
+    """Raise a stop by itself where it has become a failure.
 
-    Failures that have a text of their own (`UsageError`, `RunError`, `OSError`) stay: the state could not be saved.
+    Python makes a RuntimeError of one in a `__set_name__`; C++ that asks Python for something drops it and fails for
+    not getting that. So whatever fails after a stop was asked for is taken for the stop, and what is a failure indeed
+    will be one again. Not so a `RunError` while the state was being saved.
     """
     try:
         yield
-    except (UsageError, RunError, OSError):
-        raise
     except Exception as error:
-        if (stop := _in(error)) is not None:
-            raise stop from None
-        raise
+        stop = _in(error)
+        if not _watch.asked or (stop is not None and isinstance(error, RunError)):
+            raise
+        raise stop or Stop(_watch.asked, _watch) from None
 
 
 @contextlib.contextmanager
@@ -131,6 +132,7 @@ def whole(save: Callable[[], object] | None = None) -> Iterator[None]:
     Args:
         save: called before the stop is raised, if one was asked for; None: nothing is to be saved.
     """
+    _watch.now()  # one that was lost may have spoilt what came before
     _watch.depth += 1
     try:
         yield
@@ -143,13 +145,19 @@ def whole(save: Callable[[], object] | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-    """Let a stop be raised inside although it is inside `whole`."""
+    """Let a stop be raised inside although it is inside `whole`; at the end at the latest, should one be lost."""
     held, _watch.depth = _watch.depth, 0
     try:
         _watch.now()
         yield
+        _watch.now()
     finally:
         _watch.depth = held
+
+
+def heed() -> None:
+    """Raise a stop that was asked for and lost: what was computed since may be spoilt, and is not to be written."""
+    _watch.now()
 
 
 def saved() -> None:

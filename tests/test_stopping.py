@@ -12,6 +12,7 @@ import pytest
 
 from satm import stopping
 from satm.errors import RunError, UsageError
+from satm.files import atomic_path
 from satm.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, unwrapped, whole
 
 
@@ -66,17 +67,28 @@ def test_a_signal_before_at_once_is_raised_there() -> None:
             pytest.fail("it was asked to stop before")
 
 
-def test_a_stop_that_was_lost_is_raised_again() -> None:
-    """As Python loses what is raised in a `__del__`."""
+def test_a_stop_that_was_lost_is_raised_again_before_anything_is_saved(tmp_path: Path) -> None:
+    """As Python loses what is raised in a `__del__`: what was computed meanwhile may be spoilt."""
     told = []
     with on_signals(), pytest.raises(Stop):
         with contextlib.suppress(Stop):
             term()
         told.append("lost")
         with whole(lambda: told.append("saved")):
-            pass
+            told.append("never")
+    with on_signals(), pytest.raises(Stop), whole(lambda: told.append("saved")):
+        with at_once():
+            with contextlib.suppress(Stop):
+                term()
+            told.append("lost")
         told.append("never")
-    assert told == ["lost", "saved"]
+    assert told == ["lost", "lost"]
+    with on_signals(), pytest.raises(Stop):
+        with contextlib.suppress(Stop):
+            term()
+        with atomic_path(tmp_path / "result"):
+            told.append("never")
+    assert told == ["lost", "lost"] and not list(tmp_path.iterdir())
 
 
 class Asks:
@@ -89,6 +101,10 @@ class Asks:
 def test_a_stop_that_something_made_a_failure_of_is_one_again() -> None:
     with pytest.raises(Stop), on_signals(), unwrapped():
         type("Owner", (), {"part": Asks()})
+    with pytest.raises(Stop, match="SIGTERM"), on_signals(), unwrapped():
+        with contextlib.suppress(Stop):
+            term()
+        raise UsageError("a file that cannot be read, for the stop came while it was")
     with pytest.raises(RunError, match="no space"), on_signals(), unwrapped():
         try:
             term()
