@@ -471,8 +471,14 @@ SPECIAL: dict[str, Callable[[bytes, SearchStrategy[bool]], SearchStrategy[Damage
 HASHES = ("sha256", "tensors_sha256", "metadata_sha256", "rows_sha256")
 
 
-def damage_file(folder: Path, case: Case) -> bool:
-    """Damage a file; say whether it states no hash afterwards, as those of earlier versions."""
+def damage_file(folder: Path, whole: Path, case: Case) -> bool:
+    """Damage a file; say whether it states no hash afterwards, as those of earlier versions.
+
+    Args:
+        folder: of the file.
+        whole: of all files, where another one comes from that the folder does not have.
+        case: what is done.
+    """
     path, (kind, *values) = folder / case.file, case.damage
     raw = path.read_bytes()
     if kind in ("cut", "flip", "zero", "noise", "empty", "text", "longer", "length"):
@@ -482,7 +488,8 @@ def damage_file(folder: Path, case: Case) -> bool:
         if kind == "folder":
             path.mkdir()
     elif kind == "swap":
-        shutil.copy(folder / values[0], path.with_name("swapped"))
+        other = folder / values[0]
+        shutil.copy(other if other.is_file() else whole / values[0], path.with_name("swapped"))
         path.with_name("swapped").replace(path)
     elif kind in ("json", "json away"):
         return _damage_json(path, kind, *values)
@@ -618,7 +625,7 @@ def check_file(case: Case, goldens: Goldens) -> str:
     reader, work = READERS[case.reader], goldens.base / "work"
     expected = goldens.expected(case.reader)
     with restored(goldens.folder(case.reader), work), often():
-        free = damage_file(work, case) or reader.loose
+        free = damage_file(work, goldens.whole, case) or reader.loose
         before = (work / case.file).read_bytes() if (work / case.file).is_file() else None
         code, told = command(*reader.arguments)
         if code:
