@@ -147,7 +147,13 @@ def _variants(
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "what": "variants", "ipc": ipc, "method": method, "seed": seed, "network": network}
         path = reader.resolver.layout.variants(dataset, ipc, method, seed, network)
-        found.append(reader.rows(path, EVALUATION, "evaluate", axes))
+        rows = reader.rows(path, EVALUATION, "evaluate", axes)
+        networks = [set(_chosen(rows, *setting)["repeat"]) for setting in SETTINGS.values()]
+        if any(each != networks[0] for each in networks):
+            raise UsageError(
+                f"evaluation {path} is not of the same networks with each kind of labels and images; make it again"
+            )
+        found.append(rows)
     return pandas.concat(found, ignore_index=True)
 
 
@@ -161,9 +167,7 @@ def _compared(
 
 
 def _full(reader: Reader, dataset: str, network: str, recipe: str) -> float:
-    axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
-    rows = reader.rows(reader.resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
-    return float(rows["accuracy"].mean())
+    return float(reader.full(dataset, recipe, network)["accuracy"].mean())
 
 
 def _lines(frame: pandas.DataFrame) -> list[list[str]]:

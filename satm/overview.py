@@ -28,7 +28,7 @@ from satm.measure_table import measure_table
 from satm.nas_table import METRICS as SEARCHED
 from satm.nas_table import search_table
 from satm.reading import Reader
-from satm.results import read_table
+from satm.results import CONTINUAL, EVALUATION, METRICS, NAS, read_rows, read_rows_metadata
 from satm.starts_table import starts_table
 from satm.tables import results_table
 
@@ -38,10 +38,16 @@ AGREEMENT = ("within one", "within two", "outside", "no deviation printed")
 COLUMNS = ["table", "cells", "measured", "missing", "published", *AGREEMENT, "hours", "gpu_hours", "peak_memory_gb"]
 """Columns of an overview: a row per table, the last one of all."""
 
-COSTLY = ("seconds", "peak_memory_bytes")
+COSTLY = {
+    "distilled": METRICS,
+    **dict.fromkeys(("evaluation", "variants", "full"), EVALUATION),
+    "nas": NAS,
+    "continual": CONTINUAL,
+}
+"""Rows that carry seconds and memory, by the folder that they lie in."""
 
-PLACES = ("order", "step", "repeat")
-"""Columns that name a network of continual learning, whose cost stands in a row for each class that it has seen."""
+PLACES = ["order", "step", "repeat"]
+"""Columns of continual learning that tell its networks apart; the rows of one carry the same seconds."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ def overview(resolver: Resolver) -> Overview:
         rows.append({"table": name, **_counts(_numbers(reader, name))})
         missing += reader.missing
         files[name] = options.files(resolver.layout, name)
-    spent = {path: cost for paths in files.values() for path in paths if (cost := _cost(Path(path))) is not None}
+    root = resolver.layout.root
+    spent = {path: cost for paths in files.values() for path in paths if (cost := _cost(root, Path(path))) is not None}
     for row in rows:
         row |= _summed([spent[path] for path in files[row["table"]] if path in spent])
     every = {"table": "all", **{column: sum(row[column] for row in rows) for column in _COUNTED}}
@@ -147,22 +154,19 @@ class _Cost:
     device: str
 
 
-def _cost(path: Path) -> _Cost | None:
+def _cost(root: str, path: Path) -> _Cost | None:
     """Return what the rows of a file cost; None where there is no such file or it measures no cost.
 
     Raises:
-        UsageError: the file is broken.
+        UsageError: the file is broken or of another kind.
     """
-    if path.suffix != ".parquet" or not path.is_file():
+    columns = COSTLY.get(path.relative_to(root).parts[0])
+    if columns is None or path.suffix != ".parquet" or not path.is_file():
         return None
-    table, circumstances = read_table(path, "rows")
-    wanted = [name for name in (*COSTLY, *PLACES) if name in table.column_names]
-    if not set(COSTLY) <= set(wanted):
-        return None
-    frame = table.select(wanted).to_pandas()
-    if set(PLACES) <= set(wanted):
-        frame = frame.drop_duplicates(list(PLACES))
-    device = str(circumstances.get("device", "cpu"))
+    frame = read_rows(path, columns)
+    if columns is CONTINUAL:
+        frame = frame.drop_duplicates(PLACES)
+    device = str(read_rows_metadata(path, columns).get("device", "cpu"))
     seconds, memory = float(frame["seconds"].sum()), float(frame["peak_memory_bytes"].max() if len(frame) else 0)
     return _Cost(seconds, 0.0 if device == "cpu" else seconds, memory, device)
 

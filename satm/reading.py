@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import pandas
@@ -61,7 +62,14 @@ class Reader:
             self.missing.append(str(error))
             return None
 
-    def rows(self, path: str, columns: Columns, command: str, axes: Mapping[str, object]) -> pandas.DataFrame:
+    def rows(
+        self,
+        path: str,
+        columns: Columns,
+        command: str,
+        axes: Mapping[str, object],
+        further: Mapping[str, object] = MappingProxyType({}),
+    ) -> pandas.DataFrame:
         """Return the rows of one file.
 
         Args:
@@ -69,6 +77,7 @@ class Reader:
             columns: its kind.
             command: the stage that makes it, and fixed flags.
             axes: flags that name the run, which are columns of the file too.
+            further: columns that have one value in such a file, and that value.
 
         Raises:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
@@ -77,13 +86,19 @@ class Reader:
         if not Path(path).is_file():
             raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
         frame = read_rows(Path(path), columns)
-        for axis in [axis for axis in axes if axis in frame.columns]:
-            if len(other := frame[frame[axis] != axes[axis]]):
+        for axis, value in {**axes, **further}.items():
+            if axis in frame.columns and len(other := frame[frame[axis] != value]):
                 raise UsageError(
-                    f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {axes[axis]}; make it again"
+                    f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again"
                 )
         refuse_repeats({path: frame}, columns)
         return frame
+
+    def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
+        """Return the evaluation of networks trained on all real images, as `rows`."""
+        axes = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
+        path = self.resolver.layout.full(dataset, recipe, network)
+        return self.rows(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})
 
     def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
         """Return what was measured in the iterations of a distillation, as `rows`; of each the last attempt.
@@ -119,7 +134,7 @@ class Reader:
         layout = self.resolver.layout
         path = layout.evaluation(dataset, ipc, method, seed, network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        frame = self.rows(path, EVALUATION, "evaluate", axes)
+        frame = self.rows(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
         made = Path(layout.distilled(dataset, ipc, method, seed))
         if made.is_file():
             tested = read_rows_metadata(Path(path), EVALUATION).get("options", {}).get("distilled")

@@ -19,7 +19,6 @@ from satm.config import FULL, TableOptions
 from satm.errors import UsageError, pick
 from satm.grids import Grid, csv_text, in_numbers, networks_in_words, write_forms
 from satm.reading import Reader
-from satm.results import EVALUATION
 
 PUBLISHED = {
     "table2": (("satm", "Table 2"), ("contra", "Table 1")),
@@ -397,8 +396,7 @@ def _measured(
 
 def _full(reader: Reader, options: TableOptions, dataset: str, network: str, recipe: str) -> dict[str, object]:
     """Return what networks trained on all real images reach; the cost is that of one such training."""
-    axes: dict[str, object] = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
-    rows = reader.rows(reader.resolver.layout.full(dataset, recipe, network), EVALUATION, "evaluate", axes)
+    rows = reader.full(dataset, recipe, network)
     cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
     return {"method": f"full-{recipe}", **_summary(rows, options), **cost}
 

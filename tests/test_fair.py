@@ -116,6 +116,19 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
         fair_table(Reader(make(tmp_path, seeds=(1,), lost="mtt")), "worth")
 
 
+def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
+    resolver = make(tmp_path)
+    path = Path(resolver.layout.variants("digits", 1, "mtt", 1, "convnet"))
+    whole = path.read_bytes()
+    write_rows(path, read_rows(path, EVALUATION).to_dict("records")[:-1], EVALUATION, {})
+    with pytest.raises(UsageError, match=r"mtt/seed-1/.* is not of the same networks with each kind of labels and im"):
+        fair_table(Reader(resolver), "worth")
+    path.write_bytes(whole)
+    Path(resolver.layout.full("digits", "strong", "convnet")).write_bytes(whole)
+    with pytest.raises(UsageError, match=r"full/.* is of method mtt, expected full-strong; make it again"):
+        fair_table(Reader(resolver), "worth")
+
+
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
     Path(resolver.layout.variants("digits", 1, "mtt", 2, "convnet")).unlink()
