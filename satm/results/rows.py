@@ -50,7 +50,7 @@ def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
         UsageError: the file is missing, cut short, changed, or of another kind.
     """
     expected = columns.schema([])
-    table = _completed(read_table(path, columns.what)[0], columns, expected)
+    table = _completed(_read_table(path, columns.what)[0], columns, expected)
     found = [name for name in table.column_names if name in columns.fields]
     if found != expected.names or (not columns.extra and len(table.column_names) != len(found)):
         raise UsageError(
@@ -83,10 +83,10 @@ def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, cut short, changed, or was not written by `write_rows`.
     """
-    return read_table(path, columns.what)[1]
+    return _read_table(path, columns.what)[1]
 
 
-def read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
+def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
     """Return the rows of a file written by `write_rows`, of whatever kind, and the circumstances of its run.
 
     A file of an earlier version, which has no hashes, is read too.
