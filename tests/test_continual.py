@@ -755,7 +755,7 @@ def test_the_workflow_plans_the_sets_of_each_step(tmp_path: Path) -> None:
 
 def test_the_profiles_know_the_stage() -> None:
     slurm, local = (load_yaml(ROOT / "workflow" / "profiles" / name / "profile.yaml") for name in ("slurm", "local"))
-    assert slurm["set-resources"]["continual"] == slurm["set-resources"]["evaluate"]
+    assert slurm["set-resources"]["continual"] == '?site.gpu("continual")'
     assert local["set-threads"]["continual"] == 1
 
 
