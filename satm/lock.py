@@ -229,20 +229,18 @@ def _create(path: Path, text: str) -> bool:
         OSError: it cannot be written.
     """
     bid = path.with_name(f".bid-{uuid.uuid4().hex}")
-    bid.write_text(text)
     try:
-        os.link(bid, path)
+        bid.write_text(text)
+        try:
+            os.link(bid, path)
+        except (FileExistsError, FileNotFoundError):
+            # Over a network the answer can be lost, and the second try finds what the first one made.
+            if not bid.exists() or bid.stat().st_nlink != 2:
+                raise
+        except OSError:  # a file system without hard links
+            _open_new(path, text)
+            return _excludes(path)
         return True
-    except FileExistsError:
-        # Over a network the answer can be lost, and the second try finds what the first one made.
-        if bid.stat().st_nlink == 2:
-            return True
-        raise
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without hard links
-        _open_new(path, text)
-        return _excludes(path)
     finally:
         bid.unlink(missing_ok=True)
 
