@@ -5,8 +5,8 @@ owner: on the same machine by the process, elsewhere by whether the heartbeat go
 clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
 holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it stood still,
 sees the higher number and stops before it writes. Nothing but hard links, or else the exclusive creation of a file, is
-asked of the file system, so it works where locks of the system (flock) do not. Where even that fails, there is a note,
-and whoever has made the file waits whether another one takes it too: what stands in it in the end holds.
+asked of the file system, so it works where locks of the system (flock) do not. Where even that fails there is a
+warning, and whoever has made the file waits whether another one takes it too: what stands in it in the end holds.
 """
 
 import contextlib

@@ -28,7 +28,7 @@ from satm.measure_table import measure_table
 from satm.nas_table import METRICS as SEARCHED
 from satm.nas_table import search_table
 from satm.reading import Reader
-from satm.results import CONTINUAL, EVALUATION, METRICS, NAS, read_rows, read_rows_metadata
+from satm.results import CONTINUAL, EVALUATION, METRICS, NAS, read_run
 from satm.starts_table import starts_table
 from satm.tables import results_table
 
@@ -163,10 +163,10 @@ def _cost(root: str, path: Path) -> _Cost | None:
     columns = COSTLY.get(path.relative_to(root).parts[0])
     if columns is None or path.suffix != ".parquet" or not path.is_file():
         return None
-    frame = read_rows(path, columns)
+    frame, circumstances = read_run(path, columns)
     if columns is CONTINUAL:
         frame = frame.drop_duplicates(PLACES)
-    device = str(read_rows_metadata(path, columns).get("device", "cpu"))
+    device = str(circumstances.get("device", "cpu"))
     seconds, memory = float(frame["seconds"].sum()), float(frame["peak_memory_bytes"].max() if len(frame) else 0)
     return _Cost(seconds, 0.0 if device == "cpu" else seconds, memory, device)
 

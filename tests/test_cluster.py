@@ -72,8 +72,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     (folder / "slurm" / "site.yaml").write_text(SITE)
     # Alike in everything that a number could depend on.
     alike = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate"))]
-    command = [sys.executable, "-m", "snakemake", *arguments, *threads, "--", "results/tiny/table2.csv"]
+    command = [sys.executable, "-m", "snakemake", *arguments, *faults.THREADS, "--", "results/tiny/table2.csv"]
     told = (folder / "printed").open("w")
     return subprocess.Popen(command, cwd=folder, env=alike, stdout=told, stderr=subprocess.STDOUT, text=True)
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satm.errors import RunError, UsageError
-from satm.files import atomic_path
+from satm.files import atomic_path, hash_file
 from satm.progress import Progress
 
 LOG = logging.getLogger("satm")
@@ -29,7 +29,7 @@ FROM = "https://www.cs.toronto.edu/~kriz"
 """Where the authors publish both."""
 
 CHUNK = 2**20
-"""Bytes that are downloaded or hashed at once."""
+"""Bytes that are downloaded at once."""
 
 PATIENCE = 60.0
 """Seconds without an answer after which a download is given up."""
@@ -109,7 +109,7 @@ def read_cifar(folder: Path, source: str) -> Cifar:
     if not path.is_file():
         LOG.info("%s is not in %s: downloading it from its authors, %s/%s", source, folder, FROM, published.name)
         _download(path, source, published)
-    elif (found := _hash(path)) != published.sha256:
+    elif (found := hash_file(path)) != published.sha256:
         raise UsageError(
             f"{path} has the SHA-256 {found}, expected {published.sha256}: it was cut short or changed; delete it, and "
             "it is downloaded again"
@@ -150,11 +150,6 @@ def _sent(path: Path, source: str) -> Iterator[bytes]:
             f"cannot get {source} into {path.parent} ({text}); connect to the network, or put {path.name} of its "
             f"authors or image-parquet files there, or set SATM_DATA to a folder that holds {source}"
         ) from error
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _content(archive: tarfile.TarFile, name: str) -> bytes:

@@ -15,7 +15,7 @@ from satm.results.columns import (
     Columns,
 )
 from satm.results.distilled import DistilledDataset, History, load_distilled, save_distilled
-from satm.results.rows import METADATA_KEY, read_rows, read_rows_metadata, write_rows
+from satm.results.rows import METADATA_KEY, read_rows, read_rows_metadata, read_run, write_rows
 
 __all__ = [
     "BOUNDS",
@@ -35,6 +35,7 @@ __all__ = [
     "load_distilled",
     "read_rows",
     "read_rows_metadata",
+    "read_run",
     "run_metadata",
     "save_distilled",
     "write_rows",

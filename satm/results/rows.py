@@ -49,8 +49,14 @@ def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
     Raises:
         UsageError: the file is missing, cut short, changed, or of another kind.
     """
+    return read_run(path, columns)[0]
+
+
+def read_run(path: Path, columns: Columns) -> tuple[pandas.DataFrame, dict[str, Any]]:
+    """Return the rows as `read_rows` and the circumstances as `read_rows_metadata`, from one look at the file."""
     expected = columns.schema([])
-    table = _completed(_read_table(path, columns.what)[0], columns, expected)
+    whole, circumstances = _read_table(path, columns.what)
+    table = _completed(whole, columns, expected)
     found = [name for name in table.column_names if name in columns.fields]
     if found != expected.names or (not columns.extra and len(table.column_names) != len(found)):
         raise UsageError(
@@ -63,7 +69,7 @@ def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
             f"{columns.what} {path} holds another type in {', '.join(wrong)} than expected; delete it and make it again"
         )
     frame: pandas.DataFrame = table.to_pandas()
-    return frame
+    return frame, circumstances
 
 
 def _completed(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schema) -> pyarrow.Table:
