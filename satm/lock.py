@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import threading
 import time
 import uuid
@@ -192,9 +193,10 @@ def _acquire(folder: Path, what: str) -> Lock:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                if folder.exists():
-                    raise  # it is a file
-                continue  # an owner that is done has removed it just now
+                # One look: an owner that is done may remove it, and the next one make it anew, between two.
+                if _is_other(folder):
+                    raise
+                continue
             numbers = _numbers(folder)
         number = numbers[-1] if numbers else 0
         held = _read(_file(folder, number)) if numbers else None
@@ -216,6 +218,14 @@ def _acquire(folder: Path, what: str) -> Lock:
             for lower in numbers:
                 _file(folder, lower).unlink(missing_ok=True)
             return lock
+
+
+def _is_other(folder: Path) -> bool:
+    """Say whether something that is no folder has the place of one."""
+    try:
+        return not stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _create(path: Path, text: str) -> bool:
