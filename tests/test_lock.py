@@ -149,7 +149,7 @@ def test_an_owner_that_was_outbid_writes_no_more(tmp_path: Path) -> None:
 def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a dead owner to begin with, whom all judge at once."""
     monkeypatch.setenv(WAIT, "yes")
-    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.01)))
+    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
     state = tmp_path / "state"
     elsewhere(state)
     inside, most, done, waited = [0], [0], [0], []
