@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -287,9 +287,8 @@ def _lacks(
 ) -> Iterator[str]:
     """Yield why jobs of a rule could never run in a partition, each with what to do."""
     here, gpu = known[name], resources.get("gpu")
-    account, model = resources.get("slurm_account"), resources.get("gpu_model")
-    if here.accounts and account not in here.accounts and (account or not _has_database()):
-        got = f"account {account!r}" if account else "no account"
+    model = resources.get("gpu_model")
+    if here.accounts and (got := _other_account(resources.get("slurm_account"), here.accounts)):
         yield f"jobs of {rule} have {got}, and partition {name} is for {_list(here.accounts)}; set account"
     if gpu and not here.has_gpu:
         others = [other for other, held in known.items() if held.has_gpu]
@@ -313,6 +312,17 @@ def _lacks(
 
 def _processors(resources: Mapping[str, Any]) -> Any:
     return resources.get("cpus_per_task") or resources.get("_cores", 1)
+
+
+def _other_account(account: str | None, those: Collection[str]) -> str | None:
+    """Return in words an account that is none of those; None: it is one, or SLURM does not tell."""
+    if account:
+        return None if account in those else f"account {account!r}"
+    if not _has_database():
+        return "no account"
+    told = _ask("sacctmgr", "-nP", "show", "user", "where", f"name={getpass.getuser()}", "format=defaultaccount")
+    usual = told.stdout.strip() if told.returncode == 0 else ""
+    return f"account {usual!r}, your default one" if usual and usual not in those else None
 
 
 def _accounts() -> str:

@@ -1,9 +1,10 @@
-"""Faults on the test cluster while a campaign runs there: `python tests/faults.py [NAME ...]`.
+"""Faults on the test cluster while a campaign runs there: `python tests/faults.py [--database] [NAME ...]`.
 
 A small campaign on digits is run without SLURM first. Then, once for each fault, it is run through the profile `slurm`
 in an empty folder, the fault is injected while a distillation is at work, Snakemake is started again where it has ended
 badly, and what is there in the end is compared: the table must be that of the first run but for what it measures, and
 no file that was finished before the fault may have been made again. It prints a line of Markdown for each fault.
+`--database`: the cluster has an accounting database, and Snakemake asks that how jobs ended.
 """
 
 import contextlib
@@ -298,19 +299,19 @@ def suffer(name: str, expected: str) -> str:
         return f"| {did} | {run.starts} | {resumed} | {len(before)} of {len(after)} | {seconds:.0f} |"
 
 
-def start(names: list[str]) -> int:
-    """Suffer the named faults, or all, and print the table."""
+def start(names: list[str], database: bool = False) -> int:
+    """Suffer the named faults, or all, on a cluster without or with a database, and print the table."""
     if unknown := [name for name in names if name not in FAULTS]:
         print(f"unknown fault {unknown[0]!r}; known: {', '.join(FAULTS)}")
         return 2
-    if why := cluster.lacking():
+    if why := cluster.lacking(database):
         print(why)
         return 2
     expected, worst = reference(), 0
     print("| fault | starts of Snakemake | logs that went on | finished before the fault | seconds |")
     print("| --- | ---: | ---: | ---: | ---: |", flush=True)
     for name in names or FAULTS:
-        cluster.start()
+        cluster.start(database)
         try:
             print(suffer(name, expected), flush=True)
         except Failed as failure:
@@ -322,4 +323,5 @@ def start(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(start(sys.argv[1:]))
+    given = sys.argv[1:]
+    sys.exit(start([name for name in given if name != "--database"], "--database" in given))

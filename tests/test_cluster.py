@@ -1,5 +1,9 @@
-"""The workflow on a real SLURM cluster, started for these tests: `python -m pytest -m cluster`."""
+"""The workflow on a real SLURM cluster, started for these tests, without and with an accounting database.
 
+`python -m pytest -m cluster -n 0` runs them.
+"""
+
+import contextlib
 import os
 import re
 import subprocess
@@ -21,13 +25,14 @@ from satm.errors import UsageError
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    if why := cluster.lacking():
+@pytest.fixture(scope="module", autouse=True, params=[False, True], ids=["squeue", "sacct"], name="database")
+def database_fixture(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Start a cluster; whether it has an accounting database."""
+    if why := cluster.lacking(request.param):
         pytest.skip(why)
     try:
-        cluster.start()
-        yield
+        cluster.start(request.param)
+        yield request.param
     finally:
         cluster.stop()
 
@@ -65,11 +70,18 @@ MEASURED = ["seconds", "peak_memory_bytes"]
 """Columns of a table that differ from run to run."""
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+ACCOUNT = """
+account: project
+gpu_partition: members
+"""
+"""Of a site with a database: who pays, and a partition for that account alone."""
+
+
+def start(folder: Path, site: str, *arguments: str) -> subprocess.Popen[str]:
     """Start Snakemake in a checkout with the campaign above."""
     make_checkout(folder)
     (folder / "config" / "tiny.yaml").write_text(TINY)
-    (folder / "slurm" / "site.yaml").write_text(SITE)
+    (folder / "slurm" / "site.yaml").write_text(site)
     # Alike in everything that a number could depend on.
     alike = {**os.environ, "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "snakemake", *arguments, *faults.THREADS, "--", "results/tiny/table2.csv"]
@@ -77,15 +89,16 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=alike, stdout=told, stderr=subprocess.STDOUT, text=True)
 
 
-def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path) -> None:
-    """By single jobs, arrays, and several jobs in one; on partitions that site.yaml names.
+def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path, database: bool) -> None:
+    """By single jobs, arrays, and several jobs in one; on partitions, and for the account, that site.yaml names.
 
     A distillation is put back into the queue while it computes, and goes on.
     """
     # Jobs that end soon are looked for soon.
     quick = ["--slurm-init-seconds-before-status-checks", "3", "--max-jobs-per-timespan", "1000/1s"]
-    runs = {"slurm": start(tmp_path / "slurm", "--profile", "slurm", *quick)}
-    runs["local"] = start(tmp_path / "local", "--profile", "local")
+    partition, site = ("members", SITE.replace("gpu_partition: gpu\n", ACCOUNT)) if database else ("gpu", SITE)
+    runs = {"slurm": start(tmp_path / "slurm", site, "--profile", "slurm", *quick)}
+    runs["local"] = start(tmp_path / "local", site, "--profile", "local")
     job, _ = faults.computing(runs["slurm"], tmp_path / "slurm" / "results" / "tiny", "distill", saved=False)
     subprocess.run(["scontrol", "requeue", job], check=True)
     printed, made = {}, {}
@@ -108,7 +121,8 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
     assert len(jobs) == 8
     assert all(job["JobState"] == "COMPLETED" and job["Requeue"] == "1" for job in jobs)
     on_gpus = [job for job in jobs if "gres:gpu:1" in job.get("TresPerJob", "")]
-    assert len(on_gpus) == 5 and {job["Partition"] for job in on_gpus} == {"gpu"}
+    assert len(on_gpus) == 5 and {job["Partition"] for job in on_gpus} == {partition}
+    assert {job.get("Account") for job in jobs} == {"project" if database else "(null)"}
     assert {job["NodeList"] for job in jobs if job not in on_gpus} == {"node3"}
 
 
@@ -119,14 +133,17 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
         ({"slurm_partition": "plain", "gpu": 1}, "need a GPU, partition plain has none, cpu, gpu, .* have some"),
         ({"gpu": 1, "gpu_model": "a100"}, "need a GPU of type 'a100', partition cpu has gpu:2"),
         ({"slurm_partition": "short", "runtime": 90}, "90 minutes, partition short gives at most 60"),
-        ({"slurm_partition": "members"}, "have no account, and partition members is for project"),
+        (
+            {"slurm_partition": "members"},
+            "have (no account|account 'root', your default one), and partition members is",
+        ),
         ({"slurm_partition": "members", "slurm_account": "other"}, "have account 'other', and partition members is"),
         ({"mem_mb": 32001}, "32001 MB of memory, partition cpu gives at most 32000"),
         ({"gpu": 5}, r"refuses jobs of distill \(Requested node configuration is not available\): .*--gpus=5"),
         ({"constraint": "fast"}, r"refuses jobs of distill \(Invalid feature specification\)"),
     ],
 )
-def test_what_the_cluster_would_never_run_is_told(resources: dict[str, Any], told: str) -> None:
+def test_what_the_cluster_would_never_run_is_told(resources: dict[str, Any], told: str, database: bool) -> None:
     usual = {"mem_mb": 4000, "runtime": 60, "_cores": 1}
     slurm.check_programs()
     slurm.check_status("squeue", 20)
@@ -135,6 +152,10 @@ def test_what_the_cluster_would_never_run_is_told(resources: dict[str, Any], tol
         slurm.check_jobs({"distill": {**usual, **resources}})
 
 
-def test_sacct_is_refused_where_there_is_no_database() -> None:
-    with pytest.raises(UsageError, match="no accounting database"):
+def test_sacct_is_refused_where_there_is_no_database(database: bool) -> None:
+    with contextlib.nullcontext() if database else pytest.raises(UsageError, match="no accounting database"):
         slurm.check_status("sacct", 20)
+
+
+def test_what_says_how_jobs_ended_is_found(database: bool) -> None:
+    assert slurm.open_site().status_command == ("sacct" if database else "squeue")

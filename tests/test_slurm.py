@@ -252,6 +252,17 @@ def test_a_refused_account_is_told_with_those_that_there_are(cluster: Cluster) -
     assert "--account=vison" in told and told.endswith("change that in slurm/site.yaml")
 
 
+def test_a_default_account_that_a_partition_is_not_for_is_told(cluster: Cluster) -> None:
+    cluster.answer("scontrol", f"{PARTITIONS}\nAccountingStorageType = accounting_storage/slurmdbd")
+    cluster.answer("sacctmgr", "vision")
+    told = "have account 'vision', your default one, and partition members is for project, other; set account in"
+    assert told in refused(slurm_partition="members")
+    cluster.answer("sacctmgr", "other")
+    slurm.check_jobs(job(slurm_partition="members"))
+    cluster.answer("sacctmgr", fails=1)  # it does not tell
+    slurm.check_jobs(job(slurm_partition="members"))
+
+
 def test_what_slurm_only_has_to_wait_for_is_no_refusal(cluster: Cluster) -> None:
     cluster.answer("sbatch", "allocation failure: Required node not available (down, drained or reserved)", fails=1)
     slurm.check_jobs(job())
