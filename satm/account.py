@@ -82,7 +82,7 @@ class Record:
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def read_record(path: Path) -> Record | None:
+def find_record(path: Path) -> Record | None:
     """Return the record of a job; None where there is none, or a broken one: it is no result."""
     try:
         content = json.loads(path.read_text())
@@ -105,7 +105,7 @@ class Account:
         self._before: bytes | None = None
         with contextlib.suppress(OSError):
             self._before = path.read_bytes()
-        held = read_record(path)
+        held = find_record(path)
         self._anew = held is None or held.done
         self.idle = False
         self._earlier = [] if held is None or held.done else held.attempts
@@ -125,7 +125,7 @@ class Account:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts at this job until now, this one last."""
-        held = read_record(self.path)
+        held = find_record(self.path)
         others = self._earlier if held is None else held.attempts
         return [*(each for each in others if each.id != self._mine.id), self._now()]
 
@@ -142,7 +142,7 @@ class Account:
         self._stop()
         others = [each for each in self.attempts() if each.id != self._mine.id]
         if not self._anew and others:
-            self._put(Record(others, bool((held := read_record(self.path)) and held.done)).text().encode())
+            self._put(Record(others, bool((held := find_record(self.path)) and held.done)).text().encode())
         elif self._before is not None:
             self._put(self._before)
         else:
@@ -168,7 +168,7 @@ class Account:
 
     def _write(self, done: bool) -> None:
         """Write the record with this attempt as it is now, and the others as they are there by now."""
-        held = read_record(self.path) if self._mine.ended else None  # the first time it may be that of an older series
+        held = find_record(self.path) if self._mine.ended else None  # the first time it may be that of an older series
         others = self._earlier if held is None else [each for each in held.attempts if each.id != self._mine.id]
         finished = done or (held is not None and held.done)
         self._put(Record([*others, self._now()], finished).text().encode())

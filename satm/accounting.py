@@ -19,7 +19,7 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
-from satm.account import Attempt, read_record
+from satm.account import Attempt, find_record
 from satm.config import ACCOUNTING, Layout, Tabulated
 from satm.grids import Grid, in_numbers
 from satm.plan import OUTPUTS, Graph, Job, jobs, outputs, place
@@ -106,7 +106,7 @@ def of_job(job: Job) -> Spent:
     carrier = next((path for path in made if path.suffix == ".parquet"), None)
     carried = _metadata(carrier) if done and carrier is not None else {}
     attempts = _attempts(carried)
-    if not attempts and (record := read_record(Path(layout.account(*place(job))))) is not None:
+    if not attempts and (record := find_record(Path(layout.account(*place(job))))) is not None:
         attempts = record.attempts
     if attempts:
         return _of_attempts(job, done, attempts)

@@ -279,9 +279,9 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hash_text(text: str) -> str:
-    """Return the SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def hash_text(text: str | bytes) -> str:
+    """Return the SHA-256 of a text, or of its bytes in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
 
 
 def hash_tensors(*tensors: torch.Tensor) -> str:

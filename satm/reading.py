@@ -4,14 +4,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas
 
 from satm.config import Resolver
 from satm.errors import MissingRun, UsageError
 from satm.experts import differing_field
-from satm.files import hash_file, open_tensors, read_metadata
+from satm.files import expect, hash_file, open_tensors, read_metadata
 from satm.results import (
     BOUNDS,
     EVALUATION,
@@ -22,8 +22,7 @@ from satm.results import (
     Columns,
     DistilledDataset,
     load_distilled,
-    read_rows,
-    read_rows_metadata,
+    read_run,
 )
 
 T = TypeVar("T")
@@ -83,16 +82,28 @@ class Reader:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
             UsageError: it is broken, of another run, or says two things of the same.
         """
+        return self._run(path, columns, command, axes, further)[0]
+
+    def _run(
+        self,
+        path: str,
+        columns: Columns,
+        command: str,
+        axes: Mapping[str, object],
+        further: Mapping[str, object] = MappingProxyType({}),
+    ) -> tuple[pandas.DataFrame, dict[str, Any]]:
+        """Return the rows of one file, as `rows`, and the options of its run, from one look at the file."""
         if not Path(path).is_file():
             raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
-        frame = read_rows(Path(path), columns)
+        frame, circumstances = read_run(Path(path), columns)
         for axis, value in {**axes, **further}.items():
             if axis in frame.columns and len(other := frame[frame[axis] != value]):
                 raise UsageError(
                     f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again"
                 )
         refuse_repeats({path: frame}, columns)
-        return frame
+        held = expect({"options": {}, **circumstances}, {"options": dict}, f"{columns.what} {path}")
+        return frame, held["options"]
 
     def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
         """Return the evaluation of networks trained on all real images, as `rows`."""
@@ -108,9 +119,8 @@ class Reader:
         """
         path = self.resolver.layout.metrics(dataset, ipc, method, seed)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        frame = self.rows(path, METRICS, "distill", axes)
+        frame, made = self._run(path, METRICS, "distill", axes)
         cell = [dataset, ipc, method, seed]
-        made = read_rows_metadata(Path(path), METRICS).get("options", {})
         if (found := made.get("axes", cell)) != cell:
             has, wanted = (" ".join(map(str, each)) for each in (found, cell))
             raise UsageError(f"metrics {path} are of {has}, expected {wanted}; make them again")
@@ -134,10 +144,10 @@ class Reader:
         layout = self.resolver.layout
         path = layout.evaluation(dataset, ipc, method, seed, network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        frame = self.rows(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
+        frame, options = self._run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
         made = Path(layout.distilled(dataset, ipc, method, seed))
         if made.is_file():
-            tested = read_rows_metadata(Path(path), EVALUATION).get("options", {}).get("distilled")
+            tested = options.get("distilled")
             if tested is not None and tested != hash_file(made):
                 raise UsageError(
                     f"evaluation {path} is of another synthetic set than {made}; make it again: delete it and run "

@@ -15,7 +15,7 @@ from conftest import Refuse
 
 import satm
 from satm import account, machine
-from satm.account import Record, ask_slurm, attempts, computes_on, found_done, read_record
+from satm.account import Record, ask_slurm, attempts, computes_on, find_record, found_done
 from satm.cli import main
 from satm.errors import RunError, UsageError
 from satm.results import EVALUATION, METRICS, read_rows_metadata, run_metadata
@@ -29,7 +29,7 @@ KEPT = RUN / "logs/distill/digits/ipc-1/satm/seed-0.json"
 
 
 def record(path: Path) -> Record:
-    found = read_record(path)
+    found = find_record(path)
     assert found is not None
     return found
 
@@ -109,7 +109,7 @@ def test_a_full_disk_and_a_broken_record_end_no_job(tmp_path: Path, monkeypatch:
         patched.setattr(Path, "write_bytes", full)
         with account.account(path):
             assert attempts() is not None
-    assert [each.name for each in tmp_path.iterdir()] == ["job.json"] and read_record(path) is None
+    assert [each.name for each in tmp_path.iterdir()] == ["job.json"] and find_record(path) is None
     with account.account(path):
         pass
     assert record(path).done
@@ -297,6 +297,6 @@ def test_a_record_of_other_values_counts_as_none(tmp_path: Path, change: dict[st
     assert record(path).attempts[0].seconds == 1
     content["attempts"][0] |= change
     path.write_text(json.dumps(content))
-    assert read_record(path) is None
+    assert find_record(path) is None
     path.write_text("[" * 100_000)
-    assert read_record(path) is None
+    assert find_record(path) is None

@@ -12,7 +12,7 @@ import pytest
 from conftest import Refuse
 
 import satm
-from satm.account import Attempt, Record, read_record
+from satm.account import Attempt, Record, find_record
 from satm.accounting import accounting, number, of_job, spent
 from satm.cli import main
 from satm.config import Layout, load_campaign
@@ -230,7 +230,7 @@ def test_the_account_of_a_real_campaign(campaign: Path) -> None:
     rules = found[found["part"] == "rule"].set_index("rule")
     done = {"images": 1, "experts_part": 2, "experts": 1, "distill": 1, "evaluate": 1}
     assert rules.loc[list(done), "done"].to_dict() == done and rules["unknown"].sum() == 0
-    kept = read_record(Path("results/tiny/logs/evaluate/digits/ipc-1/satm/seed-0/convnet.json"))
+    kept = find_record(Path("results/tiny/logs/evaluate/digits/ipc-1/satm/seed-0/convnet.json"))
     assert kept is not None and kept.attempts[0].seconds is not None
     assert rules.loc["evaluate", "run_hours"] == pytest.approx(kept.attempts[0].seconds / 3600, rel=0.5)
     assert rules.loc["evaluate", "peak_host_gb"] > 0.01 and set(rules["devices"].dropna()) == {"cpu"}

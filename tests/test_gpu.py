@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from satm.account import read_record
+from satm.account import find_record
 from satm.bench import Case, relative
 from satm.cli import main
 from satm.distill import begin, distill
@@ -59,7 +59,7 @@ def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = load_distilled("results/tiny/distilled/digits/ipc-1/satm/seed-0/distilled.safetensors")
     assert torch.isfinite(found.images).all()
     assert "torch" in describe_backend(torch.device("cuda"))
-    kept = read_record(Path("results/tiny/logs/distill/digits/ipc-1/satm/seed-0.json"))
+    kept = find_record(Path("results/tiny/logs/distill/digits/ipc-1/satm/seed-0.json"))
     assert kept is not None and kept.attempts[0].device == torch.cuda.get_device_name() and kept.attempts[0].gpus == 1
     assert kept.attempts[0].peak_device_bytes > 0
 

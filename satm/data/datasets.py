@@ -154,14 +154,18 @@ def load_digits(options: DatasetOptions) -> Listing:
     return Listing(train, test, tuple(str(digit) for digit in range(10)))
 
 
-def load_cifar10(options: DatasetOptions) -> Listing:
-    """List CIFAR-10: 32 x 32 pixels, 10 classes of 5,000 training and 1,000 test images; parquet or the archive."""
-    return _cifar(options)
+def load_cifar(options: DatasetOptions) -> Listing:
+    """List CIFAR-10 or CIFAR-100, of 32 x 32 pixels, from image-parquet or else from its authors' archive.
 
-
-def load_cifar100(options: DatasetOptions) -> Listing:
-    """List CIFAR-100: 32 x 32 pixels, 100 classes of 500 training and 100 test images; parquet or the archive."""
-    return _cifar(options)
+    CIFAR-10 has 10 classes of 5,000 training and 1,000 test images, CIFAR-100 has 100 of 500 and 100.
+    """
+    folder = data_path(options)
+    if _holds_parquet(folder):
+        return load_parquet(options)
+    held = read_cifar(folder, options.source)
+    train = _decoded_part(held.train, held.train_labels, f"{folder} train")
+    test = _decoded_part(held.test, held.test_labels, f"{folder} test")
+    return Listing(train, test, held.class_names)
 
 
 def load_tiny_imagenet(options: DatasetOptions) -> Listing:
@@ -248,8 +252,8 @@ Source = Callable[[DatasetOptions], Listing]
 
 DATASETS: Mapping[str, Source] = {
     "digits": load_digits,
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
+    "cifar10": load_cifar,
+    "cifar100": load_cifar,
     "tiny-imagenet": load_tiny_imagenet,
     "parquet": load_parquet,
     "folder": load_folder,
@@ -380,16 +384,6 @@ def _alternatives(pattern: str) -> list[str]:
         return [pattern]
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [one for middle in found[1].split(",") for one in _alternatives(before + middle + after)]
-
-
-def _cifar(options: DatasetOptions) -> Listing:
-    folder = data_path(options)
-    if _holds_parquet(folder):
-        return load_parquet(options)
-    held = read_cifar(folder, options.source)
-    train = _decoded_part(held.train, held.train_labels, f"{folder} train")
-    test = _decoded_part(held.test, held.test_labels, f"{folder} test")
-    return Listing(train, test, held.class_names)
 
 
 def _holds_parquet(folder: Path) -> bool:

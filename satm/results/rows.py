@@ -11,7 +11,7 @@ import pyarrow
 from pyarrow import parquet
 
 from satm.errors import UsageError
-from satm.files import AGAIN, atomic_path, expect
+from satm.files import AGAIN, atomic_path, expect, hash_text
 from satm.results.columns import Columns
 
 METADATA_KEY = b"satm"
@@ -36,7 +36,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
     """
     table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=columns.schema(rows))
     text = json.dumps({**metadata, ROWS_HASH: hash_rows(table)}, sort_keys=True)
-    table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: _hash_text(text.encode())})
+    table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: hash_text(text)})
     with atomic_path(path) as part:
         parquet.write_table(table, part)
 
@@ -128,7 +128,7 @@ def _circumstances(table: pyarrow.Table, path: Path, what: str) -> dict[str, Any
     stated = content.pop(ROWS_HASH, None)
     if stated is None and METADATA_HASH not in held:
         return content
-    if held.get(METADATA_HASH) != _hash_text(held[METADATA_KEY]).encode() or stated != hash_rows(table):
+    if held.get(METADATA_HASH) != hash_text(held[METADATA_KEY]).encode() or stated != hash_rows(table):
         raise UsageError(f"{what} {path} was changed: it does not have the hash that it states; {AGAIN}")
     return content
 
@@ -144,7 +144,3 @@ def hash_rows(table: pyarrow.Table) -> str:
         else:
             digest.update(json.dumps(values.to_pylist(), default=str).encode())
     return digest.hexdigest()
-
-
-def _hash_text(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
