@@ -1,12 +1,14 @@
-"""Faults on the test cluster while a campaign runs there: `python tests/faults.py [--database] [NAME ...]`.
+"""Faults on the test cluster while a campaign runs there: `python tests/faults.py [NAME ...]`.
 
 A small campaign on digits is run without SLURM first. Then, once for each fault, it is run through the profile `slurm`
 in an empty folder, the fault is injected while a distillation is at work, Snakemake is started again where it has ended
 badly, and what is there in the end is compared: the table must be that of the first run but for what it measures, and
 no file that was finished before the fault may have been made again. It prints a line of Markdown for each fault.
-`--database`: the cluster has an accounting database, and Snakemake asks that how jobs ended.
+`--database`: the cluster has an accounting database, and Snakemake asks that how jobs ended. `--demo`: all faults one
+after another in one run of the campaign of `make demo`, while a distillation or an evaluation is at work.
 """
 
+import argparse
 import contextlib
 import os
 import re
@@ -16,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +59,13 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def computing(process: subprocess.Popen[Any], root: Path, rule: str, saved: bool = True) -> tuple[str, Path]:
+def computing(process: subprocess.Popen[Any], root: Path, rules: Sequence[str], saved: bool = True) -> tuple[str, Path]:
     """Return number and state of a job that computes; wait for it.
 
     Args:
         process: Snakemake.
         root: folder of the campaign.
-        rule: of the job.
+        rules: of the job.
         saved: it has saved something already.
 
     Raises:
@@ -71,18 +73,16 @@ def computing(process: subprocess.Popen[Any], root: Path, rule: str, saved: bool
     """
     until = time.monotonic() + LIMIT
     while time.monotonic() < until:
-        for line in slurm("squeue", "--noheader", "--states", "RUNNING", "--format", "%i %k").splitlines():
-            job, _, comment = line.partition(" ")
-            if f"rule_{rule}" in comment:
-                for log in (root / "logs" / rule).rglob("seed-*.log"):
-                    state = root / "state" / log.relative_to(root / "logs").with_suffix("")
-                    there = any(state.glob("*.safetensors")) if saved else PROGRESS.search(log.read_text())
-                    if there and f"/{_method(comment)}/" in f"/{state}":
-                        return job, state
+        for lock in (lock for rule in rules for lock in (root / "state" / rule).rglob(".lock-*")):
+            state = lock.parent
+            log = (root / "logs" / state.relative_to(root / "state")).with_suffix(".log")
+            there = any(state.glob("*.safetensors")) if saved else log.is_file() and PROGRESS.search(log.read_text())
+            if there and (job := job_of(state)):
+                return job, state
         if process.poll() is not None:
-            raise Failed(f"Snakemake ended with {process.returncode} before a job of {rule} was met")
+            raise Failed(f"Snakemake ended with {process.returncode} before a job of {' or '.join(rules)} was met")
         time.sleep(0.2)
-    raise Failed(f"no job of {rule} came to compute")
+    raise Failed(f"no job of {' or '.join(rules)} came to compute")
 
 
 @dataclass
@@ -91,9 +91,13 @@ class Run:
 
     Args:
         flags: of Snakemake, beside the usual ones.
+        rules: of the jobs that faults happen to.
+        saved: they happen when a job has saved something already.
     """
 
-    flags: list[str] = field(default_factory=list)
+    flags: Sequence[str]
+    rules: Sequence[str]
+    saved: bool
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
 
@@ -109,10 +113,10 @@ class Run:
         with Path(f"snakemake-{self.starts}.log").open("w") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def running(self, what: str) -> tuple[str, Path]:
-        """Return number and state of a job of a rule that computes and has saved something; wait for it."""
+    def running(self) -> tuple[str, Path]:
+        """Return number and state of a job that computes; wait for it."""
         assert self.process is not None
-        return computing(self.process, Path("results/faults"), what)
+        return computing(self.process, Path("results/faults"), self.rules, self.saved)
 
     def end(self) -> None:
         """Wait for the end; start again after a bad one, at most three times."""
@@ -129,51 +133,67 @@ class Run:
             self.start()
 
 
-def _method(comment: str) -> str:
-    return next((name for name in ("mtt", "satm") if f"_{name}_" in f"{comment}_"), "")
-
-
 def python_of(state: Path) -> int:
-    """Return the number of the process that makes what a state is of."""
+    """Return the number of the process that makes what a state is of.
+
+    Raises:
+        StopIteration: nothing makes it.
+    """
     lock = next(state.glob(".lock-*")).read_text()
     return int(lock.split('"pid": ')[1].split(",")[0])
+
+
+def job_of(state: Path) -> str | None:
+    """Return the number of the job that makes what a state is of; None: nothing makes it now."""
+    try:
+        around = Path(f"/proc/{python_of(state)}/environ").read_bytes()
+    except (StopIteration, IndexError, OSError):  # it has just ended, or its lock is just being written
+        return None
+    found = re.search(rb"(?:^|\0)SLURM_JOB_ID=(\d+)", around)
+    return found[1].decode() if found else None
 
 
 # Faults: each is called with a run that was started, and returns what it did in words
 
 
 def cancelled(run: Run) -> str:
-    job, _ = run.running("distill")
+    job, _ = run.running()
     slurm("scancel", job)
-    return "`scancel` of a distillation"
+    return "`scancel` of a running job"
 
 
 def requeued(run: Run) -> str:
-    job, _ = run.running("distill")
+    job, _ = run.running()
     slurm("scontrol", "requeue", job)
-    return "`scontrol requeue` of a distillation"
+    return "`scontrol requeue` of a running job"
 
 
 def preempted(run: Run) -> str:
-    run.running("distill")
+    run.running()
     for _ in range(2):
         slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 20")
     return "two jobs of a partition that preempts take both nodes for 20 s"
 
 
 def too_short(run: Run) -> str:
-    run.running("distill")
+    run.running()
     return "a time limit of one minute for distillations that take longer"
 
 
+def cut_short(run: Run) -> str:
+    job, _ = run.running()
+    slurm("scontrol", "update", f"jobid={job}", "timelimit=1")
+    return "the time limit of a running job cut to one minute"
+
+
 def killed(run: Run) -> str:
-    _, state = run.running("distill")
+    _, state = run.running()
     os.kill(python_of(state), signal.SIGKILL)
-    return "`kill -9` of the Python of a distillation"
+    return "`kill -9` of the Python of a running job"
 
 
 def snakemake_killed(run: Run) -> str:
-    run.running("distill")
+    run.running()
     assert run.process is not None
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
@@ -182,17 +202,17 @@ def snakemake_killed(run: Run) -> str:
 
 
 def node_down(run: Run) -> str:
-    job, _ = run.running("distill")
+    job, _ = run.running()
     node = slurm("squeue", "--noheader", "--jobs", job, "--format", "%N").strip()
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(20)
     # Refused where the node has reported again and is back by itself.
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
-    return "the node of a distillation set down and resumed after 20 s"
+    return "the node of a running job set down and resumed after 20 s"
 
 
 def disk_full(run: Run) -> str:
-    run.running("distill")
+    run.running()
     filler = Path("results/faults/filler")
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while True:
@@ -208,6 +228,7 @@ FAULTS: dict[str, tuple[Callable[[Run], str], list[str]]] = {
     "requeue": (requeued, []),
     "preemption": (preempted, []),
     "time-limit": (too_short, ["--set-resources", "distill:runtime=1"]),
+    "limit-cut": (cut_short, []),
     "kill-job": (killed, []),
     "kill-snakemake": (snakemake_killed, []),
     "node-down": (node_down, []),
@@ -218,8 +239,11 @@ FAULTS: dict[str, tuple[Callable[[Run], str], list[str]]] = {
 PROGRESS = re.compile(r" \d+/\d+, \S+ left: ")
 """What a run writes now and then when it has begun to compute."""
 
-UNTOUCHED = ("kill-snakemake", "disk-full")
+UNTOUCHED = {"kill-snakemake", "disk-full"}
 """Faults that no distillation is stopped by: they compute on, and the others go on from a state."""
+
+IN_THE_DEMO = [name for name in FAULTS if name != "time-limit"]
+"""All but the time limit of all distillations, for which the demo's are too long on few processors."""
 
 
 def outcome(path: Path) -> str:
@@ -235,28 +259,28 @@ def finished() -> dict[Path, int]:
 
 
 @contextlib.contextmanager
-def folder(small: bool) -> Iterator[None]:
-    """Work in an empty folder; `small`: its results lie on a small file system of their own."""
+def folder(campaign: str, size: str | None = None) -> Iterator[None]:
+    """Work in a folder with nothing but a campaign; `size`: of a file system of its own for the results."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory(prefix="satm-faults-", dir="/var/tmp") as name:
         os.chdir(name)
-        Path("faults.yaml").write_text(CAMPAIGN)
+        Path("faults.yaml").write_text(campaign)
         Path("results").mkdir()
-        if small:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", f"{name}/results"], check=True)
+        if size:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", f"{name}/results"], check=True)
         try:
             yield
         finally:
             os.chdir(before)
-            if small:
+            if size:
                 subprocess.run(["umount", "--lazy", f"{name}/results"], check=False)
             if os.environ.get("SATM_KEEP"):
                 shutil.copytree(name, os.environ["SATM_KEEP"], dirs_exist_ok=True)
 
 
-def reference() -> str:
-    """Return the table of a run without SLURM."""
-    with folder(small=False):
+def reference(campaign: str) -> str:
+    """Return the table of a run of a campaign without SLURM."""
+    with folder(campaign):
         command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
         command += ["--profile", str(ROOT / "local"), "--configfile", "faults.yaml", "--quiet", "all"]
         command += [*THREADS, "--", TABLE]
@@ -264,56 +288,69 @@ def reference() -> str:
         return outcome(Path(TABLE))
 
 
-def suffer(name: str, expected: str) -> str:
-    """Run the campaign with one fault and return a line of a table about it.
+def suffer(names: Sequence[str], expected: str, campaign: str, demo: bool) -> str:
+    """Run a campaign with faults, one after another, and return a line of a table about it.
 
     Raises:
         Failed: something was lost, made twice or came out differently.
     """
-    inject, flags = FAULTS[name]
+    flags = [flag for name in names for flag in FAULTS[name][1]]
+    size = ("200m" if demo else "40m") if "disk-full" in names else None
     started = time.monotonic()
-    with folder(small=name == "disk-full"):
-        run = Run(flags)
+    with folder(campaign, size):
+        run = Run(flags, ("distill", "evaluate") if demo else ("distill",), saved=not demo)
         run.start()
         before: dict[Path, int] = {}
+        counts, did = [], []
         try:
-            run.running("distill")
-            before = finished()
-            did = inject(run)
+            for name in names:
+                run.running()
+                before = finished() | before
+                counts.append(str(len(before)))
+                did.append(FAULTS[name][0](run))
             run.end()
         finally:
             if run.process is not None and run.process.poll() is None:
                 os.killpg(run.process.pid, signal.SIGKILL)
             subprocess.run(["scancel", "--user=root"], check=False)
+        who = ", ".join(names)
         if outcome(Path(TABLE)) != expected:
-            raise Failed(f"{name}: the table differs")
+            raise Failed(f"{who}: the table differs")
         after = finished()
         if again := [path for path, when in before.items() if after.get(path) != when]:
-            raise Failed(f"{name}: made again although it was finished: {', '.join(map(str, again))}")
+            raise Failed(f"{who}: made again although it was finished: {', '.join(map(str, again))}")
         if left := [path for path in Path("results/faults/state").rglob("*") if path.is_file()]:
-            raise Failed(f"{name}: {left[0]} is left of a state")
+            raise Failed(f"{who}: {left[0]} is left of a state")
         resumed = sum(log.read_text().count("going on after") for log in Path("results/faults/logs").rglob("*.log"))
-        if not resumed and name not in UNTOUCHED:
-            raise Failed(f"{name}: no distillation went on from a state")
+        if not resumed and not set(names) <= UNTOUCHED:
+            raise Failed(f"{who}: no distillation went on from a state")
         seconds = time.monotonic() - started
-        return f"| {did} | {run.starts} | {resumed} | {len(before)} of {len(after)} | {seconds:.0f} |"
+        made = f"{', '.join(counts)} of {len(after)}"
+        return f"| {'; '.join(did)} | {run.starts} | {resumed} | {made} | {seconds:.0f} |"
 
 
-def start(names: list[str], database: bool = False) -> int:
-    """Suffer the named faults, or all, on a cluster without or with a database, and print the table."""
+def start(names: list[str], database: bool, demo: bool) -> int:
+    """Suffer the named faults, or all, and print the table.
+
+    Args:
+        names: of faults.
+        database: of the cluster.
+        demo: all in one run of the demo.
+    """
     if unknown := [name for name in names if name not in FAULTS]:
         print(f"unknown fault {unknown[0]!r}; known: {', '.join(FAULTS)}")
         return 2
     if why := cluster.lacking(database):
         print(why)
         return 2
-    expected, worst = reference(), 0
+    campaign = (ROOT / "config" / "demo.yaml").read_text() if demo else CAMPAIGN
+    expected, worst = reference(campaign), 0
     print("| fault | starts of Snakemake | logs that went on | finished before the fault | seconds |")
     print("| --- | ---: | ---: | ---: | ---: |", flush=True)
-    for name in names or FAULTS:
+    for together in [names or IN_THE_DEMO] if demo else [[name] for name in names or FAULTS]:
         cluster.start(database)
         try:
-            print(suffer(name, expected), flush=True)
+            print(suffer(together, expected, campaign, demo), flush=True)
         except Failed as failure:
             print(f"FAILED {failure}", flush=True)
             worst = 1
@@ -323,5 +360,9 @@ def start(names: list[str], database: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    sys.exit(start([name for name in given if name != "--database"], "--database" in given))
+    parser = argparse.ArgumentParser(description="Faults on the test cluster while a campaign runs there.")
+    parser.add_argument("--database", action="store_true", help="a cluster with an accounting database")
+    parser.add_argument("--demo", action="store_true", help="all in one run of the campaign of `make demo`")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(FAULTS)}; all if none is named")
+    given = parser.parse_args()
+    sys.exit(start(given.names, given.database, given.demo))

@@ -99,7 +99,7 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
     partition, site = ("members", SITE.replace("gpu_partition: gpu\n", ACCOUNT)) if database else ("gpu", SITE)
     runs = {"slurm": start(tmp_path / "slurm", site, "--profile", "slurm", *quick)}
     runs["local"] = start(tmp_path / "local", site, "--profile", "local")
-    job, _ = faults.computing(runs["slurm"], tmp_path / "slurm" / "results" / "tiny", "distill", saved=False)
+    job, _ = faults.computing(runs["slurm"], tmp_path / "slurm" / "results" / "tiny", ["distill"], saved=False)
     subprocess.run(["scontrol", "requeue", job], check=True)
     printed, made = {}, {}
     for profile, run in runs.items():
