@@ -5,7 +5,7 @@ in an empty folder, the fault is injected while a distillation is at work, Snake
 badly, and what is there in the end is compared: the table must be that of the first run but for what it measures, and
 no file that was finished before the fault may have been made again. It prints a line of Markdown for each fault.
 `--database`: the cluster has an accounting database, and Snakemake asks that how jobs ended. `--demo`: all faults one
-after another in one run of the campaign of `make demo`, while a distillation or an evaluation is at work.
+after another in one run of the campaign of `make demo`, while experts or a distillation are at work.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ tables:
 THREADS = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate"))]
 """The nodes share the processors of this machine: jobs of several threads each would only wait for one another."""
 
-LIMIT = 900
-"""Seconds that a run of the campaign may take, faults included."""
+LIMIT = 3600
+"""Seconds that a run of a campaign may take."""
 
 
 class Failed(Exception):
@@ -59,7 +59,9 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def computing(process: subprocess.Popen[Any], root: Path, rules: Sequence[str], saved: bool = True) -> tuple[str, Path]:
+def computing(
+    process: subprocess.Popen[Any], root: Path, rules: Sequence[str], saved: bool = True, but: Collection[Path] = ()
+) -> tuple[str, Path]:
     """Return number and state of a job that computes; wait for it.
 
     Args:
@@ -67,6 +69,7 @@ def computing(process: subprocess.Popen[Any], root: Path, rules: Sequence[str], 
         root: folder of the campaign.
         rules: of the job.
         saved: it has saved something already.
+        but: states of no interest.
 
     Raises:
         Failed: Snakemake ends before there is one, or it takes too long.
@@ -77,7 +80,7 @@ def computing(process: subprocess.Popen[Any], root: Path, rules: Sequence[str], 
             state = lock.parent
             log = (root / "logs" / state.relative_to(root / "state")).with_suffix(".log")
             there = any(state.glob("*.safetensors")) if saved else log.is_file() and PROGRESS.search(log.read_text())
-            if there and (job := job_of(state)):
+            if there and state not in but and (job := job_of(state)):
                 return job, state
         if process.poll() is not None:
             raise Failed(f"Snakemake ended with {process.returncode} before a job of {' or '.join(rules)} was met")
@@ -98,6 +101,7 @@ class Run:
     flags: Sequence[str]
     rules: Sequence[str]
     saved: bool
+    met: set[Path] = field(default_factory=set)
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
 
@@ -114,9 +118,11 @@ class Run:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def running(self) -> tuple[str, Path]:
-        """Return number and state of a job that computes; wait for it."""
+        """Return number and state of a job that computes and was not returned before; wait for it."""
         assert self.process is not None
-        return computing(self.process, Path("results/faults"), self.rules, self.saved)
+        job, state = computing(self.process, Path("results/faults"), self.rules, self.saved, self.met)
+        self.met.add(state)
+        return job, state
 
     def end(self) -> None:
         """Wait for the end; start again after a bad one, at most three times."""
@@ -153,47 +159,40 @@ def job_of(state: Path) -> str | None:
     return found[1].decode() if found else None
 
 
-# Faults: each is called with a run that was started, and returns what it did in words
+# Faults: each is called with a run, and number and state of a job of it that computes; it returns in words what it did
 
 
-def cancelled(run: Run) -> str:
-    job, _ = run.running()
+def cancelled(run: Run, job: str, state: Path) -> str:
     slurm("scancel", job)
     return "`scancel` of a running job"
 
 
-def requeued(run: Run) -> str:
-    job, _ = run.running()
+def requeued(run: Run, job: str, state: Path) -> str:
     slurm("scontrol", "requeue", job)
     return "`scontrol requeue` of a running job"
 
 
-def preempted(run: Run) -> str:
-    run.running()
+def preempted(run: Run, job: str, state: Path) -> str:
     for _ in range(2):
         slurm("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 20")
     return "two jobs of a partition that preempts take both nodes for 20 s"
 
 
-def too_short(run: Run) -> str:
-    run.running()
+def too_short(run: Run, job: str, state: Path) -> str:
     return "a time limit of one minute for distillations that take longer"
 
 
-def cut_short(run: Run) -> str:
-    job, _ = run.running()
+def cut_short(run: Run, job: str, state: Path) -> str:
     slurm("scontrol", "update", f"jobid={job}", "timelimit=1")
     return "the time limit of a running job cut to one minute"
 
 
-def killed(run: Run) -> str:
-    _, state = run.running()
+def killed(run: Run, job: str, state: Path) -> str:
     os.kill(python_of(state), signal.SIGKILL)
     return "`kill -9` of the Python of a running job"
 
 
-def snakemake_killed(run: Run) -> str:
-    run.running()
+def snakemake_killed(run: Run, job: str, state: Path) -> str:
     assert run.process is not None
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
@@ -201,8 +200,7 @@ def snakemake_killed(run: Run) -> str:
     return "`kill -9` of Snakemake; a second start while its jobs run on"
 
 
-def node_down(run: Run) -> str:
-    job, _ = run.running()
+def node_down(run: Run, job: str, state: Path) -> str:
     node = slurm("squeue", "--noheader", "--jobs", job, "--format", "%N").strip()
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(20)
@@ -211,8 +209,7 @@ def node_down(run: Run) -> str:
     return "the node of a running job set down and resumed after 20 s"
 
 
-def disk_full(run: Run) -> str:
-    run.running()
+def disk_full(run: Run, job: str, state: Path) -> str:
     filler = Path("results/faults/filler")
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while True:
@@ -223,10 +220,10 @@ def disk_full(run: Run) -> str:
     return "the file system of the results full for 45 s"
 
 
-FAULTS: dict[str, tuple[Callable[[Run], str], list[str]]] = {
-    "scancel": (cancelled, []),
+FAULTS: dict[str, tuple[Callable[[Run, str, Path], str], list[str]]] = {
     "requeue": (requeued, []),
     "preemption": (preempted, []),
+    "scancel": (cancelled, []),
     "time-limit": (too_short, ["--set-resources", "distill:runtime=1"]),
     "limit-cut": (cut_short, []),
     "kill-job": (killed, []),
@@ -298,16 +295,16 @@ def suffer(names: Sequence[str], expected: str, campaign: str, demo: bool) -> st
     size = ("200m" if demo else "40m") if "disk-full" in names else None
     started = time.monotonic()
     with folder(campaign, size):
-        run = Run(flags, ("distill", "evaluate") if demo else ("distill",), saved=not demo)
+        run = Run(flags, ("experts", "distill") if demo else ("distill",), saved=not demo)
         run.start()
         before: dict[Path, int] = {}
         counts, did = [], []
         try:
             for name in names:
-                run.running()
+                job, state = run.running()
                 before = finished() | before
                 counts.append(str(len(before)))
-                did.append(FAULTS[name][0](run))
+                did.append(FAULTS[name][0](run, job, state))
             run.end()
         finally:
             if run.process is not None and run.process.poll() is None:
