@@ -281,6 +281,9 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
         else:
             with pytest.raises(UsageError, match=f"two versions of one run: {version}; delete both and make them with"):
                 draw("one")
+    write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="metrics .*metrics.parquet: options is a int, expected a dict"):
+        draw("one")
     (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])
     rows = pandas.read_parquet(kept).to_dict("records")
@@ -306,10 +309,16 @@ def test_every_kind_has_options_and_a_drawing() -> None:
     ("entry", "text"),
     [
         ({"kind": "iteration"}, "figures.one"),
-        ({"kind": "iterations", "datasets": {}, "methods": [], "quantities": ["los"]}, "figures.one.*quantities"),
+        (
+            {"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt"], "quantities": ["los"]},
+            "figures.one.*quantities",
+        ),
         ({"kind": "animation", "datasets": {"digits": [1, 2]}, "methods": ["mtt"]}, "shows one synthetic set, got 2"),
         ({"kind": "continual", "protocols": ["five"]}, "figure one needs the protocol 'five' .* known: none"),
-        ({"kind": "costs", "datasets": {}, "methods": [], "quantity": 1}, "unknown option 'figures.one.*quantity'"),
+        (
+            {"kind": "costs", "datasets": {"digits": [1]}, "methods": ["mtt"], "quantity": 1},
+            "unknown option 'figures.one.*quantity'",
+        ),
     ],
 )
 def test_figures_that_cannot_be_drawn_are_refused(figures: Callable[..., None], entry: Any, text: str) -> None:

@@ -37,7 +37,7 @@ M = TypeVar("M", bound="Options")
 
 
 class Options(BaseModel):
-    """Frozen options; an unknown name is an error, and so are NaN, infinity, and true or false for a number."""
+    """Frozen options; an unknown name is an error; so are NaN, infinity, true for a number and a number for true."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -50,6 +50,8 @@ class Options(BaseModel):
             kinds = _kinds(cls, name)
             if not kinds & {bool, Any, Options} and any(isinstance(one, bool) for one in _leaves(value)):
                 raise ValueError(f"{name} cannot be true or false, which in YAML are yes, no, on and off too")
+            if cls.model_fields[name].annotation is bool and not isinstance(value, bool):
+                raise ValueError(f"{name} is {short(value)}, expected true or false")
             if Options not in kinds and (found := unusable(value)):
                 raise ValueError(f"{name} has {found}")
         return values

@@ -28,6 +28,9 @@ Measured = Literal[
 Ipc = Annotated[int, Field(ge=1)]
 """Images per class."""
 
+SomeDatasets = Annotated[dict[str, Annotated[tuple[Ipc, ...], Field(min_length=1)]], Field(min_length=1)]
+"""Images per class, by dataset, of at least one cell."""
+
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Seeds of the distillation."""
 

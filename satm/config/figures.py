@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from satm.config.base import Options
-from satm.config.cells import Cells, ContinualOptions, Ipc, Seeds, refuse_many, refuse_twice
+from satm.config.cells import Cells, ContinualOptions, Ipc, Seeds, SomeDatasets, refuse_many, refuse_twice
 from satm.config.layout import ACCOUNTING, Layout
 
 AT_EPOCH = "-at-epoch-"
@@ -40,6 +40,10 @@ class FigureOptions(Options):
 class CellsFigure(Cells, FigureOptions):
     """A figure of some synthetic sets."""
 
+    datasets: SomeDatasets
+    """Images per class, by dataset."""
+    methods: tuple[str, ...] = Field(min_length=1)
+    """Panels or lines, in this order."""
     labels: dict[str, str] = {}
     """What the legend calls a method; without an entry its name."""
 
@@ -80,7 +84,7 @@ class SweepFigure(FigureOptions):
 
     kind: Literal["sweep"]
     """Accuracy against the value of an option."""
-    datasets: dict[str, tuple[Ipc, ...]]
+    datasets: SomeDatasets
     """Images per class, by dataset."""
     series: dict[str, dict[float, str]] = Field(min_length=1)
     """By the legend's name of a line: the method of each value, or `METHOD@NETWORK` for another network."""
