@@ -1,6 +1,7 @@
 from snakemake.utils import min_version
 
 from satm.config import REVISIONS, Layout
+from satm.restarts import forget_results, keep_results
 from satm.slurm import check_cluster
 from satm.workflow import open_campaigns
 
@@ -20,9 +21,14 @@ wildcard_constraints:
     **campaigns.constraints(),
 
 
-# What SLURM would refuse is told before anything is submitted.
+# What SLURM would refuse is told before anything is submitted; what a Snakemake that was killed left is not made again.
 onstart:
     check_cluster(workflow),
+    keep_results(workflow),
+
+
+onsuccess:
+    forget_results(workflow),
 
 
 localrules:

@@ -42,6 +42,9 @@ it: jobs outlive a Snakemake that was killed, and those of the next one meet the
 SETTLING = 5.0
 """Seconds in which another process may write into the same file, where a file system creates nothing exclusively."""
 
+FINISHED = "finished"
+"""Folder, in a locked one, for results that an earlier Snakemake did not see; where it is, they are kept in it."""
+
 LENGTH = 512
 """Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
 
@@ -84,9 +87,21 @@ class Lock:
             "is written here"
         )
 
-    def finished(self) -> None:
-        """Say that the folder is not needed any more: it is removed with the lock."""
+    def finished(self, *results: Path) -> None:
+        """Say that the folder is not needed any more: it is removed with the lock.
+
+        Args:
+            results: what was made, which is kept where a later Snakemake has asked for it (`FINISHED`).
+        """
+        if (kept := self.folder / FINISHED).is_dir():
+            for path in results:
+                link(path, kept / path.name)
         self._clear = True
+
+    def kept(self, *results: Path) -> list[Path] | None:
+        """Return where results are that were finished and kept; None: not all of them were."""
+        found = [self.folder / FINISHED / path.name for path in results]
+        return found if all(path.is_file() for path in found) else None
 
     def _take(self, number: int, held: dict[str, Any] | None) -> bool:
         """Make this one's file and say whether it holds.
@@ -152,7 +167,7 @@ class Lock:
             return
         if self._clear:
             for entry in self.folder.iterdir():
-                if entry.name.startswith(PREFIX):
+                if entry.name.startswith(PREFIX) or entry.name == FINISHED:
                     continue
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -218,6 +233,16 @@ def _acquire(folder: Path, what: str) -> Lock:
             for lower in numbers:
                 _file(folder, lower).unlink(missing_ok=True)
             return lock
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, in place of what is there; a copy where the file system has no hard links."""
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        os.link(source, part)
+    except OSError:
+        shutil.copy2(source, part)
+    part.replace(target)
 
 
 def _is_other(folder: Path) -> bool:

@@ -26,6 +26,8 @@ from typing import Any
 import cluster
 import pandas
 
+from satm.files import hash_file
+
 ROOT = Path(__file__).parent.parent
 TABLE = "results/faults/table2.csv"
 MEASURED = ("seconds", "memory")
@@ -249,10 +251,14 @@ def outcome(path: Path) -> str:
     return str(table[[name for name in table if not any(word in name for word in MEASURED)]].to_csv(index=False))
 
 
-def finished() -> dict[Path, int]:
-    """Return the files of finished jobs and when each was written."""
+def finished() -> dict[Path, tuple[int, str]]:
+    """Return the files of finished jobs, each with what a file made again would not have: its inode and content.
+
+    Its time says nothing: Snakemake renews that when it sees the job end.
+    """
     places = [path for kind in ("parquet", "safetensors", "json") for path in Path("results/faults").rglob(f"*.{kind}")]
-    return {path: path.stat().st_mtime_ns for path in places if not {"state", "logs"} & {*path.parts}}
+    done = [path for path in places if not {"state", "logs"} & {*path.parts}]
+    return {path: (path.stat().st_ino, hash_file(path)) for path in done}
 
 
 @contextlib.contextmanager
@@ -269,10 +275,10 @@ def folder(campaign: str, size: str | None = None) -> Iterator[None]:
             yield
         finally:
             os.chdir(before)
-            if size:
-                subprocess.run(["umount", "--lazy", f"{name}/results"], check=False)
             if os.environ.get("SATM_KEEP"):
                 shutil.copytree(name, os.environ["SATM_KEEP"], dirs_exist_ok=True)
+            if size:
+                subprocess.run(["umount", "--lazy", f"{name}/results"], check=False)
 
 
 def reference(campaign: str) -> str:
@@ -297,7 +303,7 @@ def suffer(names: Sequence[str], expected: str, campaign: str, demo: bool) -> st
     with folder(campaign, size):
         run = Run(flags, ("experts", "distill") if demo else ("distill",), saved=not demo)
         run.start()
-        before: dict[Path, int] = {}
+        before: dict[Path, tuple[int, str]] = {}
         counts, did = [], []
         try:
             for name in names:
@@ -314,7 +320,7 @@ def suffer(names: Sequence[str], expected: str, campaign: str, demo: bool) -> st
         if outcome(Path(TABLE)) != expected:
             raise Failed(f"{who}: the table differs")
         after = finished()
-        if again := [path for path, when in before.items() if after.get(path) != when]:
+        if again := [path for path, file in before.items() if after.get(path) != file]:
             raise Failed(f"{who}: made again although it was finished: {', '.join(map(str, again))}")
         if left := [path for path in Path("results/faults/state").rglob("*") if path.is_file()]:
             raise Failed(f"{who}: {left[0]} is left of a state")

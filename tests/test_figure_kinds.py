@@ -282,7 +282,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
             with pytest.raises(UsageError, match=f"two versions of one run: {version}; delete both and make them with"):
                 draw("one")
     write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="metrics .*metrics.parquet: options is a int, expected a dict"):
+    with pytest.raises(UsageError, match=r"metrics .*metrics\.parquet: options is a int, expected a dict"):
         draw("one")
     (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])

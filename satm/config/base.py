@@ -31,7 +31,7 @@ REVISIONS = {
     "table": 1,
     "figure": 1,
 }
-"""Raised by hand when a stage's numbers change; the workflow passes it to each job, which cannot see edits of code."""
+"""Raised by hand when a stage's numbers change, for the workflow cannot see edits of code; stands in what is made."""
 
 M = TypeVar("M", bound="Options")
 

@@ -14,7 +14,7 @@ from satm.config import ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
-from satm.lock import Lock
+from satm.lock import Lock, link
 from satm.methods import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
@@ -225,14 +225,25 @@ def resumed_rows(held: RowsState, columns: Columns) -> list[dict[str, Any]]:
     return [{**columns.since, **row} for row in held.load()]
 
 
-def made_meanwhile(lock: Lock, path: Path, columns: Columns, identity: Mapping[str, Any]) -> bool:
-    """Say whether another process has made a file while this one waited for the lock."""
-    if not lock.waited or not path.is_file():
+def made_already(lock: Lock, columns: Columns, identity: Mapping[str, Any], *results: Path) -> bool:
+    """Say whether another process has made this run's results, while this one waited for the lock or unseen before.
+
+    Args:
+        lock: of the run.
+        columns: of the first result.
+        identity: of the run, which the first result states.
+        results: all of them; those that were kept (`satm.lock.FINISHED`) are put back.
+    """
+    kept = lock.kept(*results)
+    if kept is None and not (lock.waited and all(path.is_file() for path in results)):
         return False
-    if differing_field(identity, read_rows_metadata(path, columns)["options"]):
+    if differing_field(identity, read_rows_metadata((kept or results)[0], columns)["options"]):
         return False
-    LOG.info("%s was made by another process meanwhile", path)
-    lock.finished()
+    for source, path in zip(kept or (), results, strict=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        link(source, path)
+    LOG.info("%s was made by another process", results[0])
+    lock.finished(*results)
     return True
 
 

@@ -12,7 +12,7 @@ import torch
 
 from satm.checkpoint import NetworkState, RowsState
 from satm.class_order import Step, split_classes
-from satm.config import LearnOptions, Resolver
+from satm.config import REVISIONS, LearnOptions, Resolver
 from satm.continual import Brought, Tested, among, learn, rows, whole_labels
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, settled
@@ -21,7 +21,7 @@ from satm.lock import Lock, exclusive
 from satm.progress import Progress
 from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, made_meanwhile, open_distilled, prepare, real_images
+from satm.stages.common import Prepared, made_already, open_distilled, prepare, real_images
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -48,7 +48,7 @@ def make_continual(
     state = Path(resolver.layout.state("continual", dataset, f"ipc-{ipc}", method, f"seed-{seed}", protocol))
     target = Path(resolver.layout.continual(dataset, ipc, method, seed, protocol))
     with exclusive(state, f"the continual learning of {method}") as lock:
-        if made_meanwhile(lock, target, CONTINUAL, job.identity):
+        if made_already(lock, CONTINUAL, job.identity, target):
             return
         tested = job.run(lock)
         one = next(iter(job.sets.values()))
@@ -75,7 +75,7 @@ def make_continual(
             "mean %s accuracy on all classes after %d steps, %d networks, %.4f -> %s",
             *(options.split, options.steps, len(last), mean, target),
         )
-        lock.finished()
+        lock.finished(target)
 
 
 class _Job:
@@ -118,6 +118,7 @@ class _Job:
             self.sets[name], path = self._opened(resolver, name, own)
             hashes[name] = hash_file(path)
         self.identity: dict[str, Any] = {
+            "revision": REVISIONS["continual"],
             "sets": hashes,
             "options": options.model_dump(mode="json"),
             "network": self.values,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from satm.checkpoint import RunState
-from satm.config import Resolver
+from satm.config import REVISIONS, Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluate import Task, evaluate
@@ -20,7 +20,7 @@ from satm.machine import describe_backend
 from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
 from satm.progress import Progress
 from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
-from satm.stages.common import Prepared, made_meanwhile, make_problem, open_experts, prepare
+from satm.stages.common import Prepared, made_already, make_problem, open_experts, prepare
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -57,6 +57,7 @@ def make_distilled(
     resolved = {"method": kind.name, **options.model_dump(mode="json")}
     resolved |= {"notes": dict(made.notes)} if made.notes else {}
     identity = {
+        "revision": REVISIONS["distill"],
         "axes": list(problem.axes),
         "options": resolved,
         "data": prepared.data.hash,
@@ -70,7 +71,7 @@ def make_distilled(
     path = Path(layout.distilled(dataset, ipc, method, seed))
     metrics = path.with_name("metrics.parquet")
     with exclusive(state, f"the synthetic set of {method}") as lock:
-        if path.is_file() and made_meanwhile(lock, metrics, METRICS, identity):
+        if made_already(lock, METRICS, identity, metrics, path):
             return
         if isinstance(made, IterativeMethod):
             kept = RunState(state, identity, describe_backend(device))
@@ -107,7 +108,7 @@ def make_distilled(
             "%d images of iteration %d (%s), step size %.3g -> %s",
             *(len(synthetic.images), found.iteration, made.selection, float(synthetic.step_size), path),
         )
-        lock.finished()
+        lock.finished(metrics, path)
 
 
 def _history(run: Run) -> History | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from satm.checkpoint import NetworkState, RowsState
-from satm.config import EvaluateOptions, Resolver
+from satm.config import REVISIONS, EvaluateOptions, Resolver
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, evaluate, settled, stacked
 from satm.files import hash_file, patiently
@@ -21,7 +21,7 @@ from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
 from satm.seeds import derive_seed
 from satm.stages.common import (
     Prepared,
-    made_meanwhile,
+    made_already,
     make_problem,
     open_distilled,
     open_experts,
@@ -78,7 +78,8 @@ def make_evaluation(
     ]
     layout = resolver.layout
     target = layout.evaluation(dataset, ipc, method, seed, network)
-    job.run("evaluate", tested, Path(target), {"distilled": hash_file(path)}, float(made.step_size), made.selection)
+    state = Path(layout.state("evaluate", dataset, f"ipc-{ipc}", method, f"seed-{seed}", network))
+    job.run(state, tested, Path(target), {"distilled": hash_file(path)}, float(made.step_size), made.selection)
 
 
 def make_variants(
@@ -121,7 +122,8 @@ def make_variants(
     ]
     target = resolver.layout.variants(dataset, ipc, method, seed, network)
     identity = {"distilled": hash_file(path), "teacher": teacher if "teacher" in kinds else None}
-    job.run("variants", tested, Path(target), identity, float(made.step_size), made.selection)
+    state = Path(resolver.layout.state("variants", dataset, f"ipc-{ipc}", method, f"seed-{seed}", network))
+    job.run(state, tested, Path(target), identity, float(made.step_size), made.selection)
 
 
 def make_full(
@@ -134,7 +136,8 @@ def make_full(
     real = TrainingImages.of(job.prepared.data.train, job.prepared.preprocessor, device)
     columns = {"labels": "hard", "average": "raw", "labelled": "own"}
     target = resolver.layout.full(dataset, recipe, network)
-    job.run("full", [Tested(real, options, columns)], Path(target), {}, options.lr, "last")
+    state = Path(resolver.layout.state("full", dataset, recipe, network))
+    job.run(state, [Tested(real, options, columns)], Path(target), {}, options.lr, "last")
 
 
 class _Job:
@@ -169,7 +172,7 @@ class _Job:
 
     def run(
         self,
-        stage: str,
+        state: Path,
         tested: Sequence[Tested],
         target: Path,
         identity: Mapping[str, Any],
@@ -177,17 +180,17 @@ class _Job:
         selection: str,
     ) -> None:
         """Train and test the networks that have no row yet, one set after another, and write the rows."""
-        resolver, options, device = self.resolver, self.options, self.device
+        options, device = self.options, self.device
         dataset, ipc, method, seed = self.cell
         identity = {
             **identity,
+            "revision": REVISIONS["evaluate"],
             "options": options.model_dump(mode="json"),
             "network": self.values,
             "data": self.prepared.data.hash,
         }
-        state = Path(resolver.layout.state(stage, dataset, f"ipc-{ipc}", method, f"seed-{seed}", self.network))
         with exclusive(state, f"the evaluation of {method}") as lock:
-            if made_meanwhile(lock, target, EVALUATION, identity):
+            if made_already(lock, EVALUATION, identity, target):
                 return
             held = RowsState(state, identity)
             rows = resumed_rows(held, EVALUATION)
@@ -248,7 +251,7 @@ class _Job:
                 LOG.info(
                     "mean %s accuracy of %d networks%s %.4f -> %s", options.split, len(trained), each.text, mean, target
                 )
-            lock.finished()
+            lock.finished(target)
 
     def _task(self, each: Tested, step_size: float) -> Task:
         """Return what the networks of a set are trained on; a step size that is to be searched is found here."""

@@ -12,7 +12,7 @@ import torch
 
 from satm.account import account
 from satm.checkpoint import NetworkState, RowsState
-from satm.config import CANDIDATES, CandidateOptions, Resolver, SearchOptions
+from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Resolver, SearchOptions
 from satm.errors import UsageError
 from satm.evaluate import Axes, Task, evaluate, stacked
 from satm.files import hash_file, patiently
@@ -22,7 +22,7 @@ from satm.networks import NETWORKS, resolve
 from satm.progress import Progress
 from satm.results import NAS, run_metadata, write_rows
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, made_meanwhile, open_distilled, prepare, real_images, resumed_rows
+from satm.stages.common import Prepared, made_already, open_distilled, prepare, real_images, resumed_rows
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -131,6 +131,7 @@ def _run(
         state = Path(layout.state("nas", dataset, *place, search, f"part-{name}"))
         identity = {
             **source.identity,
+            "revision": REVISIONS["nas"],
             "options": source.options.model_dump(mode="json"),
             "candidates": [candidate.index for candidate in mine],
             "width_factor": options.width_factor,
@@ -140,13 +141,13 @@ def _run(
         }
         kept = Path(layout.account("nas", dataset, *place, search, f"part-{name}"))
         with account(kept), exclusive(state, f"part {name} of search {search}") as lock:
-            if made_meanwhile(lock, target, NAS, identity):
+            if made_already(lock, NAS, identity, target):
                 continue
             rows = _trained(prepared, source, search, mine, tested, lock, identity, device)
             lock.check()
             patiently(partial(write_rows, target, rows, NAS, run_metadata(identity, device)))
             LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), method, len(rows), target)
-            lock.finished()
+            lock.finished(target)
 
 
 def _trained(
