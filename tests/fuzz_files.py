@@ -472,7 +472,7 @@ HASHES = ("sha256", "tensors_sha256", "metadata_sha256", "rows_sha256")
 
 
 def damage_file(folder: Path, whole: Path, case: Case) -> bool:
-    """Damage a file; say whether it states no hash afterwards, as those of earlier versions.
+    """Damage a file; say whether it states no hash afterwards, as those of earlier versions, or the same as before.
 
     Args:
         folder: of the file.
@@ -569,14 +569,15 @@ def _damage_rows(path: Path, old: bool, way: str, column: str) -> bool:
 
 def _damage_tensors(path: Path, raw: bytes, kind: str, *values: Any) -> bool:
     if kind in ("head", "strange"):
-        header = _header(raw)
+        header, same = _header(raw), False
         if kind == "head" and values[0] in header:
+            same = header[values[0]].get(values[1]) == values[2]  # it says what it said, in other bytes
             header[values[0]][values[1]] = values[2]
         if kind == "strange":
             header["__metadata__"] = {"satm": "[" * 100_000}
         text = json.dumps(header).encode()
         path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + int.from_bytes(raw[:8], "little") :])
-        return False
+        return same
     old, name, *rest = values
     with safe_open(path, framework="pt") as file:
         tensors = {one: file.get_tensor(one) for one in file.keys()}  # noqa: SIM118
