@@ -8,12 +8,12 @@ puts it back.
 """
 
 import shutil
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from satm.lock import FINISHED, link
+from satm.slurm import cancel_waiting
 
 RESUMED = ("distill", "evaluate", "variants", "full", "continual", "nas", "nas_real")
 """Rules whose jobs are resumed and have their results in one go; experts are kept one by one as it is."""
@@ -42,8 +42,8 @@ def keep_results(workflow: Any) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         for each in results if unseen else ():
             link(each, folder / each.name)
-    if waiting and shutil.which("scancel"):
-        subprocess.run(["scancel", "--state=PENDING", *sorted(waiting)], capture_output=True, check=False)
+    if waiting:
+        cancel_waiting(waiting)
 
 
 def forget_results(workflow: Any) -> None:

@@ -139,6 +139,15 @@ def check_programs() -> None:
         raise UsageError(f"SLURM does not answer ({_words(asked)}); try `sinfo` until it does, then start again")
 
 
+def cancel_waiting(jobs: Collection[str]) -> None:
+    """Take jobs that were submitted from this folder out of the queue, of those that are named and do not run."""
+    told = _ask("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--states=PENDING", "--format=%i|%Z")
+    queued = dict(line.split("|", 1) for line in told.stdout.splitlines() if "|" in line)
+    # A number alone may be that of another job, where the cluster has begun to count anew.
+    if mine := sorted(job for job in jobs if queued.get(job) == str(Path.cwd())):
+        _ask("scancel", "--state=PENDING", *mine)
+
+
 def check_status(command: str | None, seconds: int) -> None:
     """Check that the end of a job will be seen.
 

@@ -77,8 +77,10 @@ def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
-    (tmp_path / "bin" / "scancel").chmod(0o755)
+    queue = f"12_3|{tmp_path}\n12_4|{tmp_path}\n9|/another/folder"
+    for name, says in (("scancel", "$@"), ("squeue", queue)):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho "{says}" | tee -a {tmp_path}/{name}\n')
+        (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     seen, running = job("distill", "distill/seed-0", "a", "b"), job("evaluate", "evaluate/c", "c")
     table, new = job("table", "table/t", "t"), job("distill", "distill/seed-1", "d")
@@ -102,7 +104,7 @@ def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
     assert not Path("results/it/state").exists()
     settings.forcerun = set()
     keep_results(workflow)
-    assert Path("asked").read_text().splitlines() == ["--state=PENDING 12_3 9"] * 2
+    assert Path("scancel").read_text().splitlines() == ["--state=PENDING 12_3"] * 2
     found = sorted(str(each) for each in Path("results/it/state").rglob("*") if each.is_file() or FINISHED in each.name)
     state = "results/it/state"
     expected = [f"{state}/distill/seed-0/{FINISHED}{end}" for end in ("", "/a", "/b")]
