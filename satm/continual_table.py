@@ -69,7 +69,7 @@ def continual_rows(reader: Reader, name: str, dataset: str, ipc: int, method: st
     for seed in options.seeds_for(ipc):
         path = reader.resolver.layout.continual(dataset, ipc, method, seed, name)
         axes: dict[str, object] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "protocol": name}
-        frame = reader.rows(path, CONTINUAL, "continual", axes)
+        frame, _ = reader.run(path, CONTINUAL, "continual", axes)
         made = {
             "steps": int(frame["step"].max()),
             "orders": frame["order"].nunique(),

@@ -147,7 +147,7 @@ def _variants(
     for seed in options.seeds_for(ipc):
         axes = {"dataset": dataset, "what": "variants", "ipc": ipc, "method": method, "seed": seed, "network": network}
         path = reader.resolver.layout.variants(dataset, ipc, method, seed, network)
-        rows = reader.rows(path, EVALUATION, "evaluate", axes)
+        rows, _ = reader.run(path, EVALUATION, "evaluate", axes)
         networks = [set(_chosen(rows, *setting)["repeat"]) for setting in SETTINGS.values()]
         if any(each != networks[0] for each in networks):
             raise UsageError(

@@ -61,15 +61,15 @@ class Reader:
             self.missing.append(str(error))
             return None
 
-    def rows(
+    def run(
         self,
         path: str,
         columns: Columns,
         command: str,
         axes: Mapping[str, object],
         further: Mapping[str, object] = MappingProxyType({}),
-    ) -> pandas.DataFrame:
-        """Return the rows of one file.
+    ) -> tuple[pandas.DataFrame, dict[str, Any]]:
+        """Return the rows of one file and the options of its run, from one look at the file.
 
         Args:
             path: of the file.
@@ -82,17 +82,6 @@ class Reader:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
             UsageError: it is broken, of another run, or says two things of the same.
         """
-        return self._run(path, columns, command, axes, further)[0]
-
-    def _run(
-        self,
-        path: str,
-        columns: Columns,
-        command: str,
-        axes: Mapping[str, object],
-        further: Mapping[str, object] = MappingProxyType({}),
-    ) -> tuple[pandas.DataFrame, dict[str, Any]]:
-        """Return the rows of one file, as `rows`, and the options of its run, from one look at the file."""
         if not Path(path).is_file():
             raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
         frame, circumstances = read_run(Path(path), columns)
@@ -106,20 +95,20 @@ class Reader:
         return frame, held["options"]
 
     def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
-        """Return the evaluation of networks trained on all real images, as `rows`."""
+        """Return the evaluation of networks trained on all real images, as `run`."""
         axes = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
         path = self.resolver.layout.full(dataset, recipe, network)
-        return self.rows(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})
+        return self.run(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})[0]
 
     def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
-        """Return what was measured in the iterations of a distillation, as `rows`; of each the last attempt.
+        """Return what was measured in the iterations of a distillation, as `run`; of each the last attempt.
 
         Raises:
             UsageError: also where they are of another version of the run than the synthetic set that lies there.
         """
         path = self.resolver.layout.metrics(dataset, ipc, method, seed)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        frame, made = self._run(path, METRICS, "distill", axes)
+        frame, made = self.run(path, METRICS, "distill", axes)
         cell = [dataset, ipc, method, seed]
         if (found := made.get("axes", cell)) != cell:
             has, wanted = (" ".join(map(str, each)) for each in (found, cell))
@@ -136,7 +125,7 @@ class Reader:
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
     def evaluation(self, dataset: str, ipc: int, method: str, seed: int, network: str) -> pandas.DataFrame:
-        """Return the accuracies of networks trained on a synthetic set, as `rows`.
+        """Return the accuracies of networks trained on a synthetic set, as `run`.
 
         Raises:
             UsageError: also where they are of another synthetic set than the one that lies there.
@@ -144,7 +133,7 @@ class Reader:
         layout = self.resolver.layout
         path = layout.evaluation(dataset, ipc, method, seed, network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        frame, options = self._run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
+        frame, options = self.run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
         made = Path(layout.distilled(dataset, ipc, method, seed))
         if made.is_file():
             tested = options.get("distilled")
@@ -173,12 +162,12 @@ class Reader:
         return data
 
     def analysis(self, what: str, dataset: str, ipc: int, method: str, seeds: Sequence[int]) -> pandas.DataFrame:
-        """Return what was measured at the synthetic sets of some seeds, as `rows`; `what` as in `ANALYSED`."""
+        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`."""
         found = []
         for seed in seeds:
             path = self.resolver.layout.analysis(what, dataset, ipc, method, seed)
             axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-            found.append(self.rows(path, ANALYSED[what], f"analyse --what {what}", axes))
+            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", axes)[0])
         return pandas.concat(found, ignore_index=True)
 
     def _command(self, stage: str, axes: Mapping[str, object]) -> str:
