@@ -19,17 +19,9 @@ from satm import stopping
 from satm.distill import Best, Made, Run, State
 from satm.errors import RunError, UsageError
 from satm.experts import Snapshot
-from satm.files import (
-    disk_is_full,
-    hash_tensors,
-    hash_text,
-    open_tensors,
-    patiently,
-    read_metadata,
-    read_tensors,
-    write_tensors,
-)
+from satm.files import disk_is_full, hash_text, patiently
 from satm.methods import Synthetic
+from satm.tensors import hash_tensors, open_tensors, read_metadata, read_tensors, write_tensors
 
 LOG = logging.getLogger("satm")
 

@@ -11,7 +11,7 @@ import pandas
 from satm.config import Resolver
 from satm.errors import MissingRun, UsageError
 from satm.experts import differing_field
-from satm.files import expect, hash_file, open_tensors, read_metadata
+from satm.files import expect, hash_file
 from satm.results import (
     BOUNDS,
     EVALUATION,
@@ -24,6 +24,7 @@ from satm.results import (
     load_distilled,
     read_run,
 )
+from satm.tensors import open_tensors, read_metadata
 
 T = TypeVar("T")
 
@@ -134,14 +135,7 @@ class Reader:
         path = layout.evaluation(dataset, ipc, method, seed, network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
         frame, options = self.run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
-        made = Path(layout.distilled(dataset, ipc, method, seed))
-        if made.is_file():
-            tested = options.get("distilled")
-            if tested is not None and tested != hash_file(made):
-                raise UsageError(
-                    f"evaluation {path} is of another synthetic set than {made}; make it again: delete it and run "
-                    "`python -m satm evaluate` with its names"
-                )
+        self._of_this_set("evaluation", path, options, layout.distilled(dataset, ipc, method, seed), "evaluate")
         return frame
 
     def distilled(self, dataset: str, ipc: int, method: str, seed: int) -> DistilledDataset:
@@ -162,13 +156,29 @@ class Reader:
         return data
 
     def analysis(self, what: str, dataset: str, ipc: int, method: str, seeds: Sequence[int]) -> pandas.DataFrame:
-        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`."""
+        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`.
+
+        Raises:
+            UsageError: also where it was measured at another synthetic set than the one that lies there.
+        """
         found = []
         for seed in seeds:
             path = self.resolver.layout.analysis(what, dataset, ipc, method, seed)
             axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", axes)[0])
+            frame, options = self.run(path, ANALYSED[what], f"analyse --what {what}", axes)
+            made = self.resolver.layout.distilled(dataset, ipc, method, seed)
+            self._of_this_set(what, path, options, made, f"analyse --what {what}")
+            found.append(frame)
         return pandas.concat(found, ignore_index=True)
+
+    def _of_this_set(self, kind: str, path: str, options: Mapping[str, Any], made: str, stage: str) -> None:
+        """Refuse a file that says that it is of another synthetic set than the one at `made`, if there is one."""
+        stated = options.get("distilled")
+        if stated is not None and Path(made).is_file() and stated != hash_file(Path(made)):
+            raise UsageError(
+                f"{kind} {path} is of another synthetic set than {made}; make it again: delete it and run "
+                f"`python -m satm {stage}` with its names"
+            )
 
     def _command(self, stage: str, axes: Mapping[str, object]) -> str:
         """Return the command that makes a run."""

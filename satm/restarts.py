@@ -12,11 +12,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from satm.config import Layout
 from satm.lock import FINISHED, link
+from satm.plan import Job, place
 from satm.slurm import cancel_waiting
 
-RESUMED = ("distill", "evaluate", "variants", "full", "continual", "nas", "nas_real")
-"""Rules whose jobs are resumed and have their results in one go; experts are kept one by one as it is."""
+KEPT = (
+    *("distill", "evaluate", "variants", "full", "continual", "nas", "nas_real"),
+    *("difficulty", "analysis", "expert_sharpness"),
+)
+"""Rules whose jobs have their results in one go and know them again. Experts are kept one by one as it is; data, tables
+and pictures take little."""
 
 
 def keep_results(workflow: Any) -> None:
@@ -33,7 +39,7 @@ def keep_results(workflow: Any) -> None:
     for job in workflow.dag.needrun_jobs():
         submitted = workflow.persistence.external_jobids(job)
         waiting.update(submitted)
-        if forced or job.rule.name not in RESUMED:
+        if forced or job.rule.name not in KEPT:
             continue
         results, folder = [Path(each) for each in job.output], _finished(job)
         # Snakemake forces what is there and was begun by a Snakemake that did not see it end.
@@ -49,15 +55,15 @@ def keep_results(workflow: Any) -> None:
 def forget_results(workflow: Any) -> None:
     """Remove what was kept, for `onsuccess`."""
     for job in workflow.dag.jobs:
-        if job.rule.name in RESUMED:
+        if job.rule.name in KEPT:
             shutil.rmtree(folder := _finished(job), ignore_errors=True)
             _remove_empty(folder.parents)
 
 
 def _finished(job: Any) -> Path:
-    """Return the folder of a job's results: a job with the log `ROOT/logs/NAME.log` is resumed in `ROOT/state/NAME`."""
-    root = Path(job.wildcards.root)
-    return root / "state" / Path(job.log[0]).relative_to(root / "logs").with_suffix("") / FINISHED
+    """Return the folder in which a job's results are kept."""
+    names = job.wildcards_dict
+    return Path(Layout(names["root"]).state(*place(Job(job.rule.name, tuple(names.items()))), FINISHED))
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

@@ -13,9 +13,13 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_a
 from satm.analysis.sharpness import measure_sharpness
 from satm.bench import Case, relative
 from satm.cli import main
+from satm.config import load_campaign
+from satm.errors import UsageError
+from satm.lock import FINISHED
 from satm.methods import Problem, Synthetic
 from satm.methods.matching import MatchingOptions, TrajectoryMatching
 from satm.params import flatten, load_flat
+from satm.reading import Reader
 from satm.results import EXPERT_SHARPNESS, SHARPNESS, read_rows, read_rows_metadata
 from satm.seeds import make_generator
 from satm.training import TEST_BATCH, TrainingImages
@@ -66,7 +70,30 @@ def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, 
     ]
     assert [list(frame["segment"]) for frame in rows] == [[0, 1], [0, 1]]
     assert set(rows[0]["rho"]) == set(rows[1]["rho"]) == {0.05}
-    assert "sharpness is that of a matching loss" in refused("analyse", *cell, "--method", "random")
+    assert "method random matches no trajectories" in refused("analyse", *cell, "--method", "random")
+
+
+def test_a_measurement_that_ended_unseen_is_put_back(campaign: object) -> None:
+    cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "mtt"]
+    assert main(["distill", *cell]) == 0
+    resolver = load_campaign(Path("tiny.yaml"))
+    layout = resolver.layout
+    path = Path(layout.analysis("sharpness", "digits", 1, "mtt", 0))
+    kept = Path(layout.state("sharpness", "digits", "ipc-1", "mtt", "seed-0"), FINISHED)
+    kept.mkdir(parents=True)  # by a Snakemake that finds the job still at work
+    assert main(["analyse", *cell, "--segments", "2"]) == 0
+    made = path.stat().st_ino
+    path.unlink()  # by Snakemake, before it makes the result anew
+    assert main(["analyse", *cell, "--segments", "2"]) == 0
+    assert path.stat().st_ino == made
+    path.unlink()
+    assert main(["analyse", *cell, "--segments", "1"]) == 0
+    assert path.stat().st_ino != made and len(read_rows(path, SHARPNESS)) == 1
+    assert len(Reader(resolver).analysis("sharpness", "digits", 1, "mtt", [0])) == 1
+    with Path(layout.distilled("digits", 1, "mtt", 0)).open("ab") as file:
+        file.write(b"another")
+    with pytest.raises(UsageError, match=r"sharpness .*parquet is of another synthetic set than .*: delete it and run"):
+        Reader(resolver).analysis("sharpness", "digits", 1, "mtt", [0])
 
 
 def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused: Refuse) -> None:

@@ -19,9 +19,10 @@ import torch
 import satm
 from satm import cli, files
 from satm.cli import STAGES, main
-from satm.files import read_tensors
+from satm.config import REVISIONS
 from satm.lock import exclusive
 from satm.results import EVALUATION, METRICS, load_distilled, read_rows, read_rows_metadata
+from satm.tensors import read_tensors
 
 Refuse = Callable[..., str]
 ROOT = Path(satm.__file__).parent.parent
@@ -294,6 +295,13 @@ def test_experts_of_another_dataset_or_whitening_are_refused(campaign: Path, ref
     assert "preprocessing" in refused("experts", *CONFIG, "--dataset", "digits", "--collect")
     told = refused("evaluate", *CELL, "--method", "satm")
     assert "prepared in another way: space: expected 'whitened', found 'normalised'" in told
+
+
+def test_experts_of_another_revision_are_others(
+    campaign: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(REVISIONS, "experts", 2)
+    assert "revision: expected 2, found None" in refused("distill", *CELL, "--method", "mtt")
 
 
 def test_other_images_are_other_experts(campaign: Path, refused: Refuse) -> None:

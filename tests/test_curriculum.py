@@ -30,10 +30,11 @@ from satm.experts import (
     write_shard,
 )
 from satm.experts.difficulty import easiest, pace
-from satm.files import read_tensors
+from satm.lock import FINISHED
 from satm.networks import build
 from satm.params import flatten, load_flat
 from satm.seeds import make_generator
+from satm.tensors import read_tensors
 from satm.training import TrainingImages
 
 Refuse = Callable[..., str]
@@ -284,6 +285,13 @@ def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(campaign:
     before = path.read_bytes()
     assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
     assert path.read_bytes() == before
+    kept = FOLDER.parent.parent / "state/experts/digits/sgd/difficulty" / FINISHED
+    kept.mkdir(parents=True)  # by a Snakemake that finds the job still at work
+    for _ in range(2):  # measured, then put back
+        assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
+        assert path.stat().st_ino == (kept / path.name).stat().st_ino and path.read_bytes() == before
+        path.unlink()
+    assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
     assert main(["experts", *CONFIG, "--experts", "curriculum"]) == 0
     manifest = json.loads((FOLDER / "curriculum/manifest.json").read_text())["identity"]
     assert manifest["difficulty"] == Difficulty(tensors["epoch"], tensors["loss"]).hash

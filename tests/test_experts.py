@@ -31,10 +31,11 @@ from satm.experts import (
     write_manifest,
     write_shard,
 )
-from satm.files import hash_file, open_tensors
+from satm.files import hash_file
 from satm.networks import build
 from satm.params import flatten
 from satm.seeds import make_generator
+from satm.tensors import open_tensors
 from satm.training import TrainingImages
 
 IDENTITY: dict[str, Any] = {

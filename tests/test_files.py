@@ -8,22 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from satm import files
 from satm.errors import RunError, UsageError, pick, short, suggest
-from satm.files import (
-    atomic_path,
-    hash_file,
-    hash_tensors,
-    open_tensors,
-    read_json,
-    read_record,
-    read_tensors,
-    write_json,
-    write_record,
-    write_tensors,
-)
+from satm.files import atomic_path, hash_file, read_json, read_record, write_json, write_record
 from satm.seeds import derive_seed, make_generator
+from satm.tensors import hash_tensors, open_tensors, read_tensors, write_tensors
 
 
 def listed(folder: Path) -> list[str]:
@@ -155,13 +147,13 @@ def test_one_tensor_is_compared_without_the_others(tmp_path: Path) -> None:
 def test_hashes_that_are_cut_out_are_missed_unless_all_of_them_are(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     tensors = some_tensors(path)
-    with files.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         stated = json.loads(file.metadata()["satm"])
     names = {"tensors_sha256", "metadata_sha256"}
     assert names < set(stated)
     for gone in ({"tensors_sha256"}, {"metadata_sha256"}, names):
         kept = {name: held for name, held in stated.items() if name not in gone}
-        files.save_file(tensors, path, metadata={"satm": json.dumps(kept)})
+        save_file(tensors, path, metadata={"satm": json.dumps(kept)})
         if gone == names:  # as earlier versions wrote it
             assert read_tensors(path, "thing")[1] == {"kind": "it", "nested": {"b": None, "a": [1, 2.5]}}
         else:
@@ -169,7 +161,7 @@ def test_hashes_that_are_cut_out_are_missed_unless_all_of_them_are(tmp_path: Pat
                 read_tensors(path, "thing")
     for name in ("labels", "weights"):
         others = {other: tensor for other, tensor in tensors.items() if other != name}
-        files.save_file(others, path, metadata={"satm": json.dumps(stated)})
+        save_file(others, path, metadata={"satm": json.dumps(stated)})
         with pytest.raises(UsageError, match="it holds other tensors than it states"):
             read_tensors(path, "thing")
 
@@ -177,7 +169,7 @@ def test_hashes_that_are_cut_out_are_missed_unless_all_of_them_are(tmp_path: Pat
 @pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", "3"])
 def test_metadata_that_are_no_object_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.safetensors"
-    files.save_file({"a": torch.zeros(1)}, path, metadata={"satm": text})
+    save_file({"a": torch.zeros(1)}, path, metadata={"satm": text})
     with pytest.raises(UsageError, match="has damaged metadata"):
         read_tensors(path, "thing")
     (tmp_path / "file.json").write_text(text)
@@ -232,7 +224,7 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     with pytest.raises(UsageError, match="does not exist; make it first"), open_tensors(path, "thing"):
         pass
-    files.save_file({"a": torch.zeros(1)}, path)
+    save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UsageError, match="was not written by satm"):
         read_tensors(path, "thing")
 

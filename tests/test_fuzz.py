@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from satm.config import Campaign, load_yaml, parse
-from satm.files import TensorFile
+from satm.tensors import TensorFile
 
 SOME = (
     *("collect", "distill", "evaluate", "whitened", "table", "overview", "sets", "resumed experts", "resumed distill"),

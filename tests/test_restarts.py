@@ -14,7 +14,7 @@ from checkouts import make_checkout
 
 from satm.config import Layout
 from satm.lock import FINISHED, exclusive, link
-from satm.restarts import RESUMED, forget_results, keep_results
+from satm.restarts import KEPT, forget_results, keep_results
 from satm.results import EVALUATION, run_metadata, write_rows
 from satm.stages.common import made_already
 
@@ -62,13 +62,13 @@ def test_a_file_is_copied_where_it_cannot_have_two_names(tmp_path: Path, monkeyp
     assert (tmp_path / "b").read_text() == "new" and len(list(tmp_path.iterdir())) == 2
 
 
-def job(rule: str, name: str, *results: str) -> SimpleNamespace:
+def job(rule: str, seed: int, *results: str) -> SimpleNamespace:
     """Return a job as Snakemake has it."""
+    names = {"dataset": "digits", "ipc": "1", "method": "mtt", "seed": str(seed), "network": "convnet", "table": "t"}
     return SimpleNamespace(
         rule=SimpleNamespace(name=rule),
-        wildcards=SimpleNamespace(root="results/it"),
+        wildcards_dict={"root": "results/it", **names},
         output=[f"results/it/{each}" for each in results],
-        log=[f"results/it/logs/{name}.log"],
     )
 
 
@@ -82,17 +82,17 @@ def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho "{says}" | tee -a {tmp_path}/{name}\n')
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    seen, running = job("distill", "distill/seed-0", "a", "b"), job("evaluate", "evaluate/c", "c")
-    table, new = job("table", "table/t", "t"), job("distill", "distill/seed-1", "d")
+    seen, running = job("distill", 0, "a", "b"), job("evaluate", 0, "c")
+    table, new = job("table", 0, "t"), job("distill", 1, "d")
     for name in ("a", "b", "t"):
         path = Path("results/it", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
-    numbers = {"evaluate/c": ["12_3"], "table/t": ["9"]}
+    numbers = {"evaluate": ["12_3"], "table": ["9"]}
     settings = SimpleNamespace(forceall=False, forcetargets=False, forcerun=set())
     workflow = SimpleNamespace(
         dag_settings=settings,
-        persistence=SimpleNamespace(external_jobids=lambda each: numbers.get(each.log[0][16:-4], [])),
+        persistence=SimpleNamespace(external_jobids=lambda each: numbers.get(each.rule.name, [])),
         dag=SimpleNamespace(
             jobs=[seen, running, table, new],
             needrun_jobs=lambda: [seen, running, table, new],
@@ -107,17 +107,19 @@ def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
     assert Path("scancel").read_text().splitlines() == ["--state=PENDING 12_3"] * 2
     found = sorted(str(each) for each in Path("results/it/state").rglob("*") if each.is_file() or FINISHED in each.name)
     state = "results/it/state"
-    expected = [f"{state}/distill/seed-0/{FINISHED}{end}" for end in ("", "/a", "/b")]
-    assert found == [*expected, f"{state}/evaluate/c/{FINISHED}"]
-    Path(state, "evaluate/c/checkpoint").write_text("of a job that still runs")
+    cell = "digits/ipc-1/mtt/seed-0"
+    expected = [f"{state}/distill/{cell}/{FINISHED}{end}" for end in ("", "/a", "/b")]
+    assert found == [*expected, f"{state}/evaluate/{cell}/convnet/{FINISHED}"]
+    checkpoint = Path(state, "evaluate", cell, "convnet", "checkpoint")
+    checkpoint.write_text("of a job that still runs")
     forget_results(workflow)
-    assert [str(each) for each in Path(state).rglob("*") if not each.is_dir()] == [f"{state}/evaluate/c/checkpoint"]
+    assert [each for each in Path(state).rglob("*") if not each.is_dir()] == [checkpoint]
     assert not Path(state, "distill").exists()
 
 
 def test_the_jobs_that_are_resumed_have_rules() -> None:
     rules = "".join(path.read_text() for path in Path(__file__).parent.parent.glob("workflow/rules/*.smk"))
-    assert all(f"rule {rule}:" in rules for rule in RESUMED)
+    assert all(f"rule {rule}:" in rules for rule in KEPT)
 
 
 def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import fit_whitening, save_whitening
 from satm.errors import UsageError
-from satm.files import read_tensors, write_tensors
 from satm.results import (
     EVALUATION,
     METADATA_KEY,
@@ -30,6 +29,7 @@ from satm.results import (
     save_distilled,
     write_rows,
 )
+from satm.tensors import read_tensors, write_tensors
 
 ROW = {
     "dataset": "digits",

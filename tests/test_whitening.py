@@ -22,8 +22,8 @@ from satm.data import (
     save_whitening,
 )
 from satm.errors import UsageError
-from satm.files import hash_tensors, read_tensors, write_tensors
 from satm.stages.common import prepare
+from satm.tensors import hash_tensors, read_tensors, write_tensors
 from satm.workflow import WHITENING
 
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]

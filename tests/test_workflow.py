@@ -149,6 +149,15 @@ def held(folder: Path) -> dict[str, str]:
     return dict(re.findall(r"^rule (\w+):.*?^    resources: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL))
 
 
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_the_workflow_is_read_without_torch(checkout: Path, tmp_path: Path, profile: str) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(checkout)])}
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", profile, SET]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_profile_gives_a_gpu_to_the_stages_that_train(checkout: Path) -> None:
     found = held(checkout)
     assert {rule for rule, text in found.items() if "gpu=1" in text} == {"experts_part", "distill", "evaluate"}

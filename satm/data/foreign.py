@@ -23,8 +23,8 @@ from satm.config import DatasetOptions
 from satm.data.datasets import Part, Table, decode_part, entries, files_in, parquet_part, paths_part
 from satm.data.images import ImageData, Preprocessor
 from satm.errors import UsageError
-from satm.files import open_tensors
 from satm.results import DistilledDataset, load_distilled
+from satm.tensors import open_tensors
 
 TENSORS = (".pt", ".pth", ".safetensors")
 """Endings of files that hold tensors."""

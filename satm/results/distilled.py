@@ -17,7 +17,8 @@ import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import Whitening, load_whitening
 from satm.errors import UsageError
-from satm.files import AGAIN, expect, read_tensors, write_tensors
+from satm.files import AGAIN, expect
+from satm.tensors import read_tensors, write_tensors
 
 RAW_PARTS = ("raw_images", "raw_labels")
 """Tensors of a synthetic set's file that are there beside an average only."""

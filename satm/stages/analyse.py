@@ -1,9 +1,10 @@
 """The stage `analyse`: measurements on synthetic sets and experts that are not accuracies."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import follow, restart
 from satm.analysis.variance import gradient_variance
-from satm.config import Resolver
+from satm.config import REVISIONS, Resolver
 from satm.data import Split
 from satm.errors import UsageError
-from satm.methods import Synthetic
+from satm.files import hash_file, patiently
+from satm.lock import exclusive
+from satm.methods import MethodOptions, Synthetic
 from satm.methods import resolve as resolve_method
 from satm.methods.matching import TrajectoryMatching
 from satm.methods.matching_options import MatchingOptions
@@ -32,14 +35,134 @@ from satm.results import (
     SHARPNESS,
     TRAJECTORY,
     VARIANCE,
+    Columns,
     run_metadata,
     write_rows,
 )
 from satm.seeds import make_generator
-from satm.stages.common import Prepared, make_problem, open_distilled, open_experts, prepare
+from satm.stages.common import Prepared, made_already, make_problem, open_distilled, open_experts, prepare
 from satm.training import TrainingImages, measure
 
 LOG = logging.getLogger("satm")
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """One file of measurements and what it is of.
+
+    Args:
+        what: is measured; the first part of the run's state, of which the others follow in `place`.
+        place: see `what`.
+        columns: of the file.
+        path: of the file.
+        about: everything that makes the numbers what they are, besides the stage's revision.
+    """
+
+    what: str
+    place: tuple[str, ...]
+    columns: Columns
+    path: Path
+    about: Mapping[str, Any]
+
+    def make(self, resolver: Resolver, found: Iterable[tuple[Rows, str]], total: int, device: torch.device) -> Rows:
+        """Measure, and write the rows, unless another process has done so; return them, none where it has.
+
+        Args:
+            resolver: the campaign.
+            found: the rows of one step after another, and what there is to say about them.
+            total: how many steps.
+            device: where they are measured.
+        """
+        identity = {"revision": REVISIONS["analyse"], **self.about}
+        rows: Rows = []
+        with exclusive(Path(resolver.layout.state(self.what, *self.place)), f"the measurement {self.what}") as lock:
+            if made_already(lock, self.columns, identity, self.path):
+                return []
+            with Progress(self.what, total) as progress:
+                for some, text in found:
+                    rows += some
+                    progress.step(text)
+            lock.check()
+            patiently(lambda: write_rows(self.path, rows, self.columns, run_metadata(identity, device)))
+            LOG.info("%d rows -> %s", len(rows), self.path)
+            lock.finished(self.path)
+        return rows
+
+
+LACKS: dict[type[MethodOptions], str] = {
+    MatchingOptions: "matches no trajectories",
+    UnrolledOptions: "unrolls no training",
+}
+"""Why a method without such options is not measured."""
+
+F = TypeVar("F", MatchingOptions, UnrolledOptions)
+
+
+class _At(Generic[F]):
+    """A synthetic set to measure at, with its dataset and its method."""
+
+    def __init__(
+        self, resolver: Resolver, cell: tuple[str, int, str, int], family: type[F], device: torch.device
+    ) -> None:
+        """Read them.
+
+        Raises:
+            UsageError: the method is not one of the family whose options are given, or a file is missing or of another
+                run.
+        """
+        self.resolver, self.cell, self.device = resolver, cell, device
+        dataset, ipc, method, _ = cell
+        self.kind, options = resolve_method(resolver.method(method, dataset, ipc))
+        if not isinstance(options, family):
+            raise UsageError(f"method {method} {LACKS[family]}, which this measures; leave it out")
+        self.options: F = options
+        self.prepared: Prepared = prepare(resolver, dataset)
+        self.distilled, self._path = open_distilled(resolver, self.prepared, *cell[1:])
+
+    @property
+    def synthetic(self) -> Synthetic:
+        """The set on the device."""
+        made = self.distilled
+        return Synthetic(made.images.to(self.device), made.labels.to(self.device), made.step_size.to(self.device))
+
+    def make(
+        self, what: str, columns: Columns, found: Iterable[tuple[Rows, str]], total: int, about: Mapping[str, Any]
+    ) -> Rows:
+        """Measure and write, as `_Measurement.make`; rows and file say of which set they are."""
+        dataset, ipc, method, seed = self.cell
+        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        identity = {
+            "distilled": hash_file(self._path),
+            "data": self.prepared.data.hash,
+            "options": self.options.model_dump(mode="json"),
+            **about,
+        }
+        place = (dataset, f"ipc-{ipc}", method, f"seed-{seed}")
+        path = Path(self.resolver.layout.analysis(what, *self.cell))
+        told = (([{**axes, **row} for row in rows], text) for rows, text in found)
+        return _Measurement(what, place, columns, path, identity).make(self.resolver, told, total, self.device)
+
+
+def _matching(at: _At[MatchingOptions], experts: str | None = None, drawn_as: str | None = None) -> TrajectoryMatching:
+    """Return the matching of a set's method.
+
+    Args:
+        at: the set.
+        experts: those to match; None: those that the method matched.
+        drawn_as: stands for the method where random choices are drawn, so that all methods have the same.
+
+    Raises:
+        UsageError: the experts are missing or others.
+    """
+    dataset, ipc, method, seed = at.cell
+    name = at.options.experts if experts is None else experts
+    store = open_experts(at.resolver, at.prepared, name)
+    network = at.resolver.experts(name, dataset).network
+    axes = (dataset, ipc, drawn_as or method, seed)
+    problem = make_problem(at.resolver, at.prepared, network, ipc, at.device, axes, store)
+    return TrajectoryMatching(at.options, problem)
 
 
 def make_sharpness(
@@ -50,28 +173,20 @@ def make_sharpness(
     Every method of a cell is measured with the exact hypergradient, the same segments, batches and augmentation, and
     the rho of the method `satm` there.
     """
-    layout = resolver.layout
-    prepared = prepare(resolver, dataset)
-    _, options = resolve_method(resolver.method(method, dataset, ipc))
-    if not isinstance(options, MatchingOptions):
-        raise UsageError(f"sharpness is that of a matching loss, which method {method} has not; leave it out")
+    _positive(segments=segments)
     rho = _shared_rho(resolver, dataset, ipc)
-    distilled, _ = open_distilled(resolver, prepared, ipc, method, seed)
-    store = open_experts(resolver, prepared, options.experts)
-    network = resolver.experts(options.experts, dataset).network
-    problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, "sharpness", seed), store)
-    synthetic = Synthetic(distilled.images.to(device), distilled.labels.to(device), distilled.step_size.to(device))
-    matching = TrajectoryMatching(options, problem)
-    rows = []
-    with Progress("sharpness", segments) as progress:
+    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    matching, synthetic = _matching(at, drawn_as="sharpness"), at.synthetic
+
+    def measured() -> Iterator[tuple[Rows, str]]:
         for index, found in enumerate(measure_sharpness(matching, synthetic, rho, segments)):
-            axes: dict[str, Any] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-            rows.append({**axes, "segment": index, "rho": rho, **found})
-            progress.step(f"loss {found['loss']:.4f}, sharpness {found['sharpness']:.5f}")
-    path = Path(layout.analysis("sharpness", dataset, ipc, method, seed))
-    write_rows(path, rows, SHARPNESS, run_metadata({"options": options.model_dump(mode="json")}, device))
-    mean = sum(row["sharpness"] for row in rows) / len(rows)
-    LOG.info("mean sharpness over %d segments, rho %g: %.6f -> %s", segments, rho, mean, path)
+            text = f"loss {found['loss']:.4f}, sharpness {found['sharpness']:.5f}"
+            yield [{"segment": index, "rho": rho, **found}], text
+
+    about = {"experts": matching.experts.identity, "segments": segments, "rho": rho}
+    if rows := at.make("sharpness", SHARPNESS, measured(), segments, about):
+        mean = sum(row["sharpness"] for row in rows) / len(rows)
+        LOG.info("mean sharpness over %d segments, rho %g: %.6f", segments, rho, mean)
 
 
 def make_trajectory(
@@ -99,9 +214,9 @@ def make_trajectory(
         device: where to compute.
     """
     _positive(count=count)
-    cell = (dataset, ipc, method, seed)
-    matching, synthetic, prepared = _matching(resolver, cell, experts, device)
-    real = TrainingImages.of(prepared.data.test, prepared.preprocessor, device)
+    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    matching, synthetic = _matching(at, experts), at.synthetic
+    real = TrainingImages.of(at.prepared.data.test, at.prepared.preprocessor, device)
     module = matching.problem.build(0).to(device)
 
     def test(weights: Tensor) -> tuple[float, float]:
@@ -111,22 +226,22 @@ def make_trajectory(
     epochs, length = matching.experts.epochs, matching.settings.expert_epochs
     begun = [start for start in starts if start < epochs]
     chosen = range(min(count, len(matching.experts)))
-    rows: list[dict[str, Any]] = []
-    axes = dict(zip(("dataset", "ipc", "method", "seed"), cell, strict=True))
-    with Progress("trajectory", len(chosen) * (epochs // length + len(begun))) as progress:
+
+    def measured() -> Iterator[tuple[Rows, str]]:
         for expert in chosen:
             for found in follow(matching, synthetic, expert, test):
-                rows.append({**axes, "kind": "path", "expert": expert, "steps": matching.settings.inner_steps, **found})
-                progress.step(f"expert {expert} epoch {found['epoch']}: accumulated error {found['accumulated']:.4g}")
+                row = {"kind": "path", "expert": expert, "steps": matching.settings.inner_steps, **found}
+                yield [row], f"expert {expert} epoch {found['epoch']}: accumulated error {found['accumulated']:.4g}"
             for found in restart(matching, synthetic, expert, begun, test):
-                rows.append({**axes, "kind": "restart", "expert": expert, **found})
-                progress.step(f"begun at epoch {found['start']}: test accuracy {found['evaluation_accuracy']:.4f}")
-    path = Path(resolver.layout.analysis("trajectory", *cell))
-    about = {"options": matching.settings.model_dump(mode="json"), "experts": matching.experts.identity}
-    write_rows(path, rows, TRAJECTORY, run_metadata({**about, "count": len(chosen)}, device))
-    last = [row for row in rows if row["kind"] == "path" and row["epoch"] > epochs - length]
-    worst = max(row["residual"] for row in last)
-    LOG.info("errors along %d experts, the parts add up to %.1e -> %s", len(chosen), worst, path)
+                text = f"begun at epoch {found['start']}: test accuracy {found['evaluation_accuracy']:.4f}"
+                yield [{"kind": "restart", "expert": expert, **found}], text
+
+    about = {"experts": matching.experts.identity, "count": len(chosen), "starts": begun}
+    total = len(chosen) * (epochs // length + len(begun))
+    if rows := at.make("trajectory", TRAJECTORY, measured(), total, about):
+        last = [row for row in rows if row["kind"] == "path" and row["epoch"] > epochs - length]
+        worst = max(row["residual"] for row in last)
+        LOG.info("errors along %d experts, the parts add up to %.1e", len(chosen), worst)
 
 
 def make_variance(
@@ -139,32 +254,28 @@ def make_variance(
     """
     if samples < 2:
         raise UsageError(f"a variance needs at least 2 samples, got {samples}; use more")
-    prepared = prepare(resolver, dataset)
-    kind, options = resolve_method(resolver.method(method, dataset, ipc))
-    if not isinstance(options, UnrolledOptions):
-        raise UsageError(f"variance is that of unrolled training, method {method} is another; leave it out")
-    distilled, _ = open_distilled(resolver, prepared, ipc, method, seed)
-    if distilled.history is None:
+    cell = (dataset, ipc, method, seed)
+    at = _At(resolver, cell, UnrolledOptions, device)
+    distilled = at.distilled
+    if (history := distilled.history) is None:
         raise UsageError(
             f"the synthetic set of {method} was stored without its history; set snapshots above 0 for it and distil "
             "it again"
         )
-    cell = (dataset, ipc, method, seed)
-    problem = make_problem(resolver, prepared, options.network, ipc, device, cell, None)
-    made = kind(options, problem)
+    problem = make_problem(resolver, at.prepared, at.options.network, ipc, device, cell, None)
+    made = at.kind(at.options, problem)
     assert isinstance(made, UnrolledTraining)
-    axes = dict(zip(("dataset", "ipc", "method", "seed"), cell, strict=True))
-    rows: list[dict[str, Any]] = []
-    with Progress("variance", len(distilled.history)) as progress:
-        for place in range(len(distilled.history)):
+
+    def measured() -> Iterator[tuple[Rows, str]]:
+        for place in range(len(history)):
             state = distilled.at(place)
             synthetic = Synthetic(state.images.to(device), state.labels.to(device), state.step_size.to(device))
             found = gradient_variance(made, synthetic, state.iteration, samples)
-            rows.append({**axes, "iteration": state.iteration, "samples": min(samples, made.batch), **found})
-            progress.step(f"iteration {state.iteration}: normalised variance {found['variance']:.4g}")
-    path = Path(resolver.layout.analysis("variance", *cell))
-    write_rows(path, rows, VARIANCE, run_metadata({"options": options.model_dump(mode="json")}, device))
-    LOG.info("variance of the hypergradient at %d states -> %s", len(rows), path)
+            row = {"iteration": state.iteration, "samples": min(samples, made.batch), **found}
+            yield [row], f"iteration {state.iteration}: normalised variance {found['variance']:.4g}"
+
+    if rows := at.make("variance", VARIANCE, measured(), len(history), {"samples": samples}):
+        LOG.info("variance of the hypergradient at %d states", len(rows))
 
 
 def make_bounds(
@@ -190,43 +301,20 @@ def make_bounds(
         device: where to compute.
     """
     _positive(segments=segments)
-    cell = (dataset, ipc, method, seed)
-    matching, synthetic, _ = _matching(resolver, cell, None, device)
-    steps = matching.settings.inner_steps
+    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    matching, synthetic = _matching(at), at.synthetic
+    steps, rho = matching.settings.inner_steps, _shared_rho(resolver, dataset, ipc)
     keeps = sorted({steps // divisor for divisor in divisors if divisor > 1 and steps // divisor})
     if not keeps:
         raise UsageError(f"the divisors {list(divisors)} of {steps} inner steps keep no part of them; use 2 or more")
-    axes = dict(zip(("dataset", "ipc", "method", "seed"), cell, strict=True))
-    rows: list[dict[str, Any]] = []
-    with Progress("bounds", segments * len(keeps) * 2) as progress:
-        for found in measure_bounds(matching, synthetic, _shared_rho(resolver, dataset, ipc), segments, keeps):
-            rows.append({**axes, **found})
-            progress.step(f"{found['quantity']}, {found['kept']} of {steps} steps kept: error {found['error']:.4g}")
-    path = Path(resolver.layout.analysis("bounds", *cell))
-    write_rows(path, rows, BOUNDS, run_metadata({"options": matching.settings.model_dump(mode="json")}, device))
-    LOG.info("errors of %d segments -> %s", segments, path)
 
+    def measured() -> Iterator[tuple[Rows, str]]:
+        for found in measure_bounds(matching, synthetic, rho, segments, keeps):
+            yield [found], f"{found['quantity']}, {found['kept']} of {steps} steps kept: error {found['error']:.4g}"
 
-def _matching(
-    resolver: Resolver, cell: tuple[str, int, str, int], experts: str | None, device: torch.device
-) -> tuple[TrajectoryMatching, Synthetic, Prepared]:
-    """Return the matching of a synthetic set's method, the set, and its dataset.
-
-    Raises:
-        UsageError: the method matches no trajectories, or a file is missing or of another run.
-    """
-    dataset, ipc, method, seed = cell
-    prepared = prepare(resolver, dataset)
-    _, options = resolve_method(resolver.method(method, dataset, ipc))
-    if not isinstance(options, MatchingOptions):
-        raise UsageError(f"method {method} matches no trajectories, which this measures; leave it out")
-    distilled, _ = open_distilled(resolver, prepared, ipc, method, seed)
-    name = options.experts if experts is None else experts
-    store = open_experts(resolver, prepared, name)
-    network = resolver.experts(name, dataset).network
-    problem = make_problem(resolver, prepared, network, ipc, device, cell, store)
-    synthetic = Synthetic(distilled.images.to(device), distilled.labels.to(device), distilled.step_size.to(device))
-    return TrajectoryMatching(options, problem), synthetic, prepared
+    about = {"experts": matching.experts.identity, "segments": segments, "kept": keeps, "rho": rho}
+    if at.make("bounds", BOUNDS, measured(), segments * len(keeps) * 2, about):
+        LOG.info("errors of %d segments", segments)
 
 
 def _shared_rho(resolver: Resolver, dataset: str, ipc: int) -> float:
@@ -276,16 +364,17 @@ def make_expert_sharpness(
     chosen = torch.randperm(len(data.train), generator=make_generator("expert-sharpness", dataset))[:images]
     subset = Split(data.train.images[chosen], data.train.labels[chosen])
     real = TrainingImages.of(subset, prepared.preprocessor, device)
-    rows: list[dict[str, Any]] = []
-    with Progress("sharpness", min(count, len(store)) * (store.epochs + 1)) as progress:
+
+    def measured() -> Iterator[tuple[Rows, str]]:
         for found in measure_expert_sharpness(module, store, real, count, lengths):
-            rows += [{"dataset": dataset, "experts": experts, **values} for values in found]
+            rows = [{"dataset": dataset, "experts": experts, **values} for values in found]
             last = rows[-1]
-            progress.step(f"expert {last['expert']} epoch {last['epoch']}: sharpness {last['sharpness']:.5f}")
+            yield rows, f"expert {last['expert']} epoch {last['epoch']}: sharpness {last['sharpness']:.5f}"
+
     path = Path(resolver.layout.expert_sharpness(dataset, experts))
-    options = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
-    write_rows(path, rows, EXPERT_SHARPNESS, run_metadata(options, device))
-    for rho in lengths:
-        values = [row["sharpness"] for row in rows if row["rho"] == rho and row["epoch"]]
+    about = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
+    whole = _Measurement("expert-sharpness", (dataset, experts), EXPERT_SHARPNESS, path, about)
+    found = whole.make(resolver, measured(), min(count, len(store)) * (store.epochs + 1), device)
+    for rho in lengths if found else ():
+        values = [row["sharpness"] for row in found if row["rho"] == rho and row["epoch"]]
         LOG.info("mean sharpness after training began, rho %g: %.6f", rho, sum(values) / len(values))
-    LOG.info("%d rows -> %s", len(rows), path)

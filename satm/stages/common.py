@@ -1,7 +1,7 @@
 """What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from satm.checkpoint import RowsState
-from satm.config import ExpertsOptions, Resolver
+from satm.config import REVISIONS, ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
@@ -106,6 +106,8 @@ def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, option
         "experts": experts,
         "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job", "difficulty_count"}),
         "difficulty": difficulty.hash if difficulty else None,
+        # Experts of the first revision do not state it.
+        **({"revision": REVISIONS["experts"]} if REVISIONS["experts"] > 1 else {}),
     }
 
 
@@ -226,18 +228,33 @@ def resumed_rows(held: RowsState, columns: Columns) -> list[dict[str, Any]]:
 
 
 def made_already(lock: Lock, columns: Columns, identity: Mapping[str, Any], *results: Path) -> bool:
-    """Say whether another process has made this run's results, while this one waited for the lock or unseen before.
+    """Say whether another process has made this run's results, as `found_made`.
 
     Args:
         lock: of the run.
         columns: of the first result.
         identity: of the run, which the first result states.
+        results: all of them.
+    """
+
+    def is_ours(path: Path) -> bool:
+        return differing_field(identity, read_rows_metadata(path, columns)["options"]) is None
+
+    return found_made(lock, is_ours, *results)
+
+
+def found_made(lock: Lock, is_ours: Callable[[Path], bool], *results: Path) -> bool:
+    """Say whether another process has made a run's results, while this one waited for the lock or unseen before.
+
+    Args:
+        lock: of the run.
+        is_ours: says whether a first result that was found is of this run.
         results: all of them; those that were kept (`satm.lock.FINISHED`) are put back.
     """
     kept = lock.kept(*results)
     if kept is None and not (lock.waited and all(path.is_file() for path in results)):
         return False
-    if differing_field(identity, read_rows_metadata((kept or results)[0], columns)["options"]):
+    if not is_ours((kept or results)[0]):
         return False
     for source, path in zip(kept or (), results, strict=False):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from satm.experts import (
     describe_shard,
     differing_field,
     expert_difficulty,
+    load_difficulty,
     mean_difficulty,
     read_shards,
     save_difficulty,
@@ -32,7 +33,7 @@ from satm.networks import build
 from satm.params import load_flat
 from satm.progress import Progress
 from satm.seeds import derive_seed
-from satm.stages.common import Prepared, expert_identity, open_experts, prepare, stored_difficulty
+from satm.stages.common import Prepared, expert_identity, found_made, open_experts, prepare, stored_difficulty
 from satm.training import TrainingImages, measure
 
 LOG = logging.getLogger("satm")
@@ -104,20 +105,35 @@ def make_difficulty(
     prepared = prepare(resolver, dataset)
     data = prepared.data
     store = open_experts(resolver, prepared, experts, options)
-    network = resolver.network(options.network, dataset)
-    module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
-    real = TrainingImages.of(data.train, prepared.preprocessor, device)
     asked = min(options.difficulty_count, len(store))
-    found = []
-    with Progress("difficulty", asked) as progress:
-        for expert in range(asked):
-            found.append(expert_difficulty(module, store, expert, real))
-            learned = found[-1].epoch
-            never = int((learned > store.epochs).sum())
-            progress.step(f"expert {expert}: learned after {float(learned.mean()):.2f} epochs, {never} images never")
     path = Path(resolver.layout.difficulty(dataset, experts))
-    save_difficulty(path, mean_difficulty(found), store.identity, asked)
-    LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), asked, path)
+
+    def is_ours(found: Path) -> bool:
+        try:
+            load_difficulty(found, store.identity, asked, len(data.train))
+        except UsageError:
+            return False
+        return True
+
+    state = Path(resolver.layout.state("experts", dataset, experts, "difficulty"))
+    with exclusive(state, f"the difficulty of images for experts {experts}") as lock:
+        if found_made(lock, is_ours, path):
+            return
+        network = resolver.network(options.network, dataset)
+        module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
+        real = TrainingImages.of(data.train, prepared.preprocessor, device)
+        found = []
+        with Progress("difficulty", asked) as progress:
+            for expert in range(asked):
+                found.append(expert_difficulty(module, store, expert, real))
+                learned = found[-1].epoch
+                never = int((learned > store.epochs).sum())
+                text = f"learned after {float(learned.mean()):.2f} epochs, {never} images never"
+                progress.step(f"expert {expert}: {text}")
+        lock.check()
+        patiently(lambda: save_difficulty(path, mean_difficulty(found), store.identity, asked))
+        LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), asked, path)
+        lock.finished(path)
 
 
 def _train_part(
