@@ -105,7 +105,8 @@ def _rows(
     for part in options.parts():
         path = layout.nas(dataset, *cell, name, part) if cell else layout.nas_real(dataset, name, part)
         axes |= {"search": name, "part": part}
-        found[path], _ = reader.run(path, NAS, "nas" if cell else "nas --real", axes)
+        which = {} if cell else {"ipc": 0, "method": "real"}
+        found[path], _ = reader.run(path, NAS, "nas" if cell else "nas --real", axes, which)
     refuse_repeats(found, NAS)
     return pandas.concat(found.values(), ignore_index=True)
 

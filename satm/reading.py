@@ -81,7 +81,8 @@ class Reader:
 
         Raises:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
-            UsageError: it is broken, of another run, or says two things of the same.
+            UsageError: it is broken, of another run or of another synthetic set than the one that lies there, or says
+                two things of the same.
         """
         if not Path(path).is_file():
             raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
@@ -92,8 +93,10 @@ class Reader:
                     f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again"
                 )
         refuse_repeats({path: frame}, columns)
-        held = expect({"options": {}, **circumstances}, {"options": dict}, f"{columns.what} {path}")
-        return frame, held["options"]
+        told = f"{columns.what} {path}"
+        options: dict[str, Any] = expect({"options": {}, **circumstances}, {"options": dict}, told)["options"]
+        self._of_these_sets(told, options, {**axes, **further}, command)
+        return frame, options
 
     def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
         """Return the evaluation of networks trained on all real images, as `run`."""
@@ -126,17 +129,10 @@ class Reader:
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
     def evaluation(self, dataset: str, ipc: int, method: str, seed: int, network: str) -> pandas.DataFrame:
-        """Return the accuracies of networks trained on a synthetic set, as `run`.
-
-        Raises:
-            UsageError: also where they are of another synthetic set than the one that lies there.
-        """
-        layout = self.resolver.layout
-        path = layout.evaluation(dataset, ipc, method, seed, network)
+        """Return the accuracies of networks trained on a synthetic set, as `run`."""
+        path = self.resolver.layout.evaluation(dataset, ipc, method, seed, network)
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        frame, options = self.run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})
-        self._of_this_set("evaluation", path, options, layout.distilled(dataset, ipc, method, seed), "evaluate")
-        return frame
+        return self.run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})[0]
 
     def distilled(self, dataset: str, ipc: int, method: str, seed: int) -> DistilledDataset:
         """Return a synthetic set.
@@ -156,29 +152,32 @@ class Reader:
         return data
 
     def analysis(self, what: str, dataset: str, ipc: int, method: str, seeds: Sequence[int]) -> pandas.DataFrame:
-        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`.
-
-        Raises:
-            UsageError: also where it was measured at another synthetic set than the one that lies there.
-        """
+        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`."""
         found = []
         for seed in seeds:
             path = self.resolver.layout.analysis(what, dataset, ipc, method, seed)
             axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-            frame, options = self.run(path, ANALYSED[what], f"analyse --what {what}", axes)
-            made = self.resolver.layout.distilled(dataset, ipc, method, seed)
-            self._of_this_set(what, path, options, made, f"analyse --what {what}")
-            found.append(frame)
+            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", axes)[0])
         return pandas.concat(found, ignore_index=True)
 
-    def _of_this_set(self, kind: str, path: str, options: Mapping[str, Any], made: str, stage: str) -> None:
-        """Refuse a file that says that it is of another synthetic set than the one at `made`, if there is one."""
-        stated = options.get("distilled")
-        if stated is not None and Path(made).is_file() and stated != hash_file(Path(made)):
-            raise UsageError(
-                f"{kind} {path} is of another synthetic set than {made}; make it again: delete it and run "
-                f"`python -m satm {stage}` with its names"
-            )
+    def _of_these_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
+        """Refuse a file that states other synthetic sets than those that are there; a set may be missing.
+
+        Args:
+            what: the file, in words.
+            options: of its run: the hash of a set, or those of several by the names of their datasets, or neither.
+            axes: where the sets are.
+            command: the stage that makes the file, and fixed flags.
+        """
+        cell: tuple[Any, Any, Any] = axes.get("ipc"), axes.get("method"), axes.get("seed")
+        one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
+        for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
+            made = Path(self.resolver.layout.distilled(dataset, *cell))
+            if made.is_file() and stated != hash_file(made):
+                raise UsageError(
+                    f"{what} is of another synthetic set than {made}; make it again: delete it and run "
+                    f"`python -m satm {command}` with its names"
+                )
 
     def _command(self, stage: str, axes: Mapping[str, object]) -> str:
         """Return the command that makes a run."""

@@ -635,6 +635,9 @@ def test_rows_of_another_plan_are_refused_by_the_table(steps: Path, refused: Ref
     assert "three.parquet has steps 2, expected 3; make it again" in refused("table", *CONFIG, "--name", "three")
     assert main(["continual", *CELL[:-4], *shown, "--repeats", "2"]) == 0
     assert "three.parquet has repeats 2, expected 1" in refused("table", *CONFIG, "--name", "three")
+    with (RUN / "distilled/digits/ipc-1/random/seed-0/distilled.safetensors").open("ab") as file:
+        file.write(b"another")
+    assert "three.parquet is of another synthetic set than" in refused("table", *CONFIG, "--name", "three")
 
 
 # Campaigns and the workflow

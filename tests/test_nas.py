@@ -346,7 +346,16 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
     assert not [path for path in (RUN / "state").rglob("*") if path.is_file()]
 
     path = RUN / "nas/few/ipc-2/random/seed-1/quick/part-2-2.parquet"
+    real = RUN / "nas/few/real/quick/part-2-2.parquet"
+    kept = real.read_bytes()
+    real.write_bytes(path.read_bytes())
+    with pytest.raises(UsageError, match=r"real/quick/part-2-2.parquet is of ipc 2, expected 0; make it again"):
+        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
+    real.write_bytes(kept)
     held = read_rows(path, NAS)
+    write_rows(path, held.to_dict("records"), NAS, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"is of another synthetic set than .*: delete it and run `.*satm nas`"):
+        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
     write_rows(path, held.assign(candidate=5).to_dict("records"), NAS, {})
     with pytest.raises(UsageError, match=r"is in one of them only; make both with the same sample and sample_seed"):
         search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
