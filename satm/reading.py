@@ -209,7 +209,8 @@ def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> N
     again = rows[rows.duplicated(key, keep=False)]
     if again.empty:
         return
-    both = again[(again[key] == again[key].iloc[0]).all(axis=1)].iloc[:2]
+    _, same = next(iter(again.groupby(key, dropna=False, sort=False)))
+    both = same.iloc[:2]
     differing = [name for name in both.columns if both[name].nunique(dropna=False) > 1]
     told = [f"row {row} of {path}" for path, row in both.index]
     shown = next((name for name in ("accuracy", "loss", *differing) if name in differing), None)

@@ -209,7 +209,11 @@ def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: P
     parquet.write_table(table.replace_schema_metadata({}), foreign)
     typed = tmp_path / "typed.parquet"
     parquet.write_table(unhashed(table.set_column(1, "ipc", table["ipc"].cast("string"))), typed)
+    lacking = tmp_path / "lacking.parquet"
+    nothing = table.set_column(1, table.schema.field("ipc"), pyarrow.nulls(len(table), table["ipc"].type))
+    parquet.write_table(unhashed(nothing), lacking)
     for path, text in [
+        (lacking, "lacking.parquet lacks values of ipc; delete it and make it again"),
         (tmp_path / "none.parquet", "evaluation .*none.parquet does not exist; make it first"),
         (foreign, "was not written by satm"),
         (typed, "another type in ipc"),

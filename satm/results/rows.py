@@ -68,6 +68,8 @@ def read_run(path: Path, columns: Columns) -> tuple[pandas.DataFrame, dict[str, 
         raise UsageError(
             f"{columns.what} {path} holds another type in {', '.join(wrong)} than expected; delete it and make it again"
         )
+    if empty := [name for name in expected.names if name not in columns.optional and table[name].null_count]:
+        raise UsageError(f"{columns.what} {path} lacks values of {', '.join(empty)}; delete it and make it again")
     frame: pandas.DataFrame = table.to_pandas()
     return frame, circumstances
 
