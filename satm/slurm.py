@@ -70,6 +70,26 @@ def check_plugin() -> None:
         raise UsageError(f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {found}; {install}")
 
 
+def keep_nodes() -> None:
+    """Let the plugin exclude no nodes from later jobs but those that the user names, for the profile.
+
+    When a node is lost, the plugin (2.8) excludes what `sacct` says of the job's nodes. Its job is in the queue again
+    by then, so that this is "None assigned", which makes `sbatch` refuse every later job, or the good node that the job
+    has come to. A lost node itself gets no jobs from SLURM.
+    """
+    import snakemake_executor_plugin_slurm as plugin  # type: ignore[import-untyped]  # optional
+
+    made = getattr(plugin, "get_submit_command", None)
+    if made is None:
+        return
+
+    def command(*given: Any, **named: Any) -> Any:
+        excluded = named["settings"].exclude_failed_nodes or ""
+        return made(*given, **{**named, "failed_nodes": {node.strip() for node in excluded.split(",") if node.strip()}})
+
+    plugin.get_submit_command = command
+
+
 def find_site() -> tuple[Site, Path | None]:
     """Return what `site.yaml` says, and its path: of the folder `slurm` here or of the checkout; None: there is none.
 

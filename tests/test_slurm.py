@@ -302,3 +302,14 @@ def test_only_jobs_that_slurm_would_get_are_looked_at(cluster: Cluster) -> None:
         plugin = SimpleNamespace(name=name)
         slurm.check_cluster(SimpleNamespace(executor_plugin=plugin, dag=dag, executor_settings=settings))
     assert not (cluster.folder / "asked").exists()
+
+
+def test_a_lost_node_excludes_none_from_later_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
+    given: list[set[str]] = []
+    monkeypatch.setattr(plugin, "get_submit_command", lambda *_, settings, failed_nodes: given.append(failed_nodes))
+    slurm.keep_nodes()
+    for named in (None, "n7, n8"):
+        settings = SimpleNamespace(exclude_failed_nodes=named)
+        plugin.get_submit_command("job", {}, settings=settings, failed_nodes={"None assigned", "n9"})
+    assert given == [set(), {"n7", "n8"}]

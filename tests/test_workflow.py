@@ -233,6 +233,7 @@ def test_a_job_is_submitted_with_what_its_rule_and_the_cluster_say_and_again_wit
     programs = play(tmp_path / "bin", 'case "$*" in *--test-only*) ;; *) exit 1 ;; esac')
     images = "results/demo/data/digits/images.safetensors"
     quick = ["--max-jobs-per-timespan", "9/1s", "--slurm-init-seconds-before-status-checks", "1"]
+    quick += ["--slurm-exclude-failed-nodes", "n7"]
     done = snakemake(folder, "--profile", "slurm", *quick, "--", images, programs=str(programs))
     assert done.returncode == 1, done.stdout
     first, *calls = submitted(programs)
@@ -242,7 +243,9 @@ def test_a_job_is_submitted_with_what_its_rule_and_the_cluster_say_and_again_wit
     )
     assert [re.findall(r"--mem (\d+)", call) for call in calls] == [["8000"], ["16000"]]
     for call in calls:
-        assert all(part in call for part in (" -A 12345 ", " -p all ", " -t 120 ", " --requeue ")), call
+        assert all(part in call for part in (" -A 12345 ", " -p all ", " -t 120 ", " --requeue ", " --exclude=n7 ")), (
+            call
+        )
         assert "--gpus" not in call
 
 
