@@ -1,7 +1,7 @@
 from snakemake.utils import min_version
 
 from satm.config import REVISIONS, Layout
-from satm.restarts import forget_results, keep_results
+from satm.restarts import follow_up, forget_results
 from satm.slurm import check_cluster
 from satm.workflow import open_campaigns
 
@@ -21,10 +21,10 @@ wildcard_constraints:
     **campaigns.constraints(),
 
 
-# What SLURM would refuse is told before anything is submitted; what a Snakemake that was killed left is not made again.
+# What SLURM would refuse is told before anything is submitted; jobs that a killed Snakemake left waiting are cancelled.
 onstart:
     check_cluster(workflow),
-    keep_results(workflow),
+    follow_up(workflow),
 
 
 onsuccess:

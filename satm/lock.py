@@ -35,15 +35,17 @@ DEAD_AFTER = 60.0
 """Seconds without a heartbeat after which an owner on another machine counts as dead. Network file systems may show a
 change that late."""
 
-WAIT = "SATM_WAIT"
-"""Environment variable: with any value a process waits for a living owner to end instead of refusing. The workflow sets
-it: jobs outlive a Snakemake that was killed, and those of the next one meet them."""
+IN_WORKFLOW = "SATM_IN_WORKFLOW"
+"""Environment variable, which the workflow sets: with any value this process is one of its jobs. It waits for a living
+owner to end instead of refusing, for jobs outlive a Snakemake that was killed, and those of the next one meet them; and
+it keeps its results (`KEPT`)."""
 
 SETTLING = 5.0
 """Seconds in which another process may write into the same file, where a file system creates nothing exclusively."""
 
-FINISHED = "finished"
-"""Folder, in a locked one, for results that an earlier Snakemake did not see; where it is, they are kept in it."""
+KEPT = "finished"
+"""Folder, in a locked one, with second names of the results of a job of the workflow. Snakemake deletes what it did not
+see end before it makes it again: when it was killed, or the job between its result and the end of its own Snakemake."""
 
 LENGTH = 512
 """Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
@@ -91,16 +93,18 @@ class Lock:
         """Say that the folder is not needed any more: it is removed with the lock.
 
         Args:
-            results: what was made, which is kept where a later Snakemake has asked for it (`FINISHED`).
+            results: what was made, of which a job of the workflow keeps second names there.
         """
-        if (kept := self.folder / FINISHED).is_dir():
-            for path in results:
-                link(path, kept / path.name)
         self._clear = True
+        if results and os.environ.get(IN_WORKFLOW):
+            with contextlib.suppress(OSError):  # a disk without space for them: the results themselves are there
+                (self.folder / KEPT).mkdir(exist_ok=True)
+                for path in results:
+                    link(path, self.folder / KEPT / path.name)
 
     def kept(self, *results: Path) -> list[Path] | None:
-        """Return where results are that were finished and kept; None: not all of them were."""
-        found = [self.folder / FINISHED / path.name for path in results]
+        """Return where second names of results are; None: not all of them were kept."""
+        found = [self.folder / KEPT / path.name for path in results]
         return found if all(path.is_file() for path in found) else None
 
     def _take(self, number: int, held: dict[str, Any] | None) -> bool:
@@ -166,8 +170,9 @@ class Lock:
         if not self._is_mine():
             return
         if self._clear:
+            stays = KEPT if os.environ.get(IN_WORKFLOW) else None
             for entry in self.folder.iterdir():
-                if entry.name.startswith(PREFIX) or entry.name == FINISHED:
+                if entry.name.startswith(PREFIX) or entry.name == stays:
                     continue
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -188,7 +193,7 @@ def exclusive(folder: Path, what: str) -> Iterator[Lock]:
         what: is made there, for messages.
 
     Raises:
-        UsageError: another living process holds it, and the environment does not say to wait (`WAIT`).
+        UsageError: another living process holds it, and the environment does not say to wait (`IN_WORKFLOW`).
         RunError: the folder cannot be written.
     """
     lock = _acquire(folder, what)
@@ -216,7 +221,7 @@ def _acquire(folder: Path, what: str) -> Lock:
         number = numbers[-1] if numbers else 0
         held = _read(_file(folder, number)) if numbers else None
         if held is not None and _alive(_file(folder, number), held):
-            if not os.environ.get(WAIT):
+            if not os.environ.get(IN_WORKFLOW):
                 raise UsageError(
                     f"{what} in {folder} is being made by another process (pid {held.get('pid', 'unknown')} on "
                     f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
@@ -243,6 +248,7 @@ def link(source: Path, target: Path) -> None:
     except OSError:
         shutil.copy2(source, part)
     part.replace(target)
+    part.unlink(missing_ok=True)  # of two names of one file neither replaces the other
 
 
 def _is_other(folder: Path) -> bool:

@@ -1,10 +1,9 @@
 """What a Snakemake that was killed left behind, for the next one. Nothing here imports torch.
 
 Its jobs go on, or wait in the queue, and what they have finished it did not see. Snakemake makes all of that again, and
-the first thing that it does to a job is to delete what is there. So before it begins, jobs that only wait are taken out
-of the queue, and what is finished is linked into the folder in which its job is resumed (`satm.lock.FINISHED`), as is
-what a job that still runs finishes later. There the job that should make it finds it, and if it is of the same run,
-puts it back.
+the first thing that it does to a job is to delete what is there. Jobs therefore keep second names of their results
+(`satm.lock.KEPT`) and put them back when they are made again, until the workflow has succeeded. Those that only wait
+are taken out of the queue.
 """
 
 import shutil
@@ -13,57 +12,49 @@ from pathlib import Path
 from typing import Any
 
 from satm.config import Layout
-from satm.lock import FINISHED, link
+from satm.lock import KEPT
 from satm.plan import Job, place
 from satm.slurm import cancel_waiting
 
-KEPT = (
+KEEPING = (
     *("distill", "evaluate", "variants", "full", "continual", "nas", "nas_real"),
     *("difficulty", "analysis", "expert_sharpness"),
 )
-"""Rules whose jobs have their results in one go and know them again. Experts are kept one by one as it is; data, tables
-and pictures take little."""
+"""Rules whose jobs keep their results. Experts are kept one by one; images, tables and pictures take little."""
 
 
-def keep_results(workflow: Any) -> None:
-    """Keep what jobs of an earlier Snakemake have finished or will finish, for `onstart`.
+def follow_up(workflow: Any) -> None:
+    """Take jobs of an earlier Snakemake that only wait out of the queue, for `onstart`.
 
-    Where the user forces jobs, they are made again.
+    Where the user forces jobs, what was kept of them is dropped, so that they are made again.
 
     Args:
         workflow: Snakemake's object of that name.
     """
     settings = workflow.dag_settings
-    forced = settings.forceall or settings.forcetargets or settings.forcerun
-    waiting = set()
-    for job in workflow.dag.needrun_jobs():
-        submitted = workflow.persistence.external_jobids(job)
-        waiting.update(submitted)
-        if forced or job.rule.name not in KEPT:
-            continue
-        results, folder = [Path(each) for each in job.output], _finished(job)
-        # Snakemake forces what is there and was begun by a Snakemake that did not see it end.
-        unseen = workflow.dag.forcefiles.issuperset(job.output) and all(each.is_file() for each in results)
-        if unseen or submitted:
-            folder.mkdir(parents=True, exist_ok=True)
-        for each in results if unseen else ():
-            link(each, folder / each.name)
-    if waiting:
+    jobs = list(workflow.dag.needrun_jobs())
+    if settings.forceall or settings.forcetargets or settings.forcerun:
+        _forget(jobs)
+    if waiting := {number for job in jobs for number in workflow.persistence.external_jobids(job)}:
         cancel_waiting(waiting)
 
 
 def forget_results(workflow: Any) -> None:
     """Remove what was kept, for `onsuccess`."""
-    for job in workflow.dag.jobs:
-        if job.rule.name in KEPT:
-            shutil.rmtree(folder := _finished(job), ignore_errors=True)
+    _forget(workflow.dag.jobs)
+
+
+def _forget(jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        if job.rule.name in KEEPING:
+            shutil.rmtree(folder := _kept(job), ignore_errors=True)
             _remove_empty(folder.parents)
 
 
-def _finished(job: Any) -> Path:
+def _kept(job: Any) -> Path:
     """Return the folder in which a job's results are kept."""
     names = job.wildcards_dict
-    return Path(Layout(names["root"]).state(*place(Job(job.rule.name, tuple(names.items()))), FINISHED))
+    return Path(Layout(names["root"]).state(*place(Job(job.rule.name, tuple(names.items()))), KEPT))
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

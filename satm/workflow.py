@@ -27,6 +27,7 @@ from satm.config import (
     root_of,
 )
 from satm.errors import UsageError, pick
+from satm.lock import IN_WORKFLOW
 from satm.schemas import Checker
 
 Wildcards = Any
@@ -336,7 +337,7 @@ def use_this_checkout(base: Path) -> None:
         held = [entry for entry in os.environ.get(name, "").split(os.pathsep) if entry]
         if str(folder) not in held[:1]:
             os.environ[name] = os.pathsep.join([str(folder), *held])
-    os.environ.setdefault("SATM_WAIT", "yes")  # `satm.lock.WAIT`, which must not be imported here: it needs torch
+    os.environ.setdefault(IN_WORKFLOW, "yes")
 
 
 def open_campaigns(workflow: Any) -> Campaigns:

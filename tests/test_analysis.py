@@ -15,7 +15,7 @@ from satm.bench import Case, relative
 from satm.cli import main
 from satm.config import load_campaign
 from satm.errors import UsageError
-from satm.lock import FINISHED
+from satm.lock import IN_WORKFLOW, KEPT
 from satm.methods import Problem, Synthetic
 from satm.methods.matching import MatchingOptions, TrajectoryMatching
 from satm.params import flatten, load_flat
@@ -73,16 +73,17 @@ def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, 
     assert "method random matches no trajectories" in refused("analyse", *cell, "--method", "random")
 
 
-def test_a_measurement_that_ended_unseen_is_put_back(campaign: object) -> None:
+def test_a_measurement_that_ended_unseen_is_put_back(campaign: object, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "mtt"]
     assert main(["distill", *cell]) == 0
     resolver = load_campaign(Path("tiny.yaml"))
     layout = resolver.layout
     path = Path(layout.analysis("sharpness", "digits", 1, "mtt", 0))
-    kept = Path(layout.state("sharpness", "digits", "ipc-1", "mtt", "seed-0"), FINISHED)
-    kept.mkdir(parents=True)  # by a Snakemake that finds the job still at work
+    kept = Path(layout.state("sharpness", "digits", "ipc-1", "mtt", "seed-0"), KEPT)
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
     assert main(["analyse", *cell, "--segments", "2"]) == 0
     made = path.stat().st_ino
+    assert (kept / path.name).samefile(path)
     path.unlink()  # by Snakemake, before it makes the result anew
     assert main(["analyse", *cell, "--segments", "2"]) == 0
     assert path.stat().st_ino == made

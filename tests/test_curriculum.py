@@ -30,7 +30,7 @@ from satm.experts import (
     write_shard,
 )
 from satm.experts.difficulty import easiest, pace
-from satm.lock import FINISHED
+from satm.lock import IN_WORKFLOW, KEPT
 from satm.networks import build
 from satm.params import flatten, load_flat
 from satm.seeds import make_generator
@@ -271,7 +271,9 @@ def add_experts(text: str) -> None:
     path.write_text(path.read_text().replace("  other: {count: 1", f"  {text}\n  other: {{count: 1"))
 
 
-def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(campaign: Path, refused: Refuse) -> None:
+def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(
+    campaign: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add_experts("curriculum: {count: 1, epochs: 3, lr: 0.05, full_epoch: 2}")
     told = refused("experts", *CONFIG, "--experts", "curriculum")
     assert "sgd/difficulty.safetensors does not exist; measure it with `python -m satm experts --dataset digits" in told
@@ -285,8 +287,8 @@ def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(campaign:
     before = path.read_bytes()
     assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
     assert path.read_bytes() == before
-    kept = FOLDER.parent.parent / "state/experts/digits/sgd/difficulty" / FINISHED
-    kept.mkdir(parents=True)  # by a Snakemake that finds the job still at work
+    kept = FOLDER.parent.parent / "state/experts/digits/sgd/difficulty" / KEPT
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
     for _ in range(2):  # measured, then put back
         assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
         assert path.stat().st_ino == (kept / path.name).stat().st_ino and path.read_bytes() == before

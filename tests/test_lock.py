@@ -16,14 +16,14 @@ import pytest
 
 from satm import lock as locking
 from satm.errors import RunError, UsageError
-from satm.lock import WAIT, exclusive
+from satm.lock import IN_WORKFLOW, exclusive
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locking, "BEAT", 0.05)
     monkeypatch.setattr(locking, "DEAD_AFTER", 0.6)
-    monkeypatch.delenv(WAIT, raising=False)
+    monkeypatch.delenv(IN_WORKFLOW, raising=False)
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_owner_that_was_outbid_writes_no_more(tmp_path: Path) -> None:
 
 def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a dead owner to begin with, whom all judge at once."""
-    monkeypatch.setenv(WAIT, "yes")
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
     monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
     state = tmp_path / "state"
     elsewhere(state)
@@ -208,7 +208,7 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All find the folder free and take the same file; the file system lets them."""
-    monkeypatch.setenv(WAIT, "yes")
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
     monkeypatch.setattr(locking, "SETTLING", 0.5)
     monkeypatch.setattr(os, "open", lambda path, flags, *more, real=os.open: real(path, flags & ~os.O_EXCL, *more))
     monkeypatch.setattr(os, "link", _no_links)

@@ -13,8 +13,8 @@ import pytest
 from checkouts import make_checkout
 
 from satm.config import Layout
-from satm.lock import FINISHED, exclusive, link
-from satm.restarts import KEPT, forget_results, keep_results
+from satm.lock import IN_WORKFLOW, KEPT, exclusive, link
+from satm.restarts import KEEPING, follow_up, forget_results
 from satm.results import EVALUATION, run_metadata, write_rows
 from satm.stages.common import made_already
 
@@ -32,23 +32,44 @@ def outcome(path: Path, identity: dict[str, Any]) -> Path:
     return path
 
 
-def test_finished_results_are_kept_where_they_were_asked_for(tmp_path: Path) -> None:
+def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state, result = tmp_path / "state", outcome(tmp_path / "made.parquet", {"a": 1})
+    monkeypatch.delenv(IN_WORKFLOW, raising=False)
     with exclusive(state, "it") as lock:
         lock.finished(result)
     assert not state.exists()
-    (state / FINISHED).mkdir(parents=True)
-    with exclusive(state, "it") as lock:
-        assert lock.kept(result) is None
-        (state / "checkpoint").write_text("")
-        lock.finished(result)
-    assert [each.name for each in state.iterdir()] == [FINISHED]
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
+    for _ in range(2):
+        with exclusive(state, "it") as lock:
+            (state / "checkpoint").write_text("")
+            lock.finished(result)
+        assert [each.name for each in state.rglob("*")] == [KEPT, result.name]
     result.unlink()  # by Snakemake, before the next job begins
     with exclusive(state, "it") as lock:
         assert not made_already(lock, EVALUATION, {"a": 2}, result)
         assert not result.exists()
         assert made_already(lock, EVALUATION, {"a": 1}, result)
-    assert result.stat().st_ino == (state / FINISHED / result.name).stat().st_ino
+    assert result.stat().st_ino == (state / KEPT / result.name).stat().st_ino
+    with (state / KEPT / result.name).open("r+b") as file:
+        file.write(b"damaged")
+    with exclusive(state, "it") as lock:
+        assert not made_already(lock, EVALUATION, {"a": 1}, result)
+
+
+def test_without_space_for_a_second_name_the_result_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    result = outcome(tmp_path / "made.parquet", {})
+    monkeypatch.setenv(IN_WORKFLOW, "yes")
+    monkeypatch.setattr("satm.lock.link", refuse)
+    with exclusive(tmp_path / "state", "it") as lock:
+        lock.finished(result)
+    assert result.is_file()
+    with exclusive(tmp_path / "state", "it") as lock:
+        assert not made_already(lock, EVALUATION, {}, result)
 
 
 def test_a_file_is_copied_where_it_cannot_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,19 +81,19 @@ def test_a_file_is_copied_where_it_cannot_have_two_names(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "link", refuse)
     link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    for _ in range(2):  # then they are one file
+        link(tmp_path / "a", tmp_path / "b")
+        assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / "a").samefile(tmp_path / "b")
 
 
-def job(rule: str, seed: int, *results: str) -> SimpleNamespace:
+def job(rule: str, seed: int) -> SimpleNamespace:
     """Return a job as Snakemake has it."""
     names = {"dataset": "digits", "ipc": "1", "method": "mtt", "seed": str(seed), "network": "convnet", "table": "t"}
-    return SimpleNamespace(
-        rule=SimpleNamespace(name=rule),
-        wildcards_dict={"root": "results/it", **names},
-        output=[f"results/it/{each}" for each in results],
-    )
+    return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards_dict={"root": "results/it", **names})
 
 
-def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
+def test_jobs_that_wait_are_cancelled_and_forced_ones_keep_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,47 +103,40 @@ def test_jobs_that_wait_are_cancelled_and_what_is_there_is_linked(
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\necho "{says}" | tee -a {tmp_path}/{name}\n')
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
-    seen, running = job("distill", 0, "a", "b"), job("evaluate", 0, "c")
-    table, new = job("table", 0, "t"), job("distill", 1, "d")
-    for name in ("a", "b", "t"):
-        path = Path("results/it", name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
+    made, done = job("distill", 0), job("distill", 1)
+    jobs = [made, job("evaluate", 0), job("table", 0)]
     numbers = {"evaluate": ["12_3"], "table": ["9"]}
     settings = SimpleNamespace(forceall=False, forcetargets=False, forcerun=set())
     workflow = SimpleNamespace(
         dag_settings=settings,
         persistence=SimpleNamespace(external_jobids=lambda each: numbers.get(each.rule.name, [])),
-        dag=SimpleNamespace(
-            jobs=[seen, running, table, new],
-            needrun_jobs=lambda: [seen, running, table, new],
-            forcefiles={"results/it/a", "results/it/b", "results/it/t"},
-        ),
+        dag=SimpleNamespace(jobs=[*jobs, done], needrun_jobs=lambda: jobs),
     )
-    settings.forcerun = {"distill"}
-    keep_results(workflow)
-    assert not Path("results/it/state").exists()
-    settings.forcerun = set()
-    keep_results(workflow)
-    assert Path("scancel").read_text().splitlines() == ["--state=PENDING 12_3"] * 2
-    found = sorted(str(each) for each in Path("results/it/state").rglob("*") if each.is_file() or FINISHED in each.name)
-    state = "results/it/state"
-    cell = "digits/ipc-1/mtt/seed-0"
-    expected = [f"{state}/distill/{cell}/{FINISHED}{end}" for end in ("", "/a", "/b")]
-    assert found == [*expected, f"{state}/evaluate/{cell}/convnet/{FINISHED}"]
-    checkpoint = Path(state, "evaluate", cell, "convnet", "checkpoint")
+    kept = [Path("results/it/state/distill/digits/ipc-1/mtt", f"seed-{seed}", KEPT) for seed in (0, 1)]
+    for folder in kept:
+        folder.mkdir(parents=True)
+        (folder / "metrics.parquet").write_text("")
+    checkpoint = kept[1].parent / "checkpoint"
     checkpoint.write_text("of a job that still runs")
+    follow_up(workflow)
+    assert Path("scancel").read_text().splitlines() == ["--state=PENDING 12_3"]
+    assert all(folder.is_dir() for folder in kept)
+    settings.forcerun = {"distill"}
+    follow_up(workflow)
+    assert [folder.is_dir() for folder in kept] == [False, True]
     forget_results(workflow)
-    assert [each for each in Path(state).rglob("*") if not each.is_dir()] == [checkpoint]
-    assert not Path(state, "distill").exists()
+    assert [each for each in Path("results/it/state").rglob("*") if not each.is_dir()] == [checkpoint]
+    assert not kept[0].parent.exists()
 
 
-def test_the_jobs_that_are_resumed_have_rules() -> None:
+def test_the_jobs_that_keep_results_have_rules() -> None:
     rules = "".join(path.read_text() for path in Path(__file__).parent.parent.glob("workflow/rules/*.smk"))
-    assert all(f"rule {rule}:" in rules for rule in KEPT)
+    assert all(f"rule {rule}:" in rules for rule in KEEPING)
 
 
-def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path, alone: bool) -> None:
+    """It is killed alone, and its job goes on; or with the job, between its result and the end of its own Snakemake."""
     folder = make_checkout(tmp_path / "checkout")
     (folder / "config" / "it.yaml").write_text("{}")
     layout = Layout("results/it")
@@ -133,18 +147,24 @@ def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path) -
         command = [sys.executable, "-m", "snakemake", "--profile", "local", "--", str(result.relative_to(folder))]
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         with printed.open("w") as told:
-            return subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=told)
+            given: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": told, "stderr": told}
+            return subprocess.Popen(command, **given, start_new_session=True)
 
     run = start()
     until = time.monotonic() + 120
     while "rule distill" not in printed.read_text():
         assert run.poll() is None and time.monotonic() < until, printed.read_text()
         time.sleep(0.1)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    while not result.is_file():
+    if alone:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    state = folder / layout.state("distill", "digits", "ipc-1", "random", "seed-0")
+    while not (state / KEPT / result.name).is_file():
         assert time.monotonic() < until, "the job did not go on"
-        time.sleep(0.1)
+        time.sleep(0.001)
+    if not alone:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
     files = [result, result.with_name("metrics.parquet")]
     before = [path.stat().st_ino for path in files]
     for lock in (folder / ".snakemake" / "locks").iterdir():  # as `snakemake --unlock`

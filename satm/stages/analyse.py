@@ -135,7 +135,7 @@ class _At(Generic[F]):
         axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         identity = {
             "distilled": hash_file(self._path),
-            "data": self.prepared.data.hash,
+            **self.prepared.identity,
             "options": self.options.model_dump(mode="json"),
             **about,
         }
@@ -274,7 +274,8 @@ def make_variance(
             row = {"iteration": state.iteration, "samples": min(samples, made.batch), **found}
             yield [row], f"iteration {state.iteration}: normalised variance {found['variance']:.4g}"
 
-    if rows := at.make("variance", VARIANCE, measured(), len(history), {"samples": samples}):
+    about = {"samples": samples, "network": resolver.network(at.options.network, dataset)}
+    if rows := at.make("variance", VARIANCE, measured(), len(history), about):
         LOG.info("variance of the hypergradient at %d states", len(rows))
 
 

@@ -20,6 +20,7 @@ from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 from satm.results import Columns, DistilledDataset, load_distilled, read_rows_metadata
 from satm.seeds import make_generator
+from satm.tensors import read_tensors
 from satm.training import TrainingImages
 
 LOG = logging.getLogger("satm")
@@ -33,6 +34,15 @@ class Prepared:
     preprocessor: Preprocessor
     augmentation: Augmentation
     whitening_path: Path | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the images of training the ones they are; stands in what is computed from them."""
+        return {
+            "data": self.data.hash,
+            "preprocessing": self.preprocessor.identity,
+            "augmentation": [self.augmentation.strategy, self.augmentation.share],
+        }
 
 
 def prepare(resolver: Resolver, dataset: str) -> Prepared:
@@ -232,29 +242,35 @@ def made_already(lock: Lock, columns: Columns, identity: Mapping[str, Any], *res
 
     Args:
         lock: of the run.
-        columns: of the first result.
+        columns: of the first result; others are files of tensors.
         identity: of the run, which the first result states.
         results: all of them.
     """
 
-    def is_ours(path: Path) -> bool:
-        return differing_field(identity, read_rows_metadata(path, columns)["options"]) is None
+    def is_ours(rows: Path, *tensors: Path) -> bool:
+        for path in tensors:
+            read_tensors(path, "synthetic set")
+        return differing_field(identity, read_rows_metadata(rows, columns)["options"]) is None
 
     return found_made(lock, is_ours, *results)
 
 
-def found_made(lock: Lock, is_ours: Callable[[Path], bool], *results: Path) -> bool:
+def found_made(lock: Lock, is_ours: Callable[..., bool], *results: Path) -> bool:
     """Say whether another process has made a run's results, while this one waited for the lock or unseen before.
 
     Args:
         lock: of the run.
-        is_ours: says whether a first result that was found is of this run.
-        results: all of them; those that were kept (`satm.lock.FINISHED`) are put back.
+        is_ours: says whether results that were found are of this run; a `UsageError` says no.
+        results: all of them; those that were kept (`satm.lock.KEPT`) are put back.
     """
     kept = lock.kept(*results)
     if kept is None and not (lock.waited and all(path.is_file() for path in results)):
         return False
-    if not is_ours((kept or results)[0]):
+    try:
+        if not is_ours(*(kept or results)):
+            return False
+    except UsageError as error:
+        LOG.warning("%s", error)
         return False
     for source, path in zip(kept or (), results, strict=False):
         path.parent.mkdir(parents=True, exist_ok=True)

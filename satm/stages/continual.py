@@ -122,7 +122,7 @@ class _Job:
             "sets": hashes,
             "options": options.model_dump(mode="json"),
             "network": self.values,
-            "data": data.hash,
+            **self.prepared.identity,
         }
 
     def run(self, lock: Lock) -> list[Tested]:

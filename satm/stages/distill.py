@@ -60,11 +60,9 @@ def make_distilled(
         "revision": REVISIONS["distill"],
         "axes": list(problem.axes),
         "options": resolved,
-        "data": prepared.data.hash,
-        "preprocessing": prepared.preprocessor.identity,
+        **prepared.identity,
         "experts": experts_identity,
         "network": resolver.network(network, dataset),
-        "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
         "looks": schedule.model_dump(mode="json") if schedule else None,
     }
     state = Path(layout.state("distill", dataset, f"ipc-{ipc}", method, f"seed-{seed}"))

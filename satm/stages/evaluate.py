@@ -187,7 +187,7 @@ class _Job:
             "revision": REVISIONS["evaluate"],
             "options": options.model_dump(mode="json"),
             "network": self.values,
-            "data": self.prepared.data.hash,
+            **self.prepared.identity,
         }
         with exclusive(state, f"the evaluation of {method}") as lock:
             if made_already(lock, EVALUATION, identity, target):

@@ -109,10 +109,7 @@ def make_difficulty(
     path = Path(resolver.layout.difficulty(dataset, experts))
 
     def is_ours(found: Path) -> bool:
-        try:
-            load_difficulty(found, store.identity, asked, len(data.train))
-        except UsageError:
-            return False
+        load_difficulty(found, store.identity, asked, len(data.train))
         return True
 
     state = Path(resolver.layout.state("experts", dataset, experts, "difficulty"))

@@ -135,9 +135,7 @@ def _run(
             "options": source.options.model_dump(mode="json"),
             "candidates": [candidate.index for candidate in mine],
             "width_factor": options.width_factor,
-            "data": data.hash,
-            "preprocessing": prepared.preprocessor.identity,
-            "augmentation": [prepared.augmentation.strategy, prepared.augmentation.share],
+            **prepared.identity,
         }
         kept = Path(layout.account("nas", dataset, *place, search, f"part-{name}"))
         with account(kept), exclusive(state, f"part {name} of search {search}") as lock:
