@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -47,6 +48,7 @@ class Reader:
         self.remarks = list(remarks)
         self.missing: list[str] = []
         """What was left out, in words that end with the command that makes it."""
+        self._hash = cache(hash_file)  # many files are of one set
 
     def attempt(self, make: Callable[[], T]) -> T | None:
         """Return what a function makes from files; None where one is missing and may be.
@@ -173,7 +175,7 @@ class Reader:
         one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
         for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
             made = Path(self.resolver.layout.distilled(dataset, *cell))
-            if made.is_file() and stated != hash_file(made):
+            if made.is_file() and stated != self._hash(made):
                 raise UsageError(
                     f"{what} is of another synthetic set than {made}; make it again: delete it and run "
                     f"`python -m satm {command}` with its names"

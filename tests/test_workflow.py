@@ -150,12 +150,13 @@ def held(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
-def test_the_workflow_is_read_without_torch(checkout: Path, tmp_path: Path, profile: str) -> None:
+def test_the_workflow_is_read_without_torch(
+    checkout: Path, tmp_path: Path, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(checkout)])}
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--profile", profile, SET]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = snakemake(checkout, "--dry-run", "--profile", profile, SET)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_profile_gives_a_gpu_to_the_stages_that_train(checkout: Path) -> None:
@@ -243,9 +244,8 @@ def test_a_job_is_submitted_with_what_its_rule_and_the_cluster_say_and_again_wit
     )
     assert [re.findall(r"--mem (\d+)", call) for call in calls] == [["8000"], ["16000"]]
     for call in calls:
-        assert all(part in call for part in (" -A 12345 ", " -p all ", " -t 120 ", " --requeue ", " --exclude=n7 ")), (
-            call
-        )
+        expected = (" -A 12345 ", " -p all ", " -t 120 ", " --requeue ", " --exclude=n7 ")
+        assert all(part in call for part in expected), call
         assert "--gpus" not in call
 
 
