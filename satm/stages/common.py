@@ -106,12 +106,10 @@ def expert_identity(resolver: Resolver, prepared: Prepared, experts: str, option
     """
     difficulty = stored_difficulty(resolver, prepared, experts, options)
     network, settings = resolve_network(resolver.network(options.network, prepared.data.name))
-    augmentation = prepared.augmentation
     return {
         "dataset": prepared.data.name,
-        "data": prepared.data.hash,
-        "preprocessing": prepared.preprocessor.identity,
-        "augmentation": [augmentation.strategy, augmentation.share] if options.augment else None,
+        **prepared.identity,
+        **({} if options.augment else {"augmentation": None}),
         "network": {"network": network, **settings.model_dump(mode="json")},
         "experts": experts,
         "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job", "difficulty_count"}),
