@@ -1,9 +1,9 @@
 from snakemake.utils import min_version
 
 from satm.config import REVISIONS, Layout
-from satm.restarts import follow_up, forget_results
-from satm.slurm import check_cluster
-from satm.workflow import open_campaigns
+from satm.workflow.recovery import follow_up, forget_results
+from satm.workflow.slurm import check_cluster
+from satm.workflow.campaigns import open_campaigns
 
 min_version("9.19")
 

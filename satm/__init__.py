@@ -13,16 +13,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 from satm.errors import RunError, UsageError
+from satm.version import __version__
 
 if TYPE_CHECKING:
     from satm.data import DATASETS
-    from satm.memory import Memory
+    from satm.evaluation.replay import Memory
     from satm.methods import METHODS
     from satm.networks import NETWORKS
     from satm.results import DistilledDataset, load_distilled
     from satm.unroll import Hypergradient, hypergradient
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DATASETS",
@@ -33,6 +32,7 @@ __all__ = [
     "Memory",
     "RunError",
     "UsageError",
+    "__version__",
     "hypergradient",
     "load_distilled",
 ]
@@ -43,7 +43,7 @@ _HOMES = {
     "NETWORKS": "satm.networks",
     "DistilledDataset": "satm.results",
     "Hypergradient": "satm.unroll",
-    "Memory": "satm.memory",
+    "Memory": "satm.evaluation.replay",
     "hypergradient": "satm.unroll",
     "load_distilled": "satm.results",
 }

@@ -21,8 +21,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
-import satm
-from satm import account, stopping
 from satm.analysis.expert_sharpness import LENGTHS
 from satm.config import (
     ACCOUNTING,
@@ -36,8 +34,11 @@ from satm.config import (
     parse,
 )
 from satm.errors import RunError, UsageError, pick
-from satm.machine import choose_device, process_age
 from satm.methods import resolve as resolve_method
+from satm.run import record as account
+from satm.run import stopping
+from satm.run.machine import choose_device, process_age
+from satm.version import __version__
 
 LOG = logging.getLogger("satm")
 
@@ -384,7 +385,7 @@ def cost(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations with one another in one run: time, memory, differences."""
-    from satm.bench import bench_evaluation, bench_hypergradient, bench_pace
+    from satm.stages.bench import bench_evaluation, bench_hypergradient, bench_pace
 
     known: dict[str, Callable[..., None]] = {
         "hypergradient": bench_hypergradient,
@@ -429,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_overview())
             return 0 if given else 2
         if given[0] == "--version":
-            print(f"satm {satm.__version__}")
+            print(f"satm {__version__}")
             return 0
         with stopping.on_signals(), stopping.unwrapped():
             pick(given[0], STAGES, "stage")(given[1:])
@@ -557,7 +558,7 @@ def _compute(flags: Any) -> torch.device:
 def _show(stage: str, flags: Any, options: Options | None = None) -> None:
     """Log the resolved options before any work."""
     named = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name != "options"}
-    LOG.info("satm %s %s", satm.__version__, stage)
+    LOG.info("satm %s %s", __version__, stage)
     for name, value in {**named, **(options.model_dump(mode="json") if options else {})}.items():
         LOG.info("  %s: %s", name.replace("_", "-"), value)
 

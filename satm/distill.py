@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from satm.errors import RunError
-from satm.machine import peak_memory, reset_peak
 from satm.methods import IterativeMethod, IterativeOptions, Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
-from satm.stopping import Stop, at_once, whole
+from satm.run.machine import peak_memory, reset_peak
+from satm.run.stopping import Stop, at_once, whole
 from satm.unroll import Adam, Momentum, Rule
 
 SAFE_EVERY = 10

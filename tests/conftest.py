@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from satm import files
 from satm.cli import main
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.data.images import hash_images
@@ -20,6 +19,7 @@ from satm.methods import Problem
 from satm.networks import build
 from satm.params import flatten
 from satm.results import DistilledDataset
+from satm.storage import files
 
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")

@@ -10,9 +10,9 @@ from satm import hypergradient
 from satm.data.augment import Draw
 from satm.methods import Problem, Synthetic, resolve
 from satm.methods.matching import TrajectoryMatching
-from satm.methods.segments import Segment
+from satm.methods.parts.segments import Segment
+from satm.networks.training import soft_cross_entropy
 from satm.outer import OuterGradient
-from satm.training import soft_cross_entropy
 from satm.unroll import Hypergradient
 
 BASE: dict[str, Any] = {

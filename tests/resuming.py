@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import ExpertState, Generations
 from satm.experts import Snapshot
+from satm.stages.checkpoint import ExpertState, Generations
 
 Train = Callable[[Snapshot | None], Iterator[Snapshot]]
 """Snapshots after a stored one; None: from the beginning."""

@@ -14,11 +14,12 @@ import torch
 from conftest import Refuse
 
 import satm
-from satm import account, machine
-from satm.account import Record, ask_slurm, attempts, computes_on, find_record, found_done
 from satm.cli import main
 from satm.errors import RunError, UsageError
 from satm.results import EVALUATION, METRICS, read_rows_metadata, run_metadata
+from satm.run import machine
+from satm.run import record as account
+from satm.run.record import Record, ask_slurm, attempts, computes_on, find_record, found_done
 
 ROOT = Path(satm.__file__).parent.parent
 RUN = Path("results/tiny")

@@ -12,14 +12,14 @@ import pytest
 from conftest import Refuse
 
 import satm
-from satm.account import Attempt, Record, find_record
-from satm.accounting import accounting, number, of_job, spent
 from satm.cli import main
 from satm.config import Layout, load_campaign
+from satm.cost.spent import accounting, number, of_job, spent
 from satm.figures import FIGURES
-from satm.plan import PLACES, Job, campaigns_of, jobs, outputs, place
-from satm.reading import Reader
 from satm.results import EVALUATION, METRICS, write_rows
+from satm.run.record import Attempt, Record, find_record
+from satm.tables.reader import Reader
+from satm.workflow.jobs import PLACES, Job, campaigns_of, jobs, outputs, place
 
 ROOT = Path(satm.__file__).parent.parent
 SMALL = """

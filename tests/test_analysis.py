@@ -11,18 +11,18 @@ from torch.nn import functional
 
 from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_at
 from satm.analysis.sharpness import measure_sharpness
-from satm.bench import Case, relative
 from satm.cli import main
 from satm.config import load_campaign
 from satm.errors import UsageError
-from satm.lock import IN_WORKFLOW, KEPT
 from satm.methods import Problem, Synthetic
 from satm.methods.matching import MatchingOptions, TrajectoryMatching
+from satm.networks.training import TEST_BATCH, TrainingImages
 from satm.params import flatten, load_flat
-from satm.reading import Reader
 from satm.results import EXPERT_SHARPNESS, SHARPNESS, read_rows, read_rows_metadata
+from satm.run.lock import IN_WORKFLOW, KEPT
 from satm.seeds import make_generator
-from satm.training import TEST_BATCH, TrainingImages
+from satm.stages.bench import Case, relative
+from satm.tables.reader import Reader
 
 OPTIONS = MatchingOptions(inner_steps=3, expert_epochs=1, max_start_epoch=3, step_size=0.1)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm.checkpoint import RunState
 from satm.config import load_campaign
 from satm.data import Augmentation
 from satm.data.augment import Draw
@@ -21,6 +20,7 @@ from satm.errors import UsageError
 from satm.methods import METHODS, Dc, Dm, IterativeMethod, KCenter, Problem, Synthetic, dc, dm, resolve
 from satm.methods.selection import Selection, SelectionOptions
 from satm.params import load_flat
+from satm.stages.checkpoint import RunState
 
 CLASSWISE = ("dc", "dsa", "dm")
 

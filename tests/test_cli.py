@@ -17,12 +17,13 @@ import pytest
 import torch
 
 import satm
-from satm import cli, files
+from satm import cli
 from satm.cli import STAGES, main
 from satm.config import REVISIONS
-from satm.lock import exclusive
 from satm.results import EVALUATION, METRICS, load_distilled, read_rows, read_rows_metadata
-from satm.tensors import read_tensors
+from satm.run.lock import exclusive
+from satm.storage import files
+from satm.storage.tensors import read_tensors
 
 Refuse = Callable[..., str]
 ROOT = Path(satm.__file__).parent.parent

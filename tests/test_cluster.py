@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 from checkouts import make_checkout
 
-from satm import slurm
 from satm.errors import UsageError
+from satm.workflow import slurm
 
 pytestmark = pytest.mark.cluster
 

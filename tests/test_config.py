@@ -9,12 +9,13 @@ import jsonschema
 import pytest
 import yaml
 
-from satm import config, schemas
+from satm import config
 from satm.config import Campaign, Layout, Resolver, Setting, load_campaign, load_presets, load_yaml, parse, root_of
 from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
+from satm.workflow import schema as schemas
 
 ROOT = Path(__file__).parent.parent
 CAMPAIGNS = sorted((ROOT / "config").glob("*.yaml"))
@@ -277,7 +278,7 @@ def test_a_campaign_of_the_checkout_holds_nothing_unknown(path: Path, checker: s
 
 def test_the_schema_is_the_one_of_the_code() -> None:
     assert json.loads(schemas.SCHEMA.read_text()) == json.loads(json.dumps(schemas.build())), (
-        "the options changed; run `python -m satm.schemas`"
+        "the options changed; run `python -m satm.workflow.schema`"
     )
 
 
@@ -467,7 +468,7 @@ def test_presets_are_read_in_the_order_of_their_names() -> None:
 
 def test_reading_a_campaign_needs_neither_torch_nor_snakemake() -> None:
     code = (
-        "import sys, pathlib; from satm.workflow import Campaigns; "
+        "import sys, pathlib; from satm.workflow.campaigns import Campaigns; "
         f"Campaigns(pathlib.Path({str(ROOT)!r})).of('results/demo'); "
         "print(sorted({'torch', 'snakemake'} & set(sys.modules)))"
     )

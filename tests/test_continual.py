@@ -19,20 +19,22 @@ from resuming import kept_rows
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
 
-import satm.evaluate as evaluation
-from satm import continual, continual_table, schemas
-from satm.class_order import Step, class_order, split_classes, step_of
+import satm.evaluation.networks as evaluation
 from satm.cli import main
 from satm.config import Campaign, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
-from satm.continual import Brought, among, learn, renumbered, rows, whole_labels
+from satm.config.class_order import Step, class_order, split_classes, step_of
 from satm.data import Augmentation, ImageData, keep_classes, load_images
 from satm.errors import UsageError
-from satm.evaluate import Task, train
-from satm.memory import Memory
-from satm.reading import Reader
+from satm.evaluation import continual
+from satm.evaluation.continual import Brought, among, learn, renumbered, rows, whole_labels
+from satm.evaluation.networks import Task, train
+from satm.evaluation.replay import Memory
+from satm.networks.training import TrainingImages, outputs, soft_cross_entropy
 from satm.results import CONTINUAL, DistilledDataset, load_distilled, read_rows, save_distilled
-from satm.training import TrainingImages, outputs, soft_cross_entropy
-from satm.workflow import Campaigns
+from satm.tables import continual as continual_table
+from satm.tables.reader import Reader
+from satm.workflow import schema as schemas
+from satm.workflow.campaigns import Campaigns
 
 ROOT = Path(__file__).parent.parent
 
@@ -497,7 +499,7 @@ def test_a_step_size_is_searched_on_the_held_out_images_of_the_seen_classes(
         asked.append(real)
         return (0.05, 0.07)[len(asked) % 2]
 
-    monkeypatch.setattr("satm.evaluate.search_rate", search)
+    monkeypatch.setattr("satm.evaluation.networks.search_rate", search)
     shown = ("--protocol", "three", "--lr", "searched", "--repeats", "2", "--steps", "2")
     assert main(["continual", *cell, *shown]) == 0
     found = read_rows(RUN / "continual/held/ipc-1/random/seed-0/three.parquet", CONTINUAL)

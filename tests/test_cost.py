@@ -16,12 +16,12 @@ from conftest import TINY
 
 from satm.cli import main
 from satm.config import Resolver
-from satm.cost import STEP_WITH_GRAPH, Pace, cost, disk
+from satm.cost.forecast import STEP_WITH_GRAPH, Pace, cost, disk
+from satm.cost.workload import Piece, Share, pieces, shape, shares
 from satm.errors import UsageError
-from satm.plan import Job, campaigns_of, jobs
 from satm.results import PACE, read_rows, write_rows
-from satm.work import Piece, Share, pieces, shape, shares
-from satm.workflow import Campaigns
+from satm.workflow.campaigns import Campaigns
+from satm.workflow.jobs import Job, campaigns_of, jobs
 
 ROOT = Path(__file__).parent.parent
 

@@ -30,12 +30,12 @@ from satm.experts import (
     write_shard,
 )
 from satm.experts.difficulty import easiest, pace
-from satm.lock import IN_WORKFLOW, KEPT
 from satm.networks import build
+from satm.networks.training import TrainingImages
 from satm.params import flatten, load_flat
+from satm.run.lock import IN_WORKFLOW, KEPT
 from satm.seeds import make_generator
-from satm.tensors import read_tensors
-from satm.training import TrainingImages
+from satm.storage.tensors import read_tensors
 
 Refuse = Callable[..., str]
 AXES = ("experts", "noise", 0)
@@ -320,7 +320,7 @@ def test_the_files_of_a_difficulty_have_their_places() -> None:
 def test_the_workflow_measures_difficulty_before_a_curriculum(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from satm.workflow import Campaigns
+    from satm.workflow.campaigns import Campaigns
 
     path = tmp_path / "mine.yaml"
     path.write_text("experts: {late: {order: curriculum, difficulty: flat, difficulty_count: 2}}")

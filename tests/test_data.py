@@ -35,7 +35,7 @@ from satm.data import (
 from satm.data.cifar import FROM, PUBLISHED
 from satm.data.datasets import _alternatives
 from satm.errors import RunError, UsageError
-from satm.tensors import hash_tensors, read_tensors
+from satm.storage.tensors import hash_tensors, read_tensors
 
 
 def needs_data(folder: str) -> pytest.MarkDecorator:

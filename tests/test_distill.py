@@ -13,14 +13,14 @@ import torch
 from matching import double, make, single
 from torch import Tensor
 
-from satm.checkpoint import RunState
 from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
 from satm.errors import RunError
 from satm.methods import IterativeMethod, IterativeOptions, Problem, Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
 from satm.results import METRICS
-from satm.stopping import Stop, on_signals
+from satm.run.stopping import Stop, on_signals
+from satm.stages.checkpoint import RunState
 
 Script = Callable[[Synthetic, int], OuterGradient]
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import satm.evaluate as evaluation
-from satm.checkpoint import NetworkState
+import satm.evaluation.networks as evaluation
 from satm.config import EvaluateOptions
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import RunError, UsageError
-from satm.evaluate import Score, Task, evaluate, search_rate, train, train_together
+from satm.evaluation.networks import Score, Task, evaluate, search_rate, train, train_together
 from satm.networks import build
+from satm.networks.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
 from satm.params import flatten
+from satm.run.stopping import Stop, on_signals
 from satm.seeds import derive_seed, make_generator
-from satm.stopping import Stop, on_signals
-from satm.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
+from satm.stages.checkpoint import NetworkState
 
 NETWORK = {"network": "convnet", "depth": 1, "width": 4}
 AXES = ("noise", 1, "mtt", 0, "convnet", 0, 0)

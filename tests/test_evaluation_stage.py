@@ -8,10 +8,10 @@ import pandas
 import pytest
 from resuming import kept_rows
 
-from satm.checkpoint import Generations, RowsState
 from satm.cli import main
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
 from satm.stages import evaluate as stage
+from satm.stages.checkpoint import Generations, RowsState
 
 RUN = Path("results/tiny")
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")

@@ -15,7 +15,6 @@ from resuming import check_resumes
 from torch import Tensor
 from torch.nn import functional
 
-from satm.checkpoint import ExpertState
 from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.errors import RunError, UsageError
@@ -31,12 +30,13 @@ from satm.experts import (
     write_manifest,
     write_shard,
 )
-from satm.files import hash_file
 from satm.networks import build
+from satm.networks.training import TrainingImages
 from satm.params import flatten
 from satm.seeds import make_generator
-from satm.tensors import open_tensors
-from satm.training import TrainingImages
+from satm.stages.checkpoint import ExpertState
+from satm.storage.files import hash_file
+from satm.storage.tensors import open_tensors
 
 IDENTITY: dict[str, Any] = {
     "dataset": "digits",

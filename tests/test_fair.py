@@ -11,14 +11,14 @@ import pytest
 import torch
 from scipy import stats
 
-from satm.analysis.statistics import augmentation_robust_score, label_robust_score
 from satm.cli import main
 from satm.config import Campaign, Resolver, load_campaign, parse
 from satm.errors import UsageError
-from satm.fair import COLUMNS, fair_table
-from satm.reading import Reader
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled, write_rows
 from satm.stages import evaluate as stage
+from satm.tables.reader import Reader
+from satm.tables.robustness import COLUMNS, fair_table
+from satm.tables.statistics import augmentation_robust_score, label_robust_score
 
 TABLE = {"datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
 ACCURACY = {

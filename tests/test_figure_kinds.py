@@ -19,8 +19,8 @@ from satm.config import load_campaign
 from satm.errors import MissingRun, UsageError
 from satm.figures import FIGURES
 from satm.figures.base import Drawn
-from satm.reading import Reader
 from satm.results import BOUNDS, EVALUATION, METRICS, TRAJECTORY, VARIANCE, Columns, save_distilled, write_rows
+from satm.tables.reader import Reader
 
 CELL = {"dataset": "digits", "ipc": 1}
 

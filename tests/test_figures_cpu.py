@@ -9,8 +9,8 @@ import satm
 from satm.cli import main
 from satm.config import ACCOUNTING, load_campaign
 from satm.methods import resolve
-from satm.methods.boosting import check_blocks
 from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.parts.boosting import check_blocks
 from satm.methods.unrolled_options import UnrolledOptions
 
 ROOT = Path(satm.__file__).parent.parent

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from satm import files
 from satm.errors import RunError, UsageError, pick, short, suggest
-from satm.files import atomic_path, hash_file, read_json, read_record, write_json, write_record
 from satm.seeds import derive_seed, make_generator
-from satm.tensors import hash_tensors, open_tensors, read_tensors, write_tensors
+from satm.storage import files
+from satm.storage.files import atomic_path, hash_file, read_json, read_record, write_json, write_record
+from satm.storage.tensors import hash_tensors, open_tensors, read_tensors, write_tensors
 
 
 def listed(folder: Path) -> list[str]:

@@ -16,8 +16,8 @@ from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.experts import Snapshot, train_expert
 from satm.networks import build
+from satm.networks.training import SharpnessAware, TrainingImages, train_epoch
 from satm.params import flatten
-from satm.training import SharpnessAware, TrainingImages, train_epoch
 
 AXES = ("experts", "noise", 0)
 NOTHING = Augmentation("", "image")

@@ -21,9 +21,9 @@ from torch import Tensor
 from satm.cli import main
 from satm.config import DatasetOptions, data_path, expand
 from satm.data import Augmentation, Preprocessor, fit_whitening
-from satm.data.foreign import CIFAR_MEAN, CIFAR_STD, beside, doubts, fit_labels, name_labels
 from satm.errors import UsageError
 from satm.methods import Files, Problem, resolve
+from satm.methods.external import CIFAR_MEAN, CIFAR_STD, beside, doubts, fit_labels, name_labels
 from satm.results import (
     EVALUATION,
     METRICS,

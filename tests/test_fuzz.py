@@ -1,4 +1,4 @@
-"""A few of the campaigns and damaged files that `tests/fuzz.py` tries by the thousand, and whether that can fail."""
+"""A sample of the campaigns and damaged files of `tests/stress/fuzz.py`, and proof that the fuzzers can fail."""
 
 import datetime
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from satm.config import Campaign, load_yaml, parse
-from satm.tensors import TensorFile
+from satm.storage.tensors import TensorFile
 
 SOME = (
     *("collect", "distill", "evaluate", "whitened", "table", "overview", "sets", "resumed experts", "resumed distill"),

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import TINY
 
-from satm.account import find_record
-from satm.bench import Case, relative
 from satm.cli import main
 from satm.distill import begin, distill
-from satm.machine import describe_backend, peak_memory, reset_peak
 from satm.methods import METHODS, IterativeMethod, Problem, resolve
 from satm.results import load_distilled
+from satm.run.machine import describe_backend, peak_memory, reset_peak
+from satm.run.record import find_record
+from satm.stages.bench import Case, relative
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import pandas
 from rich.console import Console
 
 from satm.config import Layout
-from satm.grids import Grid, networks_in_words, write_grid
+from satm.tables.render import Grid, networks_in_words, write_grid
 
 GRID = Grid(
     "title", ("method", "accuracy_%", "n"), [["a & b", "**50.0 ± 1.0**", "3"], ["c", "", ""]], ("method",), ["a note"]

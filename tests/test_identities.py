@@ -9,7 +9,7 @@ from torch import Tensor
 
 from satm import hypergradient
 from satm.methods import Problem, matching
-from satm.methods.segments import Segment
+from satm.methods.parts.segments import Segment
 from satm.outer import NOTHING, Memory
 from satm.params import call_flat
 from satm.unroll import Hypergradient

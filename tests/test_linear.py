@@ -10,7 +10,7 @@ from matching import single, unlike
 from satm.distill import begin, compose, distill
 from satm.errors import UsageError
 from satm.methods import Problem, resolve
-from satm.methods.linear import Linear
+from satm.methods.parts.linear import Linear
 from satm.methods.unrolled import UnrolledTraining
 
 BASE: dict[str, Any] = {"inner_steps": 4, "step_size": 0.02, "iterations": 4, "lr_images": 0.01, "lr_weights": 0.01}

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from satm import lock as locking
 from satm.errors import RunError, UsageError
-from satm.lock import IN_WORKFLOW, exclusive
+from satm.run import lock as locking
+from satm.run.lock import IN_WORKFLOW, exclusive
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from satm.lock import exclusive
+from satm.run.lock import exclusive
 with exclusive(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)

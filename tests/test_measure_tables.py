@@ -10,10 +10,10 @@ from rich.console import Console
 
 from satm.config import Campaign, Resolver
 from satm.errors import MissingRun, UsageError
-from satm.measure_table import measure_table, write_measures
-from satm.reading import Reader
 from satm.results import METRICS, TRAJECTORY, write_rows
-from satm.starts_table import starts_table, write_starts
+from satm.tables.late_start import starts_table, write_starts
+from satm.tables.reader import Reader
+from satm.tables.run_metrics import measure_table, write_measures
 
 
 def campaign(root: Path, **sections: Any) -> Resolver:

@@ -14,13 +14,13 @@ from satm.analysis.bounds import curvature, measure_bounds, reuse_bound, truncat
 from satm.analysis.correlation import correlations, triangle
 from satm.analysis.trajectory import follow, restart, student
 from satm.analysis.variance import gradient_variance, normalised_variance
+from satm.config.run_metrics import MEASURES, converged, measure
 from satm.errors import UsageError
-from satm.measures import MEASURES, converged, measure
 from satm.methods import METHODS, Problem, Synthetic
 from satm.methods.matching import TrajectoryMatching
 from satm.methods.matching_options import MatchingOptions
+from satm.networks.training import soft_cross_entropy
 from satm.seeds import make_generator
-from satm.training import soft_cross_entropy
 
 OPTIONS = MatchingOptions(inner_steps=4, expert_epochs=1, max_start_epoch=3, step_size=0.1)
 

@@ -11,7 +11,6 @@ from matching import BASE, double, make, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
-from satm.checkpoint import RunState
 from satm.config import DatasetOptions
 from satm.data import DATASETS, load_dataset
 from satm.distill import begin, distill
@@ -22,6 +21,7 @@ from satm.methods.matching_options import MatchingOptions
 from satm.outer import OuterGradient
 from satm.params import call_flat
 from satm.results import METRICS
+from satm.stages.checkpoint import RunState
 
 
 @pytest.mark.parametrize("engine", ["mixed", "reverse"])

@@ -21,15 +21,15 @@ from scipy import stats
 from satm.cli import main
 from satm.config import CANDIDATES, Campaign, Layout, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import UsageError
-from satm.evaluate import Score
-from satm.nas import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
-from satm.nas_table import PUBLISHED, search_grid, search_table, write_search
+from satm.evaluation.networks import Score
+from satm.evaluation.search import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
 from satm.networks import build
-from satm.reading import Reader, refuse_repeats
 from satm.results import NAS, read_rows, read_rows_metadata, write_rows
 from satm.stages import nas as stage
 from satm.stages.nas import fitting
-from satm.workflow import Campaigns
+from satm.tables.reader import Reader, refuse_repeats
+from satm.tables.search import PUBLISHED, search_grid, search_table, write_search
+from satm.workflow.campaigns import Campaigns
 
 ROOT = Path(__file__).parent.parent
 RUN = Path("results/search")
@@ -116,7 +116,7 @@ def test_a_smaller_sample_begins_a_larger_one_and_leaving_out_keeps_the_order() 
 
 
 def test_the_space_needs_no_torch() -> None:
-    code = "import sys, satm.nas; print(len(satm.nas.candidates()), 'torch' in sys.modules)"
+    code = "import sys, satm.evaluation.search; print(len(satm.evaluation.search.candidates()), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["720", "False"]
 

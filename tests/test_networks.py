@@ -14,10 +14,10 @@ from torch.nn import functional
 from satm.config import DatasetOptions, EvaluateOptions
 from satm.data import Augmentation, Preprocessor, load_dataset
 from satm.errors import UsageError
-from satm.evaluate import Task, train
+from satm.evaluation.networks import Task, train
 from satm.networks import NETWORKS, ConvNetOptions, Network, build, resolve
+from satm.networks.training import TrainingImages, measure
 from satm.params import flatten
-from satm.training import TrainingImages, measure
 from satm.unroll import hypergradient
 
 CHOICES = [get_args(ConvNetOptions.model_fields[name].annotation) for name in ("norm", "activation", "pooling")]

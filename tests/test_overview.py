@@ -15,8 +15,8 @@ from conftest import Refuse
 import satm
 from satm.cli import main
 from satm.config import load_campaign
-from satm.overview import agreement, markdown, overview, page
 from satm.results import CONTINUAL, write_rows
+from satm.tables.overview import agreement, markdown, overview, page
 
 ROOT = Path(satm.__file__).parent.parent
 NAN = math.nan

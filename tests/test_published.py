@@ -8,11 +8,11 @@ import pytest
 
 import satm
 from satm.config import MeasuresOptions, Resolver, SearchOptions, StartsOptions, TableOptions, load_campaign
-from satm.measure_table import measure_table
-from satm.nas_table import METRICS, search_table
-from satm.reading import Reader
-from satm.starts_table import starts_table
-from satm.tables import PUBLISHED, load_published, published_name, results_table
+from satm.tables.accuracy import PUBLISHED, load_published, published_name, results_table
+from satm.tables.late_start import starts_table
+from satm.tables.reader import Reader
+from satm.tables.run_metrics import measure_table
+from satm.tables.search import METRICS, search_table
 
 ROOT = Path(satm.__file__).parent.parent
 
@@ -64,7 +64,7 @@ def shown(resolver: Resolver, name: str) -> list[Number]:
 def printed() -> list[Number]:
     """Return the published numbers that the tables must show: those that are legible and not listed with a reason."""
     frame = load_published()
-    aside = pandas.read_csv(ROOT / "satm" / "published" / "not_shown.csv")
+    aside = pandas.read_csv(ROOT / "satm" / "tables" / "not_shown.csv")
     keys = ["source", "table", "dataset", "metric"]
     assert aside["reason"].notna().all() and not aside.duplicated(keys).any()
     merged = frame.merge(aside[[*keys, "reason"]], on=keys, how="left")

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from satm.config import Resolver, load_campaign
-from satm.reductions import paper_path, reductions
+from satm.tables.scale_note import paper_path, reductions
 
 SMALL = {
     "experts": {"sgd": {"count": 4, "epochs": 8}},

@@ -13,10 +13,10 @@ import pytest
 from checkouts import make_checkout
 
 from satm.config import Layout
-from satm.lock import IN_WORKFLOW, KEPT, exclusive, link
-from satm.restarts import KEEPING, follow_up, forget_results
 from satm.results import EVALUATION, run_metadata, write_rows
+from satm.run.lock import IN_WORKFLOW, KEPT, exclusive, link
 from satm.stages.common import made_already
+from satm.workflow.recovery import KEEPING, follow_up, forget_results
 
 ROW = {
     **{"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 0, "network": "convnet", "repeat": 0, "labels": "hard"},
@@ -64,7 +64,7 @@ def test_without_space_for_a_second_name_the_result_is_there(tmp_path: Path, mon
 
     result = outcome(tmp_path / "made.parquet", {})
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    monkeypatch.setattr("satm.lock.link", refuse)
+    monkeypatch.setattr("satm.run.lock.link", refuse)
     with exclusive(tmp_path / "state", "it") as lock:
         lock.finished(result)
     assert result.is_file()

@@ -22,6 +22,7 @@ from satm.results import (
     METRICS,
     DistilledDataset,
     History,
+    circumstances,
     load_distilled,
     read_rows,
     read_rows_metadata,
@@ -29,7 +30,7 @@ from satm.results import (
     save_distilled,
     write_rows,
 )
-from satm.tensors import read_tensors, write_tensors
+from satm.storage.tensors import read_tensors, write_tensors
 
 ROW = {
     "dataset": "digits",
@@ -233,7 +234,7 @@ def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: P
 def test_the_commit_of_another_checkout_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "elsewhere" / "satm"
     package.mkdir(parents=True)
-    monkeypatch.setattr(satm, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(circumstances, "CHECKOUT", package.parent)
     assert run_metadata({})["commit"] is None
     (package.parent / ".git").mkdir()  # not a repository: git fails, the run does not
     assert run_metadata({})["commit"] is None

@@ -13,7 +13,7 @@ from satm.experts import TrajectoryStore
 from satm.methods import METHODS, Contra, Mtt, Problem, resolve
 from satm.methods.matching import TrajectoryMatching
 from satm.methods.matching_options import MatchingOptions, check
-from satm.methods.segments import Segment, expanded, spaced, uniform
+from satm.methods.parts.segments import Segment, expanded, spaced, uniform
 
 # ConTra, Table 5: dataset, images per class, beta, R, K, N, M, T-, T+.
 TABLE_5 = """

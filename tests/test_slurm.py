@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from satm import slurm
 from satm.config import Site
 from satm.errors import UsageError
-from satm.plan import OUTPUTS
+from satm.workflow import slurm
+from satm.workflow.jobs import OUTPUTS
 
 PROFILE = Path(__file__).parent.parent / "workflow" / "profiles" / "slurm"
 

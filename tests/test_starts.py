@@ -14,7 +14,8 @@ from torch import Tensor
 from satm.data import Split
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
-from satm.methods import IterativeMethod, IterativeOptions, Problem, Random, starts
+from satm.methods import IterativeMethod, IterativeOptions, Problem, Random
+from satm.methods.parts import init as starts
 from satm.networks import build
 from satm.params import flatten, load_flat
 from satm.seeds import make_generator

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from satm.analysis.statistics import (
+from satm.tables.statistics import (
     augmentation_robust_score,
     label_robust_score,
     pooled_deviations,

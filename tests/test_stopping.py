@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from satm import stopping
 from satm.errors import RunError, UsageError
-from satm.files import atomic_path
-from satm.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, unwrapped, whole
+from satm.run import stopping
+from satm.run.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, unwrapped, whole
+from satm.storage.files import atomic_path
 
 
 @pytest.fixture(autouse=True)

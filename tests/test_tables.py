@@ -12,9 +12,8 @@ from scipy import stats
 from satm.config import Campaign, Resolver, parse
 from satm.errors import UsageError
 from satm.methods import METHODS
-from satm.reading import Reader
 from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
-from satm.tables import (
+from satm.tables.accuracy import (
     COLUMNS,
     load_published,
     paired_table,
@@ -23,6 +22,7 @@ from satm.tables import (
     show_table,
     write_table,
 )
+from satm.tables.reader import Reader
 
 ACCURACY = {
     ("random", 0): [0.15, 0.16],

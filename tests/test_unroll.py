@@ -13,8 +13,8 @@ from torch.nn import functional
 from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.networks import build
+from satm.networks.training import soft_cross_entropy
 from satm.params import call_flat, flatten, load_flat, unflatten
-from satm.training import soft_cross_entropy
 from satm.unroll import ENGINES, Adam, Hypergradient, Momentum, Point, Rule, Sgd, hypergradient
 
 RULES: dict[str, Rule] = {

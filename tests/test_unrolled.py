@@ -12,19 +12,20 @@ from matching import double, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
-from satm.checkpoint import RunState
 from satm.data import Augmentation
 from satm.distill import State, begin, distill
 from satm.errors import UsageError
-from satm.methods import Problem, resolve, unrolled, windows
-from satm.methods.boosting import stage
+from satm.methods import Problem, resolve, unrolled
+from satm.methods.parts import windows
+from satm.methods.parts.boosting import stage
+from satm.methods.parts.windows import Window
 from satm.methods.unrolled import UnrolledTraining, limited, real_loss
 from satm.methods.unrolled_options import UnrolledOptions
-from satm.methods.windows import Window
 from satm.networks import build
+from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, OuterGradient
 from satm.params import call_flat, flatten
-from satm.training import soft_cross_entropy
+from satm.stages.checkpoint import RunState
 from satm.unroll import Adam, Momentum, Rule, Scheduled, Sgd, hypergradient
 
 BASE: dict[str, Any] = {"inner_steps": 6, "step_size": 0.02, "real_batch": 5, "batch_size": 4, "iterations": 8}

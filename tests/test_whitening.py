@@ -23,8 +23,8 @@ from satm.data import (
 )
 from satm.errors import UsageError
 from satm.stages.common import prepare
-from satm.tensors import hash_tensors, read_tensors, write_tensors
-from satm.workflow import WHITENING
+from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
+from satm.workflow.campaigns import WHITENING
 
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 """`per_image` and `relative`."""

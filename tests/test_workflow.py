@@ -14,9 +14,10 @@ from checkouts import make_checkout
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satm import config, workflow
+from satm import config
 from satm.errors import UsageError
-from satm.workflow import Campaigns
+from satm.workflow import campaigns as workflow
+from satm.workflow.campaigns import Campaigns
 
 pytestmark = pytest.mark.workflow
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from satm.methods import Synthetic
 from satm.methods.matching import TrajectoryMatching
+from satm.networks.training import soft_cross_entropy
 from satm.outer import Points
 from satm.params import call_flat
 from satm.seeds import make_generator
-from satm.training import soft_cross_entropy
 
 TOLERANCE = 1e-2
 """Relative accuracy of a curvature."""

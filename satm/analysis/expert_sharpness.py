@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from satm.experts import TrajectoryStore
+from satm.networks.training import TrainingImages, soft_cross_entropy
 from satm.params import call_flat, flatten
-from satm.training import TrainingImages, soft_cross_entropy
 
 LENGTHS = (0.005, 0.01, 0.03, 0.05, 0.1)
 """Lengths of the step to the neighbour: those that FTD chose from (section A.3.1)."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from satm.methods import Synthetic
-from satm.methods.batches import mini_batches
 from satm.methods.matching import TrajectoryMatching
+from satm.methods.parts.batches import mini_batches
+from satm.networks.training import soft_cross_entropy
 from satm.params import flatten
 from satm.seeds import make_generator
-from satm.training import soft_cross_entropy
 from satm.unroll import InnerLoop, Point, Sgd
 
 Test = Callable[[Tensor], tuple[float, float]]

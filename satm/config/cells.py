@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from satm.class_order import Step
 from satm.config.base import Options, grouped
+from satm.config.class_order import Step
 from satm.config.layout import Layout
 from satm.config.training import CANDIDATES, CandidateOptions, EvaluateOptions
 
@@ -22,7 +22,7 @@ Measured = Literal[
     "sharpness_first_tenth",
     "sharpness_last_tenth",
 ]
-"""Numbers about a distillation; `satm.measures.MEASURES` says what each is."""
+"""Numbers about a distillation; `satm.config.run_metrics.MEASURES` says what each is."""
 
 
 Ipc = Annotated[int, Field(ge=1)]
@@ -124,7 +124,7 @@ class TableOptions(Tabulated):
     published_as: dict[str, str] = {}
     """Names in the published data of methods that have another name here."""
     published: tuple[str, ...] = ()
-    """Methods, by their names in `satm/published/published_results.csv`, that are shown with published numbers only,
+    """Methods, by their names in `satm/tables/published_results.csv`, that are shown with published numbers only,
     beside those that the paper's own table prints."""
 
     @field_validator("published")
@@ -247,7 +247,7 @@ class MeasuresOptions(Tabulated):
     """A table of numbers about distillations, each from the metrics of their iterations."""
 
     measures: tuple[Measured, ...] = Field(min_length=1)
-    """Which numbers (`satm.measures`)."""
+    """Which numbers (`satm.config.run_metrics`)."""
     after: int = Field(0, ge=0)
     """So many iterations at the start of each run are left out, as the first ones can be far from the rest."""
     published_as: dict[str, str] = {}
@@ -272,7 +272,7 @@ class StepsOptions(Options):
     steps: int = Field(5, ge=1, le=10_000)
     """Steps in which the classes are learned, as even as can be, earlier ones larger."""
     orders: int = Field(5, ge=1, le=10_000)
-    """Orders of the classes, the first ones (`satm.class_order`)."""
+    """Orders of the classes, the first ones (`satm.config.class_order`)."""
     repeats: int = Field(3, ge=1)
     """Freshly initialised networks at each step of an order."""
     network: str = "convnet"

@@ -12,17 +12,18 @@ from typing import Any
 
 import yaml
 
-from satm.class_order import Step, step_of
 from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name, parse
 from satm.config.campaign import Campaign, Setting
 from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
+from satm.config.class_order import Step, step_of
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.config.figures import AT_EPOCH, AccountingFigure, ContinualFigure, Figure, ImagesFigure
 from satm.config.layout import ACCOUNTING, Layout
 from satm.config.training import FULL, EvaluateOptions
 from satm.errors import UsageError, pick
+from satm.version import shipped
 
 Axes = tuple[tuple[str, tuple[object, ...]], ...]
 """What a job is about: names by axis, such as `method`, `dataset` and `ipc`."""
@@ -50,7 +51,8 @@ class Resolver:
     def dataset(self, name: str) -> DatasetOptions:
         """Return the options of a dataset; the error for an unknown name lists the known ones.
 
-        A name such as `digits-order-0-step-1-of-5` (`satm.class_order`) means the classes of one step of another one.
+        A name such as `digits-order-0-step-1-of-5` (`satm.config.class_order`) means the classes of one step of another
+        one.
         """
         options = pick(self.whole(name), self.datasets, "dataset")
         if (step := self.step(name)) is None:
@@ -217,8 +219,7 @@ def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]
 
 def preset_folder() -> Path:
     """Return the folder of the preset files: inside an installed package, `config/presets` in a checkout."""
-    installed = Path(__file__).parent.parent / "presets"
-    return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "config" / "presets"
+    return shipped("presets", "config/presets")
 
 
 def load_presets() -> tuple[Setting, ...]:

@@ -56,7 +56,7 @@ FULL = {
 """Recipes by which networks are trained on all real images. `strong` is ours: what has long been usual for CIFAR."""
 
 CANDIDATES = 720
-"""Networks that an architecture search chooses from (`satm.nas.candidates`)."""
+"""Networks that an architecture search chooses from (`satm.evaluation.search.candidates`)."""
 
 
 class CandidateOptions(EvaluateOptions):

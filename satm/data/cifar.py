@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satm.errors import RunError, UsageError
-from satm.files import atomic_path, hash_file
-from satm.progress import Progress
+from satm.run.progress import Progress
+from satm.storage.files import atomic_path, hash_file
 
 LOG = logging.getLogger("satm")
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from satm.data.whitening import Whitening
 from satm.errors import UsageError
-from satm.files import expect
-from satm.tensors import hash_tensors, open_tensors, read_metadata, write_tensors
+from satm.storage.files import expect
+from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, write_tensors
 
 CHUNK_NUMBERS = 2**23
 """Numbers that are converted at once: 32 MiB of float32 beside the result."""

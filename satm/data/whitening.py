@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.files import expect
-from satm.tensors import hash_tensors, read_tensors, write_tensors
+from satm.storage.files import expect
+from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 LARGEST = 20_000
 """Largest D that is fitted: its float64 matrices take 3 GiB each, and several are needed at once."""

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from satm.errors import UsageError
 from satm.experts.store import Identity, TrajectoryStore, differing_field
+from satm.networks.training import TrainingImages, outputs
 from satm.params import load_flat
-from satm.tensors import hash_tensors, read_tensors, write_tensors
-from satm.training import TrainingImages, outputs
+from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

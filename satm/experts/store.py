@@ -17,8 +17,8 @@ from torch import Tensor
 
 from satm.config import Options, parse
 from satm.errors import RunError, UsageError
-from satm.files import AGAIN, expect, hash_file, read_record, write_record
-from satm.tensors import open_tensors, read_metadata, read_tensors, write_tensors
+from satm.storage.files import AGAIN, expect, hash_file, read_record, write_record
+from satm.storage.tensors import open_tensors, read_metadata, read_tensors, write_tensors
 
 Identity = Mapping[str, Any]
 """What experts are, as JSON values: dataset and its hash, preprocessing, augmentation, network, recipe, seed."""

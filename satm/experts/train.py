@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.experts.difficulty import easiest, pace
+from satm.networks.training import SharpnessAware, TrainingImages, train_epoch
 from satm.params import flatten, load_flat, unflatten
 from satm.seeds import make_generator
-from satm.training import SharpnessAware, TrainingImages, train_epoch
 
 
 @dataclass(frozen=True)

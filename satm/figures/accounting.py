@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas
 
-from satm.accounting import Spent, number, spent
 from satm.config import AccountingFigure, Resolver
+from satm.cost.spent import Spent, number, spent
 from satm.errors import UsageError
 from satm.figures.base import Drawn, register
 from satm.figures.style import COLOURS, HATCHES, PANEL, SIZES, dress, grid_of_panels, legend
-from satm.plan import campaigns_of
-from satm.reading import Reader
+from satm.tables.reader import Reader
+from satm.workflow.jobs import campaigns_of
 
 COLUMNS = ["quantity", "rule", "of", "hours"]
 """quantity: `device`, `queue` or `run`; of: the device or the method, empty where the jobs of a rule count together."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas
 
-from satm.grids import in_numbers
-from satm.reading import Reader
+from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ import pandas
 from satm.config import BoundsFigure
 from satm.figures.base import Drawn, cell_title, marked, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
-from satm.reading import Reader
+from satm.tables.reader import Reader
 
 VALUES = ["error", "relative", "bound", "lowest_curvature", "highest_curvature", "step_size"]
 

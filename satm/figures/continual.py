@@ -3,10 +3,10 @@
 import pandas
 
 from satm.config import ContinualFigure
-from satm.continual_table import curves
 from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Line, Panel, draw_panels
-from satm.reading import Reader
+from satm.tables.continual import curves
+from satm.tables.reader import Reader
 
 
 @register("continual")

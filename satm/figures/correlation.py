@@ -11,7 +11,7 @@ from satm.config import AT_EPOCH, CorrelationFigure
 from satm.errors import UsageError
 from satm.figures.base import Drawn, cell_title, counted, register
 from satm.figures.style import SIZES, dress, grid_of_panels
-from satm.reading import Reader
+from satm.tables.reader import Reader
 
 
 @register("correlation")

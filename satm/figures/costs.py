@@ -6,10 +6,10 @@ from functools import partial
 import pandas
 
 from satm.config import CostsFigure
+from satm.config.run_metrics import measure
 from satm.figures.base import Drawn, cell_title, register
 from satm.figures.style import COLOURS, HATCHES, SIZES, dress, grid_of_panels, legend_above
-from satm.measures import measure
-from satm.reading import Reader
+from satm.tables.reader import Reader
 
 COLUMNS = ["dataset", "ipc", "method", "memory_gb", "seconds", "std", "n"]
 

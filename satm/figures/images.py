@@ -13,8 +13,8 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.figures.style import new_figure
-from satm.files import atomic_path
 from satm.results import DistilledDataset
+from satm.storage.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

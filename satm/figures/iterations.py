@@ -7,8 +7,8 @@ import pandas
 from satm.config import IterationsFigure
 from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
-from satm.reading import Reader
-from satm.tables import load_published
+from satm.tables.accuracy import load_published
+from satm.tables.reader import Reader
 
 AXES = {
     "loss": "loss",

@@ -9,8 +9,8 @@ from satm.config import AnimationFigure, ImagesFigure
 from satm.errors import UsageError
 from satm.figures.base import Drawn, cell_title, register
 from satm.figures.images import TIGHT, Block, clipped, draw_images, write_animation
-from satm.reading import Reader
 from satm.results import DistilledDataset
+from satm.tables.reader import Reader
 
 
 @register("images")

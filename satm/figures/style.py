@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satm.errors import UsageError
-from satm.files import atomic_path
+from satm.storage.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

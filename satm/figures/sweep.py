@@ -5,8 +5,8 @@ import pandas
 from satm.config import SweepFigure
 from satm.figures.base import Drawn, cell_title, counted, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
-from satm.reading import Reader
-from satm.tables import load_published
+from satm.tables.accuracy import load_published
+from satm.tables.reader import Reader
 
 COLUMNS = ["dataset", "ipc", "series", "value", "method", "network", "mean", "std", "n"]
 

@@ -7,7 +7,7 @@ import pandas
 from satm.config import TrajectoryFigure
 from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Line, Panel, draw_panels
-from satm.reading import Reader
+from satm.tables.reader import Reader
 
 COLUMNS = ["dataset", "ipc", "method", "quantity", "epoch", "mean", "std", "n"]
 

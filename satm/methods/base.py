@@ -16,12 +16,12 @@ from satm.config import Options
 from satm.data import Augmentation, ImageData, Preprocessor
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
-from satm.methods import starts
-from satm.methods.parameterisation import DIRECT, Parameterisation
+from satm.methods.parts import init as starts
+from satm.methods.parts.parameterisation import DIRECT, Parameterisation
+from satm.networks.training import TrainingImages
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import flatten
 from satm.seeds import derive_seed, make_generator
-from satm.training import TrainingImages
 
 
 class MethodOptions(Options):

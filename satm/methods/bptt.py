@@ -6,9 +6,9 @@ from pydantic import Field
 
 from satm.errors import UsageError
 from satm.methods.base import MethodOptions, Problem, register
+from satm.methods.parts.windows import Window
 from satm.methods.unrolled import UnrolledTraining
 from satm.methods.unrolled_options import UnrolledOptions
-from satm.methods.windows import Window
 from satm.outer import Memory
 
 

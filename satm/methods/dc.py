@@ -13,9 +13,9 @@ from torch import Tensor
 
 from satm.methods.base import MethodOptions, Problem, Synthetic, register
 from satm.methods.class_matching import ClassMatching, ClassMatchingOptions, Comparison
+from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import unflatten
-from satm.training import soft_cross_entropy
 from satm.unroll import InnerLoop, Momentum, Point, Sgd
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}

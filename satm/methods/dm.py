@@ -12,7 +12,7 @@ from torch import Tensor
 from satm.data.augment import Draw
 from satm.methods.base import MethodOptions, Synthetic, register
 from satm.methods.class_matching import ClassMatching, ClassMatchingOptions
-from satm.methods.embedding import embed_flat
+from satm.methods.parts.embedding import embed_flat
 from satm.outer import NOTHING, Memory, OuterGradient
 
 CHUNK = 500

@@ -10,7 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from satm.config import expand, refuse_idle
-from satm.data.foreign import (
+from satm.errors import UsageError
+from satm.experts import differing_field
+from satm.methods.base import Method, MethodOptions, Problem, Synthetic, register
+from satm.methods.external import (
     CIFAR_MEAN,
     CIFAR_STD,
     Foreign,
@@ -27,10 +30,7 @@ from satm.data.foreign import (
     read_set,
     read_step_size,
 )
-from satm.errors import UsageError
-from satm.experts import differing_field
-from satm.files import hash_file
-from satm.methods.base import Method, MethodOptions, Problem, Synthetic, register
+from satm.storage.files import hash_file
 
 LOG = logging.getLogger("satm")
 

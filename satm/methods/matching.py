@@ -12,12 +12,12 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
-from satm.methods.batches import mini_batches
 from satm.methods.matching_options import MatchingOptions, check
-from satm.methods.segments import Segment, expanded, spaced, uniform
+from satm.methods.parts.batches import mini_batches
+from satm.methods.parts.segments import Segment, expanded, spaced, uniform
+from satm.networks.training import soft_cross_entropy
 from satm.outer import Answer, Oracle, Points
 from satm.params import call_flat
-from satm.training import soft_cross_entropy
 from satm.unroll import Hypergradient, Point, hypergradient
 
 

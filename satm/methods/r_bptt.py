@@ -1,9 +1,9 @@
 """Back-propagation through time along trajectories of random length (R-BPTT)."""
 
-from satm.methods import windows
 from satm.methods.base import register
+from satm.methods.parts import windows
+from satm.methods.parts.windows import Window
 from satm.methods.unrolled import UnrolledTraining
-from satm.methods.windows import Window
 from satm.outer import Memory
 
 

@@ -6,10 +6,10 @@ from pydantic import Field
 from torch import Tensor
 
 from satm.config import refuse_idle
-from satm.methods import windows
 from satm.methods.base import MethodOptions, Problem, register
+from satm.methods.parts import windows
+from satm.methods.parts.windows import Placement, Window
 from satm.methods.t_bptt import TruncatedBptt, WindowOptions
-from satm.methods.windows import Placement, Window
 from satm.outer import NOTHING, Memory
 
 

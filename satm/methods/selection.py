@@ -10,7 +10,7 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.methods.base import Method, MethodOptions, Problem, Synthetic
-from satm.methods.embedding import embed_flat
+from satm.methods.parts.embedding import embed_flat
 
 CHUNK = 500
 """Real images that are embedded in one go."""

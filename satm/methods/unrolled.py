@@ -13,14 +13,14 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
-from satm.methods.batches import mini_batches
-from satm.methods.boosting import Stage, stage
-from satm.methods.linear import Linear
+from satm.methods.parts.batches import mini_batches
+from satm.methods.parts.boosting import Stage, stage
+from satm.methods.parts.linear import Linear
+from satm.methods.parts.windows import Window
 from satm.methods.unrolled_options import UnrolledOptions, check
-from satm.methods.windows import Window
+from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
-from satm.training import soft_cross_entropy
 from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
 from satm.unroll.engines import Objective
 

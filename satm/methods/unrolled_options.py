@@ -7,8 +7,8 @@ from pydantic import Field
 from satm.config import refuse_idle
 from satm.errors import UsageError
 from satm.methods.base import IterativeOptions, Problem
-from satm.methods.boosting import check_blocks
-from satm.methods.linear import check_budget
+from satm.methods.parts.boosting import check_blocks
+from satm.methods.parts.linear import check_budget
 
 
 class UnrolledOptions(IterativeOptions):

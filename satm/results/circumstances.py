@@ -4,20 +4,19 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import satm
-from satm import account
-from satm.machine import device_name
+from satm.run import record as account
+from satm.run.machine import device_name
+from satm.version import CHECKOUT, __version__
 
 
 def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return the circumstances of a run: resolved options, commit, versions, device, host, time (UTC), its account.
 
-    The account, what each attempt at the job has taken until now (`satm.account`), is there where one is kept.
+    The account, what each attempt at the job has taken until now (`satm.run.record`), is there where one is kept.
 
     Args:
         options: the resolved options, JSON values.
@@ -27,7 +26,7 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
     return {
         "options": dict(options),
         "commit": _commit(),
-        "versions": {"satm": satm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"satm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": device_name(torch.device(device)),
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -37,7 +36,7 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
 
 def _commit() -> str | None:
     """Return the checkout's commit, with `-dirty` when tracked files differ from it; None outside a checkout."""
-    root = Path(satm.__file__).parent.parent
+    root = CHECKOUT
     # An installed package may lie inside the checkout of another project, whose commit would mislead.
     if not (root / ".git").exists():
         return None

@@ -98,8 +98,8 @@ NAS = Columns(
     key=(*CELL, "search", "candidate", "repeat"),
 )
 """One row per trained candidate and repeat; ipc 0 and method `real` where it was trained on all real images. candidate:
-its place in `satm.nas.candidates`, which the five options after it spell out; split: where `accuracy` (a fraction) and
-`loss` (NaN where training diverged) were measured; seconds and peak_memory_bytes of this training."""
+its place in `satm.evaluation.search.candidates`, which the five options after it spell out; split: where `accuracy` (a
+fraction) and `loss` (NaN where training diverged) were measured; seconds and peak_memory_bytes of this training."""
 
 METRICS = Columns(
     "metrics",
@@ -259,6 +259,6 @@ PACE = Columns(
     key=("kind", "key", "amount"),
     optional=frozenset({"seconds"}),
 )
-"""One row per measurement of a piece of work (`satm.work.Piece`). kind and key: which; amount: images of a step, or
-inner steps of an iteration, 0: as many as its options say; seconds: of one of them, missing where it does not fit into
-the memory; parameters: of the network; device: that measured."""
+"""One row per measurement of a piece of work (`satm.cost.workload.Piece`). kind and key: which; amount: images of a
+step, or inner steps of an iteration, 0: as many as its options say; seconds: of one of them, missing where it does not
+fit into the memory; parameters: of the network; device: that measured."""

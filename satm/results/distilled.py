@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import Whitening, load_whitening
 from satm.errors import UsageError
-from satm.files import AGAIN, expect
-from satm.tensors import read_tensors, write_tensors
+from satm.storage.files import AGAIN, expect
+from satm.storage.tensors import read_tensors, write_tensors
+from satm.version import __version__
 
 RAW_PARTS = ("raw_images", "raw_labels")
 """Tensors of a synthetic set's file that are there beside an average only."""
@@ -54,7 +54,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     images: Tensor
     """`[n, C, H, W]` float32 in the space that networks are trained in: normalised, or whitened."""
     labels: Tensor
-    """`[n]` int64 classes, or `[n, K]` float32 logits of soft labels (`satm.training.soft_cross_entropy`)."""
+    """`[n]` int64 classes, or `[n, K]` float32 logits of soft labels (`satm.networks.training.soft_cross_entropy`)."""
     step_size: Tensor
     """`[]` float32, SGD's step size that belongs to the images."""
     preprocessing: Mapping[str, Any]
@@ -257,7 +257,7 @@ def save_distilled(path: Path, data: DistilledDataset) -> None:
         "preprocessing": dict(data.preprocessing),
         "options": dict(data.options),
         "whitening_path": os.path.relpath(whitening.resolve(), path.parent.resolve()) if whitening else None,
-        "versions": {"satm": satm.__version__, "torch": torch.__version__},
+        "versions": {"satm": __version__, "torch": torch.__version__},
     }
     tensors = {"images": data.images, "labels": data.labels, "step_size": data.step_size.detach().float().reshape(())}
     extras = {name: getattr(data, name) for name in RAW_PARTS}

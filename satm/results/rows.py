@@ -11,8 +11,8 @@ import pyarrow
 from pyarrow import parquet
 
 from satm.errors import UsageError
-from satm.files import AGAIN, atomic_path, expect, hash_text
 from satm.results.columns import Columns
+from satm.storage.files import AGAIN, atomic_path, expect, hash_text
 
 METADATA_KEY = b"satm"
 """Under which a parquet schema holds the run's circumstances, as one JSON text."""

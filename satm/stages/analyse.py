@@ -17,8 +17,6 @@ from satm.analysis.variance import gradient_variance
 from satm.config import REVISIONS, Resolver
 from satm.data import Split
 from satm.errors import UsageError
-from satm.files import hash_file, patiently
-from satm.lock import exclusive
 from satm.methods import MethodOptions, Synthetic
 from satm.methods import resolve as resolve_method
 from satm.methods.matching import TrajectoryMatching
@@ -27,8 +25,8 @@ from satm.methods.satm import SatmOptions
 from satm.methods.unrolled import UnrolledTraining
 from satm.methods.unrolled_options import UnrolledOptions
 from satm.networks import build
+from satm.networks.training import TrainingImages, measure
 from satm.params import load_flat
-from satm.progress import Progress
 from satm.results import (
     BOUNDS,
     EXPERT_SHARPNESS,
@@ -39,9 +37,11 @@ from satm.results import (
     run_metadata,
     write_rows,
 )
+from satm.run.lock import exclusive
+from satm.run.progress import Progress
 from satm.seeds import make_generator
 from satm.stages.common import Prepared, made_already, make_problem, open_distilled, open_experts, prepare
-from satm.training import TrainingImages, measure
+from satm.storage.files import hash_file, patiently
 
 LOG = logging.getLogger("satm")
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import RowsState
 from satm.config import REVISIONS, ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
-from satm.lock import Lock, link
 from satm.methods import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
+from satm.networks.training import TrainingImages
 from satm.results import Columns, DistilledDataset, load_distilled, read_rows_metadata
+from satm.run.lock import Lock, link
 from satm.seeds import make_generator
-from satm.tensors import read_tensors
-from satm.training import TrainingImages
+from satm.stages.checkpoint import RowsState
+from satm.storage.tensors import read_tensors
 
 LOG = logging.getLogger("satm")
 
@@ -259,7 +259,7 @@ def found_made(lock: Lock, is_ours: Callable[..., bool], *results: Path) -> bool
     Args:
         lock: of the run.
         is_ours: says whether results that were found are of this run; a `UsageError` says no.
-        results: all of them; those that were kept (`satm.lock.KEPT`) are put back.
+        results: all of them; those that were kept (`satm.run.lock.KEPT`) are put back.
     """
     kept = lock.kept(*results)
     if kept is None and not (lock.waited and all(path.is_file() for path in results)):

@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import NetworkState, RowsState
-from satm.class_order import Step, split_classes
 from satm.config import REVISIONS, LearnOptions, Resolver
-from satm.continual import Brought, Tested, among, learn, rows, whole_labels
+from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
-from satm.evaluate import Axes, Task, settled
-from satm.files import hash_file, patiently
-from satm.lock import Lock, exclusive
-from satm.progress import Progress
+from satm.evaluation.continual import Brought, Tested, among, learn, rows, whole_labels
+from satm.evaluation.networks import Axes, Task, settled
+from satm.networks.training import TrainingImages
 from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
+from satm.run.lock import Lock, exclusive
+from satm.run.progress import Progress
 from satm.seeds import derive_seed
+from satm.stages.checkpoint import NetworkState, RowsState
 from satm.stages.common import Prepared, made_already, open_distilled, prepare, real_images
-from satm.training import TrainingImages
+from satm.storage.files import hash_file, patiently
 
 LOG = logging.getLogger("satm")
 

@@ -4,13 +4,14 @@ import math
 from pathlib import Path
 
 from satm.config import root_of
-from satm.cost import Pace, cost, cost_grid
+from satm.cost.forecast import Pace, cost, cost_grid
 from satm.errors import UsageError
-from satm.plan import campaigns_of, jobs
-from satm.progress import Progress
 from satm.results import PACE, read_rows
+from satm.run.progress import Progress
+from satm.version import CHECKOUT
+from satm.workflow.jobs import campaigns_of, jobs
 
-PACE_FILE = Path(__file__).parent.parent.parent / "results" / "reference" / "pace" / "h200.parquet"
+PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
 """The pace that a checkout has."""
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import RunState
 from satm.config import REVISIONS, Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
-from satm.evaluate import Task, evaluate
+from satm.evaluation.networks import Task, evaluate
 from satm.experts import differing_field
-from satm.files import patiently
-from satm.lock import Lock, exclusive
-from satm.machine import describe_backend
 from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
-from satm.progress import Progress
+from satm.networks.training import TrainingImages
 from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
+from satm.run.lock import Lock, exclusive
+from satm.run.machine import describe_backend
+from satm.run.progress import Progress
+from satm.stages.checkpoint import RunState
 from satm.stages.common import Prepared, made_already, make_problem, open_experts, prepare
-from satm.training import TrainingImages
+from satm.storage.files import patiently
 
 LOG = logging.getLogger("satm")
 

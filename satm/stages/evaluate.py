@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from satm.checkpoint import NetworkState, RowsState
 from satm.config import REVISIONS, EvaluateOptions, Resolver
 from satm.errors import UsageError
-from satm.evaluate import Axes, Task, evaluate, settled, stacked
-from satm.files import hash_file, patiently
-from satm.lock import exclusive
-from satm.methods.starts import expert_labels
-from satm.progress import Progress
+from satm.evaluation.networks import Axes, Task, evaluate, settled, stacked
+from satm.methods.parts.init import expert_labels
+from satm.networks.training import TrainingImages
 from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
+from satm.run.lock import exclusive
+from satm.run.progress import Progress
 from satm.seeds import derive_seed
+from satm.stages.checkpoint import NetworkState, RowsState
 from satm.stages.common import (
     Prepared,
     made_already,
@@ -29,7 +29,7 @@ from satm.stages.common import (
     real_images,
     resumed_rows,
 )
-from satm.training import TrainingImages
+from satm.storage.files import hash_file, patiently
 
 LOG = logging.getLogger("satm")
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from satm.account import account, found_done
-from satm.checkpoint import ExpertState
 from satm.config import ExpertsOptions, Resolver, parts
 from satm.data import Augmentation
 from satm.errors import UsageError
@@ -27,14 +25,16 @@ from satm.experts import (
     write_manifest,
     write_shard,
 )
-from satm.files import patiently, read_record, write_record
-from satm.lock import Lock, exclusive
 from satm.networks import build
+from satm.networks.training import TrainingImages, measure
 from satm.params import load_flat
-from satm.progress import Progress
+from satm.run.lock import Lock, exclusive
+from satm.run.progress import Progress
+from satm.run.record import account, found_done
 from satm.seeds import derive_seed
+from satm.stages.checkpoint import ExpertState
 from satm.stages.common import Prepared, expert_identity, found_made, open_experts, prepare, stored_difficulty
-from satm.training import TrainingImages, measure
+from satm.storage.files import patiently, read_record, write_record
 
 LOG = logging.getLogger("satm")
 

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from satm.account import account
-from satm.checkpoint import NetworkState, RowsState
 from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Resolver, SearchOptions
 from satm.errors import UsageError
-from satm.evaluate import Axes, Task, evaluate, stacked
-from satm.files import hash_file, patiently
-from satm.lock import Lock, exclusive
-from satm.nas import Candidate, candidates, sample
+from satm.evaluation.networks import Axes, Task, evaluate, stacked
+from satm.evaluation.search import Candidate, candidates, sample
 from satm.networks import NETWORKS, resolve
-from satm.progress import Progress
+from satm.networks.training import TrainingImages
 from satm.results import NAS, run_metadata, write_rows
+from satm.run.lock import Lock, exclusive
+from satm.run.progress import Progress
+from satm.run.record import account
 from satm.seeds import derive_seed
+from satm.stages.checkpoint import NetworkState, RowsState
 from satm.stages.common import Prepared, made_already, open_distilled, prepare, real_images, resumed_rows
-from satm.training import TrainingImages
+from satm.storage.files import hash_file, patiently
 
 LOG = logging.getLogger("satm")
 

@@ -3,8 +3,6 @@
 import logging
 from pathlib import Path
 
-from satm import continual_table, fair, measure_table, nas_table, starts_table, tables
-from satm.accounting import accounting
 from satm.config import (
     ACCOUNTING,
     OVERVIEW,
@@ -15,16 +13,23 @@ from satm.config import (
     SearchOptions,
     StartsOptions,
 )
+from satm.cost.spent import accounting
 from satm.errors import UsageError
 from satm.figures import FIGURES
 from satm.figures.style import save
-from satm.files import atomic_path
-from satm.grids import Grid, csv_text, page_of, write_forms
-from satm.overview import markdown, overview, page, sentences
-from satm.plan import campaigns_of
-from satm.progress import Progress
-from satm.reading import Reader
-from satm.reductions import reductions
+from satm.run.progress import Progress
+from satm.storage.files import atomic_path
+from satm.tables import accuracy as tables
+from satm.tables import continual as continual_table
+from satm.tables import late_start as starts_table
+from satm.tables import robustness as fair
+from satm.tables import run_metrics as measure_table
+from satm.tables import search as nas_table
+from satm.tables.overview import markdown, overview, page, sentences
+from satm.tables.reader import Reader
+from satm.tables.render import Grid, csv_text, page_of, write_forms
+from satm.tables.scale_note import reductions
+from satm.workflow.jobs import campaigns_of
 
 LOG = logging.getLogger("satm")
 

@@ -1,0 +1,1 @@
+"""What a campaign takes: forecast, spent so far, and the calibration of a machine."""

@@ -1,0 +1,1 @@
+"""Testing synthetic sets: fresh networks, continual learning with a replay buffer, architecture search."""

@@ -1,0 +1,95 @@
+"""Linear parameterisation: images that are weighted sums of a few learned ones.
+
+Shapes: n synthetic images of C x H x W, K classes, m basis images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from satm.errors import UsageError
+from satm.methods.parts.parameterisation import Numbers
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`images = weights @ basis`, both learned.
+
+    Args:
+        basis: m.
+        classes: K; the images to start from are sorted by class, equally many of each.
+
+    Source: Deng and Russakovsky 2022 (Remember the past), combined with RaT-BPTT in RaT-BPTT Figure 4.
+    Differs: there each class weighs a basis that is shared, and its images have labels computed alike; here each image
+        has weights of its own and the label that it would have without a basis. The start is ours.
+    """
+
+    basis: int
+    classes: int
+
+    def split(self, images: Tensor) -> Numbers:
+        """Return `basis` `[m, C, H, W]` and `weights` `[n, m]` to start from, whose images are near the given ones.
+
+        The basis is m of the images: the first one of each class, then the second of each and so on, in the images'
+        order. These images are kept as they are. Each of the others becomes its least-squares approximation in the
+        basis, scaled to the norm that it had, so that no image starts fainter than it would without a basis. With m = n
+        the weights are the identity.
+
+        Args:
+            images: `[n, C, H, W]`, n at least m.
+        """
+        count, flat = len(images), images.detach().flatten(1).double().cpu()
+        order = torch.arange(count).view(self.classes, -1).t().flatten()
+        chosen = order[: self.basis].sort().values
+        weights = flat @ torch.linalg.pinv(flat[chosen])
+        norms = (weights @ flat[chosen]).norm(dim=1)
+        weights *= torch.where(norms > 0, flat.norm(dim=1) / norms, 1)[:, None]
+        weights[chosen] = torch.eye(self.basis, dtype=torch.float64)
+        return {"basis": images[chosen.to(images.device)], "weights": weights.to(images)}
+
+    def join(self, numbers: Numbers) -> Tensor:
+        """Return `[n, C, H, W]` the weighted sums."""
+        images: Tensor = torch.tensordot(numbers["weights"], numbers["basis"], 1)
+        return images
+
+    def pull(self, numbers: Numbers, gradient: Tensor) -> Numbers:
+        """Return the gradients of `basis` and `weights`, given that of the images."""
+        weights, basis = numbers["weights"], numbers["basis"]
+        return {
+            "basis": torch.tensordot(weights.t(), gradient, 1),
+            "weights": gradient.flatten(1) @ basis.flatten(1).t(),
+        }
+
+
+def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int, soft: bool) -> None:
+    """Refuse a basis that stores more numbers than the images that it stands for.
+
+    Counted are the basis and the weights, against `ipc` images per class; with learned labels also K numbers for the
+    label of each image, on both sides. Hard labels count nothing: the images are sorted by class.
+
+    Args:
+        basis: m.
+        per_class: images per class that are computed.
+        ipc: images per class of the budget.
+        classes: K.
+        pixels: numbers of an image, C * H * W.
+        soft: labels are learned.
+
+    Raises:
+        UsageError: naming options and counts, or a basis of more images than are computed from it.
+    """
+    count = classes * per_class
+    if basis > count:
+        raise UsageError(
+            f"basis {basis} has more images than basis_images {per_class} computes, {count} in {classes} classes; "
+            "lower basis or raise basis_images"
+        )
+    label = classes if soft else 0
+    stored = basis * pixels + count * (basis + label)
+    allowed = classes * ipc * (pixels + label)
+    if stored > allowed:
+        raise UsageError(
+            f"basis {basis} with basis_images {per_class} stores {stored} numbers, ipc {ipc} allows {allowed}; lower "
+            "basis or basis_images"
+        )

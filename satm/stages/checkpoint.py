@@ -1,0 +1,333 @@
+"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network, rows.
+
+Every file carries a checksum of all that it holds. What is written again and again has two files that are written in
+turn, so that the state before serves where the last one is damaged.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from satm.distill import Best, Made, Run, State
+from satm.errors import RunError, UsageError
+from satm.experts import Snapshot
+from satm.methods import Synthetic
+from satm.run import stopping
+from satm.storage.files import disk_is_full, hash_text, patiently
+from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, read_tensors, write_tensors
+
+LOG = logging.getLogger("satm")
+
+Content = dict[str, Any]
+"""JSON values by name."""
+
+
+class Generations:
+    """The last state of something and the one before it.
+
+    Args:
+        folder: of the two files.
+        name: that both begin with.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
+        self._last: int | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bool:
+        """Write a state in place of the one before the last; say whether there was space for it.
+
+        Without space the state before stays, and the run that calls can go on.
+        """
+        if self._last is None:
+            self._last = max((number for number, _ in self._numbered()), default=-1)
+        number = self._last + 1
+        try:
+            write_tensors(self.paths[number % 2], tensors, _sealed(tensors, {**content, "generation": number}))
+        except RunError as error:
+            if not disk_is_full(error):
+                raise
+            LOG.warning("%s; going on, the state before this one is kept", error)
+            return False
+        self._last = number
+        return True
+
+    def load(self) -> tuple[dict[str, Tensor], Content] | None:
+        """Return the last state that is whole; None where there is none."""
+        for _, path in sorted(self._numbered(), key=lambda entry: -entry[0]):
+            try:
+                tensors, content = read_sealed(path)
+            except UsageError as error:
+                LOG.warning("%s; the state before it serves", error)
+                continue
+            return tensors, content
+        return None
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        """Return the numbers of the states that are there; a damaged one has the lowest."""
+        found = []
+        for path in self.paths:
+            if not path.is_file():
+                continue
+            try:
+                with open_tensors(path, "state") as file:
+                    found.append((int(str(read_metadata(file, path, "state")["generation"])), path))
+            except (UsageError, KeyError, ValueError):
+                found.append((-1, path))
+        return found
+
+
+def _sealed(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Content:
+    held: Content = json.loads(json.dumps(content))  # as it will be read
+    return {**held, "seal": _seal(tensors, held)}
+
+
+def _seal(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    names = sorted(tensors)
+    text = json.dumps([content, names], sort_keys=True)
+    return hash_text(text + hash_tensors(*(tensors[name] for name in names)))
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], Content]:
+    """Return the tensors and the content of a state, checked.
+
+    Raises:
+        UsageError: the file is missing, cut short, or was changed.
+    """
+    tensors, held = read_tensors(path, "state")
+    content: Content = dict(held)
+    if content.pop("seal", None) != _seal(tensors, content):
+        raise UsageError(f"the state {path} is damaged: its checksum is not that of what it holds")
+    return tensors, content
+
+
+class RunState:
+    """The run of a distillation, in two generations.
+
+    Args:
+        folder: of this run alone.
+        identity: JSON values that say what the run is.
+        backend: what it is computed with.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], backend: str) -> None:
+        self.identity, self.backend = identity, backend
+        self._files = Generations(folder, "checkpoint")
+        self._begun_with = 0
+
+    def save(self, run: Run) -> bool:
+        """Keep a run between two iterations; say whether there was space for it."""
+        tensors: dict[str, Tensor] = {}
+        states = {"now": run.now, "safe": run.safe, "recent": run.recent}
+        for name, state in states.items():
+            if name != "recent" or state is not run.now:
+                tensors |= _flat(_state_tree(state), name)
+        if run.best:
+            tensors |= _flat(_made_tree(run.best.made), "best")
+        tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
+        content = {
+            "identity": self.identity,
+            "backend": self.backend,
+            "iterations": {name: state.iteration for name, state in states.items()},
+            "rates": run.rates,
+            "attempt": run.attempt,
+            "rows": run.rows,
+            "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
+        }
+        done = self._files.save(tensors, content)
+        if done and len(run.rows) > self._begun_with:
+            stopping.saved()
+        return done
+
+    def load(self, device: torch.device) -> tuple[Run, Content, str] | None:
+        """Return the run, its identity and its backend; None where no state is whole."""
+        found = self._files.load()
+        if found is None:
+            return None
+        held, values = found
+        tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
+        now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
+        recent = _state(tree["recent"], values["iterations"]["recent"]) if "recent" in tree else now
+        best = values["best"]
+        chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
+        states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
+        history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
+        rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
+        self._begun_with = len(rows)
+        run = Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
+        return run, values["identity"], values["backend"]
+
+
+Tree = dict[str, Any]
+"""Tensors by nested names."""
+
+
+def _state_tree(state: State) -> Tree:
+    return {
+        "numbers": state.numbers,
+        "moments": state.moments,
+        "memory": state.memory,
+        **({} if state.average is None else {"average": state.average}),
+    }
+
+
+def _state(tree: Tree, iteration: int) -> State:
+    moments = {name: tree.get("moments", {}).get(name, {}) for name in tree["numbers"]}
+    return State(iteration, tree["numbers"], moments, tree.get("memory", {}), tree.get("average"))
+
+
+def _made_tree(made: Made) -> Tree:
+    parts = {"synthetic": vars(made.synthetic), "numbers": made.numbers}
+    return {**parts, **({} if made.raw is None else {"raw": vars(made.raw)})}
+
+
+def _made(tree: Tree, iteration: int) -> Made:
+    raw = Synthetic(**tree["raw"]) if "raw" in tree else None
+    return Made(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a tree by names joined with a point, each a copy.
+
+    States share tensors, and safetensors refuses tensors that share memory.
+    """
+    found: dict[str, Tensor] = {}
+    for name, held in tree.items():
+        place = f"{prefix}.{name}"
+        found |= {place: held.clone()} if isinstance(held, Tensor) else _flat(held, place)
+    return found
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> Tree:
+    """Return the tree that `_flat` was given; branches without tensors are gone."""
+    tree: Tree = {}
+    for name, tensor in tensors.items():
+        *branches, leaf = name.split(".")
+        here = tree
+        for branch in branches:
+            here = here.setdefault(branch, {})
+        here[leaf] = tensor
+    return tree
+
+
+class ExpertState:
+    """The epochs of one expert that are trained already, one file each, so that an epoch costs one snapshot to keep.
+
+    Args:
+        folder: of this expert alone.
+        identity: JSON values that say what the expert is; the state of another one is dropped.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot.
+
+        Raises:
+            RunError: there is no space on the disk, nor was there after a while: without it there is no expert.
+        """
+        tensors = {"weights": snapshot.weights}
+        if snapshot.momentum is not None:
+            tensors["momentum"] = snapshot.momentum
+        # As a text, for the loss of the start is NaN, which JSON does not know.
+        content = _sealed(tensors, {"identity": self.identity, "loss": repr(snapshot.loss)})
+        patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
+        stopping.saved()
+
+    def load(self) -> Snapshot | None:
+        """Return the last snapshot of an unbroken row from the start; None if there is none of this expert."""
+        last: Snapshot | None = None
+        while self._path(epoch := 0 if last is None else last.epoch + 1).is_file():
+            try:
+                tensors, content = read_sealed(self._path(epoch))
+            except UsageError as error:
+                LOG.warning("%s; the epoch before it serves", error)
+                break
+            if content["identity"] != self.identity:
+                break
+            last = Snapshot(epoch, tensors["weights"], tensors.get("momentum"), float(content["loss"]))
+        if last is None:
+            self.clear()
+        return last
+
+    def snapshots(self) -> list[Tensor]:
+        """Return `[P]` weights of all epochs in order.
+
+        Raises:
+            UsageError: a file was damaged since it was written.
+        """
+        count = len(list(self.folder.glob("epoch-*.safetensors")))
+        return [read_sealed(self._path(epoch))[0]["weights"] for epoch in range(count)]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+
+class NetworkState:
+    """The state of networks while they are trained, one or several at once: weights, statistics, optimiser, generators.
+
+    Args:
+        folder: of the files.
+        identity: JSON values that say what is trained; the state of something else is dropped.
+        every: at least so many seconds lie between two writes, which has no effect on the result.
+    """
+
+    def __init__(self, folder: Path, identity: object, every: float = 60.0) -> None:
+        self.identity = json.loads(json.dumps(identity))
+        self.every = every
+        self._files = Generations(folder, "network")
+        self._written = time.monotonic()
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return the epochs that are done and the tensors that were kept then; None where nothing is of these."""
+        found = self._files.load()
+        if found is None or found[1]["identity"] != self.identity:
+            return None
+        return int(found[1]["epoch"]), found[0]
+
+    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]], now: bool = False) -> None:
+        """Keep the state after so many epochs, unless the last one was kept a moment ago and it is not to be now."""
+        if not now and time.monotonic() - self._written < self.every:
+            return
+        if self._files.save(tensors(), {"identity": self.identity, "epoch": epoch}):
+            stopping.saved()
+        self._written = time.monotonic()
+
+
+class RowsState:
+    """What a stage has measured so far, as JSON values, in two generations.
+
+    Args:
+        folder: of the files.
+        identity: JSON values that say what is measured; rows of something else are dropped.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.identity = json.loads(json.dumps(identity))
+        self._files = Generations(folder, "rows")
+
+    def load(self) -> list[Content]:
+        """Return the rows that an earlier process left."""
+        found = self._files.load()
+        if found is None or found[1]["identity"] != self.identity:
+            return []
+        rows: list[Content] = found[1]["rows"]
+        return rows
+
+    def save(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep all rows."""
+        if self._files.save({}, {"identity": self.identity, "rows": list(rows)}):
+            stopping.saved()

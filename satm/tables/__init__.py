@@ -1,0 +1,1 @@
+"""Tables made from the parquet files of other stages."""

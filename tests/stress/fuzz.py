@@ -1,0 +1,88 @@
+"""Try odd campaigns or damaged files at length; `tests/test_fuzz.py` tries a few of each.
+
+    python tests/stress/fuzz.py configs --count 5000 --seed 1
+    python tests/stress/fuzz.py files --count 2000 --seed 1
+
+It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fuzz_configs import check_config, configs
+from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzzing import Tally, Wrong, bounded, quick, tally
+
+KEPT = Path(__file__).parent.parent.parent / "build" / "fuzz"
+"""Where campaigns that went wrong are kept."""
+
+
+def try_configs(base: Path, count: int, seed: int) -> Tally:
+    """Try so many campaigns."""
+
+    def failed(raw: bytes, text: str) -> None:
+        KEPT.mkdir(parents=True, exist_ok=True)
+        path = KEPT / f"seed-{seed}-{len(list(KEPT.iterdir()))}.yaml"
+        path.write_bytes(raw)
+        _tell(text, f"configs --case {path}")
+
+    return tally(configs(), lambda raw: check_config(raw, base), count, seed, failed)
+
+
+def try_files(base: Path, count: int, seed: int) -> Tally:
+    """Try so many damaged files."""
+    goldens = Goldens(base)
+
+    def failed(case: Case, text: str) -> None:
+        _tell(text, f"files --case {shlex.quote(str(case))}")
+
+    return tally(cases(goldens), lambda case: check_file(case, goldens), count, seed, failed)
+
+
+def _tell(text: str, arguments: str) -> None:
+    print(f"WRONG: {text}\n  python tests/stress/fuzz.py {arguments}", flush=True)
+
+
+def _once(check: Callable[[], str]) -> int:
+    try:
+        with bounded(), quick():
+            print(check())
+    except Wrong as error:
+        print(f"WRONG: {error}")
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["configs", "files"])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--case", help="Repeat one: the file of a campaign, or the text of a damage.")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        if flags.case is not None and flags.what == "configs":
+            return _once(lambda: check_config(Path(flags.case).read_bytes(), base))
+        if flags.case is not None:
+            goldens = Goldens(base)
+            return _once(lambda: check_file(parse_case(flags.case), goldens))
+        begun = time.monotonic()
+        print(f"{flags.what}: {flags.count} cases of seed {flags.seed}", flush=True)
+        found = (try_configs if flags.what == "configs" else try_files)(base, flags.count, flags.seed)
+    for kind, number in sorted(found.kinds.items()):
+        print(f"{number:6} {kind}")
+    print(f"{sum(found.kinds.values()):6} in all, {len(found.failures)} wrong, {time.monotonic() - begun:.0f} s")
+    return 1 if found.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
