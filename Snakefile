@@ -1,6 +1,6 @@
 from snakemake.utils import min_version
 
-from satm.config import REVISIONS, Layout
+from satm.config import PATTERN, REVISIONS, Layout
 from satm.workflow.recovery import follow_up, forget_results
 from satm.workflow.slurm import check_cluster
 from satm.workflow.campaigns import open_campaigns

@@ -26,6 +26,7 @@ from satm.config import (
     ACCOUNTING,
     ANALYSES,
     OVERVIEW,
+    Cell,
     Options,
     Resolver,
     SearchOptions,
@@ -145,15 +146,15 @@ def distill(arguments: Sequence[str]) -> None:
 
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
     resolver = load_campaign(known.config)
-    kind, options = resolve_method(resolver.method(known.method, known.dataset, known.ipc))
+    kind, options = resolve_method(resolver.method(Cell(known.dataset, known.ipc, known.method)))
     between = Annotated[float, tyro.conf.arg(help="At least so long between two checkpoints; no effect on the result.")]
     fields = [*_cell(), ("checkpoint_seconds", between, 30.0)]
     flags = _parse("distill", distill.__doc__, Compute, fields, arguments, options)
     resolver.dataset(flags.dataset)
-    cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
-    with _logged(resolver, "distill", flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}"):
+    cell = Cell(flags.dataset, flags.ipc, flags.method, flags.seed)
+    with _logged(resolver, "distill", *cell.place):
         _show("distill", flags, flags.options)
-        make_distilled(resolver, *cell, kind, flags.options, _compute(flags), flags.checkpoint_seconds)
+        make_distilled(resolver, cell, kind, flags.options, _compute(flags), flags.checkpoint_seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -166,7 +167,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     if known.what == "full":
         options = resolver.full(known.recipe, known.dataset, known.network)
     else:
-        options = resolver.evaluation(known.method, known.dataset, known.ipc, known.network)
+        options = resolver.evaluation(Cell(known.dataset, known.ipc, known.method), known.network)
     what = Annotated[
         Literal["set", "variants", "full"],
         tyro.conf.arg(
@@ -185,14 +186,14 @@ def evaluate(arguments: Sequence[str]) -> None:
     ]
     flags = _parse("evaluate", evaluate.__doc__, Compute, fields, arguments, options)
     _suits(flags, EVALUATIONS)
-    where = (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}") if flags.what != "full" else (flags.recipe,)
-    with _logged(resolver, "evaluate" if flags.what == "set" else flags.what, flags.dataset, *where, flags.network):
+    cell = Cell(flags.dataset, flags.ipc, flags.method, flags.seed)
+    where = (flags.dataset, flags.recipe) if flags.what == "full" else cell.place
+    with _logged(resolver, "evaluate" if flags.what == "set" else flags.what, *where, flags.network):
         _show("evaluate", flags, flags.options)
-        cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
         if flags.what == "set":
-            make_evaluation(resolver, *cell, flags.network, flags.options, _compute(flags))
+            make_evaluation(resolver, cell, flags.network, flags.options, _compute(flags))
         elif flags.what == "variants":
-            make_variants(resolver, *cell, flags.network, flags.options, flags.teacher, _compute(flags))
+            make_variants(resolver, cell, flags.network, flags.options, flags.teacher, _compute(flags))
         else:
             make_full(resolver, flags.dataset, flags.recipe, flags.network, flags.options, _compute(flags))
 
@@ -238,14 +239,14 @@ def nas(arguments: Sequence[str]) -> None:
     chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
     recipe = {"real" if flags.real else "proxy": flags.options.model_dump(exclude_defaults=True)}
     options = parse(SearchOptions, {**search.model_dump(), **chosen, **recipe}, f"search {flags.search}")
-    cell = (flags.ipc, flags.method, flags.seed)
-    place = ("real",) if flags.real else (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
-    with _logged(resolver, "nas", flags.dataset, *place, flags.search, f"part-{flags.part}" if flags.part else "all"):
+    cell = Cell(flags.dataset, flags.ipc, flags.method, flags.seed)
+    place = (flags.dataset, "real") if flags.real else cell.place
+    with _logged(resolver, "nas", *place, flags.search, f"part-{flags.part}" if flags.part else "all"):
         _show("nas", flags, flags.options)
         if flags.real:
             make_real_search(resolver, flags.dataset, flags.search, options, flags.part, _compute(flags))
         else:
-            make_search(resolver, flags.dataset, *cell, flags.search, options, flags.part, _compute(flags))
+            make_search(resolver, cell, flags.search, options, flags.part, _compute(flags))
 
 
 def continual(arguments: Sequence[str]) -> None:
@@ -254,15 +255,14 @@ def continual(arguments: Sequence[str]) -> None:
 
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", protocol="default")
     resolver = load_campaign(known.config)
-    options = resolver.learning(known.protocol, known.method, known.dataset, known.ipc)
+    options = resolver.learning(known.protocol, Cell(known.dataset, known.ipc, known.method))
     protocol = Annotated[str, tyro.conf.arg(help="Name of a protocol under `continual` in the campaign.")]
     fields = [*_cell(), ("protocol", protocol, "default")]
     flags = _parse("continual", continual.__doc__, Compute, fields, arguments, options)
-    cell = (flags.dataset, flags.ipc, flags.method, flags.seed)
-    where = (flags.dataset, f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}", flags.protocol)
-    with _logged(resolver, "continual", *where):
+    cell = Cell(flags.dataset, flags.ipc, flags.method, flags.seed)
+    with _logged(resolver, "continual", *cell.place, flags.protocol):
         _show("continual", flags, flags.options)
-        make_continual(resolver, *cell, flags.protocol, flags.options, _compute(flags))
+        make_continual(resolver, cell, flags.protocol, flags.options, _compute(flags))
 
 
 MEASUREMENTS: Uses = {
@@ -277,7 +277,7 @@ def analyse(arguments: Sequence[str]) -> None:
 
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt")
     resolver = load_campaign(known.config)
-    options = resolver.analysis(known.method, known.dataset, known.ipc)
+    options = resolver.analysis(Cell(known.dataset, known.ipc, known.method))
     what = Annotated[
         Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"],
         tyro.conf.arg(
@@ -300,22 +300,22 @@ def analyse(arguments: Sequence[str]) -> None:
     for name in type(options).model_fields:
         if name not in used and getattr(flags.options, name) != getattr(options, name):
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
-    cell, how = (flags.dataset, flags.ipc, flags.method, flags.seed), flags.options
+    cell, how = Cell(flags.dataset, flags.ipc, flags.method, flags.seed), flags.options
     of_experts = flags.what == "expert-sharpness"
     if of_experts and how.experts is None:
         raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
-    place = (how.experts,) if of_experts else (f"ipc-{flags.ipc}", flags.method, f"seed-{flags.seed}")
-    with _logged(resolver, flags.what, flags.dataset, *place):
+    place = (flags.dataset, how.experts) if of_experts else cell.place
+    with _logged(resolver, flags.what, *place):
         _show("analyse", flags, how)
         device = _compute(flags)
         if flags.what == "sharpness":
-            make_sharpness(resolver, *cell, how.segments, device)
+            make_sharpness(resolver, cell, how.segments, device)
         elif flags.what == "trajectory":
-            make_trajectory(resolver, *cell, how.experts, how.count, how.starts, device)
+            make_trajectory(resolver, cell, how.experts, how.count, how.starts, device)
         elif flags.what == "variance":
-            make_variance(resolver, *cell, how.samples, device)
+            make_variance(resolver, cell, how.samples, device)
         elif flags.what == "bounds":
-            make_bounds(resolver, *cell, how.segments, how.divisors, device)
+            make_bounds(resolver, cell, how.segments, how.divisors, device)
         else:
             chosen = (how.experts, flags.images, how.count, flags.rho)
             make_expert_sharpness(resolver, flags.dataset, *chosen, device)

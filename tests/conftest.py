@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from satm.cli import main
+from satm.config import Cell
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.data.images import hash_images
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
@@ -169,7 +170,7 @@ def problem(tmp_path: Path) -> Problem:
         lambda seed: build(SMOOTH, 1, 3, 8, seed=seed).double(),
         2,
         torch.device("cpu"),
-        ("noise", 2, "any", 0),
+        Cell("noise", 2, "any"),
         TrajectoryStore(tmp_path / "experts" / "manifest.json"),
     )
 

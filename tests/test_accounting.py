@@ -13,7 +13,7 @@ from conftest import Refuse
 
 import satm
 from satm.cli import main
-from satm.config import Layout, load_campaign
+from satm.config import Cell, Layout, load_campaign
 from satm.cost.spent import accounting, number, of_job, spent
 from satm.figures import FIGURES
 from satm.results import EVALUATION, METRICS, write_rows
@@ -156,7 +156,7 @@ def test_a_job_that_has_not_ended_is_counted_until_it_was_seen_last(small: dict[
 
 def test_a_result_tells_more_than_the_record_beside_the_log(small: dict[str, Job]) -> None:
     keep(small[MTT], ATTEMPT)
-    path = Path(LAYOUT.metrics("digits", 1, "mtt", 0))
+    path = Path(LAYOUT.metrics(Cell("digits", 1, "mtt", 0)))
     write_rows(
         path, [], METRICS, {"device": "cpu", "accounting": [vars(ATTEMPT), vars(replace(ATTEMPT, seconds=7200))]}
     )
@@ -174,7 +174,7 @@ def test_files_of_earlier_versions_are_known_by_their_benchmarks(
     row |= {"repeat": 0, "labels": "hard", "split": "test", "selection": "last", "average": "raw", "labelled": "own"}
     row |= {"augmented": "yes", "step_size": "learned", "rate": 0.1, "accuracy": 0.5, "loss": 1.0, "epochs": 1}
     row |= {"seconds": 1.0, "peak_memory_bytes": 3 * 10**9}
-    write_rows(Path(LAYOUT.evaluation("digits", 1, "mtt", 0, "convnet")), [row], EVALUATION, {"device": device})
+    write_rows(Path(LAYOUT.evaluation(Cell("digits", 1, "mtt", 0), "convnet")), [row], EVALUATION, {"device": device})
     found = of_job(small[TESTED])
     assert (found.source, found.attempts, found.run, found.cpu) == ("benchmark", None, 7200, 5400)
     assert found.gpu == gpu * 3600 and found.device_bytes == memory and list(found.devices) == [device]

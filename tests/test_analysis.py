@@ -12,7 +12,7 @@ from torch.nn import functional
 from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_at
 from satm.analysis.sharpness import measure_sharpness
 from satm.cli import main
-from satm.config import load_campaign
+from satm.config import Cell, load_campaign
 from satm.errors import UsageError
 from satm.methods import Problem, Synthetic
 from satm.methods.matching import MatchingOptions, TrajectoryMatching
@@ -37,7 +37,7 @@ def test_sharpness_is_the_rise_of_the_loss_along_the_gradient(problem: Problem) 
     synthetic, rho = in_float64(matching), 0.3
     found = list(measure_sharpness(matching, synthetic, rho, segments=2))
     for index, row in enumerate(found):
-        oracle = matching.oracle(synthetic, make_generator("sharpness", *problem.axes, index))
+        oracle = matching.oracle(synthetic, make_generator("sharpness", *problem.cell, index))
         slope = oracle(synthetic.images).images
         neighbour = synthetic.images + rho * slope / slope.square().sum().sqrt()
         assert row["loss"] == pytest.approx(float(oracle(synthetic.images).loss), rel=1e-12)
@@ -50,7 +50,7 @@ def test_a_small_step_rises_by_rho_times_the_norm(problem: Problem) -> None:
     matching = TrajectoryMatching(OPTIONS, problem)
     synthetic, rho = in_float64(matching), 1e-5
     (row,) = measure_sharpness(matching, synthetic, rho, segments=1)
-    slope = matching.oracle(synthetic, make_generator("sharpness", *problem.axes, 0))(synthetic.images).images
+    slope = matching.oracle(synthetic, make_generator("sharpness", *problem.cell, 0))(synthetic.images).images
     assert row["sharpness"] == pytest.approx(rho * float(slope.norm()), rel=1e-3)
 
 
@@ -78,7 +78,7 @@ def test_a_measurement_that_ended_unseen_is_put_back(campaign: object, monkeypat
     assert main(["distill", *cell]) == 0
     resolver = load_campaign(Path("tiny.yaml"))
     layout = resolver.layout
-    path = Path(layout.analysis("sharpness", "digits", 1, "mtt", 0))
+    path = Path(layout.analysis("sharpness", Cell("digits", 1, "mtt", 0)))
     kept = Path(layout.state("sharpness", "digits", "ipc-1", "mtt", "seed-0"), KEPT)
     monkeypatch.setenv(IN_WORKFLOW, "yes")
     assert main(["analyse", *cell, "--segments", "2"]) == 0
@@ -90,11 +90,11 @@ def test_a_measurement_that_ended_unseen_is_put_back(campaign: object, monkeypat
     path.unlink()
     assert main(["analyse", *cell, "--segments", "1"]) == 0
     assert path.stat().st_ino != made and len(read_rows(path, SHARPNESS)) == 1
-    assert len(Reader(resolver).analysis("sharpness", "digits", 1, "mtt", [0])) == 1
-    with Path(layout.distilled("digits", 1, "mtt", 0)).open("ab") as file:
+    assert len(Reader(resolver).analysis("sharpness", [Cell("digits", 1, "mtt")])) == 1
+    with Path(layout.distilled(Cell("digits", 1, "mtt", 0))).open("ab") as file:
         file.write(b"another")
     with pytest.raises(UsageError, match=r"sharpness .*parquet is of another synthetic set than .*: delete it and run"):
-        Reader(resolver).analysis("sharpness", "digits", 1, "mtt", [0])
+        Reader(resolver).analysis("sharpness", [Cell("digits", 1, "mtt")])
 
 
 def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused: Refuse) -> None:

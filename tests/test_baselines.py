@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm.config import load_campaign
+from satm.config import Cell, load_campaign
 from satm.data import Augmentation
 from satm.data.augment import Draw
 from satm.distill import Run, begin, distill
@@ -340,8 +340,8 @@ def test_a_selection_without_experts(problem: Problem) -> None:
 )
 def test_published_settings(method: str, dataset: str, ipc: int, expected: dict[str, object]) -> None:
     resolver = load_campaign(None)
-    values = resolver.method(method, dataset, ipc)
+    values = resolver.method(Cell(dataset, ipc, method))
     assert {name: values[name] for name in expected} == expected
-    schedule = resolver.evaluation(method, dataset, ipc)
+    schedule = resolver.evaluation(Cell(dataset, ipc, method))
     assert schedule.lr == "learned" and values["step_size"] == 0.01
     assert (schedule.epochs, schedule.augment) == ((300, False) if method == "dc" else (1000, True))

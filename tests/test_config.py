@@ -10,7 +10,18 @@ import pytest
 import yaml
 
 from satm import config
-from satm.config import Campaign, Layout, Resolver, Setting, load_campaign, load_presets, load_yaml, parse, root_of
+from satm.config import (
+    Campaign,
+    Cell,
+    Layout,
+    Resolver,
+    Setting,
+    load_campaign,
+    load_presets,
+    load_yaml,
+    parse,
+    root_of,
+)
 from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
@@ -320,12 +331,12 @@ def test_a_preset_row_parses_and_has_a_source(file: str, row: dict) -> None:
 def test_every_cell_of_the_papers_table_has_a_preset(method: str) -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml")
     for dataset, ipc, _, _ in paper.table("table2").cells() + paper.table("table3").cells():
-        assert "lr_images" in paper.method(method, dataset, ipc), (dataset, ipc)
+        assert "lr_images" in paper.method(Cell(dataset, ipc, method)), (dataset, ipc)
 
 
 def test_a_published_value_arrives_as_printed() -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml")
-    assert paper.method("satm", "cifar100", 50) == {
+    assert paper.method(Cell("cifar100", 50, "satm")) == {
         "method": "satm",
         "inner_steps": 80,
         "expert_epochs": 2,
@@ -347,24 +358,30 @@ def test_the_later_value_counts() -> None:
         "methods": {"mtt-mine": {"method": "mtt", "augment": False}},
     }
     held = resolver((preset,), **content)
-    assert held.method("mtt", "digits", 1) == {"method": "mtt", "momentum": 0.1, "inner_steps": 2, "iterations": 2}
-    assert held.method("mtt-mine", "digits", 1)["iterations"] == 3
-    assert held.method("mtt-mine", "cifar10", 1)["iterations"] == 2
-    assert held.method("mtt-mine", "digits", 10)["iterations"] == 4
-    assert held.method("mtt-mine", "digits", 1)["momentum"] == 0.1
-    assert held.method("satm", "digits", 1) == {"method": "satm"}
+    plain = {"method": "mtt", "momentum": 0.1, "inner_steps": 2, "iterations": 2}
+    assert held.method(Cell("digits", 1, "mtt")) == plain
+    assert held.method(Cell("digits", 1, "mtt-mine"))["iterations"] == 3
+    assert held.method(Cell("cifar10", 1, "mtt-mine"))["iterations"] == 2
+    assert held.method(Cell("digits", 10, "mtt-mine"))["iterations"] == 4
+    assert held.method(Cell("digits", 1, "mtt-mine"))["momentum"] == 0.1
+    assert held.method(Cell("digits", 1, "satm")) == {"method": "satm"}
     own = resolver((preset,), **{**content, "methods": {"mtt": {"iterations": 5, "momentum": 0.2}}})
-    assert own.method("mtt", "digits", 10) == {"method": "mtt", "momentum": 0.2, "inner_steps": 2, "iterations": 5}
+    assert own.method(Cell("digits", 10, "mtt")) == {
+        "method": "mtt",
+        "momentum": 0.2,
+        "inner_steps": 2,
+        "iterations": 5,
+    }
 
 
 def test_what_was_looked_up_once_is_found_again_whatever_is_done_with_it() -> None:
     settings = [{"method": "mtt", "dataset": "digits", "options": {"iterations": 7}}]
     held = resolver(settings=settings, datasets={"flowers": {"source": "folder", "path": "x"}})
-    found = held.method("mtt", "digits", 1)
+    found = held.method(Cell("digits", 1, "mtt"))
     assert found["iterations"] == 7
     found["iterations"] = 8
-    assert held.method("mtt", "digits", 1)["iterations"] == 7
-    assert "iterations" not in held.method("mtt", "flowers", 1)
+    assert held.method(Cell("digits", 1, "mtt"))["iterations"] == 7
+    assert "iterations" not in held.method(Cell("flowers", 1, "mtt"))
 
 
 def test_options_that_were_usable_once_are_refused_when_they_change(checker: schemas.Checker) -> None:
@@ -388,14 +405,14 @@ def test_experts_networks_and_evaluations_are_set_by_dataset() -> None:
     assert held.network("convnet", "digits") == {"network": "convnet", "width": 8, "depth": 2}
     assert held.network("wide", "digits") == {"network": "convnet", "width": 64, "depth": 2}
     assert held.network("convnet", "cifar10") == {"network": "convnet"}
-    assert [held.evaluation(name, "digits", 1).repeats for name in ("mtt", "m", "satm")] == [2, 2, 5]
+    assert [held.evaluation(Cell("digits", 1, name)).repeats for name in ("mtt", "m", "satm")] == [2, 2, 5]
 
 
 def test_a_run_by_hand_uses_the_options_of_the_demo() -> None:
     demo, hand = load_campaign(ROOT / "config" / "demo.yaml"), load_campaign(None)
     for ipc in (1, 3, 10):
         for method in ("random", "mtt", "satm"):
-            assert hand.method(method, "digits", ipc) == demo.method(method, "digits", ipc)
+            assert hand.method(Cell("digits", ipc, method)) == demo.method(Cell("digits", ipc, method))
     assert hand.experts("sgd", "digits") == demo.experts("sgd", "digits")
     assert hand.network("convnet", "digits") == demo.network("convnet", "digits") != {"network": "convnet"}
 
@@ -418,16 +435,16 @@ def test_cells_of_a_table_come_in_its_order() -> None:
 
 def test_paths_are_frozen() -> None:
     layout = Layout(root_of(Path("config/demo.yaml")))
-    cell = ("digits", 10, "satm", 2)
+    cell = Cell("digits", 10, "satm", 2)
     assert [
         layout.images("digits"),
         layout.zca("digits"),
         layout.experts_part("digits", "sgd", "0-4"),
         layout.manifest("digits", "sgd"),
-        layout.distilled(*cell),
-        layout.metrics(*cell),
-        layout.evaluation(*cell, "convnet"),
-        layout.analysis("sharpness", *cell),
+        layout.distilled(cell),
+        layout.metrics(cell),
+        layout.evaluation(cell, "convnet"),
+        layout.analysis("sharpness", cell),
         layout.table("table2"),
         layout.figure("figure1", "pdf"),
         layout.all("figures"),

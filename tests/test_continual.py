@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import satm.evaluation.networks as evaluation
 from satm.cli import main
-from satm.config import Campaign, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
+from satm.config import Campaign, Cell, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
 from satm.config.class_order import Step, class_order, split_classes, step_of
 from satm.data import Augmentation, ImageData, keep_classes, load_images
 from satm.errors import UsageError
@@ -120,9 +120,9 @@ def test_settings_of_a_whole_dataset_are_those_of_its_steps() -> None:
     held = resolver(settings=rows)
     assert held.network("convnet", name) == {"network": "convnet", "width": 8}
     assert held.experts("sgd", name).epochs == 7
-    assert held.evaluation("mtt", name, 1).epochs == 9
-    assert [held.method("mtt", each, 1)["iterations"] for each in (name, other, "digits")] == [4, 3, 3]
-    assert held.method("mtt", "cifar10-order-0-step-1-of-5", 1) == {"method": "mtt"}
+    assert held.evaluation(Cell(name, 1, "mtt")).epochs == 9
+    assert [held.method(Cell(each, 1, "mtt"))["iterations"] for each in (name, other, "digits")] == [4, 3, 3]
+    assert held.method(Cell("cifar10-order-0-step-1-of-5", 1, "mtt")) == {"method": "mtt"}
 
 
 def test_a_dataset_of_its_own_may_be_called_like_a_step() -> None:
@@ -473,9 +473,9 @@ def test_the_flags_are_the_options_of_the_protocol_and_of_training(
 
 def test_without_a_campaign_the_protocol_has_the_defaults(tmp_path: Path) -> None:
     held = load_campaign(None)
-    found = held.learning("default", "mtt", "digits", 1)
+    found = held.learning("default", Cell("digits", 1, "mtt"))
     assert (found.steps, found.orders, found.repeats, found.network, found.sets) == (5, 5, 3, "convnet", "sliced")
-    assert found.epochs == held.evaluation("mtt", "digits", 1).epochs != EvaluateOptions().epochs
+    assert found.epochs == held.evaluation(Cell("digits", 1, "mtt")).epochs != EvaluateOptions().epochs
 
 
 def test_soft_labels_and_averages_are_learned_from(steps: Path) -> None:
@@ -785,5 +785,5 @@ def test_options_of_learning_are_those_of_the_protocol_and_of_the_evaluation() -
         continual={"p": {**PROTOCOL, "repeats": 4, "steps": 3}},
         settings=[{"stage": "evaluate", "options": {"epochs": 11, "repeats": 7}}],
     )
-    found = held.learning("p", "random", "digits", 1)
+    found = held.learning("p", Cell("digits", 1, "random"))
     assert isinstance(found, LearnOptions) and (found.epochs, found.repeats, found.steps) == (11, 4, 3)

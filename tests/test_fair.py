@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from satm.cli import main
-from satm.config import Campaign, Resolver, load_campaign, parse
+from satm.config import Campaign, Cell, Resolver, load_campaign, parse
 from satm.errors import UsageError
 from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled, write_rows
 from satm.stages import evaluate as stage
@@ -60,7 +60,7 @@ def make(root: Path, seeds: tuple[int, ...] = (0, 1, 2), lost: str = "") -> Reso
                 for augmented in ("yes", "no")
                 for repeat in range(1 if method == lost else 2)
             ]
-            write_rows(Path(resolver.layout.variants("digits", 1, method, seed, "convnet")), rows, EVALUATION, {})
+            write_rows(Path(resolver.layout.variants(Cell("digits", 1, method, seed), "convnet")), rows, EVALUATION, {})
     full = {**common, "ipc": 0, "method": "full-strong", "seed": 0, "labels": "hard", "labelled": "own"}
     rows = [
         {**full, "repeat": repeat, "augmented": "yes", "accuracy": 0.9 + 0.02 * (repeat - 0.5)} for repeat in (0, 1)
@@ -118,7 +118,7 @@ def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
 
 def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    path = Path(resolver.layout.variants("digits", 1, "mtt", 1, "convnet"))
+    path = Path(resolver.layout.variants(Cell("digits", 1, "mtt", 1), "convnet"))
     whole = path.read_bytes()
     write_rows(path, read_rows(path, EVALUATION).to_dict("records")[:-1], EVALUATION, {})
     with pytest.raises(UsageError, match=r"mtt/seed-1/.* is not of the same networks with each kind of labels and im"):
@@ -131,7 +131,7 @@ def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    Path(resolver.layout.variants("digits", 1, "mtt", 2, "convnet")).unlink()
+    Path(resolver.layout.variants(Cell("digits", 1, "mtt", 2), "convnet")).unlink()
     command = "evaluate --config config/small.yaml --dataset digits --what variants --ipc 1 --method mtt --seed 2"
     with pytest.raises(UsageError, match=f"make it with: python -m satm {command} --network convnet$"):
         fair_table(Reader(resolver), "worth")

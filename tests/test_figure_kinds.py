@@ -15,7 +15,7 @@ from test_figures import synthetic
 from test_figures import with_history as moving
 
 from satm.cli import main
-from satm.config import load_campaign
+from satm.config import Cell, load_campaign
 from satm.errors import MissingRun, UsageError
 from satm.figures import FIGURES
 from satm.figures.base import Drawn
@@ -176,9 +176,9 @@ def test_a_heatmap_is_of_the_runs_that_match_one_epoch_each(figures: Callable[..
 
 def test_a_run_at_one_epoch_is_the_method_with_its_start_fixed() -> None:
     resolver = load_campaign(None)
-    fixed, plain = (resolver.method(name, "digits", 1) for name in ("mtt-at-epoch-7", "mtt"))
+    fixed, plain = (resolver.method(Cell("digits", 1, name)) for name in ("mtt-at-epoch-7", "mtt"))
     assert fixed == {**plain, "start_epoch": 7}
-    assert resolver.evaluation("mtt-at-epoch-7", "digits", 1) == resolver.evaluation("mtt", "digits", 1)
+    assert resolver.evaluation(Cell("digits", 1, "mtt-at-epoch-7")) == resolver.evaluation(Cell("digits", 1, "mtt"))
 
 
 def test_errors_along_the_path_are_drawn_by_epoch(figures: Callable[..., None]) -> None:
@@ -347,5 +347,5 @@ def test_the_network_that_is_tested_has_settings_of_its_own(figures: Callable[..
     setting = {"stage": "evaluate", "network": "flat", "options": {"flat_rho": 0.1}}
     Path("it.yaml").write_text(yaml.safe_dump({"networks": {"flat": {"network": "convnet"}}, "settings": [setting]}))
     resolver = load_campaign(Path("it.yaml"))
-    rhos = [resolver.evaluation("mtt", "digits", 1, network).flat_rho for network in ("flat", "convnet", "")]
+    rhos = [resolver.evaluation(Cell("digits", 1, "mtt"), network).flat_rho for network in ("flat", "convnet", "")]
     assert rhos == [0.1, 0.0, 0.0]

@@ -7,7 +7,7 @@ import pytest
 
 import satm
 from satm.cli import main
-from satm.config import ACCOUNTING, load_campaign
+from satm.config import ACCOUNTING, Cell, load_campaign
 from satm.methods import resolve
 from satm.methods.matching_options import MatchingOptions, check
 from satm.methods.parts.boosting import check_blocks
@@ -43,7 +43,7 @@ def test_the_options_of_every_campaign_fit(name: str) -> None:
     assert runs
     for dataset, folder, method in sorted(runs):
         ipc = int(folder.removeprefix("ipc-"))
-        _, options = resolve(campaign.method(method, dataset, ipc))
+        _, options = resolve(campaign.method(Cell(dataset, ipc, method)))
         if isinstance(options, MatchingOptions):
             check(options, campaign.experts(options.experts, dataset).epochs)
         elif isinstance(options, UnrolledOptions) and options.blocks > 1:

@@ -19,7 +19,7 @@ from test_data import encode, write_parquet
 from torch import Tensor
 
 from satm.cli import main
-from satm.config import DatasetOptions, data_path, expand
+from satm.config import Cell, DatasetOptions, data_path, expand
 from satm.data import Augmentation, Preprocessor, fit_whitening
 from satm.errors import UsageError
 from satm.methods import Files, Problem, resolve
@@ -42,7 +42,7 @@ def problem_of(channels: int = 1, white: bool = False, **whitening: Any) -> Prob
     data = image_data(channels=channels)
     preprocessor = Preprocessor(data.mean, data.std, fit_whitening(data.train.images, **whitening) if white else None)
     augmentation = Augmentation("", "image")
-    return Problem(data, preprocessor, augmentation, None, 2, torch.device("cpu"), ("noise", 2, "files", 0))  # type: ignore[arg-type]
+    return Problem(data, preprocessor, augmentation, None, 2, torch.device("cpu"), Cell("noise", 2, "files"))  # type: ignore[arg-type]
 
 
 def adopt(problem: Problem, **options: Any) -> Files:

@@ -8,7 +8,7 @@ import pandas
 import pytest
 from rich.console import Console
 
-from satm.config import Campaign, Resolver
+from satm.config import Campaign, Cell, Resolver
 from satm.errors import MissingRun, UsageError
 from satm.results import METRICS, TRAJECTORY, write_rows
 from satm.tables.late_start import starts_table, write_starts
@@ -25,7 +25,7 @@ def metrics(resolver: Resolver, method: str, seconds: list[float], dataset: str 
         {"iteration": index + 1, "attempt": 0, "event": "", "seconds": value, "peak_memory_bytes": 4 * 10**9}
         for index, value in enumerate(seconds)
     ]
-    write_rows(Path(resolver.layout.metrics(dataset, ipc, method, 0)), rows, METRICS, {})
+    write_rows(Path(resolver.layout.metrics(Cell(dataset, ipc, method, 0))), rows, METRICS, {})
 
 
 def test_costs_stand_beside_the_published_ones(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_accuracies_by_the_epoch_of_the_start(tmp_path: Path) -> None:
         for expert in (0, 1)
         for start in (10, 25)
     ]
-    path = Path(resolver.layout.analysis("trajectory", "cifar100", 10, "mtt", 0))
+    path = Path(resolver.layout.analysis("trajectory", Cell("cifar100", 10, "mtt", 0)))
     write_rows(path, rows, TRAJECTORY, {})
     frame = write_starts(Reader(resolver, partial=True), "ftd-table6", Console(file=io.StringIO()))
     cells = frame.set_index(["method", "start"])

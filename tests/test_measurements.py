@@ -105,7 +105,7 @@ def test_the_accumulated_error_is_the_sum_of_its_parts(problem: Problem) -> None
     trained = path[0]
     for start, row in enumerate(rows):
         near, there = (
-            student(matching, synthetic, weights, 4, make_generator("trajectory", *problem.axes, 1, start))
+            student(matching, synthetic, weights, 4, make_generator("trajectory", *problem.cell, 1, start))
             for weights in (path[start], trained)
         )
         assert row["matching"] == pytest.approx(float((near - path[start + 1]).norm()))
@@ -238,7 +238,7 @@ def test_errors_of_both_approximations_as_they_are_defined(problem: Problem) -> 
         *(("truncation", 1), ("reuse", 1)),
         *(("truncation", 3), ("reuse", 3)),
     ]
-    generator = make_generator("bounds", *problem.axes, 0)
+    generator = make_generator("bounds", *problem.cell, 0)
     oracle = matching.oracle(synthetic, generator, segments=[(1.0, matching.segments(generator, None)[0][1])])
     exact = oracle(synthetic.images, keep_points=range(5))
     other = oracle(synthetic.images + rho * exact.images / exact.images.norm(), keep_points=range(5))

@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy import stats
 
 from satm.cli import main
-from satm.config import CANDIDATES, Campaign, Layout, Resolver, SearchOptions, load_campaign, parse
+from satm.config import CANDIDATES, Campaign, Cell, Layout, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import UsageError
 from satm.evaluation.networks import Score
 from satm.evaluation.search import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
@@ -473,7 +473,11 @@ def written(resolver: Resolver, name: str, accuracy: dict[tuple[int, str, int], 
             for one, value in zip(candidates()[10:], values, strict=False)
         ]
         layout, part = resolver.layout, f"0-{len(values) - 1}"
-        path = layout.nas("cifar10", ipc, method, seed, name, part) if ipc else layout.nas_real("cifar10", name, part)
+        path = (
+            layout.nas(Cell("cifar10", ipc, method, seed), name, part)
+            if ipc
+            else layout.nas_real("cifar10", name, part)
+        )
         write_rows(Path(path), rows, NAS, {})
 
 

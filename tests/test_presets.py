@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from satm.config import Resolver, load_campaign
+from satm.config import Cell, Resolver, load_campaign
 from satm.methods import METHODS, resolve
 from satm.methods.matching_options import MatchingOptions, check
 
@@ -22,7 +22,7 @@ def cells(resolver: Resolver) -> list[tuple[str, str, int]]:
 
 def usable(resolver: Resolver, found: list[tuple[str, str, int]]) -> None:
     for method, dataset, ipc in dict.fromkeys(found):
-        _, options = resolve(resolver.method(method, dataset, ipc))
+        _, options = resolve(resolver.method(Cell(dataset, ipc, method)))
         if isinstance(options, MatchingOptions):
             check(options, resolver.experts(options.experts, dataset).epochs)
 
@@ -83,5 +83,5 @@ def test_every_published_row_says_where_it_is_from() -> None:
     ],
 )
 def test_published_values(method: str, dataset: str, ipc: int, expected: dict[str, Any]) -> None:
-    _, options = resolve(load_campaign(None).method(method, dataset, ipc))
+    _, options = resolve(load_campaign(None).method(Cell(dataset, ipc, method)))
     assert {name: getattr(options, name) for name in expected} == expected

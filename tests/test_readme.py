@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from satm.config import Campaign, Resolver, load_campaign
+from satm.config import Campaign, Cell, Resolver, load_campaign
 from satm.methods import METHODS, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -88,4 +88,4 @@ def test_the_variants_on_the_page_of_methods_can_be_used() -> None:
     resolver = Resolver(Campaign.model_validate(examples), load_campaign(None).settings, "results")
     assert len(examples["methods"]) > 4
     for name in examples["methods"]:
-        resolve(resolver.method(name, "cifar10", 10))
+        resolve(resolver.method(Cell("cifar10", 10, name)))

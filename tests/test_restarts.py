@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from checkouts import make_checkout
 
-from satm.config import Layout
+from satm.config import Cell, Layout
 from satm.results import EVALUATION, run_metadata, write_rows
 from satm.run.lock import IN_WORKFLOW, KEPT, exclusive, link
 from satm.stages.common import made_already
@@ -140,7 +140,7 @@ def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path, a
     folder = make_checkout(tmp_path / "checkout")
     (folder / "config" / "it.yaml").write_text("{}")
     layout = Layout("results/it")
-    result = folder / layout.distilled("digits", 1, "random", 0)
+    result = folder / layout.distilled(Cell("digits", 1, "random", 0))
     printed = folder / "printed"
 
     def start() -> subprocess.Popen[bytes]:

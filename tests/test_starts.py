@@ -11,6 +11,7 @@ from conftest import SMOOTH, image_data
 from matching import make
 from torch import Tensor
 
+from satm.config import Cell
 from satm.data import Split
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
@@ -142,7 +143,7 @@ def test_a_class_with_too_few_correct_images_is_filled(
 
 
 def test_gaussian_noise(problem: Problem) -> None:
-    wide = replace(problem, ipc=200, axes=("noise", 200, "any", 0))
+    wide = replace(problem, ipc=200, cell=Cell("noise", 200, "any"))
     images, labels = starts.gaussian(wide, None)
     assert images.shape == (600, 1, 8, 8) and images.dtype == torch.float32
     assert torch.equal(labels, torch.arange(3).repeat_interleave(200)) and labels.dtype == torch.int64
@@ -158,7 +159,7 @@ def test_gaussian_noise(problem: Problem) -> None:
 @pytest.mark.parametrize("kind", ["real", "gaussian", "correct"])
 def test_a_start_depends_on_dataset_ipc_and_seed_but_not_on_the_method(judged: Problem, kind: str) -> None:
     def start(dataset: str, ipc: int, method: str, seed: int) -> Tensor:
-        made = make(replace(judged, axes=(dataset, ipc, method, seed), ipc=ipc), "mtt", init=kind)
+        made = make(replace(judged, cell=Cell(dataset, ipc, method, seed), ipc=ipc), "mtt", init=kind)
         return made.start().images
 
     base = start("noise", 2, "any", 0)
@@ -181,7 +182,7 @@ def test_a_start_depends_on_dataset_ipc_and_seed_but_not_on_the_method(judged: P
 def test_impossible_numbers_of_images_are_refused(judged: Problem, kind: str, ipc: int, text: str) -> None:
     if kind == "gaussian" and ipc > 0:
         return
-    judged = replace(judged, axes=("noise", ipc, "any", 0), ipc=ipc)
+    judged = replace(judged, cell=Cell("noise", ipc, "any"), ipc=ipc)
     made: Any = make(judged, "mtt", init=kind)
     with pytest.raises(UsageError, match=text):
         made.start()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from satm.config import Campaign, Resolver, parse
+from satm.config import Campaign, Cell, Resolver, parse
 from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
@@ -69,12 +69,12 @@ def make(
         if (method, seed) in averaged:
             raw = [{**each, "accuracy": each["accuracy"] - 0.05} for each in rows]
             rows = [{**each, "average": "ema"} for each in rows] + raw
-        write_rows(Path(layout.evaluation(*axes.values(), "convnet")), rows, EVALUATION, {})  # type: ignore[arg-type]
+        write_rows(Path(layout.evaluation(Cell(**axes), "convnet")), rows, EVALUATION, {})  # type: ignore[arg-type]
         steps = [
             {"iteration": i, "attempt": 0, "event": "", "seconds": 2.0 + seed, "peak_memory_bytes": 100 * i + seed}
             for i in range(0 if method == "random" else 3)
         ]
-        write_rows(Path(layout.metrics(*axes.values())), steps, METRICS, {})  # type: ignore[arg-type]
+        write_rows(Path(layout.metrics(Cell(**axes))), steps, METRICS, {})  # type: ignore[arg-type]
         flat = 0.01 if method == "satm" else 0.02
         segments = [
             {
@@ -87,7 +87,7 @@ def make(
             }
             for i in range(2)
         ]
-        write_rows(Path(layout.analysis("sharpness", *axes.values())), segments, SHARPNESS, {})  # type: ignore[arg-type]
+        write_rows(Path(layout.analysis("sharpness", Cell(**axes))), segments, SHARPNESS, {})  # type: ignore[arg-type]
     return resolver
 
 
@@ -236,22 +236,22 @@ def test_averaged_and_raw_seeds_are_not_mixed(tmp_path: Path) -> None:
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    Path(resolver.layout.metrics("cifar10", 1, "satm", 1)).unlink()
+    Path(resolver.layout.metrics(Cell("cifar10", 1, "satm", 1))).unlink()
     with pytest.raises(UsageError) as caught:
         results_table(Reader(resolver), "table2")
     command = "python -m satm distill --config config/small.yaml --dataset cifar10 --ipc 1 --method satm --seed 1"
     assert str(caught.value).endswith(command) and "\n" not in str(caught.value)
-    Path(resolver.layout.evaluation("cifar10", 1, "mtt", 0, "convnet")).unlink()
+    Path(resolver.layout.evaluation(Cell("cifar10", 1, "mtt", 0), "convnet")).unlink()
     with pytest.raises(UsageError, match=r"satm evaluate .* --method mtt --seed 0 --network convnet$"):
         results_table(Reader(resolver), "table2")
-    Path(resolver.layout.analysis("sharpness", "cifar10", 1, "mtt", 0)).unlink()
+    Path(resolver.layout.analysis("sharpness", Cell("cifar10", 1, "mtt", 0))).unlink()
     with pytest.raises(UsageError, match="is missing; make it with"):
         paired_table(Reader(resolver), "table2")
 
 
 def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    one, two = (Path(resolver.layout.evaluation("cifar10", 1, "mtt", seed, "convnet")) for seed in (0, 1))
+    one, two = (Path(resolver.layout.evaluation(Cell("cifar10", 1, "mtt", seed), "convnet")) for seed in (0, 1))
     two.write_bytes(one.read_bytes())
     with pytest.raises(UsageError, match="is of seed 0, expected 1; make it again"):
         results_table(Reader(resolver), "table2")
@@ -358,9 +358,9 @@ def make_networks(root: Path, **options: object) -> Resolver:
         row["step_size"] = "searched" if network == "resnet18" and method == "satm" else "learned"
         full = method == "full-strong"
         rows = [{**row, "ipc": 0 if full else 10, "repeat": index, "accuracy": best + 0.02 * index} for index in (0, 1)]
-        path = resolver.layout.evaluation("cifar10", 10, method, 0, network)
+        path = resolver.layout.evaluation(Cell("cifar10", 10, method, 0), network)
         write_rows(Path(resolver.layout.full("cifar10", "strong", network) if full else path), rows, EVALUATION, {})
-        write_rows(Path(resolver.layout.metrics("cifar10", 10, method, 0)), [], METRICS, {})
+        write_rows(Path(resolver.layout.metrics(Cell("cifar10", 10, method, 0))), [], METRICS, {})
     return resolver
 
 
@@ -423,8 +423,8 @@ def test_raw_sets_stand_beside_what_is_published_without_averages(tmp_path: Path
     row |= {"split": "test", "selection": "last", "labelled": "own", "augmented": "yes", "step_size": "learned"}
     row |= {"rate": 0.1, "loss": 1.0, "epochs": 5, "seconds": 1.0, "peak_memory_bytes": 7, "repeat": 0}
     rows = [{**row, "average": average, "accuracy": accuracy} for average, accuracy in (("ema", 0.3), ("raw", 0.2))]
-    write_rows(Path(resolver.layout.evaluation("cifar100", 10, "ftd", 0, "convnet")), rows, EVALUATION, {})
-    write_rows(Path(resolver.layout.metrics("cifar100", 10, "ftd", 0)), [], METRICS, {})
+    write_rows(Path(resolver.layout.evaluation(Cell("cifar100", 10, "ftd", 0), "convnet")), rows, EVALUATION, {})
+    write_rows(Path(resolver.layout.metrics(Cell("cifar100", 10, "ftd", 0))), [], METRICS, {})
     after = results_table(Reader(resolver), "ftd-table4").set_index(["method", "average"])
     assert after.loc[("ftd", "ema"), "published_mean"] == pytest.approx(before.loc["ftd", "published_mean"])
     assert after.loc[("ftd", "raw"), "published_mean"] == pytest.approx(before.loc["ftd-no-ema", "published_mean"])

@@ -83,7 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = [layout.images("digits"), layout.manifest("digits", "sgd")]
     files += [layout.experts_part("digits", "sgd", part) for part in ("0-0", "1-1")]
     for cell in resolver.table("table2").cells():
-        files += [layout.distilled(*cell), layout.metrics(*cell), layout.evaluation(*cell, "convnet")]
+        files += [layout.distilled(cell), layout.metrics(cell), layout.evaluation(cell, "convnet")]
     files += [layout.table("table2-paired"), *(layout.table("table2", kind) for kind in ("csv", "md", "tex", "html"))]
     for file in files:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -476,7 +476,7 @@ def test_a_method_names_its_experts(tmp_path: Path) -> None:
     )
     held = campaigns(tmp_path, text)
     manifests = [
-        held.manifest(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method))
+        held.manifest(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, seed="0"))
         for method in ("random", "satm", "mtt-long", "mtt-other")
     ]
     sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))
@@ -487,7 +487,9 @@ def test_a_path_can_be_followed_of_experts_that_the_method_did_not_match(tmp_pat
     more = "settings:\n  - {stage: analyse, method: satm, options: {experts: other}}\n"
     held = campaigns(tmp_path, TINY.replace("  sgd", "  other: {}\n  sgd").replace("settings:\n", more))
     found = [
-        held.measured_along(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, what=what))
+        held.measured_along(
+            SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, seed="0", what=what)
+        )
         for method, what in (("mtt", "trajectory"), ("satm", "trajectory"), ("satm", "sharpness"))
     ]
     sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))

@@ -118,7 +118,7 @@ def measure_bounds(
         return soft_cross_entropy(call_flat(problem.module, weights, synthetic.images), synthetic.labels)
 
     for index in range(segments):
-        generator = make_generator("bounds", *problem.axes, index)
+        generator = make_generator("bounds", *problem.cell, index)
         sampled = matching.segments(generator, None)[0][1]
         oracle = matching.oracle(synthetic, generator, segments=[(1.0, sampled)])
         exact = oracle(synthetic.images, keep_points=every)

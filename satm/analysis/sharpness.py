@@ -26,7 +26,7 @@ def measure_sharpness(
         SATM has; here it is the same for every method.
     """
     for index in range(segments):
-        oracle = matching.oracle(synthetic, make_generator("sharpness", *matching.problem.axes, index))
+        oracle = matching.oracle(synthetic, make_generator("sharpness", *matching.problem.cell, index))
         found = oracle(synthetic.images)
         norm = found.images.norm()
         eps = rho * found.images / norm if norm > 0 else found.images

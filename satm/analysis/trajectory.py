@@ -102,7 +102,7 @@ def follow(
     total = torch.zeros_like(trained)
     for start in range(0, store.epochs - length + 1, length):
         origin, target = (store.snapshot(expert, epoch).to(like) for epoch in (start, start + length))
-        axes = ("trajectory", *matching.problem.axes, expert, start)
+        axes = ("trajectory", *matching.problem.cell, expert, start)
         near, there = (
             student(matching, synthetic, weights, options.inner_steps, make_generator(*axes))
             for weights in (origin, trained)
@@ -139,7 +139,7 @@ def restart(
     like = flatten(matching.problem.module).to(synthetic.images)
     for start in starts:
         steps = (store.epochs - start) * options.inner_steps // options.expert_epochs
-        generator = make_generator("restart", *matching.problem.axes, expert, start)
+        generator = make_generator("restart", *matching.problem.cell, expert, start)
         weights = student(matching, synthetic, store.snapshot(expert, start).to(like), steps, generator)
         accuracy, loss = test(weights)
         row = {"start": start, "epoch": store.epochs, "evaluation_accuracy": accuracy, "evaluation_loss": loss}

@@ -6,6 +6,7 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 from satm.config.analysis import ANALYSES, AnalyseOptions
 from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, grouped, parse, refuse_idle, unusable
 from satm.config.campaign import Campaign, Setting
+from satm.config.cell import PATTERN, Cell
 from satm.config.cells import (
     Cells,
     ContinualOptions,
@@ -53,6 +54,7 @@ __all__ = [
     "FULL",
     "NAME",
     "OVERVIEW",
+    "PATTERN",
     "REVISIONS",
     "STANDARDISED",
     "AccountingFigure",
@@ -61,6 +63,7 @@ __all__ = [
     "BoundsFigure",
     "Campaign",
     "CandidateOptions",
+    "Cell",
     "Cells",
     "CellsFigure",
     "ContinualFigure",

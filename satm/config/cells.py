@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from satm.config.base import Options, grouped
+from satm.config.cell import Cell
 from satm.config.class_order import Step
 from satm.config.layout import Layout
 from satm.config.training import CANDIDATES, CandidateOptions, EvaluateOptions
@@ -62,10 +63,14 @@ class Cells(Options):
         """Return the seeds at so many images per class."""
         return self.seeds_at.get(ipc, self.seeds)
 
-    def cells(self, methods: tuple[str, ...] | None = None) -> list[tuple[str, int, str, int]]:
-        """Return (dataset, ipc, method, seed) of each distillation in the table's order; `methods`: only of these."""
+    def cells_of(self, dataset: str, ipc: int, method: str) -> list[Cell]:
+        """Return the distillations of all seeds."""
+        return [Cell(dataset, ipc, method, seed) for seed in self.seeds_for(ipc)]
+
+    def cells(self, methods: tuple[str, ...] | None = None) -> list[Cell]:
+        """Return each distillation in the table's order; `methods`: only of these."""
         return [
-            (dataset, ipc, method, seed)
+            Cell(dataset, ipc, method, seed)
             for dataset, ipcs in self.datasets.items()
             for ipc in ipcs
             for method in (self.methods if methods is None else methods)
@@ -143,12 +148,12 @@ class TableOptions(Tabulated):
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
         found = [
-            layout.evaluation(*cell, network)
+            layout.evaluation(cell, network)
             for network in self.networks
             for cell in self.cells(self.tested_with(network))
         ]
-        found += [layout.metrics(*cell) for cell in self.cells()]
-        found += [layout.analysis("sharpness", *cell) for cell in self.cells(self.sharpness)]
+        found += [layout.metrics(cell) for cell in self.cells()]
+        found += [layout.analysis("sharpness", cell) for cell in self.cells(self.sharpness)]
         places = [
             (dataset, recipe, network) for dataset in self.datasets for recipe in self.full for network in self.networks
         ]
@@ -192,7 +197,7 @@ class FairOptions(Tabulated):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
-        found = [layout.variants(*cell, network) for cell in self.cells() for network in self.networks]
+        found = [layout.variants(cell, network) for cell in self.cells() for network in self.networks]
         places = [(dataset, self.full, network) for dataset in self.datasets for network in self.networks]
         return found + [layout.full(*place) for place in places]
 
@@ -227,7 +232,7 @@ class SearchOptions(Tabulated):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
-        found = [layout.nas(*cell, name, part) for cell in self.cells() for part in self.parts()]
+        found = [layout.nas(cell, name, part) for cell in self.cells() for part in self.parts()]
         return found + [layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()]
 
     @model_validator(mode="after")
@@ -255,7 +260,7 @@ class MeasuresOptions(Tabulated):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
-        return [layout.metrics(*cell) for cell in self.cells()]
+        return [layout.metrics(cell) for cell in self.cells()]
 
 
 class StartsOptions(Tabulated):
@@ -263,7 +268,7 @@ class StartsOptions(Tabulated):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table of this name is made of."""
-        return [layout.analysis("trajectory", *cell) for cell in self.cells()]
+        return [layout.analysis("trajectory", cell) for cell in self.cells()]
 
 
 class StepsOptions(Options):
@@ -303,4 +308,4 @@ class ContinualOptions(Tabulated, StepsOptions):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of everything that the table and the figure of this name are made of."""
-        return [layout.continual(*cell, name) for cell in self.cells()]
+        return [layout.continual(cell, name) for cell in self.cells()]

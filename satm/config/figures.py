@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from satm.config.base import Options
+from satm.config.cell import Cell
 from satm.config.cells import Cells, ContinualOptions, Ipc, Seeds, SomeDatasets, refuse_many, refuse_twice
 from satm.config.layout import ACCOUNTING, Layout
 
@@ -76,7 +77,7 @@ class IterationsFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the metrics of all cells."""
-        return [layout.metrics(*cell) for cell in self.cells()]
+        return [layout.metrics(cell) for cell in self.cells()]
 
 
 class SweepFigure(FigureOptions):
@@ -119,10 +120,10 @@ class SweepFigure(FigureOptions):
         """Every method that is drawn."""
         return tuple(dict.fromkeys(method for method, _ in self.points()))
 
-    def cells(self) -> list[tuple[str, int, str, int]]:
-        """Return (dataset, ipc, method, seed) of each distillation."""
+    def cells(self) -> list[Cell]:
+        """Return each distillation."""
         return [
-            (dataset, ipc, method, seed)
+            Cell(dataset, ipc, method, seed)
             for dataset, ipcs in self.datasets.items()
             for ipc in ipcs
             for method in self.methods
@@ -132,7 +133,7 @@ class SweepFigure(FigureOptions):
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the evaluations of all points."""
         return [
-            layout.evaluation(dataset, ipc, method, seed, network)
+            layout.evaluation(Cell(dataset, ipc, method, seed), network)
             for dataset, ipcs in self.datasets.items()
             for ipc in ipcs
             for method, network in self.points()
@@ -148,7 +149,7 @@ class CostsFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the metrics of all cells."""
-        return [layout.metrics(*cell) for cell in self.cells()]
+        return [layout.metrics(cell) for cell in self.cells()]
 
 
 class CorrelationFigure(CellsFigure):
@@ -167,24 +168,24 @@ class CorrelationFigure(CellsFigure):
 
     @model_validator(mode="after")
     def _not_too_many(self) -> Self:
-        refuse_many(sum(self.epochs_for(ipc) for _, ipc, _, _ in self.cells()))
+        refuse_many(sum(self.epochs_for(cell.ipc) for cell in self.cells()))
         return self
 
     def epochs_for(self, ipc: int) -> int:
         """Return how many epochs are matched at so many images per class."""
         return self.epochs_at.get(ipc, self.epochs)
 
-    def runs(self) -> list[tuple[str, int, str, int]]:
-        """Return (dataset, ipc, derived method, seed) of each distillation."""
+    def runs(self) -> list[Cell]:
+        """Return each distillation, of a derived method."""
         return [
-            (dataset, ipc, f"{method}{AT_EPOCH}{epoch}", seed)
-            for dataset, ipc, method, seed in self.cells()
-            for epoch in range(self.epochs_for(ipc))
+            cell._replace(method=f"{cell.method}{AT_EPOCH}{epoch}")
+            for cell in self.cells()
+            for epoch in range(self.epochs_for(cell.ipc))
         ]
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the metrics of all distillations."""
-        return [layout.metrics(*run) for run in self.runs()]
+        return [layout.metrics(run) for run in self.runs()]
 
 
 class TrajectoryFigure(CellsFigure):
@@ -195,7 +196,7 @@ class TrajectoryFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the measured errors of all cells."""
-        return [layout.analysis("trajectory", *cell) for cell in self.cells()]
+        return [layout.analysis("trajectory", cell) for cell in self.cells()]
 
 
 class VarianceFigure(CellsFigure):
@@ -206,7 +207,7 @@ class VarianceFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the measured variances of all cells."""
-        return [layout.analysis("variance", *cell) for cell in self.cells()]
+        return [layout.analysis("variance", cell) for cell in self.cells()]
 
 
 class BoundsFigure(CellsFigure):
@@ -217,7 +218,7 @@ class BoundsFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the measured errors of all cells."""
-        return [layout.analysis("bounds", *cell) for cell in self.cells()]
+        return [layout.analysis("bounds", cell) for cell in self.cells()]
 
 
 class ContinualFigure(FigureOptions):
@@ -245,13 +246,13 @@ class ImagesFigure(CellsFigure):
     classes: int = Field(20, ge=1)
     """Classes that are shown, at most."""
 
-    def chosen(self) -> list[tuple[str, int, str, int]]:
+    def chosen(self) -> list[Cell]:
         """Return the cells with the first seed of each."""
-        return [cell for cell in self.cells() if cell[3] == self.seeds_for(cell[1])[0]]
+        return [cell for cell in self.cells() if cell.seed == self.seeds_for(cell.ipc)[0]]
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the synthetic sets."""
-        return [layout.distilled(*cell) for cell in self.chosen()]
+        return [layout.distilled(cell) for cell in self.chosen()]
 
 
 class AnimationFigure(CellsFigure):
@@ -275,7 +276,7 @@ class AnimationFigure(CellsFigure):
 
     def files(self, layout: Layout, continual: Mapping[str, ContinualOptions]) -> list[str]:
         """Return the synthetic set."""
-        return [layout.distilled(*cell) for cell in self.cells()]
+        return [layout.distilled(cell) for cell in self.cells()]
 
 
 class AccountingFigure(FigureOptions):

@@ -1,5 +1,7 @@
 """Where every file is. No path is built anywhere else."""
 
+from satm.config.cell import Cell
+
 OVERVIEW = "overview"
 """Name of the table that says what a campaign has made so far."""
 
@@ -37,41 +39,41 @@ class Layout:
         """How hard each training image was for some experts."""
         return f"{self.experts(dataset, experts)}/difficulty.safetensors"
 
-    def distilled(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+    def distilled(self, cell: Cell) -> str:
         """A synthetic set."""
-        return f"{self._run('distilled', dataset, ipc, method, seed)}/distilled.safetensors"
+        return f"{self._run('distilled', cell)}/distilled.safetensors"
 
-    def metrics(self, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+    def metrics(self, cell: Cell) -> str:
         """What was measured in each iteration of a distillation."""
-        return f"{self._run('distilled', dataset, ipc, method, seed)}/metrics.parquet"
+        return f"{self._run('distilled', cell)}/metrics.parquet"
 
-    def evaluation(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+    def evaluation(self, cell: Cell, network: str) -> str:
         """Accuracies of networks trained on a synthetic set."""
-        return f"{self._run('evaluation', dataset, ipc, method, seed)}/{network}.parquet"
+        return f"{self._run('evaluation', cell)}/{network}.parquet"
 
-    def variants(self, dataset: str, ipc: int | str, method: str, seed: int | str, network: str) -> str:
+    def variants(self, cell: Cell, network: str) -> str:
         """The same with hard and with soft labels, with and without augmentation."""
-        return f"{self._run('variants', dataset, ipc, method, seed)}/{network}.parquet"
+        return f"{self._run('variants', cell)}/{network}.parquet"
 
     def full(self, dataset: str, recipe: str, network: str) -> str:
         """Accuracies of networks trained on all real images."""
         return f"{self.root}/full/{dataset}/{recipe}/{network}.parquet"
 
-    def nas(self, dataset: str, ipc: int | str, method: str, seed: int | str, search: str, part: str) -> str:
+    def nas(self, cell: Cell, search: str, part: str) -> str:
         """Accuracies of some candidates of an architecture search trained on a synthetic set; `part`: `FIRST-LAST`."""
-        return f"{self._run('nas', dataset, ipc, method, seed)}/{search}/part-{part}.parquet"
+        return f"{self._run('nas', cell)}/{search}/part-{part}.parquet"
 
     def nas_real(self, dataset: str, search: str, part: str) -> str:
         """The same trained on all real images."""
         return f"{self.root}/nas/{dataset}/real/{search}/part-{part}.parquet"
 
-    def continual(self, dataset: str, ipc: int | str, method: str, seed: int | str, protocol: str) -> str:
+    def continual(self, cell: Cell, protocol: str) -> str:
         """Accuracies by class of networks that learn classes step by step."""
-        return f"{self._run('continual', dataset, ipc, method, seed)}/{protocol}.parquet"
+        return f"{self._run('continual', cell)}/{protocol}.parquet"
 
-    def analysis(self, what: str, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
+    def analysis(self, what: str, cell: Cell) -> str:
         """What was measured at a synthetic set beside accuracies; `what` as in `satm.config.ANALYSES`."""
-        return f"{self._run('analysis', dataset, ipc, method, seed)}/{what}.parquet"
+        return f"{self._run('analysis', cell)}/{what}.parquet"
 
     def expert_sharpness(self, dataset: str, experts: str) -> str:
         """Sharpness of the training loss along the paths of some experts."""
@@ -105,5 +107,5 @@ class Layout:
         """Folder for resuming one job; never an output, because Snakemake deletes the outputs of a job it restarts."""
         return f"{self.root}/state/{'/'.join(str(part) for part in parts)}"
 
-    def _run(self, stage: str, dataset: str, ipc: int | str, method: str, seed: int | str) -> str:
-        return f"{self.root}/{stage}/{dataset}/ipc-{ipc}/{method}/seed-{seed}"
+    def _run(self, stage: str, cell: Cell) -> str:
+        return f"{self.root}/{stage}/{'/'.join(cell.place)}"

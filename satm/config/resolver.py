@@ -15,6 +15,7 @@ import yaml
 from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name, parse
 from satm.config.campaign import Campaign, Setting
+from satm.config.cell import Cell
 from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
 from satm.config.class_order import Step, step_of
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
@@ -116,27 +117,24 @@ class Resolver:
             )
         return options.difficulty
 
-    def method(self, name: str, dataset: str, ipc: int) -> dict[str, Any]:
+    def method(self, cell: Cell) -> dict[str, Any]:
         """Return `{"method": registered name, option: value…}` for one cell of a table."""
-        base, epoch = at_epoch(name, self.campaign.methods)
+        base, epoch = at_epoch(cell.method, self.campaign.methods)
         own = {"method": base, **self.campaign.methods.get(base, {})}
-        found = self._set("distill", method=(name, base, own["method"]), dataset=(dataset,), ipc=(ipc,))
+        found = self._set(
+            "distill", method=(cell.method, base, own["method"]), dataset=(cell.dataset,), ipc=(cell.ipc,)
+        )
         return {**found, **own, **({} if epoch is None else {"start_epoch": epoch})}
 
-    def evaluation(self, method: str, dataset: str, ipc: int, network: str = "") -> EvaluateOptions:
+    def evaluation(self, cell: Cell, network: str = "") -> EvaluateOptions:
         """Return how the synthetic sets of one cell are tested, with a network; empty: with any."""
-        named = at_epoch(method, self.campaign.methods)[0]
-        base = self.campaign.methods.get(named, {}).get("method", named)
-        axes = {"method": (method, named, base), "dataset": (dataset,), "ipc": (ipc,), "network": (network,)}
+        axes = {**self._axes(cell), "network": (network,)}
         found = self._set("evaluate", **axes)
         return parse(EvaluateOptions, found, "evaluate")
 
-    def analysis(self, method: str, dataset: str, ipc: int) -> AnalyseOptions:
+    def analysis(self, cell: Cell) -> AnalyseOptions:
         """Return how the synthetic sets of one cell are measured."""
-        named = at_epoch(method, self.campaign.methods)[0]
-        base = self.campaign.methods.get(named, {}).get("method", named)
-        found = self._set("analyse", method=(method, named, base), dataset=(dataset,), ipc=(ipc,))
-        return parse(AnalyseOptions, found, "analyse")
+        return parse(AnalyseOptions, self._set("analyse", **self._axes(cell)), "analyse")
 
     def full(self, recipe: str, dataset: str, network: str = "") -> EvaluateOptions:
         """Return how networks are trained on all images of a dataset by a recipe of `FULL`; network empty: any.
@@ -165,12 +163,12 @@ class Resolver:
             return SearchOptions(datasets={}, methods=())
         return pick(name, self.campaign.searches, f"search in {self.path}")
 
-    def learning(self, protocol: str, method: str, dataset: str, ipc: int) -> LearnOptions:
+    def learning(self, protocol: str, cell: Cell) -> LearnOptions:
         """Return how classes are learned; without a campaign every protocol has the defaults, for runs by hand."""
         known = self.campaign.continual
         where = f"protocol of continual learning in {self.path}"
         plan = StepsOptions() if self.path is None else pick(protocol, known, where)
-        training = self.evaluation(method, dataset, ipc, plan.network).model_dump()
+        training = self.evaluation(cell, plan.network).model_dump()
         return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
 
     @cached_property
@@ -179,8 +177,8 @@ class Resolver:
         protocols = {name: ContinualFigure(kind="continual", protocols=(name,)) for name in self.campaign.continual}
         cells: dict[tuple[str, int], dict[str, int]] = {}
         for table in self.campaign.all_tables.values():
-            for dataset, ipc, method, seed in table.cells():
-                cells.setdefault((dataset, ipc), {}).setdefault(method, seed)
+            for cell in table.cells():
+                cells.setdefault((cell.dataset, cell.ipc), {}).setdefault(cell.method, cell.seed)
         pictures: dict[str, Figure] = {}
         for (dataset, ipc), methods in cells.items():
             pictures[f"synthetic-{dataset}-ipc-{ipc}"] = ImagesFigure(
@@ -191,6 +189,12 @@ class Resolver:
     def figure(self, name: str) -> Figure:
         """Return a figure of this campaign, of whatever kind."""
         return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
+
+    def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
+        """Return the names by which settings find a cell: of a derived method also the one that it derives from."""
+        named = at_epoch(cell.method, self.campaign.methods)[0]
+        base = self.campaign.methods.get(named, {}).get("method", named)
+        return {"method": (cell.method, named, base), "dataset": (cell.dataset,), "ipc": (cell.ipc,)}
 
     def _set(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
         """Return what presets and settings say of a stage for these names."""

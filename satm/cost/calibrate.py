@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satm.config import EvaluateOptions, Options
+from satm.config import Cell, EvaluateOptions, Options
 from satm.cost.workload import Piece
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.distill import begin, distill
@@ -224,7 +224,7 @@ def _iterated(
         made,
         values["ipc"],
         device,
-        ("random", values["ipc"], kind.name, 0),
+        Cell("random", values["ipc"], kind.name),
         RandomExperts(start) if kind.needs_experts else None,
     )
     # Experts that know nothing classify no image correctly, and a matching loss on a random path may be anything.

@@ -16,6 +16,7 @@ from satm.config import Resolver
 from satm.cost.workload import Piece, Shape, Share, shape, shares
 from satm.errors import UsageError, short
 from satm.tables.render import Grid
+from satm.workflow.campaigns import cell_of
 from satm.workflow.jobs import Job
 from satm.workflow.schema import Checker
 
@@ -177,7 +178,7 @@ def disk(resolver: Resolver, checker: Checker, job: Job, pace: Pace) -> float:
         size = pace.parameters(resolver.network(options.network, names.dataset), seen) or 0
         return 4.0 * (last - first + 1) * (options.epochs + 1) * size
     if job.rule == "distill":
-        values = resolver.method(names.method, names.dataset, int(names.ipc))
+        values = resolver.method(cell_of(names))
         known = checker.registered("method")[values["method"]]["properties"]
         full = {name: values.get(name, entry.get("default")) for name, entry in known.items()}
         states = 1 + (full.get("ema") is not None) + int(full.get("snapshots") or 0)

@@ -19,7 +19,7 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
-from satm.config import ACCOUNTING, Layout, Tabulated
+from satm.config import ACCOUNTING, Cell, Layout, Tabulated
 from satm.results import METADATA_KEY
 from satm.run.record import Attempt, find_record
 from satm.tables.render import Grid, in_numbers
@@ -37,9 +37,6 @@ EXPERTS = ("experts_part", "experts", "difficulty")
 
 DRAWN = ("overview", "table", "figure")
 """Rules whose jobs run after this is made, or beside it."""
-
-Cell = tuple[str, int, str]
-"""Dataset, images per class (0: all) and method."""
 
 COLUMNS = [
     *("part", "rule", "table", "dataset", "ipc", "method", "planned", "done", "unfinished", "unknown"),
@@ -306,7 +303,7 @@ def _cell_rows(campaigns: Campaigns, root: str, found: Mapping[Job, Spent]) -> l
             if job.rule in EXPERTS:
                 users.setdefault(job, set()).add(cell)
     rows = []
-    for (name, (dataset, ipc, method)), needed in behind.items():
+    for (name, (dataset, ipc, method, _)), needed in behind.items():
         shared = {job: 1 / len(users[job]) for job in needed if job.rule in EXPERTS}
         own = [found[job] for job in sorted(needed) if job.rule not in ("images", "zca")]
         times = {
@@ -330,13 +327,13 @@ def _files(options: Tabulated, layout: Layout, name: str) -> list[str]:
 
 
 def _cell(job: Job) -> Cell | None:
-    """Return the cell that a job is about; None for one of a whole dataset."""
+    """Return the cell that a job is about, whatever its seed; None for one of a whole dataset."""
     names = dict(job.names)
     if job.rule == "full":
-        return names["dataset"], 0, f"full-{names['recipe']}"
+        return Cell(names["dataset"], 0, f"full-{names['recipe']}")
     if job.rule == "nas_real":
-        return names["dataset"], 0, "real"
-    return (names["dataset"], int(names["ipc"]), names["method"]) if "method" in names else None
+        return Cell(names["dataset"], 0, "real")
+    return Cell(names["dataset"], int(names["ipc"]), names["method"]) if "method" in names else None
 
 
 def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:

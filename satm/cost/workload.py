@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from satm.config import CLASSES, EvaluateOptions, ExpertsOptions, Resolver, canonical
+from satm.config import CLASSES, Cell, EvaluateOptions, ExpertsOptions, Resolver, canonical
 from satm.config.class_order import split_classes
 from satm.evaluation.search import candidates, sample
+from satm.workflow.campaigns import cell_of
 from satm.workflow.jobs import Job
 from satm.workflow.schema import Checker
 
@@ -137,9 +138,9 @@ def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> lis
     if job.rule == "experts_part":
         return _experts(resolver, names.dataset, names.experts, _count(names.part))
     if job.rule == "distill":
-        return _distillation(resolver, checker, names.dataset, int(names.ipc), names.method, at_once)
+        return _distillation(resolver, checker, cell_of(names), at_once)
     if job.rule in ("evaluate", "variants"):
-        options = resolver.evaluation(names.method, names.dataset, int(names.ipc), names.network)
+        options = resolver.evaluation(cell_of(names), names.network)
         values = resolver.network(names.network, names.dataset)
         sets = 4 if job.rule == "variants" else 1
         images = int(names.ipc) * shape(resolver, names.dataset).classes
@@ -244,10 +245,9 @@ def _evaluation(
     return [*trained, _test(piece, shape(resolver, dataset).tested, runs)]
 
 
-def _distillation(
-    resolver: Resolver, checker: Checker, dataset: str, ipc: int, method: str, at_once: bool
-) -> list[Share]:
-    values = resolver.method(method, dataset, ipc)
+def _distillation(resolver: Resolver, checker: Checker, cell: Cell, at_once: bool) -> list[Share]:
+    dataset, ipc = cell.dataset, cell.ipc
+    values = resolver.method(cell)
     known = checker.registered("method")[values["method"]]["properties"]
     if "iterations" not in known:
         return []
@@ -270,7 +270,7 @@ def _distillation(
         key["monitor_every"] = full["monitor_every"]
     found = [Share(Piece("iteration", canonical(key)), float(full["iterations"]))]
     if full.get("watch") or full.get("selection") != "last":
-        options = resolver.evaluation(method, dataset, ipc, chosen)
+        options = resolver.evaluation(cell, chosen)
         networks = int(full["evaluate_networks"])
         looks = math.ceil(full["iterations"] / full["evaluate_every"])
         once = options.model_copy(update={"repeats": networks})
@@ -283,7 +283,7 @@ def _distillation(
 
 def _continual(resolver: Resolver, names: Any, at_once: bool) -> list[Share]:
     dataset, ipc = names.dataset, int(names.ipc)
-    options = resolver.learning(names.protocol, names.method, dataset, ipc)
+    options = resolver.learning(names.protocol, cell_of(names))
     network = resolver.network(options.network, dataset)
     count = shape(resolver, dataset).classes
     found: list[Share] = []

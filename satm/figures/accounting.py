@@ -12,6 +12,7 @@ from satm.errors import UsageError
 from satm.figures.base import Drawn, register
 from satm.figures.style import COLOURS, HATCHES, PANEL, SIZES, dress, grid_of_panels, legend
 from satm.tables.reader import Reader
+from satm.workflow.campaigns import cell_of
 from satm.workflow.jobs import campaigns_of
 
 COLUMNS = ["quantity", "rule", "of", "hours"]
@@ -86,7 +87,7 @@ def _of_methods(resolver: Resolver, found: Sequence[Spent]) -> Parts:
     if len(set(methods.values()) - {""}) > LARGEST:
         for one, method in methods.items():
             names = one.job.wildcards
-            methods[one] = resolver.method(method, names.dataset, int(names.ipc))["method"] if method else ""
+            methods[one] = resolver.method(cell_of(names))["method"] if method else ""
     totals: dict[str, float] = {}
     for one, method in methods.items():
         if method:

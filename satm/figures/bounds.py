@@ -20,7 +20,7 @@ def draw(reader: Reader, options: BoundsFigure) -> Drawn:
         for ipc in ipcs:
             truncated, reused, curved, levels = [], [], [], []
             for method in options.methods:
-                found = reader.attempt(partial(reader.analysis, "bounds", dataset, ipc, method, options.seeds_for(ipc)))
+                found = reader.attempt(partial(reader.analysis, "bounds", options.cells_of(dataset, ipc, method)))
                 if found is None:
                     continue
                 label = options.labels.get(method, method)

@@ -7,7 +7,7 @@ import numpy
 import pandas
 
 from satm.analysis.correlation import correlations, triangle
-from satm.config import AT_EPOCH, CorrelationFigure
+from satm.config import AT_EPOCH, Cell, CorrelationFigure
 from satm.errors import UsageError
 from satm.figures.base import Drawn, cell_title, counted, register
 from satm.figures.style import SIZES, dress, grid_of_panels
@@ -24,8 +24,8 @@ def draw(reader: Reader, options: CorrelationFigure) -> Drawn:
         for dataset, ipc in cells:
             matrices = [
                 matrix
-                for seed in options.seeds_for(ipc)
-                if (matrix := reader.attempt(partial(_matrix, reader, options, dataset, ipc, method, seed))) is not None
+                for cell in options.cells_of(dataset, ipc, method)
+                if (matrix := reader.attempt(partial(_matrix, reader, options, cell))) is not None
             ]
             counts.add(len(matrices))
             if matrices:
@@ -78,20 +78,19 @@ def _heatmap(axes: Any, matrix: numpy.ndarray) -> Any:
     return image
 
 
-def _matrix(
-    reader: Reader, options: CorrelationFigure, dataset: str, ipc: int, method: str, seed: int
-) -> numpy.ndarray:
+def _matrix(reader: Reader, options: CorrelationFigure, cell: Cell) -> numpy.ndarray:
     """Return the correlations of one seed.
 
     Raises:
         UsageError: a distillation did not monitor so many epochs.
     """
+    dataset, ipc, method, _ = cell
     epochs = options.epochs_for(ipc)
     columns = [f"monitor_{epoch}" for epoch in range(epochs)]
     losses = []
     for epoch in range(epochs):
         name = f"{method}{AT_EPOCH}{epoch}"
-        frame = reader.metrics(dataset, ipc, name, seed)
+        frame = reader.metrics(cell._replace(method=name))
         if lacking := [column for column in columns if column not in frame.columns]:
             raise UsageError(
                 f"the metrics of {name} on {dataset}, ipc {ipc}, lack {lacking[0]}: its distillation did not monitor "

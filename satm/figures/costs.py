@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas
 
-from satm.config import CostsFigure
+from satm.config import Cell, CostsFigure
 from satm.config.run_metrics import measure
 from satm.figures.base import Drawn, cell_title, register
 from satm.figures.style import COLOURS, HATCHES, SIZES, dress, grid_of_panels, legend_above
@@ -14,8 +14,8 @@ from satm.tables.reader import Reader
 COLUMNS = ["dataset", "ipc", "method", "memory_gb", "seconds", "std", "n"]
 
 
-def _runs(reader: Reader, cells: Sequence[tuple[str, int, str, int]]) -> list[pandas.DataFrame]:
-    return [reader.metrics(*cell) for cell in cells]
+def _runs(reader: Reader, cells: Sequence[Cell]) -> list[pandas.DataFrame]:
+    return [reader.metrics(cell) for cell in cells]
 
 
 @register("costs")
@@ -25,7 +25,7 @@ def draw(reader: Reader, options: CostsFigure) -> Drawn:
     cells = [(dataset, ipc) for dataset, ipcs in options.datasets.items() for ipc in ipcs]
     for dataset, ipc in cells:
         for method in options.methods:
-            read = partial(_runs, reader, [(dataset, ipc, method, seed) for seed in options.seeds_for(ipc)])
+            read = partial(_runs, reader, options.cells_of(dataset, ipc, method))
             held = [run for run in reader.attempt(read) or [] if len(run)]
             if held:
                 memory, seconds = measure("memory_gb", held), measure("seconds", held)

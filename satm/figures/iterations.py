@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from satm.config import IterationsFigure
+from satm.config import Cell, IterationsFigure
 from satm.figures.base import Drawn, cell_title, counted, marked, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.tables.accuracy import load_published
@@ -58,7 +58,7 @@ def _lines(
     lines: list[Line] = []
     levels: list[Level] = []
     for method in methods:
-        values = _values(reader, [(dataset, ipc, method, seed) for seed in options.seeds_for(ipc)], quantity)
+        values = _values(reader, options.cells_of(dataset, ipc, method), quantity)
         if values.empty:
             continue
         frames.append(marked(values, dataset=dataset, ipc=ipc, method=method, quantity=quantity))
@@ -74,9 +74,9 @@ def tidy(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
     return pandas.concat(frames)[columns] if frames else pandas.DataFrame(columns=columns)
 
 
-def _values(reader: Reader, cells: Sequence[tuple[str, int, str, int]], quantity: str) -> pandas.DataFrame:
+def _values(reader: Reader, cells: Sequence[Cell], quantity: str) -> pandas.DataFrame:
     """Return mean, std and n over the seeds by iteration, of those iterations where it was measured."""
-    frames = reader.attempt(lambda: [reader.metrics(*cell) for cell in cells]) or []
+    frames = reader.attempt(lambda: [reader.metrics(cell) for cell in cells]) or []
     found = [
         frame.loc[frame[quantity].notna(), ["iteration", quantity]] for frame in frames if quantity in frame.columns
     ]

@@ -19,15 +19,16 @@ def draw(reader: Reader, options: ImagesFigure) -> Drawn:
     blocks: list[Block] = []
     cells = options.chosen()
     several = len({cell[:2] for cell in cells}) > 1
-    for dataset, ipc, method, seed in cells:
-        data = reader.attempt(partial(reader.distilled, dataset, ipc, method, seed))
+    for cell in cells:
+        dataset, ipc, method, _ = cell
+        data = reader.attempt(partial(reader.distilled, cell))
         if data is None:
             continue
         label = options.labels.get(method, method) + (f"\n{dataset}\nIPC {ipc}" if several else "")
         if options.start:
             blocks.append(Block(f"start of {label}", data.at(0)))
         blocks.append(Block(label, data))
-    title = options.title or (f"{cell_title(*cells[0][:2])}, seed {cells[0][3]}" if not several else "")
+    title = options.title or (f"{cell_title(*cells[0][:2])}, seed {cells[0].seed}" if not several else "")
     frame = _told([block.data for block in blocks])
     notes = [_clipping(frame), *reader.notes]
     return Drawn(
@@ -39,16 +40,16 @@ def draw(reader: Reader, options: ImagesFigure) -> Drawn:
 def animate(reader: Reader, options: AnimationFigure) -> Drawn:
     """Draw the states of one set below each other, and as the pixel picture one after another."""
     (cell,) = options.cells()
-    data = reader.distilled(*cell)
+    data = reader.distilled(cell)
     if data.history is None:
         raise UsageError(
-            f"the synthetic set of {cell[2]} on {cell[0]} was stored without its history; distil it with snapshots "
-            "above 1"
+            f"the synthetic set of {cell.method} on {cell.dataset} was stored without its history; distil it with "
+            "snapshots above 1"
         )
     states = [data.at(place) for place in range(len(data.history))]
     blocks = [Block(f"{state.iteration}", state) for state in states]
     frame = _told(states)
-    title = options.title or f"{cell[2]} on {cell_title(cell[0], cell[1])}: the set after so many iterations"
+    title = options.title or f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}: the set after so many iterations"
     figure = draw_images(blocks, title, _clipping(frame), options.classes, options.per_class)
 
     def png(path: Path) -> None:

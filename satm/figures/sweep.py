@@ -2,7 +2,7 @@
 
 import pandas
 
-from satm.config import SweepFigure
+from satm.config import Cell, SweepFigure
 from satm.figures.base import Drawn, cell_title, counted, register
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.tables.accuracy import load_published
@@ -50,7 +50,7 @@ def _accuracy(
     method, network = options.place(named)
 
     def read() -> list[pandas.DataFrame]:
-        return [reader.evaluation(dataset, ipc, method, seed, network) for seed in options.seeds]
+        return [reader.evaluation(Cell(dataset, ipc, method, seed), network) for seed in options.seeds]
 
     frames = reader.attempt(read)
     if frames is None:

@@ -25,9 +25,7 @@ def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
         for ipc in ipcs:
             losses, errors, expert = [], [], None
             for method in options.methods:
-                found = reader.attempt(
-                    partial(reader.analysis, "trajectory", dataset, ipc, method, options.seeds_for(ipc))
-                )
+                found = reader.attempt(partial(reader.analysis, "trajectory", options.cells_of(dataset, ipc, method)))
                 if found is None:
                     continue
                 found = found[found["kind"] == "path"]

@@ -20,9 +20,7 @@ def draw(reader: Reader, options: VarianceFigure) -> Drawn:
         for ipc in ipcs:
             lines = []
             for method in options.methods:
-                found = reader.attempt(
-                    partial(reader.analysis, "variance", dataset, ipc, method, options.seeds_for(ipc))
-                )
+                found = reader.attempt(partial(reader.analysis, "variance", options.cells_of(dataset, ipc, method)))
                 if found is None:
                     continue
                 samples |= set(found["samples"])

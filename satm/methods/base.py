@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from satm.config import Options
+from satm.config import Cell, Options
 from satm.data import Augmentation, ImageData, Preprocessor
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
@@ -111,7 +111,7 @@ class Problem:
         build: a freshly initialised network of the kind that is trained on the set, by seed.
         ipc: images per class.
         device: where to compute.
-        axes: names of this run for its seeds: ``dataset, ipc, method, seed``.
+        cell: what is distilled; names this run for its seeds.
         experts: the trajectory store; None for methods without.
     """
 
@@ -121,7 +121,7 @@ class Problem:
     build: Callable[[int], nn.Module]
     ipc: int
     device: torch.device
-    axes: tuple[str, int, str, int]
+    cell: Cell
     experts: TrajectoryStore | None = None
 
     @cached_property
@@ -142,11 +142,11 @@ class Problem:
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """Return a generator of this run for a purpose, such as ``"iteration", 12``."""
-        return make_generator("distill", *self.axes, *purpose)
+        return make_generator("distill", *self.cell, *purpose)
 
     def fresh_weights(self, *purpose: str | int) -> Tensor:
         """Return `[P]` weights of a freshly initialised network, by purpose as `generator`."""
-        return flatten(self.build(derive_seed("network", "distill", *self.axes, *purpose))).to(self.device)
+        return flatten(self.build(derive_seed("network", "distill", *self.cell, *purpose))).to(self.device)
 
 
 class Method:

@@ -45,7 +45,8 @@ class Selection(Method):
             if not 1 <= problem.ipc <= len(members):
                 raise UsageError(
                     f"method {self.name!r} can choose 1 to {len(members)} images of class {label} "
-                    f"({problem.data.class_names[label]}) of {problem.axes[0]}, ipc is {problem.ipc}; use another ipc"
+                    f"({problem.data.class_names[label]}) of {problem.cell.dataset}, ipc is {problem.ipc}; use another "
+                    "ipc"
                 )
 
     def start(self) -> Synthetic:

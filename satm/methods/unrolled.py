@@ -58,7 +58,7 @@ class UnrolledTraining(IterativeMethod):
     """Train a fresh network on the synthetic set and follow the gradient of its loss on real images.
 
     An iteration draws fresh weights, a batch of real images, mini-batches and augmentation; all of it depends on the
-    run's axes and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass
+    cell and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass
     over the real images gives each at most once; a rest smaller than a batch is left out.
     """
 

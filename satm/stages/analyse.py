@@ -14,7 +14,7 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import follow, restart
 from satm.analysis.variance import gradient_variance
-from satm.config import REVISIONS, Resolver
+from satm.config import REVISIONS, Cell, Resolver
 from satm.data import Split
 from satm.errors import UsageError
 from satm.methods import MethodOptions, Synthetic
@@ -103,9 +103,7 @@ F = TypeVar("F", MatchingOptions, UnrolledOptions)
 class _At(Generic[F]):
     """A synthetic set to measure at, with its dataset and its method."""
 
-    def __init__(
-        self, resolver: Resolver, cell: tuple[str, int, str, int], family: type[F], device: torch.device
-    ) -> None:
+    def __init__(self, resolver: Resolver, cell: Cell, family: type[F], device: torch.device) -> None:
         """Read them.
 
         Raises:
@@ -113,13 +111,12 @@ class _At(Generic[F]):
                 run.
         """
         self.resolver, self.cell, self.device = resolver, cell, device
-        dataset, ipc, method, _ = cell
-        self.kind, options = resolve_method(resolver.method(method, dataset, ipc))
+        self.kind, options = resolve_method(resolver.method(cell))
         if not isinstance(options, family):
-            raise UsageError(f"method {method} {LACKS[family]}, which this measures; leave it out")
+            raise UsageError(f"method {cell.method} {LACKS[family]}, which this measures; leave it out")
         self.options: F = options
-        self.prepared: Prepared = prepare(resolver, dataset)
-        self.distilled, self._path = open_distilled(resolver, self.prepared, *cell[1:])
+        self.prepared: Prepared = prepare(resolver, cell.dataset)
+        self.distilled, self._path = open_distilled(resolver, self.prepared, cell)
 
     @property
     def synthetic(self) -> Synthetic:
@@ -131,18 +128,17 @@ class _At(Generic[F]):
         self, what: str, columns: Columns, found: Iterable[tuple[Rows, str]], total: int, about: Mapping[str, Any]
     ) -> Rows:
         """Measure and write, as `_Measurement.make`; rows and file say of which set they are."""
-        dataset, ipc, method, seed = self.cell
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
         identity = {
             "distilled": hash_file(self._path),
             **self.prepared.identity,
             "options": self.options.model_dump(mode="json"),
             **about,
         }
-        place = (dataset, f"ipc-{ipc}", method, f"seed-{seed}")
-        path = Path(self.resolver.layout.analysis(what, *self.cell))
-        told = (([{**axes, **row} for row in rows], text) for rows, text in found)
-        return _Measurement(what, place, columns, path, identity).make(self.resolver, told, total, self.device)
+        path = Path(self.resolver.layout.analysis(what, self.cell))
+        told = (([{**self.cell.axes, **row} for row in rows], text) for rows, text in found)
+        return _Measurement(what, self.cell.place, columns, path, identity).make(
+            self.resolver, told, total, self.device
+        )
 
 
 def _matching(at: _At[MatchingOptions], experts: str | None = None, drawn_as: str | None = None) -> TrajectoryMatching:
@@ -156,26 +152,23 @@ def _matching(at: _At[MatchingOptions], experts: str | None = None, drawn_as: st
     Raises:
         UsageError: the experts are missing or others.
     """
-    dataset, ipc, method, seed = at.cell
     name = at.options.experts if experts is None else experts
     store = open_experts(at.resolver, at.prepared, name)
-    network = at.resolver.experts(name, dataset).network
-    axes = (dataset, ipc, drawn_as or method, seed)
-    problem = make_problem(at.resolver, at.prepared, network, ipc, at.device, axes, store)
+    network = at.resolver.experts(name, at.cell.dataset).network
+    cell = at.cell._replace(method=drawn_as or at.cell.method)
+    problem = make_problem(at.resolver, at.prepared, network, cell, at.device, store)
     return TrajectoryMatching(at.options, problem)
 
 
-def make_sharpness(
-    resolver: Resolver, dataset: str, ipc: int, method: str, seed: int, segments: int, device: torch.device
-) -> None:
+def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.device) -> None:
     """Measure how much the matching loss rises at the worst neighbour of a synthetic set.
 
     Every method of a cell is measured with the exact hypergradient, the same segments, batches and augmentation, and
     the rho of the method `satm` there.
     """
     _positive(segments=segments)
-    rho = _shared_rho(resolver, dataset, ipc)
-    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    rho = _shared_rho(resolver, cell)
+    at = _At(resolver, cell, MatchingOptions, device)
     matching, synthetic = _matching(at, drawn_as="sharpness"), at.synthetic
 
     def measured() -> Iterator[tuple[Rows, str]]:
@@ -191,10 +184,7 @@ def make_sharpness(
 
 def make_trajectory(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     experts: str | None,
     count: int,
     starts: Sequence[int],
@@ -204,17 +194,14 @@ def make_trajectory(
 
     Args:
         resolver: the campaign.
-        dataset: of the set, and so the next three.
-        ipc: images per class.
-        method: its name.
-        seed: of the distillation.
+        cell: the set.
         experts: their name; None: those that the method matched.
         count: how many experts, the first ones.
         starts: epochs at which networks are begun that go on to the last one; those beyond it are left out.
         device: where to compute.
     """
     _positive(count=count)
-    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    at = _At(resolver, cell, MatchingOptions, device)
     matching, synthetic = _matching(at, experts), at.synthetic
     real = TrainingImages.of(at.prepared.data.test, at.prepared.preprocessor, device)
     module = matching.problem.build(0).to(device)
@@ -244,9 +231,7 @@ def make_trajectory(
         LOG.info("errors along %d experts, the parts add up to %.1e", len(chosen), worst)
 
 
-def make_variance(
-    resolver: Resolver, dataset: str, ipc: int, method: str, seed: int, samples: int, device: torch.device
-) -> None:
+def make_variance(resolver: Resolver, cell: Cell, samples: int, device: torch.device) -> None:
     """Measure how much the hypergradient of unrolled training varies over real images, along its history.
 
     Raises:
@@ -254,15 +239,14 @@ def make_variance(
     """
     if samples < 2:
         raise UsageError(f"a variance needs at least 2 samples, got {samples}; use more")
-    cell = (dataset, ipc, method, seed)
     at = _At(resolver, cell, UnrolledOptions, device)
     distilled = at.distilled
     if (history := distilled.history) is None:
         raise UsageError(
-            f"the synthetic set of {method} was stored without its history; set snapshots above 0 for it and distil "
-            "it again"
+            f"the synthetic set of {cell.method} was stored without its history; set snapshots above 0 for it and "
+            "distil it again"
         )
-    problem = make_problem(resolver, at.prepared, at.options.network, ipc, device, cell, None)
+    problem = make_problem(resolver, at.prepared, at.options.network, cell, device, None)
     made = at.kind(at.options, problem)
     assert isinstance(made, UnrolledTraining)
 
@@ -274,17 +258,14 @@ def make_variance(
             row = {"iteration": state.iteration, "samples": min(samples, made.batch), **found}
             yield [row], f"iteration {state.iteration}: normalised variance {found['variance']:.4g}"
 
-    about = {"samples": samples, "network": resolver.network(at.options.network, dataset)}
+    about = {"samples": samples, "network": resolver.network(at.options.network, cell.dataset)}
     if rows := at.make("variance", VARIANCE, measured(), len(history), about):
         LOG.info("variance of the hypergradient at %d states", len(rows))
 
 
 def make_bounds(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     segments: int,
     divisors: Sequence[int],
     device: torch.device,
@@ -293,18 +274,15 @@ def make_bounds(
 
     Args:
         resolver: the campaign.
-        dataset: of the set, and so the next three.
-        ipc: images per class.
-        method: its name.
-        seed: of the distillation.
+        cell: the set.
         segments: expert segments.
         divisors: the last ``int(N / divisor)`` of N inner steps are kept.
         device: where to compute.
     """
     _positive(segments=segments)
-    at = _At(resolver, (dataset, ipc, method, seed), MatchingOptions, device)
+    at = _At(resolver, cell, MatchingOptions, device)
     matching, synthetic = _matching(at), at.synthetic
-    steps, rho = matching.settings.inner_steps, _shared_rho(resolver, dataset, ipc)
+    steps, rho = matching.settings.inner_steps, _shared_rho(resolver, cell)
     keeps = sorted({steps // divisor for divisor in divisors if divisor > 1 and steps // divisor})
     if not keeps:
         raise UsageError(f"the divisors {list(divisors)} of {steps} inner steps keep no part of them; use 2 or more")
@@ -318,13 +296,13 @@ def make_bounds(
         LOG.info("errors of %d segments", segments)
 
 
-def _shared_rho(resolver: Resolver, dataset: str, ipc: int) -> float:
+def _shared_rho(resolver: Resolver, cell: Cell) -> float:
     """Return the rho of the method `satm` in a cell, at which all methods are measured.
 
     Raises:
         UsageError: that name means another method.
     """
-    _, shared = resolve_method(resolver.method("satm", dataset, ipc))
+    _, shared = resolve_method(resolver.method(cell._replace(method="satm")))
     if not isinstance(shared, SatmOptions):
         raise UsageError("the rho of this measurement is that of the entry 'satm', another method here; rename it")
     return shared.rho

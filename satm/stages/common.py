@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, ExpertsOptions, Resolver
+from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
@@ -167,44 +167,40 @@ def make_problem(
     resolver: Resolver,
     prepared: Prepared,
     network: str,
-    ipc: int,
+    cell: Cell,
     device: torch.device,
-    axes: tuple[str, int, str, int],
     store: TrajectoryStore | None,
 ) -> Problem:
     """Return what a method may use, on a device."""
     data = prepared.data
     build = partial(build_network, resolver.network(network, data.name), data.channels, data.classes, data.size)
-    return Problem(data, prepared.preprocessor, prepared.augmentation, build, ipc, device, axes, store)
+    return Problem(data, prepared.preprocessor, prepared.augmentation, build, cell.ipc, device, cell, store)
 
 
-def distilled_path(resolver: Resolver, dataset: str, ipc: int, method: str, seed: int) -> Path:
+def distilled_path(resolver: Resolver, cell: Cell) -> Path:
     """Return where a synthetic set is.
 
     Raises:
         UsageError: it was not made yet; the text has the command that makes it.
     """
-    path = Path(resolver.layout.distilled(dataset, ipc, method, seed))
+    path = Path(resolver.layout.distilled(cell))
     if not path.is_file():
         raise UsageError(
-            f"the synthetic set {path} does not exist; make it with `python -m satm distill --dataset {dataset} "
-            f"--ipc {ipc} --method {method} --seed {seed}{_config_flag(resolver)}`"
+            f"the synthetic set {path} does not exist; make it with `python -m satm distill "
+            f"{' '.join(f'--{axis} {value}' for axis, value in cell.axes.items())}{_config_flag(resolver)}`"
         )
     return path
 
 
-def open_distilled(
-    resolver: Resolver, prepared: Prepared, ipc: int, method: str, seed: int
-) -> tuple[DistilledDataset, Path]:
+def open_distilled(resolver: Resolver, prepared: Prepared, cell: Cell) -> tuple[DistilledDataset, Path]:
     """Return a synthetic set and its file.
 
     Raises:
         UsageError: it is missing, is another one, or was made for images prepared in another way.
     """
-    path = distilled_path(resolver, prepared.data.name, ipc, method, seed)
+    path = distilled_path(resolver, cell)
     made = load_distilled(path)
-    cell = {"dataset": prepared.data.name, "ipc": ipc, "method": method, "seed": seed}
-    if difference := differing_field(cell, {axis: getattr(made, axis) for axis in cell}):
+    if difference := differing_field(cell.axes, {axis: getattr(made, axis) for axis in cell._fields}):
         raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
     if difference := differing_field(prepared.preprocessor.identity, dict(made.preprocessing)):
         raise UsageError(

@@ -3,14 +3,14 @@
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, LearnOptions, Resolver
+from satm.config import REVISIONS, Cell, LearnOptions, Resolver
 from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
 from satm.evaluation.continual import Brought, Tested, among, learn, rows, whole_labels
@@ -32,10 +32,7 @@ Parts = tuple[tuple[int, ...], ...]
 
 def make_continual(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     protocol: str,
     options: LearnOptions,
     device: torch.device,
@@ -44,19 +41,16 @@ def make_continual(
 
     Networks that were tested before a kill are kept. Where sets are averages, the averages are learned from.
     """
-    job = _Job(resolver, (dataset, ipc, method, seed), options, device)
-    state = Path(resolver.layout.state("continual", dataset, f"ipc-{ipc}", method, f"seed-{seed}", protocol))
-    target = Path(resolver.layout.continual(dataset, ipc, method, seed, protocol))
-    with exclusive(state, f"the continual learning of {method}") as lock:
+    job = _Job(resolver, cell, options, device)
+    state = Path(resolver.layout.state("continual", *cell.place, protocol))
+    target = Path(resolver.layout.continual(cell, protocol))
+    with exclusive(state, f"the continual learning of {cell.method}") as lock:
         if made_already(lock, CONTINUAL, job.identity, target):
             return
         tested = job.run(lock)
         one = next(iter(job.sets.values()))
         columns = {
-            "dataset": dataset,
-            "ipc": ipc,
-            "method": method,
-            "seed": seed,
+            **cell.axes,
             "network": options.network,
             "protocol": protocol,
             "sets": options.sets,
@@ -84,7 +78,7 @@ class _Job:
     def __init__(
         self,
         resolver: Resolver,
-        cell: tuple[str, int, str, int],
+        cell: Cell,
         options: LearnOptions,
         device: torch.device,
     ) -> None:
@@ -95,7 +89,7 @@ class _Job:
                 of other classes or of another space.
         """
         self.cell, self.options = cell, options
-        self.prepared: Prepared = prepare(resolver, cell[0])
+        self.prepared: Prepared = prepare(resolver, cell.dataset)
         data = self.prepared.data
         self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
         self.real = real_images(self.prepared, options.split, device)
@@ -106,15 +100,15 @@ class _Job:
         if not min(self.images):
             empty = self.images.index(0)
             raise UsageError(
-                f"class {empty} ({data.class_names[empty]}) of {cell[0]} has no {options.split} images to be tested "
-                "on; leave it out of the dataset's option classes"
+                f"class {empty} ({data.class_names[empty]}) of {cell.dataset} has no {options.split} images to be "
+                "tested on; leave it out of the dataset's option classes"
             )
-        self.values = resolver.network(options.network, cell[0])
+        self.values = resolver.network(options.network, cell.dataset)
         self.sets: dict[str, DistilledDataset] = {}
         hashes: dict[str, str] = {}
         labels: Iterable[Sequence[int]]
         labels = [range(data.classes)] if options.sets == "sliced" else itertools.chain.from_iterable(self.parts)
-        for name, own in zip(options.sources(cell[0]), labels, strict=True):
+        for name, own in zip(options.sources(cell.dataset), labels, strict=True):
             self.sets[name], path = self._opened(resolver, name, own)
             hashes[name] = hash_file(path)
         self.identity: dict[str, Any] = {
@@ -157,7 +151,7 @@ class _Job:
     def _opened(self, resolver: Resolver, name: str, labels: Sequence[int]) -> tuple[DistilledDataset, Path]:
         """Return the synthetic set of a dataset, the whole or a part with these labels, and its file."""
         data = self.prepared.data
-        made, path = open_distilled(resolver, replace(self.prepared, data=replace(data, name=name)), *self.cell[1:])
+        made, path = open_distilled(resolver, self.prepared, self.cell._replace(dataset=name))
         if made.class_names != (expected := tuple(data.class_names[label] for label in labels)):
             raise UsageError(
                 f"{path} is of the classes {', '.join(made.class_names)}, expected {', '.join(expected)}; distil again"
@@ -169,10 +163,10 @@ class _Job:
         found = []
         for step, part in enumerate(self.parts[order], 1):
             if self.options.sets == "sliced":
-                made = self.sets[self.cell[0]]
+                made = self.sets[self.cell.dataset]
                 found.append(Brought(made, part, float(made.step_size)))
             else:
-                made = self.sets[Step(self.cell[0], order, step, self.options.steps).name]
+                made = self.sets[Step(self.cell.dataset, order, step, self.options.steps).name]
                 labels = whole_labels(made.labels, part, self.prepared.data.classes)
                 found.append(Brought((made.images, labels), None, float(made.step_size)))
         return found

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, Resolver
+from satm.config import REVISIONS, Cell, Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
@@ -28,10 +28,7 @@ LOG = logging.getLogger("satm")
 
 def make_distilled(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     kind: type[Method],
     options: MethodOptions,
     device: torch.device,
@@ -42,33 +39,33 @@ def make_distilled(
     At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
     """
     layout = resolver.layout
-    prepared = prepare(resolver, dataset)
+    prepared = prepare(resolver, cell.dataset)
     store, network, experts_identity = None, getattr(options, "network", "convnet"), None
     if kind.needs_experts:
         experts: str = getattr(options, "experts")  # noqa: B009 - every method that needs experts has the option
         store = open_experts(resolver, prepared, experts)
-        network, experts_identity = resolver.experts(experts, dataset).network, store.identity
-    problem = make_problem(resolver, prepared, network, ipc, device, (dataset, ipc, method, seed), store)
+        network, experts_identity = resolver.experts(experts, cell.dataset).network, store.identity
+    problem = make_problem(resolver, prepared, network, cell, device, store)
     made = kind(options, problem)
     look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
-    schedule = resolver.evaluation(method, dataset, ipc, network) if look else None
+    schedule = resolver.evaluation(cell, network) if look else None
     for subject, note in made.notes.items():
         LOG.info("%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": kind.name, **options.model_dump(mode="json")}
     resolved |= {"notes": dict(made.notes)} if made.notes else {}
     identity = {
         "revision": REVISIONS["distill"],
-        "axes": list(problem.axes),
+        "axes": list(cell),
         "options": resolved,
         **prepared.identity,
         "experts": experts_identity,
-        "network": resolver.network(network, dataset),
+        "network": resolver.network(network, cell.dataset),
         "looks": schedule.model_dump(mode="json") if schedule else None,
     }
-    state = Path(layout.state("distill", dataset, f"ipc-{ipc}", method, f"seed-{seed}"))
-    path = Path(layout.distilled(dataset, ipc, method, seed))
+    state = Path(layout.state("distill", *cell.place))
+    path = Path(layout.distilled(cell))
     metrics = path.with_name("metrics.parquet")
-    with exclusive(state, f"the synthetic set of {method}") as lock:
+    with exclusive(state, f"the synthetic set of {cell.method}") as lock:
         if made_already(lock, METRICS, identity, metrics, path):
             return
         if isinstance(made, IterativeMethod):
@@ -85,10 +82,7 @@ def make_distilled(
             step_size=synthetic.step_size.cpu(),
             preprocessing=prepared.preprocessor.identity,
             class_names=prepared.data.class_names,
-            dataset=dataset,
-            ipc=ipc,
-            method=method,
-            seed=seed,
+            **cell.axes,
             options=resolved,
             iteration=found.iteration,
             selection=made.selection,
@@ -184,13 +178,13 @@ def _look(
     if images_of is None:
         return None
     problem = method.problem
-    dataset, ipc, name, _ = problem.axes
+    cell = problem.cell
     split = prepared.data.validation if images_of == "validation" else prepared.data.test
     if not len(split):
         what = "watch" if options.selection == "last" else "selection"
-        raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {dataset}")
+        raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
     real = TrainingImages.of(split, prepared.preprocessor, device)
-    schedule, values = resolver.evaluation(name, dataset, ipc, network), resolver.network(network, dataset)
+    schedule, values = resolver.evaluation(cell, network), resolver.network(network, cell.dataset)
     if schedule.lr == "searched":  # for the finished set; a search at each look would cost more than the looks
         schedule = schedule.model_copy(update={"lr": "learned"})
 
@@ -198,7 +192,7 @@ def _look(
         images = TrainingImages(synthetic.images, synthetic.labels)
         step_size, classes = float(synthetic.step_size), prepared.data.classes
         task = Task(images, step_size, values, classes, schedule, prepared.augmentation)
-        axes = [("look", *problem.axes, iteration, repeat) for repeat in range(options.evaluate_networks)]
+        axes = [("look", *cell, iteration, repeat) for repeat in range(options.evaluate_networks)]
         total = sum(score.accuracy for score in evaluate(task, real, axes))
         LOG.info("iteration %d: %s accuracy %.4f", iteration, images_of, total / options.evaluate_networks)
         return total / options.evaluate_networks

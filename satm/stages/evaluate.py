@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, EvaluateOptions, Resolver
+from satm.config import REVISIONS, Cell, EvaluateOptions, Resolver
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate, settled, stacked
 from satm.methods.parts.init import expert_labels
@@ -53,10 +53,7 @@ class Tested:
 
 def make_evaluation(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     network: str,
     options: EvaluateOptions,
     device: torch.device,
@@ -65,7 +62,7 @@ def make_evaluation(
 
     A set that is an average is followed by its raw one, on networks of the same seeds, so that the two are paired.
     """
-    job = _Job(resolver, (dataset, ipc, method, seed), network, options, device)
+    job = _Job(resolver, cell, network, options, device)
     made, path = job.distilled()
     tested = [
         Tested(
@@ -77,17 +74,14 @@ def make_evaluation(
         for each in ([made] if made.raw_images is None else [made, made.unaveraged()])
     ]
     layout = resolver.layout
-    target = layout.evaluation(dataset, ipc, method, seed, network)
-    state = Path(layout.state("evaluate", dataset, f"ipc-{ipc}", method, f"seed-{seed}", network))
+    target = layout.evaluation(cell, network)
+    state = Path(layout.state("evaluate", *cell.place, network))
     job.run(state, tested, Path(target), {"distilled": hash_file(path)}, float(made.step_size), made.selection)
 
 
 def make_variants(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     network: str,
     options: EvaluateOptions,
     teacher: str,
@@ -99,7 +93,7 @@ def make_variants(
     it has hard ones those of the experts `teacher`, the mean of the logits of those that classify the image correctly.
     The networks are those of the evaluation, so that all are paired.
     """
-    job = _Job(resolver, (dataset, ipc, method, seed), network, options, device)
+    job = _Job(resolver, cell, network, options, device)
     made, path = job.distilled()
     images, hard = made.images.to(device), made.classes.to(device)
     kinds = {"class": hard}
@@ -107,8 +101,8 @@ def make_variants(
         kinds["own"] = made.labels.to(device)
     else:
         store = open_experts(resolver, job.prepared, teacher)
-        known = resolver.experts(teacher, dataset).network
-        problem = make_problem(resolver, job.prepared, known, ipc, device, (dataset, ipc, method, seed), store)
+        known = resolver.experts(teacher, cell.dataset).network
+        problem = make_problem(resolver, job.prepared, known, cell, device, store)
         kinds["teacher"] = expert_labels(problem, store, images, hard)
     tested = [
         Tested(
@@ -120,9 +114,9 @@ def make_variants(
         for kind, labels in kinds.items()
         for augment in (True, False)
     ]
-    target = resolver.layout.variants(dataset, ipc, method, seed, network)
+    target = resolver.layout.variants(cell, network)
     identity = {"distilled": hash_file(path), "teacher": teacher if "teacher" in kinds else None}
-    state = Path(resolver.layout.state("variants", dataset, f"ipc-{ipc}", method, f"seed-{seed}", network))
+    state = Path(resolver.layout.state("variants", *cell.place, network))
     job.run(state, tested, Path(target), identity, float(made.step_size), made.selection)
 
 
@@ -132,7 +126,7 @@ def make_full(
     """Train fresh networks on all real training images; in the rows ipc is 0, which stands for all."""
     if isinstance(options.lr, str):
         raise UsageError(f"real images have no step size of their own, lr is {options.lr!r}; set lr to a number")
-    job = _Job(resolver, (dataset, 0, f"full-{recipe}", 0), network, options, device)
+    job = _Job(resolver, Cell(dataset, 0, f"full-{recipe}"), network, options, device)
     real = TrainingImages.of(job.prepared.data.train, job.prepared.preprocessor, device)
     columns = {"labels": "hard", "average": "raw", "labelled": "own"}
     target = resolver.layout.full(dataset, recipe, network)
@@ -146,7 +140,7 @@ class _Job:
     def __init__(
         self,
         resolver: Resolver,
-        cell: tuple[str, int, str, int],
+        cell: Cell,
         network: str,
         options: EvaluateOptions,
         device: torch.device,
@@ -157,9 +151,8 @@ class _Job:
             UsageError: it holds out no images of the kind that the options ask for.
         """
         self.resolver, self.cell, self.network, self.options, self.device = resolver, cell, network, options, device
-        dataset = cell[0]
-        self.prepared: Prepared = prepare(resolver, dataset)
-        self.values = resolver.network(network, dataset)
+        self.prepared: Prepared = prepare(resolver, cell.dataset)
+        self.values = resolver.network(network, cell.dataset)
         self.real = self._images(options.split)
 
     def distilled(self) -> tuple[DistilledDataset, Path]:
@@ -168,7 +161,7 @@ class _Job:
         Raises:
             UsageError: it is missing, or was made for images prepared in another way.
         """
-        return open_distilled(self.resolver, self.prepared, *self.cell[1:])
+        return open_distilled(self.resolver, self.prepared, self.cell)
 
     def run(
         self,
@@ -181,7 +174,6 @@ class _Job:
     ) -> None:
         """Train and test the networks that have no row yet, one set after another, and write the rows."""
         options, device = self.options, self.device
-        dataset, ipc, method, seed = self.cell
         identity = {
             **identity,
             "revision": REVISIONS["evaluate"],
@@ -189,7 +181,7 @@ class _Job:
             "network": self.values,
             **self.prepared.identity,
         }
-        with exclusive(state, f"the evaluation of {method}") as lock:
+        with exclusive(state, f"the evaluation of {self.cell.method}") as lock:
             if made_already(lock, EVALUATION, identity, target):
                 return
             held = RowsState(state, identity)
@@ -213,10 +205,7 @@ class _Job:
                     for number, score in zip(repeats, evaluate(task, self.real, axes, keep), strict=True):
                         rows.append(
                             {
-                                "dataset": dataset,
-                                "ipc": ipc,
-                                "method": method,
-                                "seed": seed,
+                                **self.cell.axes,
                                 "network": self.network,
                                 "repeat": number,
                                 **each.columns,

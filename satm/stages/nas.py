@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Resolver, SearchOptions
+from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Cell, Resolver, SearchOptions
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate, stacked
 from satm.evaluation.search import Candidate, candidates, sample
@@ -27,16 +27,13 @@ from satm.storage.files import hash_file, patiently
 
 LOG = logging.getLogger("satm")
 
-Cell = tuple[str, int, str, int]
-"""Dataset, images per class, method and seed; 0, `real` and 0 stand for all real images."""
-
 
 @dataclass(frozen=True)
 class Source:
     """What the candidates are trained on.
 
     Args:
-        cell: whose rows these are.
+        cell: whose rows these are; of all real images ipc is 0 and the method `real`.
         images: with labels.
         step_size: that belongs to them, where the recipe's is `learned`.
         options: the recipe.
@@ -52,10 +49,7 @@ class Source:
 
 def make_search(
     resolver: Resolver,
-    dataset: str,
-    ipc: int,
-    method: str,
-    seed: int,
+    cell: Cell,
     search: str,
     options: SearchOptions,
     part: str | None,
@@ -66,10 +60,9 @@ def make_search(
     Of a set that is a moving average, the average is used.
     """
     _check_part(search, options, part)
-    prepared = prepare(resolver, dataset)
-    made, path = open_distilled(resolver, prepared, ipc, method, seed)
+    prepared = prepare(resolver, cell.dataset)
+    made, path = open_distilled(resolver, prepared, cell)
     images = TrainingImages(made.images.to(device), made.labels.to(device))
-    cell = (dataset, ipc, method, seed)
     source = Source(cell, images, float(made.step_size), options.proxy, {"distilled": hash_file(path)})
     _run(resolver, prepared, source, search, options, part, device)
 
@@ -82,7 +75,7 @@ def make_real_search(
     prepared = prepare(resolver, dataset)
     images = real_images(prepared, "train", device)
     # Real images have no step size of their own; the recipe's is a number (`SearchOptions`).
-    source = Source((dataset, 0, "real", 0), images, 0.0, options.real, {})
+    source = Source(Cell(dataset, 0, "real"), images, 0.0, options.real, {})
     _run(resolver, prepared, source, search, options, part, device)
 
 
@@ -117,18 +110,18 @@ def _run(
 ) -> None:
     """Train and test the candidates of the parts, those that have no row yet."""
     data, layout = prepared.data, resolver.layout
-    dataset, ipc, method, seed = source.cell
+    cell = source.cell
     tested = real_images(prepared, source.options.split, device)
     fit = fitting(data.channels, data.classes, data.size, options.width_factor)
     if left_out := CANDIDATES - len(fit):
         LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, CANDIDATES, data.size)
     chosen = sample(fit, options.sample, options.sample_seed)
-    place = ("real",) if ipc == 0 else (f"ipc-{ipc}", method, f"seed-{seed}")
+    place = (cell.dataset, "real") if cell.ipc == 0 else cell.place
     for name in options.parts() if part is None else [part]:
         first, last = (int(number) for number in name.split("-"))
         mine = chosen[first : last + 1]
-        target = Path(layout.nas_real(dataset, search, name) if ipc == 0 else layout.nas(*source.cell, search, name))
-        state = Path(layout.state("nas", dataset, *place, search, f"part-{name}"))
+        target = Path(layout.nas(cell, search, name) if cell.ipc else layout.nas_real(cell.dataset, search, name))
+        state = Path(layout.state("nas", *place, search, f"part-{name}"))
         identity = {
             **source.identity,
             "revision": REVISIONS["nas"],
@@ -137,14 +130,14 @@ def _run(
             "width_factor": options.width_factor,
             **prepared.identity,
         }
-        kept = Path(layout.account("nas", dataset, *place, search, f"part-{name}"))
+        kept = Path(layout.account("nas", *place, search, f"part-{name}"))
         with account(kept), exclusive(state, f"part {name} of search {search}") as lock:
             if made_already(lock, NAS, identity, target):
                 continue
             rows = _trained(prepared, source, search, mine, tested, lock, identity, device)
             lock.check()
             patiently(partial(write_rows, target, rows, NAS, run_metadata(identity, device)))
-            LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), method, len(rows), target)
+            LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), cell.method, len(rows), target)
             lock.finished(target)
 
 
@@ -159,7 +152,6 @@ def _trained(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Return a row of each network, those of an earlier run included."""
-    dataset, ipc, method, seed = source.cell
     options, held = source.options, RowsState(lock.folder, identity)
     rows = resumed_rows(held, NAS)
     total = len(mine) * options.repeats
@@ -184,10 +176,7 @@ def _trained(
             for number, score in zip(repeats, evaluate(task, tested, axes, keep), strict=True):
                 rows.append(
                     {
-                        "dataset": dataset,
-                        "ipc": ipc,
-                        "method": method,
-                        "seed": seed,
+                        **source.cell.axes,
                         "search": search,
                         "candidate": candidate.index,
                         **candidate.choices,

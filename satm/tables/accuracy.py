@@ -340,11 +340,11 @@ def _evaluations(
 ) -> list[pandas.DataFrame]:
     """Return the rows of one cell on the images that the table is about, all seeds; of averages first, then of raw."""
     found = []
-    for seed in options.seeds_for(ipc):
-        frame = reader.evaluation(dataset, ipc, method, seed, network)
+    for cell in options.cells_of(dataset, ipc, method):
+        frame = reader.evaluation(cell, network)
         frame = frame[frame["split"] == options.split]
         if frame.empty:
-            path = reader.resolver.layout.evaluation(dataset, ipc, method, seed, network)
+            path = reader.resolver.layout.evaluation(cell, network)
             raise UsageError(f"evaluation {path} has no accuracies on {options.split} images; make it again")
         found.append(frame)
     rows = pandas.concat(found, ignore_index=True)
@@ -374,9 +374,7 @@ def _sharpnesses(
     reader: Reader, options: TableOptions, dataset: str, ipc: int, method: str, reference: str
 ) -> dict[str, object]:
     """Return how two methods differ in sharpness."""
-    one, two = (
-        reader.analysis("sharpness", dataset, ipc, each, options.seeds_for(ipc)) for each in (method, reference)
-    )
+    one, two = (reader.analysis("sharpness", options.cells_of(dataset, ipc, each)) for each in (method, reference))
     return {"quantity": "sharpness", **_paired(one, two, "sharpness", "segment")}
 
 
@@ -386,8 +384,8 @@ def _measured(
     """Return what was measured in one cell; of averages first, then of raw sets."""
     evaluations = _evaluations(reader, options, dataset, ipc, network, method)
     seconds, memory = [], []
-    for seed in options.seeds_for(ipc):
-        metrics = reader.metrics(dataset, ipc, method, seed)
+    for cell in options.cells_of(dataset, ipc, method):
+        metrics = reader.metrics(cell)
         seconds.append(float(metrics["seconds"].sum()))
         memory += metrics["peak_memory_bytes"].tolist()
     cost = {"seconds": sum(seconds) / len(seconds), "peak_memory_bytes": max(memory, default=None)}

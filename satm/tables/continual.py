@@ -66,10 +66,9 @@ def continual_rows(reader: Reader, name: str, dataset: str, ipc: int, method: st
     """
     options = _options(reader, name)
     found = []
-    for seed in options.seeds_for(ipc):
-        path = reader.resolver.layout.continual(dataset, ipc, method, seed, name)
-        axes: dict[str, object] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "protocol": name}
-        frame, _ = reader.run(path, CONTINUAL, "continual", axes)
+    for cell in options.cells_of(dataset, ipc, method):
+        path = reader.resolver.layout.continual(cell, name)
+        frame, _ = reader.run(path, CONTINUAL, "continual", {**cell.axes, "protocol": name})
         made = {
             "steps": int(frame["step"].max()),
             "orders": frame["order"].nunique(),

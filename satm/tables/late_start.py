@@ -5,12 +5,13 @@ percent in Markdown.
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
 
 import pandas
 from rich.console import Console
 
-from satm.config import StartsOptions
+from satm.config import Cell, StartsOptions
 from satm.errors import pick
 from satm.tables.accuracy import load_published, percent, published_name
 from satm.tables.reader import Reader
@@ -50,8 +51,7 @@ def starts_table(reader: Reader, name: str) -> pandas.DataFrame:
     for dataset, ipcs in options.datasets.items():
         for ipc in ipcs:
             for method in options.methods:
-                seeds = options.seeds_for(ipc)
-                found = reader.attempt(partial(_measured, reader, dataset, ipc, method, seeds)) or {}
+                found = reader.attempt(partial(_measured, reader, options.cells_of(dataset, ipc, method))) or {}
                 printed = _published(name, dataset, ipc, method)
                 cell = {"dataset": dataset, "ipc": ipc, "method": method}
                 rows += [
@@ -90,11 +90,9 @@ def _options(reader: Reader, name: str) -> StartsOptions:
     return pick(name, reader.resolver.campaign.starts, f"table of starts in {where}")
 
 
-def _measured(
-    reader: Reader, dataset: str, ipc: int, method: str, seeds: tuple[int, ...]
-) -> dict[int, dict[str, object]]:
+def _measured(reader: Reader, cells: Sequence[Cell]) -> dict[int, dict[str, object]]:
     """Return the numbers by epoch of the start."""
-    rows = reader.analysis("trajectory", dataset, ipc, method, seeds)
+    rows = reader.analysis("trajectory", cells)
     found: dict[int, dict[str, object]] = {}
     for start, group in rows[rows["kind"] == "restart"].groupby("start"):
         accuracy = group["evaluation_accuracy"]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import pandas
 
-from satm.config import Resolver
+from satm.config import Cell, Resolver
 from satm.errors import MissingRun, UsageError
 from satm.experts import differing_field
 from satm.results import (
@@ -106,60 +106,57 @@ class Reader:
         path = self.resolver.layout.full(dataset, recipe, network)
         return self.run(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})[0]
 
-    def metrics(self, dataset: str, ipc: int, method: str, seed: int) -> pandas.DataFrame:
+    def metrics(self, cell: Cell) -> pandas.DataFrame:
         """Return what was measured in the iterations of a distillation, as `run`; of each the last attempt.
 
         Raises:
             UsageError: also where they are of another version of the run than the synthetic set that lies there.
         """
-        path = self.resolver.layout.metrics(dataset, ipc, method, seed)
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-        frame, made = self.run(path, METRICS, "distill", axes)
-        cell = [dataset, ipc, method, seed]
-        if (found := made.get("axes", cell)) != cell:
+        path = self.resolver.layout.metrics(cell)
+        frame, made = self.run(path, METRICS, "distill", cell.axes)
+        if (found := made.get("axes", list(cell))) != list(cell):
             has, wanted = (" ".join(map(str, each)) for each in (found, cell))
             raise UsageError(f"metrics {path} are of {has}, expected {wanted}; make them again")
-        beside = Path(self.resolver.layout.distilled(dataset, ipc, method, seed))
+        beside = Path(self.resolver.layout.distilled(cell))
         if "options" in made and beside.is_file():
             with open_tensors(beside, "synthetic set") as file:
                 options = read_metadata(file, beside, "synthetic set").get("options")
             if difference := differing_field(made["options"], options):
                 raise UsageError(
                     f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
-                    f"delete both and make them with: {self._command('distill', axes)}"
+                    f"delete both and make them with: {self._command('distill', cell.axes)}"
                 )
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
-    def evaluation(self, dataset: str, ipc: int, method: str, seed: int, network: str) -> pandas.DataFrame:
+    def evaluation(self, cell: Cell, network: str) -> pandas.DataFrame:
         """Return the accuracies of networks trained on a synthetic set, as `run`."""
-        path = self.resolver.layout.evaluation(dataset, ipc, method, seed, network)
-        axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed, "network": network}
-        return self.run(path, EVALUATION, "evaluate", axes, {"labelled": "own"})[0]
+        path = self.resolver.layout.evaluation(cell, network)
+        return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
-    def distilled(self, dataset: str, ipc: int, method: str, seed: int) -> DistilledDataset:
+    def distilled(self, cell: Cell) -> DistilledDataset:
         """Return a synthetic set.
 
         Raises:
             MissingRun: it is missing; the text has the command that makes it.
             UsageError: the file is broken or of another run.
         """
-        path = Path(self.resolver.layout.distilled(dataset, ipc, method, seed))
-        axes: dict[str, str | int] = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
+        path = Path(self.resolver.layout.distilled(cell))
         if not path.is_file():
-            raise MissingRun(f"the synthetic set {path} is missing; make it with: {self._command('distill', axes)}")
+            raise MissingRun(
+                f"the synthetic set {path} is missing; make it with: {self._command('distill', cell.axes)}"
+            )
         data = load_distilled(path)
-        for axis, value in axes.items():
+        for axis, value in cell.axes.items():
             if (found := getattr(data, axis)) != value:
                 raise UsageError(f"the synthetic set {path} is of {axis} {found}, expected {value}; make it again")
         return data
 
-    def analysis(self, what: str, dataset: str, ipc: int, method: str, seeds: Sequence[int]) -> pandas.DataFrame:
-        """Return what was measured at the synthetic sets of some seeds, as `run`; `what` as in `ANALYSED`."""
+    def analysis(self, what: str, cells: Sequence[Cell]) -> pandas.DataFrame:
+        """Return what was measured at some synthetic sets, as `run`; `what` as in `ANALYSED`."""
         found = []
-        for seed in seeds:
-            path = self.resolver.layout.analysis(what, dataset, ipc, method, seed)
-            axes = {"dataset": dataset, "ipc": ipc, "method": method, "seed": seed}
-            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", axes)[0])
+        for cell in cells:
+            path = self.resolver.layout.analysis(what, cell)
+            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", cell.axes)[0])
         return pandas.concat(found, ignore_index=True)
 
     def _of_these_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
@@ -171,10 +168,9 @@ class Reader:
             axes: where the sets are.
             command: the stage that makes the file, and fixed flags.
         """
-        cell: tuple[Any, Any, Any] = axes.get("ipc"), axes.get("method"), axes.get("seed")
         one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
         for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
-            made = Path(self.resolver.layout.distilled(dataset, *cell))
+            made = Path(self.resolver.layout.distilled(Cell(dataset, axes["ipc"], axes["method"], axes["seed"])))
             if made.is_file() and stated != self._hash(made):
                 raise UsageError(
                     f"{what} is of another synthetic set than {made}; make it again: delete it and run "

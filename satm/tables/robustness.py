@@ -144,9 +144,9 @@ def _variants(
     reader: Reader, options: FairOptions, dataset: str, ipc: int, network: str, method: str
 ) -> pandas.DataFrame:
     found = []
-    for seed in options.seeds_for(ipc):
-        axes = {"dataset": dataset, "what": "variants", "ipc": ipc, "method": method, "seed": seed, "network": network}
-        path = reader.resolver.layout.variants(dataset, ipc, method, seed, network)
+    for cell in options.cells_of(dataset, ipc, method):
+        axes = {"dataset": dataset, "what": "variants", **cell.axes, "network": network}
+        path = reader.resolver.layout.variants(cell, network)
         rows, _ = reader.run(path, EVALUATION, "evaluate", axes)
         networks = [set(_chosen(rows, *setting)["repeat"]) for setting in SETTINGS.values()]
         if any(each != networks[0] for each in networks):

@@ -102,13 +102,13 @@ def _options(reader: Reader, name: str) -> MeasuresOptions:
 
 def _measured(reader: Reader, options: MeasuresOptions, quantity: str, dataset: str, ipc: int, method: str) -> Measure:
     runs = []
-    for seed in options.seeds_for(ipc):
-        run = reader.metrics(dataset, ipc, method, seed)
+    for cell in options.cells_of(dataset, ipc, method):
+        run = reader.metrics(cell)
         kept = run[run["iteration"] > options.after]
         if kept.empty:
             raise UsageError(
-                f"the run of {method} on {dataset} at ipc {ipc}, seed {seed}, has {len(run)} iterations and `after: "
-                f"{options.after}` leaves none of them; take a smaller `after`"
+                f"the run of {method} on {dataset} at ipc {ipc}, seed {cell.seed}, has {len(run)} iterations and "
+                f"`after: {options.after}` leaves none of them; take a smaller `after`"
             )
         runs.append(kept)
     return measure(quantity, runs)

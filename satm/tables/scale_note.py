@@ -11,6 +11,7 @@ from typing import Any
 
 from satm.config import (
     AccountingFigure,
+    Cell,
     CellsFigure,
     ContinualFigure,
     CorrelationFigure,
@@ -51,9 +52,6 @@ OWN = {
     "per_class": "",
 }
 """Options of a table or figure itself that say how large it is, in words."""
-
-Cell = tuple[str, int, str]
-"""Dataset, images per class and method."""
 
 Entry = Tabulated | Figure
 
@@ -111,10 +109,10 @@ def _described(resolver: Resolver, entry: Entry) -> dict[str, str]:
         if value is not None:
             found.setdefault(what, []).append(f"{value:g}" if isinstance(value, float) else str(value))
 
-    for dataset, ipc, method in cells:
-        add("dataset", dataset)
-        add("images per class", ipc)
-        _add_method(resolver, dataset, ipc, method, add)
+    for cell in cells:
+        add("dataset", cell.dataset)
+        add("images per class", cell.ipc)
+        _add_method(resolver, cell, add)
     for dataset, network in _networks(entry, cells):
         _, options = resolve_network(resolver.network(network, dataset))
         for option, words in NETWORK.items():
@@ -129,28 +127,28 @@ def _described(resolver: Resolver, entry: Entry) -> dict[str, str]:
     return {what: _joined(texts) for what, texts in found.items()}
 
 
-def _add_method(resolver: Resolver, dataset: str, ipc: int, method: str, add: Any) -> None:
+def _add_method(resolver: Resolver, cell: Cell, add: Any) -> None:
     """Add how large the runs of one cell are."""
-    kind, options = resolve_method(resolver.method(method, dataset, ipc))
+    kind, options = resolve_method(resolver.method(cell))
     for option, words in METHOD.items():
         add(words, getattr(options, option, None))
     if kind.needs_experts:
-        recipe = resolver.experts(getattr(options, "experts"), dataset)  # noqa: B009 - the option of such methods
+        recipe = resolver.experts(getattr(options, "experts"), cell.dataset)  # noqa: B009 - the option of such methods
         for option, words in EXPERTS.items():
             add(words, getattr(recipe, option))
-    schedule = resolver.evaluation(method, dataset, ipc)
+    schedule = resolver.evaluation(cell)
     for option, words in TESTED.items():
         add(words, getattr(schedule, option))
 
 
 def _cells(entry: Tabulated | CellsFigure | SweepFigure) -> list[Cell]:
     runs = entry.runs() if isinstance(entry, CorrelationFigure) else entry.cells()
-    return list(dict.fromkeys(run[:3] for run in runs))
+    return list(dict.fromkeys(run._replace(seed=0) for run in runs))
 
 
 def _networks(entry: Entry, cells: Iterable[Cell]) -> list[tuple[str, str]]:
     """Return (dataset, network) of what is tested, or of the ConvNet where nothing is."""
-    datasets = dict.fromkeys(dataset for dataset, _, _ in cells)
+    datasets = dict.fromkeys(dataset for dataset, *_ in cells)
     names: Iterable[str] = getattr(entry, "networks", ("convnet",))
     if isinstance(entry, SweepFigure):
         names = dict.fromkeys(network for _, network in entry.points())

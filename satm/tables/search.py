@@ -10,7 +10,7 @@ from functools import partial
 import pandas
 from rich.console import Console
 
-from satm.config import CANDIDATES, CandidateOptions, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, Cell, SearchOptions
 from satm.errors import pick
 from satm.evaluation.search import TOPS, Ranking, candidates, mean_accuracies, rank
 from satm.results import NAS
@@ -69,7 +69,7 @@ def search_table(reader: Reader, name: str) -> pandas.DataFrame:
         real = reader.attempt(partial(_rows, reader, name, options, dataset, None))
         for ipc in ipcs:
             for method in options.methods:
-                cells = [(ipc, method, seed) for seed in options.seeds_for(ipc)]
+                cells = options.cells_of(dataset, ipc, method)
                 sets = reader.attempt(partial(_sets, reader, name, options, dataset, cells))
                 rows.append(_row(dataset, ipc, method, sets, real, options, name))
         rows.append(_row(dataset, 0, "real", None if real is None else [real], real, options, name))
@@ -95,16 +95,12 @@ def _options(reader: Reader, name: str) -> SearchOptions:
     return pick(name, reader.resolver.campaign.searches, f"search in {reader.resolver.path or 'the built-in campaign'}")
 
 
-def _rows(
-    reader: Reader, name: str, options: SearchOptions, dataset: str, cell: tuple[int, str, int] | None
-) -> pandas.DataFrame:
-    """Return the rows of all parts on the synthetic set of an ipc, method and seed; None: on the real images."""
+def _rows(reader: Reader, name: str, options: SearchOptions, dataset: str, cell: Cell | None) -> pandas.DataFrame:
+    """Return the rows of all parts on a synthetic set; None: on the real images."""
     layout, found = reader.resolver.layout, {}
-    axes: dict[str, object] = {"dataset": dataset}
-    if cell:
-        axes |= zip(("ipc", "method", "seed"), cell, strict=True)
+    axes: dict[str, object] = cell.axes if cell else {"dataset": dataset}
     for part in options.parts():
-        path = layout.nas(dataset, *cell, name, part) if cell else layout.nas_real(dataset, name, part)
+        path = layout.nas(cell, name, part) if cell else layout.nas_real(dataset, name, part)
         axes |= {"search": name, "part": part}
         which = {} if cell else {"ipc": 0, "method": "real"}
         found[path], _ = reader.run(path, NAS, "nas" if cell else "nas --real", axes, which)
@@ -113,7 +109,7 @@ def _rows(
 
 
 def _sets(
-    reader: Reader, name: str, options: SearchOptions, dataset: str, cells: Sequence[tuple[int, str, int]]
+    reader: Reader, name: str, options: SearchOptions, dataset: str, cells: Sequence[Cell]
 ) -> list[pandas.DataFrame]:
     """Return the rows on the synthetic sets of some cells."""
     return [_rows(reader, name, options, dataset, cell) for cell in cells]

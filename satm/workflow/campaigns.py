@@ -18,6 +18,7 @@ from satm.config import (
     FULL,
     NAME,
     OVERVIEW,
+    Cell,
     LearnOptions,
     Options,
     Resolver,
@@ -32,6 +33,12 @@ from satm.workflow.schema import Checker
 
 Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
+
+
+def cell_of(wildcards: Wildcards) -> Cell:
+    """Return the synthetic set that a job is about."""
+    return Cell(wildcards.dataset, int(wildcards.ipc), wildcards.method, int(wildcards.seed))
+
 
 NUMBER = "(?:0|[1-9][0-9]*)"
 """What a number in a path looks like: as Python writes it, so that the file is the one that the command makes."""
@@ -178,7 +185,7 @@ class Campaigns:
         unless their path is followed and the options name others.
         """
         resolver = self.of(wildcards.root)
-        named = resolver.analysis(wildcards.method, wildcards.dataset, int(wildcards.ipc)).experts
+        named = resolver.analysis(cell_of(wildcards)).experts
         if named is None or "experts" not in ANALYSES[wildcards.what]:
             return self.manifest(wildcards)
         return [resolver.layout.manifest(wildcards.dataset, named)]
@@ -186,9 +193,8 @@ class Campaigns:
     def learned(self, wildcards: Wildcards) -> list[str]:
         """Return the synthetic sets that classes are learned from, step by step."""
         resolver = self.of(wildcards.root)
-        cell = (int(wildcards.ipc), wildcards.method, int(wildcards.seed))
         sources = self._learning(wildcards).sources(wildcards.dataset)
-        return [resolver.layout.distilled(source, *cell) for source in sources]
+        return [resolver.layout.distilled(cell_of(wildcards)._replace(dataset=source)) for source in sources]
 
     def measured(self, wildcards: Wildcards) -> list[str]:
         """Return everything that a table is made of."""
@@ -249,17 +255,17 @@ class Campaigns:
 
     def analysis_options(self, wildcards: Wildcards) -> str:
         """Return the options of a measurement at a synthetic set: method, dataset, and a rho that all methods share."""
-        resolver, ipc = self.of(wildcards.root), int(wildcards.ipc)
-        how = resolver.analysis(wildcards.method, wildcards.dataset, ipc)
+        resolver, cell = self.of(wildcards.root), cell_of(wildcards)
+        how = resolver.analysis(cell)
         shared: dict[str, Any] = _values(how, only=set(ANALYSES[wildcards.what]))
         if wildcards.what in ("sharpness", "bounds"):
-            shared["rho"] = resolver.method("satm", wildcards.dataset, ipc).get("rho")
+            shared["rho"] = resolver.method(cell._replace(method="satm")).get("rho")
         return canonical({"method": self._method(wildcards), **shared, **self._data(wildcards)})
 
     def evaluate_options(self, wildcards: Wildcards) -> str:
         """Return the options of an evaluation: schedule, network, dataset."""
         resolver = self.of(wildcards.root)
-        schedule = resolver.evaluation(wildcards.method, wildcards.dataset, int(wildcards.ipc), wildcards.network)
+        schedule = resolver.evaluation(cell_of(wildcards), wildcards.network)
         network = resolver.network(wildcards.network, wildcards.dataset)
         return canonical({"schedule": _values(schedule), "network": network, **self._data(wildcards)})
 
@@ -305,7 +311,7 @@ class Campaigns:
 
     def _learning(self, wildcards: Wildcards) -> LearnOptions:
         resolver = self.of(wildcards.root)
-        return resolver.learning(wildcards.protocol, wildcards.method, wildcards.dataset, int(wildcards.ipc))
+        return resolver.learning(wildcards.protocol, cell_of(wildcards))
 
     def _dataset(self, wildcards: Wildcards) -> Options:
         return self.of(wildcards.root).dataset(wildcards.dataset)
@@ -316,7 +322,7 @@ class Campaigns:
 
     def _method(self, wildcards: Wildcards) -> dict[str, Any]:
         resolver = self.of(wildcards.root)
-        values = resolver.method(wildcards.method, wildcards.dataset, int(wildcards.ipc))
+        values = resolver.method(cell_of(wildcards))
         pick(values["method"], self.checker.registered("method"), f"method in {resolver.path}")
         return values
 

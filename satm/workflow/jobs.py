@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from satm.config import ACCOUNTING, OVERVIEW, Layout
+from satm.config import ACCOUNTING, OVERVIEW, PATTERN, Layout
 from satm.errors import UsageError
 from satm.version import CHECKOUT
-from satm.workflow.campaigns import Campaigns, Wildcards
+from satm.workflow.campaigns import Campaigns, Wildcards, cell_of
 
 
 @dataclass(frozen=True, order=True)
@@ -37,22 +37,20 @@ class Job:
         return " ".join([self.rule, *(f"{name} {value}" for name, value in self.names if name != "root")])
 
 
-CELL = ("{dataset}", "{ipc}", "{method}", "{seed}")
-
 OUTPUTS: dict[str, Callable[[Layout], tuple[str, ...]]] = {
     "images": lambda layout: (layout.images("{dataset}"),),
     "zca": lambda layout: (layout.zca("{dataset}"),),
     "experts_part": lambda layout: (layout.experts_part("{dataset}", "{experts}", "{part}"),),
     "experts": lambda layout: (layout.manifest("{dataset}", "{experts}"),),
     "difficulty": lambda layout: (layout.difficulty("{dataset}", "{experts}"),),
-    "distill": lambda layout: (layout.distilled(*CELL), layout.metrics(*CELL)),
-    "evaluate": lambda layout: (layout.evaluation(*CELL, "{network}"),),
-    "variants": lambda layout: (layout.variants(*CELL, "{network}"),),
+    "distill": lambda layout: (layout.distilled(PATTERN), layout.metrics(PATTERN)),
+    "evaluate": lambda layout: (layout.evaluation(PATTERN, "{network}"),),
+    "variants": lambda layout: (layout.variants(PATTERN, "{network}"),),
     "full": lambda layout: (layout.full("{dataset}", "{recipe}", "{network}"),),
-    "continual": lambda layout: (layout.continual(*CELL, "{protocol}"),),
-    "nas": lambda layout: (layout.nas(*CELL, "{search}", "{part}"),),
+    "continual": lambda layout: (layout.continual(PATTERN, "{protocol}"),),
+    "nas": lambda layout: (layout.nas(PATTERN, "{search}", "{part}"),),
     "nas_real": lambda layout: (layout.nas_real("{dataset}", "{search}", "{part}"),),
-    "analysis": lambda layout: (layout.analysis("{what}", *CELL),),
+    "analysis": lambda layout: (layout.analysis("{what}", PATTERN),),
     "expert_sharpness": lambda layout: (layout.expert_sharpness("{dataset}", "{experts}"),),
     "overview": lambda layout: (layout.table(OVERVIEW),),
     "accounting": lambda layout: (layout.table(ACCOUNTING),),
@@ -61,22 +59,20 @@ OUTPUTS: dict[str, Callable[[Layout], tuple[str, ...]]] = {
 }
 """Patterns of a rule's files by its name."""
 
-RUN = ("{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}")
-
 PLACES: dict[str, tuple[str, ...]] = {
     "images": ("data", "{dataset}", "images"),
     "zca": ("data", "{dataset}", "zca"),
     "experts_part": ("experts", "{dataset}", "{experts}", "part-{part}"),
     "experts": ("experts", "{dataset}", "{experts}", "manifest"),
     "difficulty": ("experts", "{dataset}", "{experts}", "difficulty"),
-    "distill": ("distill", *RUN),
-    "evaluate": ("evaluate", *RUN, "{network}"),
-    "variants": ("variants", *RUN, "{network}"),
+    "distill": ("distill", *PATTERN.place),
+    "evaluate": ("evaluate", *PATTERN.place, "{network}"),
+    "variants": ("variants", *PATTERN.place, "{network}"),
     "full": ("full", "{dataset}", "{recipe}", "{network}"),
-    "continual": ("continual", *RUN, "{protocol}"),
-    "nas": ("nas", *RUN, "{search}", "part-{part}"),
+    "continual": ("continual", *PATTERN.place, "{protocol}"),
+    "nas": ("nas", *PATTERN.place, "{search}", "part-{part}"),
     "nas_real": ("nas", "{dataset}", "real", "{search}", "part-{part}"),
-    "analysis": ("{what}", *RUN),
+    "analysis": ("{what}", *PATTERN.place),
     "expert_sharpness": ("expert-sharpness", "{dataset}", "{experts}"),
     "overview": ("table", OVERVIEW),
     "accounting": ("table", ACCOUNTING),
@@ -160,7 +156,7 @@ def needs(campaigns: Campaigns, job: Job) -> list[str]:
     prepared = partial_of(campaigns.prepared, names)
 
     def distilled() -> list[str]:
-        return [layout.distilled(names.dataset, names.ipc, names.method, names.seed)]
+        return [layout.distilled(cell_of(names))]
 
     def manifest() -> list[str]:
         return [layout.manifest(names.dataset, names.experts)]

@@ -16,6 +16,7 @@ from satm.config import (
     AccountingFigure,
     AnalyseOptions,
     Campaign,
+    Cell,
     ContinualFigure,
     ContinualOptions,
     CorrelationFigure,
@@ -154,7 +155,7 @@ class Checker:
                 self._steps(resolver, table, dataset, where)
             for ipc in ipcs:
                 for method in table.methods:
-                    self._cell(resolver, dataset, ipc, method, f"{where}: {method} on {dataset} at ipc {ipc}")
+                    self._cell(resolver, Cell(dataset, ipc, method), f"{where}: {method} on {dataset} at ipc {ipc}")
 
     def _figure(self, resolver: Resolver, figure: Figure, where: str) -> None:
         """Check every set that a figure is drawn from."""
@@ -166,7 +167,7 @@ class Checker:
             pick(dataset, resolver.datasets, f"dataset in {where}")
             for _, network in networks:
                 self._options("network", resolver.network(network, dataset), where)
-            self._cell(resolver, dataset, ipc, method, f"{where}: {method} on {dataset} at ipc {ipc}")
+            self._cell(resolver, Cell(dataset, ipc, method), f"{where}: {method} on {dataset} at ipc {ipc}")
 
     def _steps(self, resolver: Resolver, table: ContinualOptions, dataset: str, where: str) -> None:
         """Check the number of steps, as far as the number of classes is known before the files are read."""
@@ -177,14 +178,14 @@ class Checker:
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
 
-    def _cell(self, resolver: Resolver, dataset: str, ipc: int, method: str, where: str) -> None:
-        values = resolver.method(method, dataset, ipc)
+    def _cell(self, resolver: Resolver, cell: Cell, where: str) -> None:
+        values = resolver.method(cell)
         self._options("method", values, where)
-        resolver.evaluation(method, dataset, ipc)
+        resolver.evaluation(cell)
         experts = self.experts(values)
         if experts is not None:
-            recipe = resolver.experts(experts, dataset)
-            self._options("network", resolver.network(recipe.network, dataset), f"{where}: experts {experts}")
+            recipe = resolver.experts(experts, cell.dataset)
+            self._options("network", resolver.network(recipe.network, cell.dataset), f"{where}: experts {experts}")
 
     def _options(self, kind: str, values: Mapping[str, Any], where: str) -> None:
         """Check `{kind: registered name, option: value…}`."""

@@ -5,11 +5,11 @@ rule analysis:
         experts=campaigns.measured_along,
         distilled=rules.distill.output.distilled,
     output:
-        rows=layout.analysis("{what}", "{dataset}", "{ipc}", "{method}", "{seed}"),
+        rows=layout.analysis("{what}", PATTERN),
     log:
-        layout.log("{what}", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}"),
+        layout.log("{what}", *PATTERN.place),
     benchmark:
-        layout.benchmark("{what}", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}")
+        layout.benchmark("{what}", *PATTERN.place)
     conda:
         "../envs/satm.yaml"
     threads: 4

@@ -3,25 +3,17 @@ rule continual:
         data=campaigns.prepared,
         distilled=campaigns.learned,
     output:
-        accuracies=layout.continual(
-            "{dataset}", "{ipc}", "{method}", "{seed}", "{protocol}"
-        ),
+        accuracies=layout.continual(PATTERN, "{protocol}"),
     log:
         layout.log(
             "continual",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{protocol}",
         ),
     benchmark:
         layout.benchmark(
             "continual",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{protocol}",
         )
     conda:

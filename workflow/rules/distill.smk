@@ -3,12 +3,12 @@ rule distill:
         data=campaigns.prepared,
         experts=campaigns.manifest,
     output:
-        distilled=layout.distilled("{dataset}", "{ipc}", "{method}", "{seed}"),
-        metrics=layout.metrics("{dataset}", "{ipc}", "{method}", "{seed}"),
+        distilled=layout.distilled(PATTERN),
+        metrics=layout.metrics(PATTERN),
     log:
-        layout.log("distill", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}"),
+        layout.log("distill", *PATTERN.place),
     benchmark:
-        layout.benchmark("distill", "{dataset}", "ipc-{ipc}", "{method}", "seed-{seed}")
+        layout.benchmark("distill", *PATTERN.place)
     conda:
         "../envs/satm.yaml"
     threads: 4

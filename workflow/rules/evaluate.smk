@@ -3,25 +3,17 @@ rule evaluate:
         data=campaigns.prepared,
         distilled=rules.distill.output.distilled,
     output:
-        evaluation=layout.evaluation(
-            "{dataset}", "{ipc}", "{method}", "{seed}", "{network}"
-        ),
+        evaluation=layout.evaluation(PATTERN, "{network}"),
     log:
         layout.log(
             "evaluate",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{network}",
         ),
     benchmark:
         layout.benchmark(
             "evaluate",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{network}",
         )
     conda:
@@ -47,25 +39,17 @@ rule variants:
         teacher=campaigns.teacher,
         distilled=rules.distill.output.distilled,
     output:
-        evaluation=layout.variants(
-            "{dataset}", "{ipc}", "{method}", "{seed}", "{network}"
-        ),
+        evaluation=layout.variants(PATTERN, "{network}"),
     log:
         layout.log(
             "variants",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{network}",
         ),
     benchmark:
         layout.benchmark(
             "variants",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{network}",
         )
     conda:

@@ -3,26 +3,18 @@ rule nas:
         data=campaigns.prepared,
         distilled=rules.distill.output.distilled,
     output:
-        accuracies=layout.nas(
-            "{dataset}", "{ipc}", "{method}", "{seed}", "{search}", "{part}"
-        ),
+        accuracies=layout.nas(PATTERN, "{search}", "{part}"),
     log:
         layout.log(
             "nas",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{search}",
             "part-{part}",
         ),
     benchmark:
         layout.benchmark(
             "nas",
-            "{dataset}",
-            "ipc-{ipc}",
-            "{method}",
-            "seed-{seed}",
+            *PATTERN.place,
             "{search}",
             "part-{part}",
         )

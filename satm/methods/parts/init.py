@@ -35,7 +35,7 @@ def real(problem: "Problem") -> tuple[Tensor, Tensor]:
 
 def gaussian(problem: "Problem", norm: float | None) -> tuple[Tensor, Tensor]:
     """Return Gaussian noise, each image scaled to a norm; None: as drawn, with standard deviation 1."""
-    dataset, _, _, seed = problem.axes
+    dataset, _, _, seed = problem.cell
     data, ipc = problem.data, _positive(problem.ipc)
     shape = (data.classes * ipc, data.channels, data.size, data.size)
     images = torch.randn(shape, generator=make_generator("noise-init", dataset, ipc, seed)).to(problem.device)
@@ -114,7 +114,7 @@ def _positive(ipc: int) -> int:
 
 def _orders(problem: "Problem") -> list[Tensor]:
     """Return for each class the indices of its training images in a random order."""
-    dataset, _, _, seed = problem.axes
+    dataset, _, _, seed = problem.cell
     ipc = _positive(problem.ipc)
     generator = make_generator("init", dataset, ipc, seed)
     orders = []
