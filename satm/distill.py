@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from satm.errors import RunError
-from satm.methods import IterativeMethod, IterativeOptions, Synthetic
+from satm.methods.options import IterativeOptions
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.run.machine import peak_memory, reset_peak
 from satm.run.stopping import Stop, at_once, whole
@@ -109,9 +111,9 @@ def kept_iterations(options: IterativeOptions) -> list[int]:
     return sorted({index * options.iterations // between for index in range(options.snapshots)})
 
 
-def begin(method: IterativeMethod) -> Run:
+def begin(method: Method[IterativeOptions]) -> Run:
     """Return the run before its first iteration."""
-    options: IterativeOptions = method.settings
+    options = method.options
     synthetic = method.start()
     numbers = {**method.parameterisation.split(synthetic.images), "step_size": synthetic.step_size}
     numbers["labels"] = synthetic.labels
@@ -124,7 +126,7 @@ def begin(method: IterativeMethod) -> Run:
 
 
 def distill(
-    method: IterativeMethod,
+    method: Method[IterativeOptions],
     run: Run,
     look: Look | None,
     on_row: Callable[[Mapping[str, Any]], None],
@@ -152,7 +154,7 @@ def distill(
         RunError: the loop went back `max_rollbacks` times, the first loss is unusable already, or the first
             `MOST_SKIPPED` iterations, or all, were skipped.
     """
-    options: IterativeOptions = method.settings
+    options = method.options
     device = run.now.numbers["step_size"].device
     kept = kept_iterations(options)
     try:
@@ -170,7 +172,7 @@ def distill(
 
 
 def _advance(
-    method: IterativeMethod,
+    method: Method[IterativeOptions],
     run: Run,
     look: Look | None,
     kept: Sequence[int],
@@ -179,7 +181,7 @@ def _advance(
     on_safe: Callable[[Run], None],
 ) -> None:
     """Do one iteration, or go back."""
-    options: IterativeOptions = method.settings
+    options = method.options
     if run.now.iteration in kept:
         run.history[run.now.iteration] = compose(method, run.now)
     if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
@@ -210,7 +212,7 @@ def _advance(
     on_row(row)
 
 
-def finished(method: IterativeMethod, state: State) -> Made:
+def finished(method: Method[IterativeOptions], state: State) -> Made:
     """Return the set of a state as it is tested and stored."""
     raw = compose(method, state)
     learned = {name: held for name, held in state.numbers.items() if name not in ("images", "labels", "step_size")}
@@ -220,7 +222,7 @@ def finished(method: IterativeMethod, state: State) -> Made:
     return Made(state.iteration, method.finish(replace(raw, **state.average), state.iteration), made, learned)
 
 
-def compose(method: IterativeMethod, state: State) -> Synthetic:
+def compose(method: Method[IterativeOptions], state: State) -> Synthetic:
     """Return the synthetic set that the numbers of a state make."""
     numbers = state.numbers
     return Synthetic(method.parameterisation.join(numbers), numbers["labels"], numbers["step_size"])
@@ -239,9 +241,9 @@ class Fault:
     number: str | None = None
 
 
-def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, Fault | None]:
+def _iterate(method: Method[IterativeOptions], run: Run) -> tuple[dict[str, Any], State, Fault | None]:
     """Return the row of one iteration, the state after it, and what is wrong with it."""
-    options: IterativeOptions = method.settings
+    options = method.options
     state = run.now
     before = compose(method, state)
     found = method.gradient(before, state.iteration, state.memory)
@@ -278,9 +280,9 @@ def _iterate(method: IterativeMethod, run: Run) -> tuple[dict[str, Any], State, 
     return row, following, None
 
 
-def _step(method: IterativeMethod, run: Run, found: OuterGradient) -> State:
+def _step(method: Method[IterativeOptions], run: Run, found: OuterGradient) -> State:
     """Return the state after the outer optimiser's step."""
-    options: IterativeOptions = method.settings
+    options = method.options
     state = run.now
     gradients = {**method.parameterisation.pull(state.numbers, found.images), "step_size": found.step_size}
     if found.labels is not None:

@@ -16,7 +16,7 @@ from satm.config import Cell
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.data.images import hash_images
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
-from satm.methods import Problem
+from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.params import flatten
 from satm.results import DistilledDataset

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from satm import hypergradient
 from satm.data.augment import Draw
-from satm.methods import Problem, Synthetic, resolve
-from satm.methods.matching import TrajectoryMatching
+from satm.methods import resolve
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.segments import Segment
 from satm.networks.training import soft_cross_entropy
 from satm.outer import OuterGradient
@@ -65,20 +66,20 @@ def differing(one: OuterGradient, other: OuterGradient) -> list[str]:
 class Drawn:
     """Everything random about one iteration; the generator has drawn it and nothing more."""
 
-    made: TrajectoryMatching
+    made: TrajectoryMatching[Any]
     segments: list[tuple[float, Segment]]
     batches: list[Tensor] | None
     draws: list[Draw]
     generator: torch.Generator
 
     @classmethod
-    def of(cls, made: TrajectoryMatching, iteration: int) -> "Drawn":
+    def of(cls, made: TrajectoryMatching[Any], iteration: int) -> "Drawn":
         """Draw: segments, then batches, then the augmentation of each step."""
         problem, generator = made.problem, made.problem.generator("iteration", iteration)
         segments = made.segments(generator, iteration)
         batches = made._batches(6, generator)
         count = 6 if batches is None else len(batches[0])
-        draws = [problem.augmentation.draw(generator, count, 8) for _ in range(made.settings.inner_steps)]
+        draws = [problem.augmentation.draw(generator, count, 8) for _ in range(made.options.inner_steps)]
         return cls(made, segments, batches, draws, generator)
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
@@ -101,9 +102,9 @@ class Drawn:
             synthetic.step_size,
             lambda weights: (weights - target).square().sum() / (origin - target).square().sum(),
             start=options.pop("start", origin),
-            steps=self.made.settings.inner_steps,
+            steps=self.made.options.inner_steps,
             loss=soft_cross_entropy,
             batches=self.batches,
-            augment=augment if self.made.settings.augment else None,
+            augment=augment if self.made.options.augment else None,
             **options,
         )

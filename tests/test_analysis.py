@@ -14,8 +14,10 @@ from satm.analysis.sharpness import measure_sharpness
 from satm.cli import main
 from satm.config import Cell, load_campaign
 from satm.errors import UsageError
-from satm.methods import Problem, Synthetic
-from satm.methods.matching import MatchingOptions, TrajectoryMatching
+from satm.methods import METHODS
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Problem, Synthetic
 from satm.networks.training import TEST_BATCH, TrainingImages
 from satm.params import flatten, load_flat
 from satm.results import EXPERT_SHARPNESS, SHARPNESS, read_rows, read_rows_metadata
@@ -33,11 +35,12 @@ def in_float64(matching: TrajectoryMatching) -> Synthetic:
 
 
 def test_sharpness_is_the_rise_of_the_loss_along_the_gradient(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], OPTIONS, problem)
     synthetic, rho = in_float64(matching), 0.3
     found = list(measure_sharpness(matching, synthetic, rho, segments=2))
     for index, row in enumerate(found):
-        oracle = matching.oracle(synthetic, make_generator("sharpness", *problem.cell, index))
+        generator = make_generator("sharpness", *problem.cell, index)
+        oracle = matching.oracle_of(synthetic, generator, matching.segments(generator, None))
         slope = oracle(synthetic.images).images
         neighbour = synthetic.images + rho * slope / slope.square().sum().sqrt()
         assert row["loss"] == pytest.approx(float(oracle(synthetic.images).loss), rel=1e-12)
@@ -47,15 +50,16 @@ def test_sharpness_is_the_rise_of_the_loss_along_the_gradient(problem: Problem) 
 
 
 def test_a_small_step_rises_by_rho_times_the_norm(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], OPTIONS, problem)
     synthetic, rho = in_float64(matching), 1e-5
     (row,) = measure_sharpness(matching, synthetic, rho, segments=1)
-    slope = matching.oracle(synthetic, make_generator("sharpness", *problem.cell, 0))(synthetic.images).images
+    generator = make_generator("sharpness", *problem.cell, 0)
+    slope = matching.oracle_of(synthetic, generator, matching.segments(generator, None))(synthetic.images).images
     assert row["sharpness"] == pytest.approx(rho * float(slope.norm()), rel=1e-3)
 
 
 def test_without_a_step_there_is_no_rise(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], OPTIONS, problem)
     assert [row["sharpness"] for row in measure_sharpness(matching, in_float64(matching), 0.0, 2)] == [0.0, 0.0]
 
 

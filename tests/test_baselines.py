@@ -17,8 +17,14 @@ from satm.data import Augmentation
 from satm.data.augment import Draw
 from satm.distill import Run, begin, distill
 from satm.errors import UsageError
-from satm.methods import METHODS, Dc, Dm, IterativeMethod, KCenter, Problem, Synthetic, dc, dm, resolve
-from satm.methods.selection import Selection, SelectionOptions
+from satm.methods import METHODS, dc, dm, resolve
+from satm.methods.dc import DcOptions
+from satm.methods.options import SelectionOptions
+from satm.methods.parts.class_matching import ClassMatching
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import CHOSEN_BY_EXPERTS, Recipe
+from satm.methods.selection import k_center
 from satm.params import load_flat
 from satm.stages.checkpoint import RunState
 
@@ -30,7 +36,7 @@ def make(problem: Problem, name: str, **options: Any) -> Any:
     return kind(settings, problem)
 
 
-def exact(method: IterativeMethod) -> Synthetic:
+def exact(method: Method[Any]) -> Synthetic:
     """Return the method's start in float64, a little away from the real images."""
     start = method.start()
     noise = torch.randn(start.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -47,11 +53,11 @@ def classes(method: Any, synthetic: Synthetic, iteration: int) -> Iterator[tuple
     """Yield label, places in the set, changed real images and change of each class, drawn as a method should."""
     problem, data = method.problem, method.problem.data
     generator = problem.generator("iteration", iteration)
-    families = problem.augmentation.strategy if method.settings.augment else ""
+    families = problem.augmentation.strategy if method.options.augment else ""
     augmentation = Augmentation(families, "batch")
     for label in range(data.classes):
         members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
-        order = torch.randperm(len(members), generator=generator).tolist()[: method.settings.real_batch]
+        order = torch.randperm(len(members), generator=generator).tolist()[: method.options.real_batch]
         draw = augmentation.draw(generator, len(order), data.size)
         real = [problem.preprocessor.apply(data.train.images[[members[place]]]).double() for place in order]
         places = [index for index, one in enumerate(synthetic.labels.tolist()) if one == label]
@@ -65,7 +71,7 @@ def slow_gradients(module: nn.Module, images: list[Tensor], label: int) -> list[
     return list(torch.autograd.grad(torch.stack(losses).mean(), layers, create_graph=True))
 
 
-def slow_dc(method: Dc, synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+def slow_dc(method: ClassMatching[Any], synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return DC's loss and its gradient by loops over classes, layers and channels."""
     module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
@@ -80,7 +86,7 @@ def slow_dc(method: Dc, synthetic: Synthetic, iteration: int, weights: Tensor) -
     return total.detach(), torch.autograd.grad(total, images)[0]
 
 
-def slow_dm(method: Dm, synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+def slow_dm(method: ClassMatching[Any], synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return DM's loss and its gradient by loops over classes, images and features."""
     module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
     total = torch.zeros((), dtype=torch.float64)
@@ -139,7 +145,7 @@ def test_classes_that_go_through_the_network_together_do_not_meet(
         torch.testing.assert_close(apart.images, together.images, rtol=1e-10, atol=1e-14)
 
 
-def run_all(method: IterativeMethod, run: Run | None = None) -> Tensor:
+def run_all(method: Method[Any], run: Run | None = None) -> Tensor:
     held = begin(method) if run is None else run
     return distill(method, held, None, lambda row: None, lambda kept: None).synthetic.images
 
@@ -191,7 +197,7 @@ def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str
 
 def test_one_update_an_episode_never_trains(problem: Problem) -> None:
     method = make(replace(problem, ipc=1), "dc")
-    assert (method.outer_loop, method.inner_loop) == (1, 1)
+    assert dc.loops(1, method.options) == (1, 1)
     assert not method.gradient(exact(method), 5).memory
 
 
@@ -199,7 +205,7 @@ def test_one_update_an_episode_never_trains(problem: Problem) -> None:
     ("ipc", "expected"), [(1, (1, 1)), (3, (1, 1)), (10, (10, 50)), (29, (20, 25)), (50, (50, 10)), (100, (50, 10))]
 )
 def test_the_published_loops(ipc: int, expected: tuple[int, int]) -> None:
-    assert dc.loops(ipc) == expected
+    assert dc.loops(ipc, DcOptions()) == expected
 
 
 @pytest.mark.parametrize("name", CLASSWISE)
@@ -278,18 +284,18 @@ def brute_force(features: Tensor, count: int) -> list[int]:
     return picked
 
 
-def test_k_center_is_the_one_of_brute_force(problem: Problem) -> None:
-    method, generator = make(problem, "k-center"), torch.Generator().manual_seed(0)
+def test_k_center_is_the_one_of_brute_force() -> None:
+    generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         features = torch.randn(9, 3, generator=generator, dtype=torch.float64)
         for count in (1, 4, 9):
-            assert method.pick(features, count, generator).tolist() == brute_force(features, count)
+            assert k_center(features, count, generator).tolist() == brute_force(features, count)
     alike = torch.ones(4, 3, dtype=torch.float64)
-    assert sorted(method.pick(alike, 4, generator).tolist()) == [0, 1, 2, 3]
+    assert sorted(k_center(alike, 4, generator).tolist()) == [0, 1, 2, 3]
 
 
 def test_k_center_sees_what_the_first_expert_sees(problem: Problem) -> None:
-    method: KCenter = make(problem, "k-center", step_size=0.3)
+    method = make(problem, "k-center", step_size=0.3)
     found, data = method.start(), problem.data
     assert problem.experts is not None
     module = network(problem, problem.experts.snapshot(0, problem.experts.epochs)).float()
@@ -304,14 +310,12 @@ def test_k_center_sees_what_the_first_expert_sees(problem: Problem) -> None:
     assert found.labels.tolist() == [0, 0, 1, 1, 2, 2] and float(found.step_size) == pytest.approx(0.3)
 
 
-def test_a_selection_is_a_name_and_pick(problem: Problem) -> None:
-    class Last(Selection):
-        name = "last"
+def test_a_selection_is_a_function_of_features(problem: Problem) -> None:
+    def last(features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return torch.arange(len(features))[-count:]
 
-        def pick(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-            return torch.arange(len(features))[-count:]
-
-    images = Last(SelectionOptions(), problem).start().images
+    made = Recipe("last", CHOSEN_BY_EXPERTS, SelectionOptions, last, None, {})(SelectionOptions(), problem)
+    images = made.start().images
     wanted = problem.data.train.images[[2, 3, 6, 7, 10, 11]]
     assert torch.equal(images, problem.preprocessor.apply(wanted))
     assert "last" not in METHODS

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
 from satm.errors import RunError
-from satm.methods import IterativeMethod, IterativeOptions, Problem, Synthetic
+from satm.methods.options import IterativeOptions
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import SELECTED, Recipe
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
 from satm.results import METRICS
@@ -25,16 +28,15 @@ from satm.stages.checkpoint import RunState
 Script = Callable[[Synthetic, int], OuterGradient]
 
 
-class Scripted(IterativeMethod):
+class Scripted(Method[Any]):
     """A method that follows a function."""
-
-    name = "scripted"
 
     def __init__(self, script: Script, begun: Synthetic | None = None, **options: Any) -> None:
         self.script = script
         self.begun = begun or Synthetic(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]), torch.tensor(0.1))
         defaults: dict[str, Any] = {"iterations": 5, "lr_images": 0.1, "lr_step_size": 0.1, "momentum": 0.0}
-        self.settings = IterativeOptions(**{**defaults, **options})
+        recipe = Recipe("scripted", SELECTED, IterativeOptions, None, None, {})
+        super().__init__(recipe, IterativeOptions(**{**defaults, **options}), None)  # type: ignore[arg-type]
 
     def start(self) -> Synthetic:
         return self.begun
@@ -65,12 +67,12 @@ def followed(synthetic: Synthetic, iteration: int) -> OuterGradient:
     return OuterGradient(torch.tensor(1.0), gradient, of_labels, 0.1 * size + synthetic.images.mean() / 50)
 
 
-def make_all(method: IterativeMethod, look: Look | None = None, run: Run | None = None) -> tuple[Made, Run]:
+def make_all(method: Method[Any], look: Look | None = None, run: Run | None = None) -> tuple[Made, Run]:
     run = begin(method) if run is None else run
     return distill(method, run, look, lambda row: None, lambda run: None), run
 
 
-def run_all(method: IterativeMethod, look: Look | None = None, run: Run | None = None) -> tuple[Synthetic, Run]:
+def run_all(method: Method[Any], look: Look | None = None, run: Run | None = None) -> tuple[Synthetic, Run]:
     made, run = make_all(method, look, run)
     return made.synthetic, run
 
@@ -256,7 +258,7 @@ def test_watching_writes_accuracies_and_chooses_nothing() -> None:
 )
 def test_the_history_is_evenly_spread_from_the_start_to_the_end(snapshots: int, expected: list[int]) -> None:
     method = Scripted(lambda *_: answer(1.0), iterations=9, snapshots=snapshots)
-    assert kept_iterations(method.settings) == expected
+    assert kept_iterations(method.options) == expected
     _, run = run_all(method)
     assert list(run.history) == expected
     for iteration, state in run.history.items():
@@ -340,7 +342,7 @@ def test_a_stop_keeps_the_last_whole_iteration(tmp_path: Path, within: str) -> N
             return wild(synthetic, iteration)
 
         state = RunState(tmp_path / f"{within}-{at}", {"name": "it"}, "here")
-        method = Scripted(stopping_wild, **honest.settings.model_dump())
+        method = Scripted(stopping_wild, **honest.options.model_dump())
         stopped = begin(method)
         with on_signals(), pytest.raises(Stop, match="SIGTERM") as caught:
             distill(method, stopped, stopping_look, lambda row: None, lambda run: None, state.save)
@@ -521,7 +523,7 @@ def test_an_average_with_decay_0_is_the_raw_set(problem: Problem) -> None:
         options: dict[str, Any] = {"iterations": 4, "inner_steps": 3, "lr_images": 0.5, "lr_labels": 0.5}
         kept, none, some = (make(problem, name, **options, ema=decay) for decay in (0.0, None, 0.5))
         for method in (kept, none, some):
-            method.start = lambda made=kept: double(type(made)(made.settings, problem))
+            method.start = lambda made=kept: double(made.recipe(made.options, problem))
         one, other, averaged = (make_all(method)[0] for method in (kept, none, some))
         assert one.raw is not None and other.raw is None and averaged.raw is not None
         for part in ("images", "labels", "step_size"):

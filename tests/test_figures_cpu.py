@@ -9,9 +9,9 @@ import satm
 from satm.cli import main
 from satm.config import ACCOUNTING, Cell, load_campaign
 from satm.methods import resolve
-from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.options import MatchingOptions, UnrolledOptions
 from satm.methods.parts.boosting import check_blocks
-from satm.methods.unrolled_options import UnrolledOptions
+from satm.methods.parts.segments import check
 
 ROOT = Path(satm.__file__).parent.parent
 CONFIG = ROOT / "config" / "figures-cpu.yaml"

@@ -22,8 +22,9 @@ from satm.cli import main
 from satm.config import Cell, DatasetOptions, data_path, expand
 from satm.data import Augmentation, Preprocessor, fit_whitening
 from satm.errors import UsageError
-from satm.methods import Files, Problem, resolve
-from satm.methods.external import CIFAR_MEAN, CIFAR_STD, beside, doubts, fit_labels, name_labels
+from satm.methods import METHODS, resolve
+from satm.methods.parts.external import External
+from satm.methods.parts.problem import Problem
 from satm.results import (
     EVALUATION,
     METRICS,
@@ -33,6 +34,8 @@ from satm.results import (
     read_rows_metadata,
     save_distilled,
 )
+from satm.results.external import beside
+from satm.results.fitting import CIFAR_MEAN, CIFAR_STD, doubts, fit_labels, name_labels
 
 Refuse = Callable[..., str]
 
@@ -45,7 +48,7 @@ def problem_of(channels: int = 1, white: bool = False, **whitening: Any) -> Prob
     return Problem(data, preprocessor, augmentation, None, 2, torch.device("cpu"), Cell("noise", 2, "files"))  # type: ignore[arg-type]
 
 
-def adopt(problem: Problem, **options: Any) -> Files:
+def adopt(problem: Problem, **options: Any) -> External:
     kind, checked = resolve({"method": "files", **{name: as_option(value) for name, value in options.items()}})
     return kind(checked, problem)  # type: ignore[return-value]
 
@@ -643,4 +646,4 @@ def test_the_example_of_the_page_of_methods_can_be_used() -> None:
     page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
     section = page.split("## Sets made elsewhere\n")[1].split("\n## ")[0]
     examples = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])["methods"]
-    assert len(examples) > 1 and all(resolve(entry)[0] is Files for entry in examples.values())
+    assert len(examples) > 1 and all(resolve(entry)[0] is METHODS["files"] for entry in examples.values())

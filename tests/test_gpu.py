@@ -9,7 +9,8 @@ from conftest import TINY
 
 from satm.cli import main
 from satm.distill import begin, distill
-from satm.methods import METHODS, IterativeMethod, Problem, resolve
+from satm.methods import METHODS, resolve
+from satm.methods.parts.problem import Problem
 from satm.results import load_distilled
 from satm.run.machine import describe_backend, peak_memory, reset_peak
 from satm.run.record import find_record
@@ -79,6 +80,6 @@ def test_every_method_runs_on_a_gpu(problem: Problem, name: str) -> None:
     there = replace(problem, build=lambda seed: build(seed).float(), device=torch.device("cuda"))
     made = kind(options, there)
     assert made.start().images.is_cuda
-    if isinstance(made, IterativeMethod):
+    if made.iterative:
         found = distill(made, begin(made), None, lambda row: None, lambda run: None).synthetic
         assert found.images.is_cuda and torch.isfinite(found.images).all()

@@ -9,19 +9,18 @@ from matching import single, unlike
 
 from satm.distill import begin, compose, distill
 from satm.errors import UsageError
-from satm.methods import Problem, resolve
+from satm.methods import resolve
 from satm.methods.parts.linear import Linear
-from satm.methods.unrolled import UnrolledTraining
+from satm.methods.parts.problem import Problem
 
 BASE: dict[str, Any] = {"inner_steps": 4, "step_size": 0.02, "iterations": 4, "lr_images": 0.01, "lr_weights": 0.01}
 
 
-def make(problem: Problem, **options: Any) -> UnrolledTraining:
+def make(problem: Problem, **options: Any) -> Any:
     """Return RaT-BPTT with `BASE` and further options; without a basis nothing that belongs to one."""
     if not options.get("basis"):
         options = {"lr_weights": 0.001, **options}
     kind, checked = resolve({"method": "ratbptt", **BASE, **options})
-    assert issubclass(kind, UnrolledTraining)
     return kind(checked, replace(problem, experts=None))
 
 

@@ -16,9 +16,10 @@ from satm.analysis.trajectory import follow, restart, student
 from satm.analysis.variance import gradient_variance, normalised_variance
 from satm.config.run_metrics import MEASURES, converged, measure
 from satm.errors import UsageError
-from satm.methods import METHODS, Problem, Synthetic
-from satm.methods.matching import TrajectoryMatching
-from satm.methods.matching_options import MatchingOptions
+from satm.methods import METHODS
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Problem, Synthetic
 from satm.networks.training import soft_cross_entropy
 from satm.seeds import make_generator
 
@@ -57,7 +58,7 @@ def test_correlations_of_losses_that_move_in_known_ways() -> None:
 
 def test_monitored_losses_are_those_of_the_held_out_expert(problem: Problem) -> None:
     options = OPTIONS.model_copy(update={"monitor": 3, "monitor_every": 2, "start_epoch": 2})
-    matching = TrajectoryMatching(options, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], options, problem)
     synthetic = in_float64(matching)
     assert matching.observe(synthetic, 1) == {}
     found = matching.observe(synthetic, 4)
@@ -83,14 +84,14 @@ def test_monitored_losses_are_those_of_the_held_out_expert(problem: Problem) -> 
 )
 def test_segments_beyond_the_experts_are_refused(problem: Problem, options: dict[str, object], text: str) -> None:
     with pytest.raises(UsageError, match=text):
-        TrajectoryMatching(OPTIONS.model_copy(update=options), problem)
+        TrajectoryMatching(METHODS["mtt"], OPTIONS.model_copy(update=options), problem)
 
 
 # Errors along the path
 
 
 def test_the_accumulated_error_is_the_sum_of_its_parts(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], OPTIONS, problem)
     synthetic = in_float64(matching)
 
     def test(weights: Tensor) -> tuple[float, float]:
@@ -120,7 +121,9 @@ def test_the_accumulated_error_is_the_sum_of_its_parts(problem: Problem) -> None
 
 
 def test_networks_begin_where_the_expert_is_and_make_the_steps_that_are_left(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS.model_copy(update={"augment": False, "expert_epochs": 2}), problem)
+    matching = TrajectoryMatching(
+        METHODS["mtt"], OPTIONS.model_copy(update={"augment": False, "expert_epochs": 2}), problem
+    )
     synthetic = in_float64(matching)
     rows = list(restart(matching, synthetic, 0, (0, 3), lambda weights: (float(weights.sum()), 0.0)))
     assert [(row["start"], row["steps"]) for row in rows] == [(0, 8), (3, 2)]
@@ -231,7 +234,7 @@ def test_the_printed_bound_can_be_exceeded() -> None:
 
 
 def test_errors_of_both_approximations_as_they_are_defined(problem: Problem) -> None:
-    matching = TrajectoryMatching(OPTIONS, problem)
+    matching = TrajectoryMatching(METHODS["mtt"], OPTIONS, problem)
     synthetic, rho = in_float64(matching), 0.2
     rows = list(measure_bounds(matching, synthetic, rho, segments=1, keeps=(1, 3)))
     assert [(row["quantity"], row["kept"]) for row in rows] == [
@@ -239,7 +242,7 @@ def test_errors_of_both_approximations_as_they_are_defined(problem: Problem) -> 
         *(("truncation", 3), ("reuse", 3)),
     ]
     generator = make_generator("bounds", *problem.cell, 0)
-    oracle = matching.oracle(synthetic, generator, segments=[(1.0, matching.segments(generator, None)[0][1])])
+    oracle = matching.oracle_of(synthetic, generator, [(1.0, matching.segments(generator, None)[0][1])])
     exact = oracle(synthetic.images, keep_points=range(5))
     other = oracle(synthetic.images + rho * exact.images / exact.images.norm(), keep_points=range(5))
     for truncation, reuse in (rows[:2], rows[2:]):

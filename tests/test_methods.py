@@ -1,5 +1,7 @@
 """Methods: SATM against a slow twin and reduced to MTT, the draws of an iteration, the contract of every method."""
 
+import importlib
+import pkgutil
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +13,16 @@ from matching import BASE, double, make, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
+from satm import methods
 from satm.config import DatasetOptions
 from satm.data import DATASETS, load_dataset
 from satm.distill import begin, distill
 from satm.errors import UsageError
-from satm.methods import METHODS, IterativeMethod, IterativeOptions, Problem, Satm, Synthetic, resolve
-from satm.methods.matching import matching_loss
-from satm.methods.matching_options import MatchingOptions
+from satm.methods import METHODS, resolve
+from satm.methods.mtt import matching_loss
+from satm.methods.options import IterativeOptions, MatchingOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Problem, Synthetic
 from satm.outer import OuterGradient
 from satm.params import call_flat
 from satm.results import METRICS
@@ -43,9 +48,9 @@ def test_satm_without_its_parts_is_mtt(problem: Problem, engine: str, augment: b
         assert unlike(getattr(unequal, part), getattr(one, part)) > 1e-4, changed
 
 
-def twin(made: Satm, synthetic: Synthetic, iteration: int) -> OuterGradient:
+def twin(made: TrajectoryMatching[Any], synthetic: Synthetic, iteration: int) -> OuterGradient:
     """Algorithm 1 of SATM with plain autograd: two loops, dictionaries left out, nothing shared but the draws."""
-    options, problem = made.settings, made.problem
+    options, problem = made.options, made.problem
     generator = problem.generator("iteration", iteration)
     [(_, segment)] = made.segments(generator, iteration)
     start = made.experts.snapshot(segment.expert, segment.start).double()
@@ -233,14 +238,35 @@ def finite(*tensors: Tensor | None) -> bool:
     return all(tensor is None or bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
+def compositions(told: str) -> dict[str, dict[str, str]]:
+    """Return the parts that a docstring names for each method, read from its lines "Composition of" and "as"."""
+    text = re.sub(r"\s+", " ", re.sub(r" \([^()]*(\([^()]*\)[^()]*)*\)", "", told))
+    found: dict[str, dict[str, str]] = {}
+    for name, parts in re.findall(r"Composition of `([a-z0-9-]+)`: ([^.]+)\.", text):
+        found[name] = dict(re.findall(r"(step size|[a-z]+) ([^;]+?)(?:;|$) ?", parts))
+    for name, like, parts in re.findall(r"`([a-z0-9-]+)`: as `([a-z0-9-]+)`(?:, ([^.]+))?\.", text):
+        base = found[like] if like in found else METHODS[like].parts
+        found[name] = {**base, **dict(re.findall(r"(step size|[a-z]+) ([^;]+?)(?:;|$) ?", parts))}
+    return {name: {part: value.strip() for part, value in parts.items()} for name, parts in found.items()}
+
+
+def test_every_docstring_names_the_parts_of_its_recipes() -> None:
+    found: dict[str, dict[str, str]] = {}
+    for module in pkgutil.iter_modules(methods.__path__, "satm.methods."):
+        told = importlib.import_module(module.name).__doc__ or ""
+        here = compositions(told)
+        assert not here or "Source:" in told, module.name
+        found |= here
+    assert found.keys() == set(METHODS)
+    for name, parts in found.items():
+        assert parts == METHODS[name].parts, name
+
+
 @pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_and_option_is_documented(name: str) -> None:
-    kind = METHODS[name]
-    assert kind.name == name and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name)
-    told = kind.__dict__["__doc__"]
-    assert "Composition:" in told
-    assert "Source:" in told or name == "random"
-    for option, field in kind.options.model_fields.items():
+def test_every_option_is_documented_and_has_a_default(name: str) -> None:
+    recipe = METHODS[name]
+    assert recipe.name == name and re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name)
+    for option, field in recipe.options.model_fields.items():
         assert field.description and field.description.strip().endswith("."), option
         assert not field.is_required(), option
 
@@ -249,7 +275,7 @@ def test_every_method_and_option_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_starts_with_a_set(problem: Problem, name: str) -> None:
     made = built(problem, name)
-    options, synthetic = made.settings, made.start()
+    options, synthetic = made.options, made.start()
     assert synthetic.images.shape == (6, 1, 8, 8) and synthetic.images.dtype == torch.float32
     assert synthetic.step_size.shape == () and float(synthetic.step_size) == pytest.approx(0.2)
     assert finite(*vars(synthetic).values())
@@ -279,8 +305,8 @@ def parts(found: OuterGradient) -> dict[str, Tensor]:
 def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
     """The gradient is a pure function of the set, the iteration and the memory, also of an iteration before."""
     made = built(problem, name)
-    if not isinstance(made, IterativeMethod):
-        assert not hasattr(made, "gradient")
+    if not made.iterative:
+        assert made.recipe.parts["outer"] == "none"
         return
     synthetic = made.start()
     state = torch.random.get_rng_state()
@@ -295,7 +321,7 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
     for found in (first, one):
         assert found.images.shape == synthetic.images.shape and found.images.dtype == torch.float32
         assert found.loss.shape == () and found.step_size.shape == ()
-        learned = made.settings.labels == "learned"
+        learned = made.options.labels == "learned"
         assert (found.labels is not None) == learned
         assert found.labels is None or found.labels.shape == synthetic.labels.shape
         assert found.share is None or found.share.shape == (6,)
@@ -312,7 +338,7 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
 @pytest.mark.parametrize("name", list(METHODS))
 def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path) -> None:
     made = built(problem, name)
-    if not isinstance(made, IterativeMethod):
+    if not made.iterative:
         return
     run = begin(made)
     assert set(run.rates) <= set(run.now.numbers) and all(rate > 0 for rate in run.rates.values())
@@ -334,7 +360,7 @@ def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path
             for number, moments in here.moments.items():
                 assert set(moments) == set(there.moments[number])
                 assert all(torch.equal(held, there.moments[number][key]) for key, held in moments.items())
-            assert (here.average is None) == (there.average is None) == (made.settings.ema is None)
+            assert (here.average is None) == (there.average is None) == (made.options.ema is None)
         checked.append(run.now.iteration)
 
     check()
@@ -345,12 +371,12 @@ def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path
     start = made.start()
     assert found.synthetic.images.shape == start.images.shape and not torch.equal(found.synthetic.images, start.images)
     assert finite(*vars(found.synthetic).values())
-    assert (found.raw is None) == (made.settings.ema is None)
+    assert (found.raw is None) == (made.options.ema is None)
 
 
 def test_every_iterative_method_has_the_loops_options() -> None:
     for kind in METHODS.values():
-        assert issubclass(kind.options, IterativeOptions) == issubclass(kind, IterativeMethod)
+        assert issubclass(kind.options, IterativeOptions) == (kind.parts["outer"] != "none")
 
 
 def test_unknown_methods_and_options_name_the_nearest() -> None:

@@ -1,12 +1,15 @@
 """How a set is moved: what is asked of an oracle and what is made of its answers."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from satm.methods.parts.problem import Synthetic
+from satm.methods.satm import SatmOptions, step
 from satm.outer import (
     NOTHING,
     Answer,
@@ -19,6 +22,7 @@ from satm.outer import (
     steepest,
     without_surrogate_gap,
 )
+from satm.seeds import make_generator
 from satm.unroll import Point
 
 
@@ -64,7 +68,7 @@ def test_a_zero_hypergradient_divides_by_nothing() -> None:
 def test_what_the_two_unrolls_are_asked_and_what_is_taken_from_each() -> None:
     images, gradients = some(0), [some(1), some(2)]
     oracle = Watched(gradients, (1.0, 1.25))
-    found, pointing = sharpness_aware(oracle, images, steepest(0.5), last=4, restart=6)
+    found, pointing = sharpness_aware(oracle, images, steepest(0.5), last=4, reuse_from=6)
     (first, asked), (second, again) = oracle.asked
     assert torch.equal(first, images) and asked == {"last": 4, "keep_points": (6,)}
     assert float((second - images).norm()) == pytest.approx(0.5)
@@ -76,13 +80,19 @@ def test_what_the_two_unrolls_are_asked_and_what_is_taken_from_each() -> None:
     assert torch.equal(pointing, gradients[0])
 
 
-def test_the_noise_is_in_the_first_unroll_only() -> None:
-    images, noise = some(0), some(3)
+def test_the_noise_is_in_satms_first_unroll_only() -> None:
+    images, options = some(0), SatmOptions(inner_steps=6, keep_divisor=2, rho=0.5, gamma=0.1)
     oracle = Watched([some(1), some(2)])
-    sharpness_aware(oracle, images, steepest(0.5), noise=noise)
+    matching: Any = SimpleNamespace(
+        options=options,
+        problem=SimpleNamespace(generator=make_generator),
+        oracle=lambda synthetic, iteration: oracle,
+    )
+    step(matching, Synthetic(images, torch.tensor([0, 1]), torch.tensor(0.1)), 3, NOTHING)
     (first, asked), (second, again) = oracle.asked
-    assert torch.equal(first, images + noise) and asked == {"last": None, "keep_points": (0,)}
-    assert torch.equal(second, images + 0.5 * some(1) / some(1).norm()) and again["first"] == 0
+    noise = smoothing_noise(images, make_generator("noise", 3), 0.1, "std")
+    assert torch.equal(first, images + noise) and asked == {"last": 3, "keep_points": (3,)}
+    assert torch.equal(second, images + 0.5 * some(1) / some(1).norm()) and again["first"] == 3
 
 
 @pytest.mark.parametrize("kind", ["std", "variance"])

@@ -7,7 +7,8 @@ import pytest
 
 from satm.config import Cell, Resolver, load_campaign
 from satm.methods import METHODS, resolve
-from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.segments import check
 
 CONFIG = Path(__file__).parent.parent / "config"
 

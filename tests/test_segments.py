@@ -10,10 +10,13 @@ from matching import EXPANDING, make
 
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
-from satm.methods import METHODS, Contra, Mtt, Problem, resolve
-from satm.methods.matching import TrajectoryMatching
-from satm.methods.matching_options import MatchingOptions, check
-from satm.methods.parts.segments import Segment, expanded, spaced, uniform
+from satm.methods import METHODS, resolve
+from satm.methods.contra import concurrent
+from satm.methods.datm import expanded
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.problem import Problem
+from satm.methods.parts.segments import Segment, check, draw
+from satm.methods.recipe import MATCHING
 
 # ConTra, Table 5: dataset, images per class, beta, R, K, N, M, T-, T+.
 TABLE_5 = """
@@ -37,8 +40,8 @@ def generator(seed: int) -> torch.Generator:
 
 
 def test_segments_are_uniform_over_experts_and_starts() -> None:
-    drawing = generator(0)
-    found = [uniform(drawing, 3, 2, 6, 4) for _ in range(2400)]
+    drawing, options = generator(0), MatchingOptions(min_start_epoch=2, max_start_epoch=6, expert_epochs=4)
+    found = [draw(options, drawing, 3, None)[0][1] for _ in range(2400)]
     counts = Counter((segment.expert, segment.start) for segment in found)
     assert set(counts) == {(expert, start) for expert in range(3) for start in range(2, 6)}
     assert all(140 <= count <= 260 for count in counts.values())
@@ -83,7 +86,7 @@ def test_the_gradient_uses_the_range_of_its_iteration(problem: Problem) -> None:
     synthetic = whole.start()
     synthetic = replace(synthetic, images=synthetic.images.double(), step_size=synthetic.step_size.double())
 
-    def losses(made: Mtt, *iterations: int) -> list[float]:
+    def losses(made: Any, *iterations: int) -> list[float]:
         return [float(made.gradient(synthetic, iteration).loss) for iteration in iterations]
 
     assert losses(growing, 8, 9, 10) == losses(whole, 8, 9, 10) != losses(narrow, 8, 9, 10)
@@ -111,9 +114,12 @@ def test_concurrent_segments_begin_at_the_least_start(problem: Problem) -> None:
         assert [(segment.start, segment.end) for _, segment in fixed] == [(start, start + 1) for start in starts]
 
 
-def test_spaced() -> None:
-    assert spaced(1, 3, 4, 3, 2) == [Segment(1, 3, 5), Segment(1, 7, 9), Segment(1, 11, 13)]
-    assert spaced(0, 3, 4, 0, 2) == []
+def test_fixed_segments_are_evenly_spaced_and_share_the_weight() -> None:
+    options = MatchingOptions(concurrent=3, min_start_epoch=3, distance=4, beta=0.4)
+    (first, sampled), *fixed = concurrent(Segment(1, 0, 2), options)
+    assert (first, sampled) == (0.4, Segment(1, 0, 2))
+    assert [segment for _, segment in fixed] == [Segment(1, 3, 5), Segment(1, 7, 9), Segment(1, 11, 13)]
+    assert [weight for weight, _ in fixed] == pytest.approx([0.2, 0.2, 0.2])
 
 
 @pytest.mark.parametrize(("concurrent", "spacing"), [(1, 20), (3, 6), (4, 5), (7, 2), (20, 1)])
@@ -190,7 +196,7 @@ def test_what_just_fits_is_taken(problem: Problem) -> None:
         {"tesla_scale": "code", "engine": "tesla"},
         {"keep_divisor": 6},
     ):
-        assert isinstance(make(untouched, "mtt", **options), Mtt)
+        assert make(untouched, "mtt", **options).name == "mtt"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +235,7 @@ def test_contras_published_segments_fit_experts_of_72_epochs(row: str) -> None:
         "max_start_epoch": int(most),
     }
     kind, checked = resolve({"method": "contra", **options})
-    assert kind is METHODS["contra"] is Contra
+    assert kind is METHODS["contra"]
     check(checked, 72)  # type: ignore[arg-type]
     last = int(least) + (int(count) - 1) * int(distance)
     assert last <= int(most)
@@ -247,7 +253,7 @@ def test_experts_that_do_not_move_are_refused(problem: Problem, monkeypatch: pyt
 
 
 def test_matching_without_experts_is_refused(problem: Problem) -> None:
-    matching = {name for name, kind in METHODS.items() if issubclass(kind, TrajectoryMatching)}
+    matching = {name for name, kind in METHODS.items() if kind.family is MATCHING}
     assert {"mtt", "satm", "ftd", "datm", "tesla", "contra"} <= matching
     for name in matching:
         with pytest.raises(UsageError, match="needs experts; make them with `python -m satm experts`"):

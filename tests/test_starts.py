@@ -15,8 +15,13 @@ from satm.config import Cell
 from satm.data import Split
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
-from satm.methods import IterativeMethod, IterativeOptions, Problem, Random
+from satm.methods import METHODS
+from satm.methods.options import IterativeOptions
 from satm.methods.parts import init as starts
+from satm.methods.parts.labels import confident, expert_labels
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem
+from satm.methods.recipe import SELECTED, Recipe
 from satm.networks import build
 from satm.params import flatten, load_flat
 from satm.seeds import make_generator
@@ -96,7 +101,7 @@ def test_the_judges_disagree(judged: Problem) -> None:
 
 def test_real_images_in_a_random_order(judged: Problem) -> None:
     judged = replace(judged, ipc=3)
-    images, labels = starts.real(judged)
+    images, labels = starts.real(judged, None)
     assert torch.equal(images, gathered(judged, [order[:3] for order in orders(judged)]))
     assert labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
@@ -111,13 +116,13 @@ def test_correct_images_are_the_first_of_them(
     monkeypatch.setattr(starts, "CHUNK", chunk)
     judged = replace(judged, ipc=ipc)
     assert judged.experts is not None
-    images, labels = starts.correct(judged, judged.experts)
+    images, labels = starts.correct(judged, None)
     fine = right(judged, 0)
     expected = [[index for index in order if fine[index]][:ipc] for order in orders(judged)]
     assert torch.equal(images, gathered(judged, expected))
     assert torch.equal(labels, torch.arange(3).repeat_interleave(ipc))
     assert torch.equal(outputs(judged, judged.experts.snapshot(0, 4), images).argmax(1), labels)
-    assert not torch.equal(images, starts.real(judged)[0])
+    assert not torch.equal(images, starts.real(judged, None)[0])
 
 
 @pytest.mark.parametrize("chunk", [3, 500])
@@ -127,7 +132,7 @@ def test_a_class_with_too_few_correct_images_is_filled(
     monkeypatch.setattr(starts, "CHUNK", chunk)
     judged = replace(judged, ipc=EACH // 2 + 4)
     assert judged.experts is not None
-    images, labels = starts.correct(judged, judged.experts)
+    images, labels = starts.correct(judged, None)
     fine = right(judged, 0)
     expected = []
     for order in orders(judged):
@@ -139,7 +144,7 @@ def test_a_class_with_too_few_correct_images_is_filled(
     none = replace(judged.data.train, labels=judged.data.train.labels.clone())
     wrong = outputs(judged, judged.experts.snapshot(0, 4), judged.preprocessor.apply(none.images)).argmax(1)
     nowhere = replace(judged, data=replace(judged.data, train=Split(none.images, (wrong + 1) % 3)), ipc=5)
-    assert torch.equal(starts.correct(nowhere, judged.experts)[0], starts.real(nowhere)[0])
+    assert torch.equal(starts.correct(nowhere, None)[0], starts.real(nowhere, None)[0])
 
 
 def test_gaussian_noise(problem: Problem) -> None:
@@ -188,14 +193,14 @@ def test_impossible_numbers_of_images_are_refused(judged: Problem, kind: str, ip
         made.start()
     if kind == "real":
         with pytest.raises(UsageError, match=text):
-            Random(Random.options(), judged).start()
+            METHODS["random"](METHODS["random"].options(), judged).start()
 
 
 def test_labels_of_experts_that_are_right(judged: Problem) -> None:
     judged = replace(judged, ipc=EACH)
     assert judged.experts is not None
-    images, labels = starts.real(judged)
-    found = starts.expert_labels(judged, judged.experts, images, labels)
+    images, labels = starts.real(judged, None)
+    found = expert_labels(judged, judged.experts, images, labels)
     opinions = [outputs(judged, judged.experts.snapshot(expert, 4), images) for expert in range(3)]
     counts = set()
     for index, label in enumerate(labels.tolist()):
@@ -211,7 +216,7 @@ def test_labels_of_experts_that_are_right(judged: Problem) -> None:
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.9, 0.999])
 def test_confident_labels(probability: float) -> None:
     labels = torch.tensor([0, 2, 1, 4])
-    logits = starts.confident(labels, 5, probability)
+    logits = confident(labels, 5, probability)
     assert logits.shape == (4, 5) and logits.dtype == torch.float32
     expected = torch.full((4, 5), (1 - probability) / 4)
     expected[torch.arange(4), labels] = probability
@@ -220,12 +225,12 @@ def test_confident_labels(probability: float) -> None:
 
 def test_one_class_has_no_confident_labels() -> None:
     with pytest.raises(UsageError, match="at least 2 classes, the dataset has 1; use labels hard"):
-        starts.confident(torch.zeros(3, dtype=torch.int64), 1, 0.9)
+        confident(torch.zeros(3, dtype=torch.int64), 1, 0.9)
 
 
 def test_the_options_choose_the_start(judged: Problem) -> None:
     assert judged.experts is not None
-    real, correct = starts.real(judged), starts.correct(judged, judged.experts)
+    real, correct = starts.real(judged, None), starts.correct(judged, None)
     for init, expected in (("real", real), ("correct", correct), ("gaussian", starts.gaussian(judged, None))):
         found = make(judged, "mtt", init=init, step_size=0.3).start()
         assert torch.equal(found.images, expected[0]) and torch.equal(found.labels, expected[1])
@@ -234,21 +239,20 @@ def test_the_options_choose_the_start(judged: Problem) -> None:
     assert torch.equal(scaled, starts.gaussian(judged, 1.5)[0])
     soft = make(judged, "datm").start()
     assert torch.equal(soft.images, correct[0])
-    assert torch.equal(soft.labels, starts.expert_labels(judged, judged.experts, *correct))
+    assert torch.equal(soft.labels, expert_labels(judged, judged.experts, *correct))
     taught = make(judged, "tesla").start()
     assert torch.equal(taught.images, real[0]) and torch.equal(taught.labels, real[1])
 
 
-class Plain(IterativeMethod):
-    """A method without experts."""
-
-    name = "plain"
+def plain(options: IterativeOptions, problem: Problem) -> Method[Any]:
+    """Return a method without experts."""
+    return Recipe("plain", SELECTED, IterativeOptions, None, None, {})(options, problem)
 
 
 def test_without_experts_soft_labels_start_from_the_classes(problem: Problem) -> None:
     alone = replace(problem, experts=None)
-    found = Plain(IterativeOptions(labels="learned", confidence=0.7, init="gaussian"), alone).start()
-    assert torch.equal(found.labels, starts.confident(torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0.7))
+    found = plain(IterativeOptions(labels="learned", confidence=0.7, init="gaussian"), alone).start()
+    assert torch.equal(found.labels, confident(torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0.7))
     assert torch.equal(found.images, starts.gaussian(alone, None)[0])
 
 
@@ -257,7 +261,7 @@ def test_what_needs_experts_is_refused_without(problem: Problem, option: str, va
     with pytest.raises(
         UsageError, match=f"{option} '{value}' needs experts, method 'plain' uses none; choose another {option}"
     ):
-        Plain(IterativeOptions(**{option: value}), replace(problem, experts=None))
+        plain(IterativeOptions(**{option: value}), replace(problem, experts=None))
     assert make(problem, "mtt", **{option: value})
 
 

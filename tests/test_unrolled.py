@@ -15,12 +15,14 @@ from torch.nn import functional
 from satm.data import Augmentation
 from satm.distill import State, begin, distill
 from satm.errors import UsageError
-from satm.methods import Problem, resolve, unrolled
-from satm.methods.parts import windows
+from satm.methods import resolve
+from satm.methods.options import UnrolledOptions
+from satm.methods.parts import placement as windows
+from satm.methods.parts import unrolled
 from satm.methods.parts.boosting import stage
-from satm.methods.parts.windows import Window
-from satm.methods.unrolled import UnrolledTraining, limited, real_loss
-from satm.methods.unrolled_options import UnrolledOptions
+from satm.methods.parts.problem import Problem
+from satm.methods.parts.unrolled import UnrolledTraining, limited, real_loss
+from satm.methods.parts.window import Window
 from satm.networks import build
 from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, OuterGradient
@@ -33,10 +35,9 @@ NAMES = ["bptt", "t-bptt", "r-bptt", "ratbptt"]
 SGD: dict[str, Any] = {"inner": "sgd", "step_size": 0.3}
 
 
-def make(problem: Problem, name: str = "ratbptt", **options: Any) -> UnrolledTraining:
+def make(problem: Problem, name: str = "ratbptt", **options: Any) -> Any:
     """Return a method with `BASE` and further options, without experts."""
     kind, checked = resolve({"method": name, **BASE, **options})
-    assert issubclass(kind, UnrolledTraining)
     return kind(checked, replace(problem, experts=None))
 
 
@@ -56,7 +57,7 @@ def adam(gradients: list[Tensor]) -> Tensor:
 
 def twin(made: UnrolledTraining, iteration: int, window: Window, images: Tensor, labels: Tensor) -> Tensor:
     """Return the outer loss with a graph through the window, by plain autograd; only the draws are shared."""
-    problem, options = made.problem, made.settings
+    problem, options = made.problem, made.options
     generator = problem.generator("iteration", iteration)
     real, targets = made.real_images(iteration, generator)
     batches = made._batches(len(images), iteration, generator)

@@ -10,8 +10,9 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from satm.methods import Synthetic
-from satm.methods.matching import TrajectoryMatching
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Synthetic
 from satm.networks.training import soft_cross_entropy
 from satm.outer import Points
 from satm.params import call_flat
@@ -91,7 +92,7 @@ def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float,
 
 
 def measure_bounds(
-    matching: TrajectoryMatching, synthetic: Synthetic, rho: float, segments: int, keeps: Sequence[int]
+    matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, rho: float, segments: int, keeps: Sequence[int]
 ) -> Iterator[dict[str, float | int | str | None]]:
     """Yield the errors of both approximations, one expert segment after another.
 
@@ -110,7 +111,7 @@ def measure_bounds(
 
     Source: SATM sections 3.3.1 and 3.3.2.
     """
-    options, problem = matching.settings, matching.problem
+    options, problem = matching.options, matching.problem
     steps, step_size = options.inner_steps, float(synthetic.step_size)
     every = range(steps + 1)
 
@@ -120,7 +121,7 @@ def measure_bounds(
     for index in range(segments):
         generator = make_generator("bounds", *problem.cell, index)
         sampled = matching.segments(generator, None)[0][1]
-        oracle = matching.oracle(synthetic, generator, segments=[(1.0, sampled)])
+        oracle = matching.oracle_of(synthetic, generator, [(1.0, sampled)])
         exact = oracle(synthetic.images, keep_points=every)
         norm = exact.images.norm()
         shifted = oracle(synthetic.images + rho * exact.images / norm, last=1, keep_points=every)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 
-from satm.methods import Synthetic
-from satm.methods.matching import TrajectoryMatching
+from satm.methods.options import MatchingOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Synthetic
 from satm.seeds import make_generator
 
 
 def measure_sharpness(
-    matching: TrajectoryMatching, synthetic: Synthetic, rho: float, segments: int
+    matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, rho: float, segments: int
 ) -> Iterator[dict[str, float]]:
     """Yield the loss, the loss at the neighbour and their difference, for one expert segment after another.
 
@@ -26,7 +27,8 @@ def measure_sharpness(
         SATM has; here it is the same for every method.
     """
     for index in range(segments):
-        oracle = matching.oracle(synthetic, make_generator("sharpness", *matching.problem.cell, index))
+        generator = make_generator("sharpness", *matching.problem.cell, index)
+        oracle = matching.oracle_of(synthetic, generator, matching.segments(generator, None))
         found = oracle(synthetic.images)
         norm = found.images.norm()
         eps = rho * found.images / norm if norm > 0 else found.images

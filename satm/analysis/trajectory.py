@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from satm.methods import Synthetic
-from satm.methods.matching import TrajectoryMatching
+from satm.methods.options import MatchingOptions
 from satm.methods.parts.batches import mini_batches
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Synthetic
 from satm.networks.training import soft_cross_entropy
 from satm.params import flatten
 from satm.seeds import make_generator
@@ -42,7 +43,11 @@ class Errors:
 
 
 def student(
-    matching: TrajectoryMatching, synthetic: Synthetic, weights: Tensor, steps: int, generator: torch.Generator
+    matching: TrajectoryMatching[MatchingOptions],
+    synthetic: Synthetic,
+    weights: Tensor,
+    steps: int,
+    generator: torch.Generator,
 ) -> Tensor:
     """Return `[P]` weights after some steps on a synthetic set, in the way of the method's inner loop.
 
@@ -53,7 +58,7 @@ def student(
         steps: how many.
         generator: on the CPU; draws batches and augmentation.
     """
-    options, problem = matching.settings, matching.problem
+    options, problem = matching.options, matching.problem
     images = synthetic.images
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
@@ -71,7 +76,7 @@ def student(
 
 
 def follow(
-    matching: TrajectoryMatching, synthetic: Synthetic, expert: int, test: Test
+    matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, expert: int, test: Test
 ) -> Iterator[dict[str, float | int]]:
     """Yield the errors of one segment of M epochs after another, from the start of an expert's path to its end.
 
@@ -95,7 +100,7 @@ def follow(
 
     Source: FTD Eq. 5 to 8, Figure 1; ConTra Definitions 1 and 2, Theorem 1 (Eq. 6).
     """
-    options, store = matching.settings, matching.experts
+    options, store = matching.options, matching.experts
     like = flatten(matching.problem.module).to(synthetic.images)
     length = options.expert_epochs
     trained = store.snapshot(expert, 0).to(like)
@@ -120,7 +125,7 @@ def follow(
 
 
 def restart(
-    matching: TrajectoryMatching, synthetic: Synthetic, expert: int, starts: Sequence[int], test: Test
+    matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, expert: int, starts: Sequence[int], test: Test
 ) -> Iterator[dict[str, float | int]]:
     """Yield accuracy and loss of networks that begin where the expert is after some epochs and go on to its last one.
 
@@ -135,7 +140,7 @@ def restart(
 
     Source: FTD A.1, Table 6.
     """
-    options, store = matching.settings, matching.experts
+    options, store = matching.options, matching.experts
     like = flatten(matching.problem.module).to(synthetic.images)
     for start in starts:
         steps = (store.epochs - start) * options.inner_steps // options.expert_epochs

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from satm.methods import Synthetic
-from satm.methods.unrolled import UnrolledTraining
+from satm.methods.options import UnrolledOptions
+from satm.methods.parts.problem import Synthetic
+from satm.methods.parts.unrolled import UnrolledTraining
 from satm.outer import NOTHING
 
 
@@ -28,7 +29,9 @@ def normalised_variance(gradients: Tensor) -> float:
     return float(gradients.var(0).mean() / mean.square().sum())
 
 
-def gradient_variance(method: UnrolledTraining, synthetic: Synthetic, iteration: int, samples: int) -> dict[str, float]:
+def gradient_variance(
+    method: UnrolledTraining[UnrolledOptions], synthetic: Synthetic, iteration: int, samples: int
+) -> dict[str, float]:
     """Return the normalised variance of the image hypergradient over single real images, and the norm of their mean.
 
     Network, window, batches and augmentation are those of the iteration; each sample is the loss on one real image.
@@ -47,7 +50,7 @@ def gradient_variance(method: UnrolledTraining, synthetic: Synthetic, iteration:
 
 
 def _each(
-    method: UnrolledTraining, synthetic: Synthetic, iteration: int, images: Tensor, labels: Tensor
+    method: UnrolledTraining[UnrolledOptions], synthetic: Synthetic, iteration: int, images: Tensor, labels: Tensor
 ) -> Iterator[Tensor]:
     for index in range(len(images)):
         # The same generator each time: draws of batches and augmentation are those of the iteration.

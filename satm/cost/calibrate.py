@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satm.config import Cell, EvaluateOptions, Options
+from satm.config import Cell, EvaluateOptions
 from satm.cost.workload import Piece
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.distill import begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, train, train_together
 from satm.experts import TrajectoryStore
-from satm.methods import METHODS, IterativeMethod, Problem, resolve
-from satm.methods.class_matching import ClassMatching
+from satm.methods import METHODS, Recipe, resolve
+from satm.methods.options import ClassMatchingOptions, MethodOptions
+from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.params import flatten
@@ -202,12 +203,12 @@ def _iterations(values: Mapping[str, Any], device: torch.device) -> list[dict[st
 
 
 def _iterated(
-    kind: type[Any], options: Options, values: Mapping[str, Any], device: torch.device
+    kind: Recipe, options: MethodOptions, values: Mapping[str, Any], device: torch.device
 ) -> tuple[float, int, int]:
     """Return seconds of an iteration after the first, the most memory that one held, and the network's parameters."""
     classes, size, channels = values["classes"], values["size"], values["channels"]
     real = getattr(options, "real_batch", 1)
-    per_class = max(values["ipc"], real if issubclass(kind, ClassMatching) else math.ceil(real / classes))
+    per_class = max(values["ipc"], real if isinstance(options, ClassMatchingOptions) else math.ceil(real / classes))
     labels = torch.arange(classes).repeat(per_class)
     generator = make_generator("pace", "real")
     few = torch.randint(0, 256, (DIFFERENT, channels, size, size), generator=generator, dtype=torch.uint8)
@@ -231,7 +232,6 @@ def _iterated(
     quiet = {"init": "real"} if getattr(options, "init", None) == "correct" else {}
     unlimited = {"explode": math.inf, "skip_above": None, "ema": None}
     method = kind(options.model_copy(update={**quiet, **unlimited}), problem)
-    assert isinstance(method, IterativeMethod)
     rows: list[Mapping[str, Any]] = []
     distill(method, begin(method), None, rows.append, lambda run: None)
     plain, watched = (float(row["seconds"]) for row in rows[-2:])

@@ -1,52 +1,85 @@
-"""Back-propagation through time (BPTT)."""
+"""Back-propagation through time (BPTT), truncated (T-BPTT), and along unrolls of random length (R-BPTT).
 
-from typing import ClassVar
+A fresh network is trained on the synthetic set; the outer loss is its loss on real images.
+
+Composition of `bptt`: experts none; init gaussian; labels hard; segments none; objective real-loss; estimator exact;
+step size fixed; outer descent. Adam inside and outside, clipped hypergradients.
+
+`t-bptt`: as `bptt`, estimator truncated.
+`r-bptt`: as `bptt`, estimator random length.
+
+Source: RaT-BPTT section 2 and appendix C; growing inner steps: C.5 (BPTT-Increasing Windows).
+Not given: the distribution of R-BPTT's random lengths; uniform from 1 to N here.
+Differs: learned labels in the paper are positive numbers that are not normalised, which its public code clips at 0;
+here
+    they are logits, whose softmax is what the network is trained on, as for all methods here.
+"""
+
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from satm.errors import UsageError
-from satm.methods.base import MethodOptions, Problem, register
-from satm.methods.parts.windows import Window
-from satm.methods.unrolled import UnrolledTraining
-from satm.methods.unrolled_options import UnrolledOptions
-from satm.outer import Memory
+from satm.methods.options import UnrolledOptions
+from satm.methods.parts.window import Window, Windows, window_length
+from satm.methods.recipe import UNROLLED, recipe
+
+if TYPE_CHECKING:
+    from satm.methods.parts.unrolled import UnrolledTraining
+    from satm.outer import Memory
 
 
 class BpttOptions(UnrolledOptions):
     """Options of BPTT."""
 
     grow_from: int | None = Field(None, ge=1)
-    """Inner steps of the first iteration, which grow linearly to `inner_steps` in the last; None: all of them always.
+    """Inner steps of the first iteration, which grow linearly to `inner_steps` in the last; None: always all of them.
     10 of 180 in RaT-BPTT's Figure 8."""
 
 
-@register("bptt")
-class Bptt(UnrolledTraining):
-    """Differentiate through all inner steps.
+class TbpttOptions(UnrolledOptions):
+    """Options of T-BPTT."""
 
-    Composition: no experts; Gaussian noise of norm 1, hard labels; fresh networks, Adam inside and outside; loss on
-    real images; exact estimator, fixed step size; descent with clipping.
+    window: int | None = Field(None, ge=1)
+    """Differentiated inner steps (T in RaT-BPTT); None: all of them."""
 
-    Source: RaT-BPTT section 2 and appendix C; growing inner steps: C.5 (BPTT-Increasing Windows).
-    Differs: learned labels in the paper are positive numbers that are not normalised, which its public code clips at 0;
-        here they are logits, whose softmax is what the network is trained on, as for all methods here.
+
+def check_growth(options: BpttOptions) -> None:
+    """Refuse to grow downwards.
+
+    Raises:
+        UsageError: with both options.
     """
+    if options.grow_from is not None and options.grow_from > options.inner_steps:
+        raise UsageError(
+            f"grow_from {options.grow_from} is more than {options.inner_steps} inner_steps; lower grow_from or raise "
+            "inner_steps"
+        )
 
-    options: ClassVar[type[MethodOptions]] = BpttOptions
-    settings: BpttOptions
 
-    def __init__(self, options: BpttOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        if options.grow_from is not None and options.grow_from > options.inner_steps:
-            raise UsageError(
-                f"grow_from {options.grow_from} is more than {options.inner_steps} inner_steps; lower grow_from or "
-                "raise inner_steps"
-            )
+def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, memory: "Memory") -> Window:
+    """Return all inner steps, or as many as have grown until now."""
+    options = training.options
+    if options.grow_from is None:
+        return Window(0, options.inner_steps)
+    done = iteration / max(1, options.iterations - 1)
+    return Window(0, round(options.grow_from + done * (options.inner_steps - options.grow_from)))
 
-    def window(self, iteration: int, memory: Memory) -> Window:
-        """Return all inner steps, or the first so many."""
-        options = self.settings
-        if options.grow_from is None:
-            return Window(0, options.inner_steps)
-        done = iteration / max(1, options.iterations - 1)
-        return Window(0, round(options.grow_from + done * (options.inner_steps - options.grow_from)))
+
+def last(training: "UnrolledTraining[TbpttOptions]", iteration: int, memory: "Memory") -> Window:
+    """Return the last T inner steps."""
+    length = window_length(training.options)
+    return Window(training.options.inner_steps - length, length)
+
+
+def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int, memory: "Memory") -> Window:
+    """Return the first inner steps, as many as are drawn."""
+    from satm.methods.parts.placement import uniform
+
+    generator = training.problem.generator("window", iteration)
+    return Window(0, 1 + uniform(generator, training.options.inner_steps - 1))
+
+
+recipe("bptt", UNROLLED, BpttOptions, Windows(whole), check=check_growth)
+recipe("t-bptt", UNROLLED, TbpttOptions, Windows(last), {"estimator": "truncated"}, window_length)
+recipe("r-bptt", UNROLLED, UnrolledOptions, Windows(random_length), {"estimator": "random length"})

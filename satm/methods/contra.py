@@ -1,40 +1,38 @@
-"""Concurrent training on several segments of a trajectory (ConTra)."""
+"""Concurrent training on several segments of a trajectory (ConTra), so that matching one does not undo another.
 
-from typing import ClassVar
+Composition of `contra`: experts sgd (`curriculum` at 1 and 10 images per class); init correct; labels learned; segments
+concurrent(uniform); objective match; estimator exact; step size exact; outer descent.
 
-from pydantic import Field
+Any matching method does the same with its option `concurrent`: MTT+CT is `{method: mtt, concurrent: 4}` and keeps
+uniform segments, DATM+CT keeps expanding ones. Without curriculum: `experts: sgd`. In the memory of one step, as the
+paper does for ImageNet-1K: `engine: tesla`.
 
-from satm.methods.base import MethodOptions, register
-from satm.methods.datm import DatmOptions
-from satm.methods.mtt import Mtt
+Source: "Enhancing Dataset Distillation with Concurrent Learning", Eq. 8 and Algorithm 1, Table 5.
+Not given: the optimiser of the experts (SGD here), the learning rates and the start of the step size, the momentum of
+    the labels (DATM's here), and whether DATM's expanding range and its skipping of large losses are used (not here).
+    The regularisers SI and EWC, which the paper mentions without numbers, are left out.
+"""
+
+from typing import TYPE_CHECKING
+
+from satm.methods.datm import ALIGNED
+from satm.methods.mtt import step
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
+
+if TYPE_CHECKING:
+    from satm.methods.parts.segments import Segment
 
 
-class ContraOptions(DatmOptions):
-    """Options of ConTra."""
+def concurrent(sampled: "Segment", options: MatchingOptions) -> list[tuple[float, "Segment"]]:
+    """Return the sampled segment and K fixed ones of the same expert, each with the weight of its loss.
 
-    experts: str = "sgd"
-    """Name of the experts; `curriculum` at 1 and 10 images per class in the paper."""
-    concurrent: int = Field(4, ge=0)
-    """Segments at fixed places that are matched in each iteration beside the sampled one (K)."""
-    skip_above: float | None = Field(None, gt=0)
-    """Iterations with a larger loss move nothing; not mentioned in the paper."""
-
-
-@register("contra")
-class Contra(Mtt):
-    """Match several segments of one expert at once, so that matching one does not undo another.
-
-    Composition: curriculum experts at few images per class, else SGD ones; images that experts classify correctly,
-    learned labels; uniform segments plus K fixed ones; exact estimator and step-size gradient; descent.
-
-    Any other matching method does the same with its option `concurrent`: MTT+CT is `{method: mtt, concurrent: 4}` and
-    keeps uniform segments, DATM+CT keeps expanding ones. Without curriculum: `experts: sgd`. In the memory of one step,
-    as the paper does for ImageNet-1K: `engine: tesla`.
-
-    Source: "Enhancing Dataset Distillation with Concurrent Learning", Eq. 8 and Algorithm 1, Table 5. Not given there:
-    the optimiser of the experts (SGD here), the rates and the start of the step size, the momentum of the labels
-    (DATM's here), and whether DATM's expanding range is used (not here). The regularisers SI and EWC, which it mentions
-    without numbers, are left out.
+    Eq. 8: ``beta * L(sampled) + (1 - beta) / K * (L(fixed_1) + ... + L(fixed_K))``, where the fixed segments start at
+    ``T-, T- + R, ..., T- + (K - 1) R`` (Algorithm 1, lines 7 to 10): `min_start_epoch` and `spacing` of the options.
     """
+    count, beta = options.concurrent, options.beta
+    fixed = [sampled.starting_at(options.min_start_epoch + index * options.spacing) for index in range(count)]
+    return [(beta, sampled), *(((1 - beta) / count, segment) for segment in fixed)]
 
-    options: ClassVar[type[MethodOptions]] = ContraOptions
+
+recipe("contra", MATCHING, MatchingOptions, step, **{**ALIGNED, "experts": "sgd", "concurrent": 4, "skip_above": None})

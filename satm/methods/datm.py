@@ -1,42 +1,38 @@
-"""Difficulty-aligned trajectory matching (DATM)."""
+"""Difficulty-aligned trajectory matching (DATM): early segments first, with learned labels.
 
-from typing import ClassVar, Literal
+Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding where a preset gives the
+range that they begin with, as the published configurations do); objective match; estimator exact; step size exact;
+outer descent. Iterations with a loss above 1 are skipped.
 
-from pydantic import Field
+Source: Guo et al. 2024 (DATM) and its public code; settings from its configuration files, where losses above 1.1 are
+    skipped for CIFAR-10 at one image per class.
+Differs: the starting images come in the order that all methods here share.
+"""
 
-from satm.config import Options
-from satm.methods.base import MethodOptions, register
-from satm.methods.matching_options import MatchingOptions
-from satm.methods.mtt import Mtt
+from typing import Any
 
+from satm.methods.mtt import step
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
 
-class AlignedOptions(Options):
-    """What DATM starts from and skips; the first of the bases of a method's options that take it over."""
-
-    experts: str = "flat"
-    """Name of the experts."""
-    init: Literal["real", "correct", "gaussian"] = "correct"
-    """What the synthetic images start from; DATM: real images that an expert classifies correctly."""
-    labels: Literal["hard", "learned", "teacher"] = "learned"
-    """What the set says; DATM: soft labels that start from the experts' logits and are learned."""
-    skip_above: float | None = Field(1.0, gt=0)
-    """Iterations with a larger loss move nothing; 1 in DATM's public code, 1.1 for CIFAR-10 at one image per class."""
+ALIGNED: dict[str, Any] = {"experts": "flat", "init": "correct", "labels": "learned", "skip_above": 1.0}
+"""What DATM starts from and skips."""
 
 
-class DatmOptions(AlignedOptions, MatchingOptions):
-    """Options of DATM."""
+def expanded(first_below: int, start_below: int, over: int, iteration: int | None) -> int:
+    """Return one more than the last start epoch in an iteration; it grows linearly, so that easy segments come first.
 
+    Args:
+        first_below: in the first iteration.
+        start_below: at the end.
+        over: iterations until the end value is reached.
+        iteration: outer iterations done before; None: after all.
 
-@register("datm")
-class Datm(Mtt):
-    """Match early segments first, with learned labels; descend on the exact hypergradient as MTT does.
-
-    Composition: flat experts; images that experts classify correctly, learned labels; expanding segments where a preset
-    gives the range they begin with (`segments`, `expand_from`, `expand_iterations`), as the published configurations
-    do, else uniform ones; exact estimator and step-size gradient; descent that skips large losses.
-
-    Source: Guo et al. 2024 (DATM) and its public code; settings from its configuration files.
-    Differs: the starting images come in the order that all methods here share.
+    Source: DATM's public code.
     """
+    if iteration is None or iteration >= over:
+        return start_below
+    return first_below + (start_below - first_below) * iteration // over
 
-    options: ClassVar[type[MethodOptions]] = DatmOptions
+
+recipe("datm", MATCHING, MatchingOptions, step, **ALIGNED)

@@ -1,457 +1,52 @@
-"""Synthetic sets that were made elsewhere: reading their files, and turning what they hold into one for training here.
+"""Sets that were made elsewhere, by other people's code, taken as they are: tested, compared and used like any other.
 
-What reads (`read_set`, `read_labels`, `read_step_size`, `beside`) hands over tensors as they lie in the files; the rest
-are pure functions of them. No code in a file is ever run: pickles are loaded as plain tensors or not at all.
+Composition of `files`: experts none; init external; labels external; segments none; objective none; estimator none;
+step size fixed; outer none. Images, labels and step size are brought to the space of training; nothing is learned. Each
+seed gives the same set.
 
-Shapes: n images of C x H x W; K classes.
-Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; training, the one of the last
-two that a dataset's `Preprocessor` leads to.
+Source: layouts of the public code of MTT and of the code that builds on it (`images_best.pt`, `labels_best.pt`,
+    `lr_best.pt`); image-parquet; class folders.
 """
 
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-
-from satm.config import DatasetOptions
-from satm.data.datasets import Part, Table, decode_part, entries, files_in, parquet_part, paths_part
-from satm.data.images import ImageData, Preprocessor
-from satm.errors import UsageError
-from satm.results import DistilledDataset, load_distilled
-from satm.storage.tensors import open_tensors
-
-TENSORS = (".pt", ".pth", ".safetensors")
-"""Endings of files that hold tensors."""
-
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of labels that are classes."""
-
-FAR = 5.0
-"""Factor between the standard deviations of synthetic and of real images from which on the space is in doubt."""
-
-SLACK = 1e-3
-"""How far pixels may lie outside [0, 1], and the sum of probabilities from 1: rounding of 16-bit numbers, and more."""
-
-LEAST = 1e-30
-"""Probability that smaller ones are raised to before the logarithm."""
-
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-"""Per channel, [0, 1] scale. Source: public code of MTT (`utils.py`), for CIFAR-10 and CIFAR-100 alike."""
-
-Space = Literal["auto", "pixels", "normalised", "whitened", "trained"]
-"""What images are said to be in; `trained`: the space of training, whichever it is."""
-
-LabelKind = Literal["auto", "probabilities", "logits"]
-"""What soft labels are said to be."""
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A set as it lies in its files."""
-
-    where: str
-    """Path of the images, for messages."""
-    images: Tensor
-    """`[n, C, H, W]` where nothing is wrong; uint8 for pictures, any type for tensors."""
-    labels: Tensor | None
-    """`[n]` or `[n, K]` where nothing is wrong; None: beside the images there are none."""
-    step_size: Tensor | None
-    """One number where nothing is wrong; None: beside the images there is none."""
-    class_names: tuple[str, ...] | None = None
-    """What the labels of pictures mean, where folders or files name it."""
-    layout: Literal["tensors", "parquet", "folder", "distilled"] = "tensors"
-    """What was found at the path."""
-    made: DistilledDataset | None = None
-    """The whole set, where it is one that this project stored."""
-
-
-def read_set(path: Path, image_column: str | None = None, label_column: str | None = None) -> Foreign:
-    """Return a set from the file or folder with its images.
-
-    Args:
-        path: `.pt`, `.pth` or `.safetensors` with tensors, `.parquet` or a folder of such files with encoded images, or
-            a folder of class folders of images.
-        image_column: as `DatasetOptions.image_column`, for parquet.
-        label_column: as `DatasetOptions.label_column`, for parquet.
-
-    Raises:
-        UsageError: nothing is there, it is damaged or of none of these kinds, or reading it would run code.
-    """
-    if path.is_dir():
-        tables = [file for file in entries(path) if file.suffix == ".parquet"]
-        return _read_parquet(path, tables, image_column, label_column) if tables else _read_folder(path)
-    if path.is_file() and path.suffix == ".parquet":
-        return _read_parquet(path, [path], image_column, label_column)
-    content, made = _read_tensors(path)
-    if made is not None:
-        return Foreign(str(path), made.images, made.labels, made.step_size, made.class_names, "distilled", made)
-    images = _take(path, content, "images", "", expected="one tensor of images, or several named images and labels")
-    return Foreign(str(path), images, _find(path, content, "labels"), _find(path, content, "step_size", "lr"))
-
-
-def read_labels(path: Path) -> Tensor:
-    """Return the labels in a file of tensors: the only one, or the one named labels.
-
-    Raises:
-        UsageError: as `read_set`.
-    """
-    content, _ = _read_tensors(path)
-    return _take(path, content, "labels", "", expected="one tensor of labels, or one named labels")
-
-
-def read_step_size(path: Path) -> Tensor:
-    """Return the step size in a file of tensors: the only number, or the one named step_size or lr.
-
-    Raises:
-        UsageError: as `read_set`.
-    """
-    content, _ = _read_tensors(path)
-    return _take(path, content, "step_size", "lr", "", expected="one number, or one named step_size or lr")
-
-
-def beside(path: Path, what: str) -> Path | None:
-    """Return the file that holds `what` for the images in a file of tensors, by its name; None where there is none.
-
-    `images_best.pt` goes with `labels_best.pt`, else with `labels.pt`; so do the step sizes, `lr_best.pt`.
-    """
-    if path.suffix not in TENSORS:
-        return None
-    candidates = [path.with_name(path.name.replace("images", what)), path.with_name(f"{what}{path.suffix}")]
-    return next((file for file in candidates if file != path and file.is_file()), None)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Any], DistilledDataset | None]:
-    """Return what a file holds by name, a lone tensor under the empty name; and the set if this project stored it."""
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist; correct the path, or put the file there")
-    if path.suffix not in TENSORS:
-        raise UsageError(
-            f"{path} is none of the files that are read: {', '.join(TENSORS)} with tensors, .parquet with images, a "
-            "folder CLASS/image; convert it"
-        )
-    if path.suffix == ".safetensors":
-        with open_tensors(path, "file") as file:
-            content: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            stated = file.stated or {}
-        return content, load_distilled(path) if stated.get("kind") == "distilled" else None
-    loaded = _load(path)
-    if isinstance(loaded, Mapping):
-        return {str(name): _number(value) for name, value in loaded.items()}, None
-    if isinstance(loaded, list | tuple) and len(loaded) in (2, 3):
-        return {name: _number(value) for name, value in zip(("images", "labels", "lr"), loaded, strict=False)}, None
-    return {"": _number(loaded)}, None
-
-
-def _load(path: Path) -> object:
-    """Return the content of a file of torch.save, if it is tensors, numbers, texts and containers of them."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on files of other ages
-            _check_parts(path)
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on damaged bytes torch raises errors of many unrelated kinds
-        again = "save the tensors alone, torch.save({'images': images, 'labels': labels}, path)"
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UsageError(
-                f"{path} is refused: reading it would call {found[1]}, and a file that calls anything could run any "
-                f"code; where you trust its maker, load it yourself and {again}"
-            ) from error
-        raise UsageError(
-            f"{path} is damaged, cut short, or no file of tensors that torch.save wrote; fetch it again, or {again}"
-        ) from error
-
-
-def _check_parts(path: Path) -> None:
-    """Compare the parts of an archive of torch.save with their checksums, which torch does not.
-
-    Raises:
-        zipfile.BadZipFile: one was changed.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # the format before, which has none
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.CRC:  # 0 where torch was told to leave it out
-                with archive.open(part) as file:
-                    while file.read(2**20):
-                        pass
-
-
-def _number(value: object) -> object:
-    return torch.tensor(value) if isinstance(value, int | float) else value
-
-
-def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | None:
-    """Return what the first of some names holds; None where there is none of them."""
-    name = next((name for name in names if name in content), None)
-    if name is None:
-        return None
-    value = content[name]
-    if not isinstance(value, Tensor):
-        raise UsageError(f"{path} holds a {type(value).__name__} {name or 'alone'}, expected a tensor; save it as one")
-    return value
-
-
-def _take(path: Path, content: Mapping[str, object], *names: str, expected: str) -> Tensor:
-    found = _find(path, content, *names)
-    if found is None:
-        raise UsageError(f"{path} holds {', '.join(content) or 'nothing'}, expected {expected}; save it so")
-    return found
-
-
-def _read_parquet(path: Path, files: list[Path], image_column: str | None, label_column: str | None) -> Foreign:
-    options = DatasetOptions(source="parquet", image_column=image_column, label_column=label_column)
-    tables = [Table.open(file, options) for file in files]
-    if len({table.class_names for table in tables}) > 1:
-        raise UsageError(f"the files in {path} have different class names; use files of one set")
-    return _pictures(path, parquet_part(tables), tables[0].class_names, "parquet")
-
-
-def _read_folder(path: Path) -> Foreign:
-    folders = [folder for folder in entries(path) if folder.is_dir()]
-    if not folders:
-        raise UsageError(f"{path} holds neither parquet files nor class folders; expected CLASS/image in it")
-    items = [(file, label) for label, folder in enumerate(folders) for file in files_in(folder)]
-    return _pictures(path, paths_part(items), tuple(folder.name for folder in folders), "folder")
-
-
-def _pictures(path: Path, part: Part, names: tuple[str, ...] | None, layout: Literal["parquet", "folder"]) -> Foreign:
-    split, grey = decode_part(part, tuple(sorted(set(part.labels))), None, None)
-    images = split.images[:, :1].contiguous() if grey else split.images
-    return Foreign(str(path), images, torch.tensor(part.labels, dtype=torch.int64), None, names, layout)
-
-
-def fit_images(found: Foreign, data: ImageData, ipc: int) -> Tensor:
-    """Return `[n, C, H, W]` uint8 or float32 images, still in their own space, that fit a dataset.
-
-    Grey pictures get three equal channels where the dataset has three.
-
-    Raises:
-        UsageError: another type, number, shape or size of images than the dataset needs at so many images per class, or
-            values that are not finite.
-    """
-    images, classes = found.images.detach(), data.classes
-    if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
-        raise UsageError(
-            f"{found.where} holds images {images.dtype} {tuple(images.shape)}, expected uint8 or floating point "
-            "[n, C, H, W]; convert them"
-        )
-    if not len(images) or len(images) != ipc * classes:
-        each, rest = divmod(len(images), classes)
-        advice = f"use --ipc {each}" if each and not rest else "no --ipc fits them"
-        raise UsageError(
-            f"{found.where} holds {len(images)} images, expected {ipc * classes}: {ipc} for each of the {classes} "
-            f"classes of {data.name}; {advice}"
-        )
-    if found.layout in ("parquet", "folder") and (images.shape[1], data.channels) == (1, 3):
-        images = images.expand(-1, 3, -1, -1)
-    wanted = (data.channels, data.size, data.size)
-    if images.shape[1:] != wanted:
-        raise UsageError(
-            f"the images of {found.where} are {_times(images.shape[1:])} (channels, height, width), those of "
-            f"{data.name} {_times(wanted)}; use the dataset they were made for"
-        )
-    images = images if images.dtype == torch.uint8 else images.float()
-    _check_finite(images, f"the images of {found.where}")
-    return images
-
-
-def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 labels as the dataset counts its classes, and in words how they were found.
-
-    Args:
-        labels: `[n]` int64.
-        names: what they mean, by label.
-        class_names: of the dataset, by label.
-        where: path of the labels, for messages.
-
-    Raises:
-        UsageError: a label without a name, or some of the names are classes of the dataset and others are not.
-    """
-    low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < len(names):
-        raise UsageError(f"{where} names {len(names)} classes and has labels from {low} to {high}; correct it")
-    used = {label: names[label] for label in labels.unique().tolist()}
-    known = {name: label for label, name in enumerate(class_names)}
-    strange = [name for name in used.values() if name not in known]
-    if not strange:
-        meant, how = {label: known[name] for label, name in used.items()}, "by the names of the classes"
-    elif all(name.isdecimal() for name in used.values()):
-        meant, how = {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers"
-    elif len(strange) < len(used):
-        raise UsageError(
-            f"{where} has a class {strange[0]!r}, the dataset has {', '.join(class_names)}; rename it, or name "
-            "the classes 0, 1, 2…"
-        )
-    else:
-        meant = {label: label for label in used}
-        how = "in the order of the classes, none of whose names the dataset has"
-    return torch.tensor([meant[label] for label in labels.tolist()], dtype=torch.int64), how
-
-
-def fit_labels(labels: Tensor | None, kind: LabelKind, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 classes or `[n, K]` float32 logits, and in words what was decided.
-
-    Probabilities become their logarithms, so that their softmax gives them back.
-
-    Args:
-        labels: as found; None: the images are sorted by class.
-        kind: what soft labels are; `auto`: probabilities if none is negative and each row sums to 1, else logits.
-        ipc: images per class.
-        classes: K.
-        where: path of the labels, for messages.
-
-    Raises:
-        UsageError: another type or shape, a class that is not there, values that are not finite, or that are no
-            probabilities and are said to be some.
-    """
-    count = ipc * classes
-    if labels is None:
-        return torch.arange(classes).repeat_interleave(ipc), (
-            "there are none: the images are taken to be sorted by class, as the MTT family's code saves them"
-        )
-    labels = labels.detach()
-    hard = labels.dtype in INTEGERS and labels.shape == (count,)
-    if not hard and not (labels.is_floating_point() and labels.shape == (count, classes)):
-        raise UsageError(
-            f"{where} holds labels {labels.dtype} {tuple(labels.shape)}, expected integers [{count}] or floating point "
-            f"[{count}, {classes}]; correct them"
-        )
-    if hard:
-        labels = labels.to(torch.int64)
-        low, high = int(labels.min()), int(labels.max())
-        if not 0 <= low <= high < classes:
-            raise UsageError(f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; renumber them")
-        return labels, "the classes' numbers"
-    soft = labels.float()
-    _check_finite(soft, f"the labels of {where}")
-    least, furthest = float(soft.min()), float((soft.sum(1) - 1).abs().max())
-    probable = least >= 0 and furthest <= SLACK
-    if kind == "probabilities" and not probable:
-        raise UsageError(
-            f"{where} is said to hold probabilities, the least is {least:g} and the sum of a row is off by up to "
-            f"{furthest:g}; set label_kind to logits"
-        )
-    because = "no value is negative and each row sums to 1" if probable else "they are no probabilities"
-    decided = f", decided (label_kind auto) because {because}" if kind == "auto" else ""
-    if kind == "probabilities" or (kind == "auto" and probable):
-        return soft.clamp_min(LEAST).log(), f"probabilities, stored as their logarithms{decided}"
-    return soft, f"logits{decided}"
-
-
-def fit_step_size(step_size: Tensor, where: str) -> Tensor:
-    """Return `[]` float32, a positive number.
-
-    Raises:
-        UsageError: it is none.
-    """
-    numbers = step_size.detach().float().reshape(-1)
-    if len(numbers) != 1 or not 0 < float(numbers) < torch.inf:
-        shown = f"{float(numbers):g}" if len(numbers) == 1 else f"{len(numbers)} numbers"
-        raise UsageError(f"the step size in {where} is {shown}, expected one positive number; give another file")
-    return numbers.reshape(())
-
-
-def describe(preprocessor: Preprocessor) -> str:
-    """Return in words what the space of training is."""
-    whitening = preprocessor.whitening
-    if whitening is None:
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessor.mean, preprocessor.std))
-        return f"normalised by the dataset's mean ({mean}) and std ({std}) per channel"
-    variant = " times the mean eigenvalue" if whitening.relative else ""
-    variant += ", each image brought to mean 0 and norm 1 before" if whitening.per_image else ""
-    if not variant and whitening.eps == 0.1:
-        variant = ", as the MTT family's code does with its --zca flag"
-    return f"ZCA-whitened, fitted on the training images with eps {whitening.eps:g}{variant}"
-
-
-def fit_space(
-    images: Tensor,
-    found: Foreign,
-    space: Space,
-    preprocessor: Preprocessor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> tuple[Tensor, str]:
-    """Return `[n, C, H, W]` float32 images in the space of training, and in words what they were taken for.
-
-    Args:
-        images: of `fit_images`.
-        found: where they are from.
-        space: what they are in; `auto`: pictures and uint8 are pixels, all else is in the space of training.
-        preprocessor: of the dataset.
-        mean: per channel, [0, 1] scale, that normalised images were made with.
-        std: per channel, [0, 1] scale, that normalised images were made with.
-
-    Raises:
-        UsageError: a space that the images cannot be in, or pixels outside [0, 1].
-    """
-    here, decided = describe(preprocessor), "" if space != "auto" else ", decided (space auto)"
-    if found.made is not None:
-        if space not in ("auto", "trained", preprocessor.identity["space"]):
-            raise UsageError(
-                f"{found.where} says itself that its images are {here}, space is {space!r}; leave space out"
-            )
-        return images, f"in the space of training, as the file states: {here}"
-    if images.dtype == torch.uint8:
-        if space not in ("auto", "pixels"):
-            what = "uint8 tensors" if found.layout == "tensors" else "pictures"
-            raise UsageError(f"{found.where} holds {what}, which are pixels, space is {space!r}; leave space out")
-        return preprocessor.apply(images), f"pixels 0 to 255{decided}, prepared as real ones: {here}"
-    if space == "whitened" and preprocessor.whitening is None:
-        raise UsageError(
-            "space 'whitened' needs a dataset that is whitened, its zca is false; set zca, or another space"
-        )
-    if space == "pixels":
-        low, high = float(images.min()), float(images.max())
-        if low < -SLACK or high > 1 + SLACK:
-            raise UsageError(
-                f"{found.where} has values from {low:g} to {high:g}, space 'pixels' means 0 to 1; save 0 to 255 as "
-                "uint8, or set another space"
-            )
-        return preprocessor.apply(images), f"pixels in [0, 1], prepared as real ones: {here}"
-    if space == "normalised":
-        shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        told = f"normalised by mean {mean} and std {std}, brought back to pixels and prepared as real ones: {here}"
-        return preprocessor.apply(images * scale + shift), told
-    return images, f"taken to be in the space of training{decided}: {here}"
-
-
-def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
-    """Return in words what makes it unlikely that images are what they were taken for.
-
-    Args:
-        images: `[n, C, H, W]` in the space of training.
-        labels: `[n]` int64, or `[n, K]` float32 logits.
-        ipc: images per class.
-        real: `[m, C, H, W]` real images in that space.
-    """
-    found = []
-    ours, theirs = float(images.std()), float(real.std())
-    if not theirs / FAR <= ours <= theirs * FAR:
-        found.append(f"their standard deviation is {ours:.3g}, that of real ones {theirs:.3g}; check `space`")
-    if float(images.min()) >= 0 and float(images.max()) <= 1 and float(real.min()) < 0:
-        found.append("they lie in [0, 1] as pixels do, and real ones do not; set `space: pixels` if they are pixels")
-    elif abs(float(images.mean() - real.mean())) > theirs:
-        found.append(
-            f"their mean of {float(images.mean()):.3g} lies more than a standard deviation ({theirs:.3g}) from that of "
-            f"real ones, {float(real.mean()):.3g}; check `space`"
-        )
-    if labels.ndim == 1 and int(most := labels.bincount().max()) > ipc:
-        found.append(f"a class has {int(most)} of them, not {ipc} as asked for; check the labels")
-    return found
-
-
-def _check_finite(values: Tensor, what: str) -> None:
-    if bad := int((~torch.isfinite(values)).sum()):
-        raise UsageError(f"{what} hold {bad} values that are NaN or infinite; use a set of an earlier iteration")
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+from typing import Literal
+
+from pydantic import Field
+
+from satm.methods.options import MethodOptions
+from satm.methods.recipe import EXTERNAL, recipe
+
+
+class FilesOptions(MethodOptions):
+    """Options of sets made elsewhere. In paths, `$NAME`, `${NAME}` and `~` are replaced."""
+
+    step_size: float = Field(0.01, gt=0)
+    """Step size of SGD that belongs to the set, where no file holds one."""
+    images: str = ""
+    """Path of the images: `.pt` or `.safetensors` with tensors, `.parquet` (or a folder of such files) with encoded
+    images, or a folder `CLASS/image`. `.pt` files are read as plain tensors only: no code in them is run."""
+    labels_from: str = ""
+    """Path of a `.pt` or `.safetensors` with the labels. Empty: those in the images' own file or folder, else those of
+    `labels_best.pt` (or `labels.pt`) beside `images_best.pt`, else the images are taken to be sorted by class."""
+    step_size_from: str = ""
+    """Path of a `.pt` or `.safetensors` with the step size. Empty: that in the images' own file, else that of
+    `lr_best.pt` (or `lr.pt`) beside `images_best.pt`, else `step_size`."""
+    space: Literal["auto", "pixels", "normalised", "whitened", "trained"] = "auto"
+    """What the images are: `pixels`; `normalised` by `mean` and `std`; `whitened` as the dataset is; `trained`, as the
+    dataset's networks are trained on. `auto`: pictures and uint8 are pixels, other tensors are `trained`."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1], with `space: normalised`. None: with three channels that of MTT's public code for
+    CIFAR, else the dataset's own."""
+    std: tuple[float, ...] | None = None
+    """Per channel, images in [0, 1], with `space: normalised`. None: as `mean`."""
+    label_kind: Literal["auto", "probabilities", "logits"] = "auto"
+    """What soft labels are. `auto`: probabilities if none is negative and each row sums to 1, else logits."""
+    image_column: str | None = None
+    """Parquet column with the encoded images; None: the only one whose type is a struct of bytes and path."""
+    label_column: str | None = None
+    """Parquet column with the integer labels; None: `label`, else `fine_label`."""
+    selection: Literal["auto", "last", "validation", "test"] = "auto"
+    """Which iteration the makers kept: tables name it. `auto`: what a file of this project says; of others `test`, as
+    the files of the MTT family's code that are called best."""
+
+
+recipe("files", EXTERNAL, FilesOptions, fixed={"init": "external", "labels": "external"})

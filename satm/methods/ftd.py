@@ -1,35 +1,21 @@
-"""Flat trajectory distillation (FTD)."""
+"""Flat trajectory distillation (FTD): MTT on flat experts, with an average of the synthetic set.
 
-from typing import ClassVar
+Composition of `ftd`: experts flat; init real; labels hard; segments uniform; objective match; estimator exact; step
+size exact; outer descent + ema.
 
-from pydantic import Field
+`mtt-robust`: as `mtt`, objective match from noisy weights.
 
-from satm.methods.base import MethodOptions, register
-from satm.methods.matching_options import MatchingOptions
-from satm.methods.mtt import Mtt
+Source: Du et al. 2023, Algorithm 1, section 3.3 and Table 7, whose decay of the average is the presets'; the text says
+    0.999. Its public code trains the experts by another rule, which the experts `flat-code` follow. Robust learning:
+    FTD Eq. 9 and Table 1.
+Not given: the standard deviation of robust learning's noise.
+Differs: the best iteration, where one is selected, is that of the averaged set alone; the code keeps a best one of
+each.
+"""
 
+from satm.methods.mtt import step
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
 
-class FtdOptions(MatchingOptions):
-    """Options of FTD."""
-
-    experts: str = "flat"
-    """Name of the experts."""
-    ema: float | None = Field(0.999, ge=0, lt=1)
-    """Decay of an exponential moving average of the images. The text says 0.999, Table 7 a value for each setting,
-    which the presets give."""
-
-
-@register("ftd")
-class Ftd(Mtt):
-    """MTT on flat experts, with an average of the synthetic set.
-
-    Composition: flat experts; real images, hard labels; uniform segments; exact estimator and step-size gradient;
-    descent with a moving average.
-
-    Source: Du et al. 2023, Algorithm 1, section 3.3 and Table 7. Its public code trains the experts by another rule;
-    the experts `flat-code` follow it.
-    Differs: where the best iteration is chosen, it is chosen by the averaged set alone; the code keeps a best one of
-        each.
-    """
-
-    options: ClassVar[type[MethodOptions]] = FtdOptions
+recipe("ftd", MATCHING, MatchingOptions, step, experts="flat", ema=0.999)
+recipe("mtt-robust", MATCHING, MatchingOptions, step, start_noise=0.001)

@@ -1,21 +1,48 @@
-"""Matching training trajectories (MTT)."""
+"""Matching training trajectories (MTT).
 
-from satm.methods.base import Synthetic, register
-from satm.methods.matching import TrajectoryMatching
-from satm.outer import NOTHING, Memory, OuterGradient, descent
+Match the student's end point to the expert's, by plain descent on the hypergradient.
+
+Composition of `mtt`: experts sgd; init real; labels hard; segments uniform; objective match; estimator exact; step size
+exact; outer descent.
+
+Source: Cazenavette et al. 2022, section "Long-range parameter matching", and its public code.
+"""
+
+from typing import TYPE_CHECKING
+
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from satm.methods.parts.matching import TrajectoryMatching
+    from satm.methods.parts.problem import Synthetic
+    from satm.outer import Memory, OuterGradient
 
 
-@register("mtt")
-class Mtt(TrajectoryMatching):
-    """Match the student's end to the expert's, by plain descent on the hypergradient.
+def matching_loss(student: "Tensor", start: "Tensor", target: "Tensor") -> "Tensor":
+    """Return `[]` the squared distance from student to target, relative to the distance that the expert moved.
 
-    Composition: SGD experts; real images, hard labels; uniform segments; exact estimator and step-size gradient;
-    descent.
+    0 is a perfect match, 1 no better than not training; values above 1 are possible.
 
-    Source: Cazenavette et al. 2022, section "Long-range parameter matching" and its public code.
+    Args:
+        student: `[P]` after N inner steps.
+        start: `[P]` the expert where the student began; constant.
+        target: `[P]` the expert M epochs later; constant.
+
+    Source: MTT; SATM Eq. 6; FTD section 3.1; ConTra Eq. 2.
     """
+    return (student - target).square().sum() / (start - target).square().sum()
 
-    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
-        """Return the hypergradient at the synthetic set."""
-        oracle = self.oracle(synthetic, self.problem.generator("iteration", iteration), iteration)
-        return descent(oracle, synthetic.images, self.settings.kept)
+
+def step(
+    matching: "TrajectoryMatching[MatchingOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient of the matching loss at the synthetic set."""
+    from satm.outer import descent
+
+    return descent(matching.oracle(synthetic, iteration), synthetic.images, matching.options.kept)
+
+
+recipe("mtt", MATCHING, MatchingOptions, step)

@@ -1,70 +1,91 @@
-"""Random truncated back-propagation through time (RaT-BPTT)."""
+"""Random truncated back-propagation through time (RaT-BPTT): a window at a random place, and the loss right after it.
 
-from typing import ClassVar, Literal
+Composition of `ratbptt`: experts none; init gaussian; labels hard; segments none; objective real-loss; estimator
+window; step size fixed; outer descent. The steps before the window of T are run without a graph, those after it not at
+all.
+
+Source: RaT-BPTT Algorithm 1; other placements: C.2; one window for a pass, and how many iterations a pass has: its
+    public code.
+Differs: labels as in `bptt`. The code draws mini-batches of one size per class, in each step independently; here they
+    are drawn from all images, without replacement until all were used.
+"""
+
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from satm.config import refuse_idle
-from satm.methods.base import MethodOptions, Problem, register
-from satm.methods.parts import windows
-from satm.methods.parts.windows import Placement, Window
-from satm.methods.t_bptt import TruncatedBptt, WindowOptions
-from satm.outer import NOTHING, Memory
+from satm.methods.options import UnrolledOptions
+from satm.methods.parts.window import Window, Windows, window_length
+from satm.methods.recipe import UNROLLED, recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from satm.methods.parts.unrolled import UnrolledTraining
+    from satm.outer import Memory
 
 
-class RatBpttOptions(WindowOptions):
+class RatBpttOptions(UnrolledOptions):
     """Options of RaT-BPTT."""
 
-    placement: Placement = "uniform"
-    """Where the window lies: anywhere, each place as likely; moving `forward` from the end to the beginning or
+    window: int | None = Field(None, ge=1)
+    """Differentiated inner steps (T in RaT-BPTT); None: all of them."""
+    placement: Literal["uniform", "forward", "backward", "early"] = "uniform"
+    """Place of the window: anywhere, with equal probability; moving `forward` from the end to the beginning or
     `backward` from the beginning to the end, by its own length whenever the loss stagnates; or `early` more often than
     late."""
     redraw: Literal["iteration", "pass"] = "iteration"
-    """A random window is drawn in each iteration, or once for each pass over the real images as in the public code."""
+    """Whether a random window is drawn in each iteration, or once for each pass over the real images as in the public
+    code."""
     patience: int = Field(2000, ge=1)
     """Iterations without a lower average loss after which a moving window moves."""
     early_power: float = Field(2.0, ge=1)
-    """How much more often an early window is drawn: the uniform number that it is made of is raised to this power."""
+    """Power to which the uniform number behind an early window is raised: larger ones draw early windows more often."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether the window moves by the loss rather than by chance."""
+        return self.placement in ("forward", "backward")
 
 
-@register("ratbptt")
-class RatBptt(TruncatedBptt):
-    """Differentiate through a window at a random place, and measure the loss right after it.
+def check(options: RatBpttOptions) -> None:
+    """Refuse a window that does not fit, and options that the placement does not use.
 
-    Composition: as `bptt`, a window of T steps; the steps before it are run without a graph, those after it not at all.
-
-    Source: RaT-BPTT Algorithm 1; other placements: C.2; a window for a pass, and where a pass has how many iterations:
-        its public code.
-    Differs: labels as in `bptt`. The code draws mini-batches of one size per class, anew in each step; here they are
-        drawn from all images, without repetition until all were seen.
+    Raises:
+        UsageError: naming them.
     """
+    window_length(options)
+    cause = f"placement {options.placement!r}; set placement to"
+    if options.moves:
+        refuse_idle(options, {f"{cause} uniform or early": ("redraw",)})
+    else:
+        refuse_idle(options, {f"{cause} forward or backward": ("patience",)})
+    if options.placement != "early":
+        refuse_idle(options, {f"{cause} early": ("early_power",)})
 
-    options: ClassVar[type[MethodOptions]] = RatBpttOptions
-    settings: RatBpttOptions
 
-    def __init__(self, options: RatBpttOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.moves = options.placement in ("forward", "backward")
-        held = f"placement {options.placement!r}; set placement to"
-        if self.moves:
-            refuse_idle(options, {f"{held} uniform or early": ("redraw",)})
-        else:
-            refuse_idle(options, {f"{held} forward or backward": ("patience",)})
-        if options.placement != "early":
-            refuse_idle(options, {f"{held} early": ("early_power",)})
+def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, memory: "Memory") -> Window:
+    """Return the T inner steps of an iteration, as the placement says."""
+    from satm.methods.parts import placement
 
-    def window(self, iteration: int, memory: Memory) -> Window:
-        """Return T inner steps, where the placement says."""
-        options = self.settings
-        if self.moves:
-            return Window(windows.moving(memory, options.placement, self.most, self.length), self.length)
-        number = iteration // self.per_pass if options.redraw == "pass" else iteration
-        generator = self.problem.generator("window", number)
-        if options.placement == "early":
-            return Window(windows.early(generator, self.most, options.early_power), self.length)
-        return Window(windows.uniform(generator, self.most), self.length)
+    options, length = training.options, window_length(training.options)
+    most = options.inner_steps - length
+    if options.moves:
+        return Window(placement.moving(memory, options.placement, most, length), length)
+    number = iteration // training.per_pass if options.redraw == "pass" else iteration
+    generator = training.problem.generator("window", number)
+    if options.placement == "early":
+        return Window(placement.early(generator, most, options.early_power), length)
+    return Window(placement.uniform(generator, most), length)
 
-    def remember(self, memory: Memory, loss: Tensor) -> Memory:
-        """Return where a moving window is and how its loss has been."""
-        return windows.followed(memory, loss, self.settings.patience) if self.moves else NOTHING
+
+def remember(training: "UnrolledTraining[RatBpttOptions]", memory: "Memory", loss: "Tensor") -> "Memory":
+    """Return where a moving window is and how its loss has developed."""
+    from satm.methods.parts.placement import followed
+    from satm.outer import NOTHING
+
+    return followed(memory, loss, training.options.patience) if training.options.moves else NOTHING
+
+
+recipe("ratbptt", UNROLLED, RatBpttOptions, Windows(place, remember), {"estimator": "window"}, check)

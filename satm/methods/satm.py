@@ -1,64 +1,97 @@
-"""Sharpness-aware trajectory matching (SATM)."""
+"""Sharpness-aware trajectory matching (SATM): match the student's end to the expert's at the set's sharpest neighbour.
 
-from typing import ClassVar, Literal
+Composition of `satm`: experts sgd; init real; labels hard; segments uniform; objective match; estimator truncated; step
+size first-order; outer smoothed.
+
+`satm-fi`: as `satm`, experts flat.
+`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding where a preset gives the
+range that they begin with). Iterations with a loss above 1 are skipped.
+
+Source: "Dataset Condensation with Sharpness-Aware Trajectory Matching", Algorithm 1, Eq. 9 to 12, Table 6; SATM-FI:
+    Table 10 and section A.8; SATM-DA: Table 12 and section A.10, which name DATM's schedule.
+Not given: rho, gamma, the start of the step size, the outer momentum, the number of iterations; the README says how the
+    defaults of rho and gamma were chosen on held-out images. Of SATM-DA only the schedule is given; that experts,
+    start, labels and the skipping of large losses are DATM's too is inferred.
+Differs: Algorithm 1 counts the second loop from N - tau; here, as in Eq. 11, tau is the index where it starts.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from satm.errors import UsageError
-from satm.methods.base import MethodOptions, Problem, Synthetic, register
-from satm.methods.matching import TrajectoryMatching
-from satm.methods.matching_options import MatchingOptions
-from satm.outer import NOTHING, Memory, OuterGradient, sharpness_aware, smoothing_noise, steepest
+from satm.methods.datm import ALIGNED
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
+
+if TYPE_CHECKING:
+    from satm.methods.parts.matching import TrajectoryMatching
+    from satm.methods.parts.problem import Synthetic
+    from satm.outer import Memory, OuterGradient
 
 
 class SatmOptions(MatchingOptions):
-    """Options of SATM; what the paper leaves open has a default found on held-out images, see the README."""
+    """Options of SATM."""
 
-    step_size_gradient: Literal["exact", "first-order", "fixed"] = "first-order"
-    """How the inner step size is learned; the paper uses Eq. 12, the first-order gradient."""
-    keep_divisor: int = Field(3, ge=1)
-    """Differentiate through the last int(inner_steps / keep_divisor) steps of each unroll (section 4.2 and A.9)."""
     rho: float = Field(0.1, ge=0)
     """Length of the step to the sharpest neighbour, in the norm over the whole set; not given in the paper."""
     gamma: float = Field(0.001, ge=0)
     """Strength of the smoothing noise relative to each image's norm; not given in the paper."""
     noise: Literal["std", "variance"] = "std"
-    """What gamma times the norm is: the noise's standard deviation or its variance. The paper writes a covariance and
+    """Whether gamma times the norm is the noise's standard deviation or its variance. The paper writes a covariance and
     says 'magnitude proportional to the norm'; only a standard deviation is: it keeps its ratio to the image when images
     are scaled, so one gamma serves normalised and whitened images."""
     restart: int | None = Field(None, ge=0)
-    """Index of the step from which the second unroll goes on along the first (tau); None: the first differentiated
-    step (iota), as in all of the paper's experiments."""
+    """Index of the inner step from which the second unroll reuses the first one's trajectory (tau); None: the first
+    differentiated step (iota), as in all of the paper's experiments."""
+
+    @property
+    def reuse_from(self) -> int:
+        """Inner step from which the second unroll continues (tau)."""
+        return self.inner_steps - self.kept if self.restart is None else self.restart
 
 
-@register("satm")
-class Satm(TrajectoryMatching):
-    """Match the student's end to the expert's at the set's sharpest neighbour.
+def check(options: SatmOptions) -> None:
+    """Refuse a second unroll without steps.
 
-    Composition: SGD experts; real images, hard labels; uniform segments; truncated estimator, first-order step-size
-    gradient; smoothed sharpness-aware descent with a reused trajectory.
-
-    Source: "Dataset Condensation with Sharpness-Aware Trajectory Matching", Algorithm 1, Eq. 9 to 12, Table 6.
-    Not given there: rho, gamma, the start of the step size, the outer momentum, the iterations.
-    Differs: Algorithm 1 counts the second loop from N - tau; here, as in Eq. 11, tau is the index where it starts.
+    Raises:
+        UsageError: with the option.
     """
+    if options.reuse_from >= options.inner_steps:
+        raise UsageError(f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index")
 
-    options: ClassVar[type[MethodOptions]] = SatmOptions
-    settings: SatmOptions
 
-    def __init__(self, options: SatmOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.restart = options.inner_steps - options.kept if options.restart is None else options.restart
-        if self.restart >= options.inner_steps:
-            raise UsageError(f"restart {self.restart} leaves no step of {options.inner_steps}; use a smaller index")
+def step(
+    matching: "TrajectoryMatching[SatmOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient at the sharpest neighbour of the synthetic set: Algorithm 1, one outer iteration.
 
-    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
-        """Return the hypergradient at the sharpest neighbour of the synthetic set."""
-        options = self.settings
-        oracle = self.oracle(synthetic, self.problem.generator("iteration", iteration), iteration)
-        generator = self.problem.generator("noise", iteration)
-        noise = smoothing_noise(synthetic.images, generator, options.gamma, options.noise)
-        ascent = steepest(options.rho)
-        return sharpness_aware(oracle, synthetic.images, ascent, last=options.kept, restart=self.restart, noise=noise)[
-            0
-        ]
+    ``S`` is the set, ``L(S, w)`` the matching loss after the inner steps on S from weights w:
+
+    1. unroll on ``S + noise`` from the expert's start, noise proportional to each image's norm (line 7); the gradient
+       ``g`` is truncated to the last steps (Eq. 9), the step size's is first-order (Eq. 12);
+    2. ``eps = rho * g / |g|`` (Eq. 10);
+    3. unroll on ``S + eps``, without noise, from the first unroll's weights at step tau (Eq. 11): the set moves along
+       this gradient.
+    """
+    from satm.outer import OuterGradient, smoothing_noise, steepest
+
+    options = matching.options
+    hypergradient = matching.oracle(synthetic, iteration)
+    images, tau = synthetic.images, options.reuse_from
+    noise = smoothing_noise(images, matching.problem.generator("noise", iteration), options.gamma, options.noise)
+    first = hypergradient(images + noise, last=options.kept, keep_points=(tau,))
+    eps = steepest(options.rho)(first.images)
+    second = hypergradient(images + eps, last=options.kept, start=first.points[tau], first=tau)
+    return OuterGradient(first.loss, second.images, second.labels, first.step_size, second.loss - first.loss)
+
+
+TRUNCATED: dict[str, Any] = {"keep_divisor": 3, "step_size_gradient": "first-order"}
+"""SATM's approximations of the hypergradient: truncation (section 4.2 and A.9) and Eq. 12."""
+
+SMOOTHED = {"outer": "smoothed"}
+"""Noise, a step to the sharpest neighbour, and a reused trajectory: `step`."""
+
+recipe("satm", MATCHING, SatmOptions, step, SMOOTHED, check, **TRUNCATED)
+recipe("satm-fi", MATCHING, SatmOptions, step, SMOOTHED, check, **TRUNCATED, experts="flat")
+recipe("satm-da", MATCHING, SatmOptions, step, SMOOTHED, check, **TRUNCATED, **ALIGNED)

@@ -1,78 +1,59 @@
-"""Choosing training images by what an expert sees in them: what all methods share that do.
+"""Real images as they are, the baselines that every method must beat: drawn at random, or chosen by an expert's
+features.
+
+Composition of `random`: experts none; init real; labels hard; segments none; objective none; estimator none; step size
+fixed; outer none.
+
+`herding`: as `random`, experts sgd.
+`k-center`: as `random`, experts sgd.
+
+The step size for training on them is an option. Herding chooses images one after another so that the mean of the chosen
+ones stays as close as possible to that of the class. K-center starts with the image nearest to the mean of the class;
+each further one is the farthest from all before, so that no image of the class is far from a chosen one.
+
+Source: herding: Welling 2009; as iCaRL (Rebuffi et al. 2017), Algorithm 4, which DC's comparison takes over. K-center:
+    Sener and Savarese 2018, Algorithm 1 (greedy), in each class; the start as in DC's comparison.
 
 Shapes: m images of one class, F features.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from satm.methods.options import MethodOptions, SelectionOptions
+from satm.methods.recipe import CHOSEN_BY_EXPERTS, SELECTED, recipe
 
-from satm.errors import UsageError
-from satm.methods.base import Method, MethodOptions, Problem, Synthetic
-from satm.methods.parts.embedding import embed_flat
-
-CHUNK = 500
-"""Real images that are embedded in one go."""
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
-class SelectionOptions(MethodOptions):
-    """Options of every method that chooses training images."""
+def herding(features: "Tensor", count: int, generator: "Generator") -> "Tensor":
+    """Return `[count]` int64, the chosen rows of `[m, F]` features in their order; ties are broken by index."""
+    import torch
 
-    experts: str = "sgd"
-    """Name of the experts; the first one's last snapshot says what images look like."""
+    target, total = features.mean(0), torch.zeros_like(features[0])
+    picked: list[int] = []
+    for number in range(1, count + 1):
+        distances = ((total + features) / number - target).norm(dim=1)
+        distances[picked] = torch.inf
+        picked.append(int(distances.argmin()))
+        total = total + features[picked[-1]]
+    return torch.tensor(picked)
 
 
-class Selection(Method):
-    """Choose training images class by class, by their features in a trained network. Subclasses say which: `pick`.
+def k_center(features: "Tensor", count: int, generator: "Generator") -> "Tensor":
+    """Return `[count]` int64, the greedy centers among `[m, F]` features in their order; ties are broken by index."""
+    import torch
 
-    Composition: real images, hard labels; nothing is learned. The step size for training on them is an option.
+    newest = int((features - features.mean(0)).norm(dim=1).argmin())
+    picked, far = [newest], torch.full((len(features),), torch.inf, dtype=features.dtype)
+    while len(picked) < count:
+        far = torch.minimum(far, (features - features[newest]).norm(dim=1))
+        far[newest] = -1  # so that images that are all alike are not chosen twice
+        newest = int(far.argmax())
+        picked.append(newest)
+    return torch.tensor(picked)
 
-    Raises:
-        UsageError: (on construction) no experts, or a class with fewer images than are asked for.
-    """
 
-    options: ClassVar[type[MethodOptions]] = SelectionOptions
-    needs_experts: ClassVar[bool] = True
-    settings: SelectionOptions
-
-    def __init__(self, options: SelectionOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        if problem.experts is None:
-            raise UsageError(f"method {self.name!r} needs experts; make them with `python -m satm experts`")
-        self.experts = problem.experts
-        for label, members in enumerate(problem.members):
-            if not 1 <= problem.ipc <= len(members):
-                raise UsageError(
-                    f"method {self.name!r} can choose 1 to {len(members)} images of class {label} "
-                    f"({problem.data.class_names[label]}) of {problem.cell.dataset}, ipc is {problem.ipc}; use another "
-                    "ipc"
-                )
-
-    def start(self) -> Synthetic:
-        """Return the chosen images, sorted by class and in each class in the order of choice."""
-        problem = self.problem
-        weights = self.experts.snapshot(0, self.experts.epochs).to(problem.device)
-        chosen = [
-            members[self.pick(self._features(members, weights), problem.ipc, problem.generator("pick", label))]
-            for label, members in enumerate(problem.members)
-        ]
-        return self.synthetic(*problem.real.batch(torch.cat(chosen).to(problem.device)))
-
-    def pick(self, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Return `[count]` int64 on the CPU, which images of a class are chosen, all different.
-
-        Args:
-            features: `[m, F]` on the CPU, what the network's last linear layer sees of the images of one class.
-            count: how many; at most m.
-            generator: on the CPU, for this class.
-        """
-        raise TypeError(f"{type(self).__name__} must define pick()")
-
-    @torch.no_grad()
-    def _features(self, members: Tensor, weights: Tensor) -> Tensor:
-        problem, found = self.problem, []
-        for part in members.split(CHUNK):
-            images, _ = problem.real.batch(part.to(problem.device))
-            found.append(embed_flat(problem.module, weights.to(images), images).cpu())
-        return torch.cat(found)
+recipe("random", SELECTED, MethodOptions)
+recipe("herding", CHOSEN_BY_EXPERTS, SelectionOptions, herding)
+recipe("k-center", CHOSEN_BY_EXPERTS, SelectionOptions, k_center)

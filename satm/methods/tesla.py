@@ -1,39 +1,21 @@
-"""TESLA: trajectory matching in constant memory, with the labels of a teacher."""
+"""TESLA: MTT by a gradient that needs the memory of one inner step, with soft labels of the expert.
 
-from typing import ClassVar, Literal
+Composition of `tesla`: experts sgd; init real; labels teacher; segments uniform; objective match; estimator tesla; step
+size first-order; outer descent.
 
-from satm.methods.base import MethodOptions, register
-from satm.methods.matching_options import MatchingOptions
-from satm.methods.mtt import Mtt
+The published gradient (`satm.unroll.engines`) is presented as an exact rearrangement of MTT's. It holds each step's
+weights constant, so their dependence on the images of earlier steps is missing: it is exact for one inner step and an
+approximation for more. `--engine mixed` gives the exact hypergradient in the memory of one step's activations plus two
+weight vectors per step.
 
+Source: Cui et al. 2023 (TESLA) and its public code, which halves the images' gradient (`tesla_scale: code`) and holds
+    the inner gradients constant for the step size.
+Differs: the stored labels are those of the last iteration's teacher on the final images; the code's are those on the
+    images one step earlier.
+"""
 
-class TeslaOptions(MatchingOptions):
-    """Options of TESLA."""
+from satm.methods.mtt import step
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
 
-    engine: Literal["mixed", "reverse", "tesla"] = "tesla"
-    """How the hypergradient is computed. `tesla`, the published formula, equals the exact hypergradient for one inner
-    step only; `mixed` is exact for any number, in little memory too."""
-    labels: Literal["hard", "learned", "teacher"] = "teacher"
-    """What the set says; TESLA: what the expert at the segment's end says of the images, in each iteration anew."""
-    step_size_gradient: Literal["exact", "first-order", "fixed"] = "first-order"
-    """How the inner step size is learned; TESLA's public code holds the inner gradients constant."""
-
-
-@register("tesla")
-class Tesla(Mtt):
-    """MTT by a gradient that needs the memory of one inner step, with soft labels of the expert.
-
-    Composition: SGD experts; real images, teacher labels; uniform segments; TESLA's estimator; first-order step-size
-    gradient; descent.
-
-    The published gradient is presented as an exact rearrangement of MTT's. It holds each step's weights constant and so
-    leaves out their dependence on the images of earlier steps: it is exact for one inner step and an approximation for
-    more. `--engine mixed` gives the exact hypergradient in the memory of one step's activations plus two vectors of
-    weights for each step.
-
-    Source: Cui et al. 2023 (TESLA) and its public code, which halves the images' gradient (`tesla_scale: code`).
-    Differs: the stored labels are those of the last iteration's teacher on the final images; the code's are those on
-        the images one step earlier.
-    """
-
-    options: ClassVar[type[MethodOptions]] = TeslaOptions
+recipe("tesla", MATCHING, MatchingOptions, step, engine="tesla", labels="teacher", step_size_gradient="first-order")

@@ -21,29 +21,27 @@ def sharpness_aware(
     ascent: Ascent,
     *,
     last: int | None = None,
-    restart: int = 0,
-    noise: Tensor | None = None,
+    reuse_from: int = 0,
 ) -> tuple[OuterGradient, Tensor]:
     """Return the hypergradient at the perturbed set, and the first one, `[n, C, H, W]`, that points there.
 
-    First unroll on the images plus noise, hypergradient ``g``; ``eps = ascent(g)``; second unroll on the images plus
-    ``eps``, without noise. The loss and the step size's gradient are of the first unroll, the images' and labels'
-    gradients of the second; the sharpness is the second loss minus the first.
+    First unroll on the images, hypergradient ``g``; ``eps = ascent(g)``; second unroll on the images plus ``eps``. The
+    loss and the step size's gradient are of the first unroll, the images' and labels' gradients of the second; the
+    sharpness is the second loss minus the first.
 
     Args:
         oracle: of this iteration.
         images: `[n, C, H, W]` the synthetic set.
         ascent: from a hypergradient to a perturbation.
         last: differentiated steps of each unroll; None: all.
-        restart: index of the step from which the second unroll goes on along the first: a reused trajectory. 0: it
-            starts where the first one did.
-        noise: `[n, C, H, W]`; None: none.
+        reuse_from: index of the step from which the second unroll continues the first one's trajectory. 0: it starts
+            where the first one did.
 
-    Source: SAM: Foret et al. 2021, Algorithm 1. Reuse and noise: SATM Algorithm 1, Eq. 9 to 11; the step size from the
+    Source: SAM: Foret et al. 2021, Algorithm 1. Reuse: SATM Algorithm 1, Eq. 11; the step size from the
         first unroll: text after Eq. 12.
     """
-    first = oracle(images if noise is None else images + noise, last=last, keep_points=(restart,))
-    second = oracle(images + ascent(first.images), last=last, start=first.points[restart], first=restart)
+    first = oracle(images, last=last, keep_points=(reuse_from,))
+    second = oracle(images + ascent(first.images), last=last, start=first.points[reuse_from], first=reuse_from)
     sharpness = second.loss - first.loss
     return OuterGradient(first.loss, second.images, second.labels, first.step_size, sharpness), first.images
 

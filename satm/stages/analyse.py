@@ -17,13 +17,12 @@ from satm.analysis.variance import gradient_variance
 from satm.config import REVISIONS, Cell, Resolver
 from satm.data import Split
 from satm.errors import UsageError
-from satm.methods import MethodOptions, Synthetic
 from satm.methods import resolve as resolve_method
-from satm.methods.matching import TrajectoryMatching
-from satm.methods.matching_options import MatchingOptions
+from satm.methods.options import MatchingOptions, MethodOptions, UnrolledOptions
+from satm.methods.parts.matching import TrajectoryMatching
+from satm.methods.parts.problem import Synthetic
+from satm.methods.parts.unrolled import UnrolledTraining
 from satm.methods.satm import SatmOptions
-from satm.methods.unrolled import UnrolledTraining
-from satm.methods.unrolled_options import UnrolledOptions
 from satm.networks import build
 from satm.networks.training import TrainingImages, measure
 from satm.params import load_flat
@@ -141,7 +140,9 @@ class _At(Generic[F]):
         )
 
 
-def _matching(at: _At[MatchingOptions], experts: str | None = None, drawn_as: str | None = None) -> TrajectoryMatching:
+def _matching(
+    at: _At[MatchingOptions], experts: str | None = None, drawn_as: str | None = None
+) -> TrajectoryMatching[MatchingOptions]:
     """Return the matching of a set's method.
 
     Args:
@@ -157,7 +158,7 @@ def _matching(at: _At[MatchingOptions], experts: str | None = None, drawn_as: st
     network = at.resolver.experts(name, at.cell.dataset).network
     cell = at.cell._replace(method=drawn_as or at.cell.method)
     problem = make_problem(at.resolver, at.prepared, network, cell, at.device, store)
-    return TrajectoryMatching(at.options, problem)
+    return TrajectoryMatching(at.kind, at.options, problem)
 
 
 def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.device) -> None:
@@ -210,14 +211,14 @@ def make_trajectory(
         load_flat(module, weights)
         return measure(module, real)
 
-    epochs, length = matching.experts.epochs, matching.settings.expert_epochs
+    epochs, length = matching.experts.epochs, matching.options.expert_epochs
     begun = [start for start in starts if start < epochs]
     chosen = range(min(count, len(matching.experts)))
 
     def measured() -> Iterator[tuple[Rows, str]]:
         for expert in chosen:
             for found in follow(matching, synthetic, expert, test):
-                row = {"kind": "path", "expert": expert, "steps": matching.settings.inner_steps, **found}
+                row = {"kind": "path", "expert": expert, "steps": matching.options.inner_steps, **found}
                 yield [row], f"expert {expert} epoch {found['epoch']}: accumulated error {found['accumulated']:.4g}"
             for found in restart(matching, synthetic, expert, begun, test):
                 text = f"begun at epoch {found['start']}: test accuracy {found['evaluation_accuracy']:.4f}"
@@ -282,7 +283,7 @@ def make_bounds(
     _positive(segments=segments)
     at = _At(resolver, cell, MatchingOptions, device)
     matching, synthetic = _matching(at), at.synthetic
-    steps, rho = matching.settings.inner_steps, _shared_rho(resolver, cell)
+    steps, rho = matching.options.inner_steps, _shared_rho(resolver, cell)
     keeps = sorted({steps // divisor for divisor in divisors if divisor > 1 and steps // divisor})
     if not keeps:
         raise UsageError(f"the divisors {list(divisors)} of {steps} inner steps keep no part of them; use 2 or more")

@@ -18,7 +18,7 @@ from torch import Tensor
 from satm.distill import Best, Made, Run, State
 from satm.errors import RunError, UsageError
 from satm.experts import Snapshot
-from satm.methods import Synthetic
+from satm.methods.parts.problem import Synthetic
 from satm.run import stopping
 from satm.storage.files import disk_is_full, hash_text, patiently
 from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, read_tensors, write_tensors

@@ -13,7 +13,7 @@ from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
 from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
-from satm.methods import Problem
+from satm.methods.parts.problem import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages

@@ -13,7 +13,10 @@ from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
 from satm.experts import differing_field
-from satm.methods import IterativeMethod, IterativeOptions, Method, MethodOptions, Synthetic
+from satm.methods import Recipe
+from satm.methods.options import IterativeOptions, MethodOptions
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages
 from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
 from satm.run.lock import Lock, exclusive
@@ -29,7 +32,7 @@ LOG = logging.getLogger("satm")
 def make_distilled(
     resolver: Resolver,
     cell: Cell,
-    kind: type[Method],
+    kind: Recipe,
     options: MethodOptions,
     device: torch.device,
     checkpoint_seconds: float,
@@ -47,7 +50,7 @@ def make_distilled(
         network, experts_identity = resolver.experts(experts, cell.dataset).network, store.identity
     problem = make_problem(resolver, prepared, network, cell, device, store)
     made = kind(options, problem)
-    look = _look(resolver, prepared, made, network, device) if isinstance(made, IterativeMethod) else None
+    look = _look(resolver, prepared, made, network, device) if made.iterative else None
     schedule = resolver.evaluation(cell, network) if look else None
     for subject, note in made.notes.items():
         LOG.info("%s: %s", subject.replace("_", "-"), note)
@@ -68,7 +71,7 @@ def make_distilled(
     with exclusive(state, f"the synthetic set of {cell.method}") as lock:
         if made_already(lock, METRICS, identity, metrics, path):
             return
-        if isinstance(made, IterativeMethod):
+        if made.iterative:
             kept = RunState(state, identity, describe_backend(device))
             run = _resume(kept, device) or begin(made)
             found = _iterate(made, run, look, kept, lock, checkpoint_seconds)
@@ -130,7 +133,7 @@ def _resume(kept: RunState, device: torch.device) -> Run | None:
 
 
 def _iterate(
-    method: IterativeMethod,
+    method: Method[IterativeOptions],
     run: Run,
     look: Look | None,
     kept: RunState,
@@ -138,7 +141,7 @@ def _iterate(
     checkpoint_seconds: float,
 ) -> Made:
     """Run the loop with progress and checkpoints."""
-    options: IterativeOptions = method.settings
+    options = method.options
     written = time.monotonic()
 
     def on_safe(held: Run) -> None:
@@ -166,14 +169,14 @@ def _iterate(
 
 
 def _look(
-    resolver: Resolver, prepared: Prepared, method: IterativeMethod, network: str, device: torch.device
+    resolver: Resolver, prepared: Prepared, method: Method[IterativeOptions], network: str, device: torch.device
 ) -> Look | None:
     """Return how the loop looks at the accuracy of its set; None where nobody looks.
 
     Raises:
         UsageError: the looks are at held-out images and the dataset holds none out.
     """
-    options: IterativeOptions = method.settings
+    options = method.options
     images_of = options.selection if options.selection != "last" else options.watch
     if images_of is None:
         return None

@@ -12,7 +12,7 @@ import torch
 from satm.config import REVISIONS, Cell, EvaluateOptions, Resolver
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate, settled, stacked
-from satm.methods.parts.init import expert_labels
+from satm.methods.parts.labels import expert_labels
 from satm.networks.training import TrainingImages
 from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
 from satm.run.lock import exclusive

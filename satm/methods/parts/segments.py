@@ -1,8 +1,14 @@
 """Which parts of which expert's path the students are measured against in one iteration."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+
+from satm.errors import UsageError
+from satm.methods.contra import concurrent
+from satm.methods.datm import expanded
+from satm.methods.options import MatchingOptions
 
 
 @dataclass(frozen=True)
@@ -19,42 +25,124 @@ class Segment:
     start: int
     end: int
 
+    def starting_at(self, epoch: int) -> "Segment":
+        """Return the segment of the same expert and length that begins at another epoch."""
+        return Segment(self.expert, epoch, epoch + self.end - self.start)
 
-def uniform(generator: torch.Generator, experts: int, start_from: int, start_below: int, length: int) -> Segment:
-    """Return a segment of any expert, its start uniform in [start_from, start_below).
+
+def uniform(options: MatchingOptions, iteration: int | None) -> int:
+    """Return one more than the last start epoch: the same in every iteration. Source: MTT's public code."""
+    return options.max_start_epoch
+
+
+def expanding(options: MatchingOptions, iteration: int | None) -> int:
+    """Return one more than the last start epoch of an iteration, which grows from `expand_from` on (DATM)."""
+    assert options.expand_from is not None  # `check` refuses expanding segments without it
+    return expanded(options.expand_from, options.max_start_epoch, options.expand_iterations, iteration)
+
+
+RANGES: Mapping[str, Callable[[MatchingOptions, int | None], int]] = {"uniform": uniform, "expanding": expanding}
+"""Where the range of start epochs ends, by the option `segments`."""
+
+
+def draw(
+    options: MatchingOptions, generator: torch.Generator, experts: int, iteration: int | None
+) -> list[tuple[float, Segment]]:
+    """Return the segments of one iteration, each with the weight of its loss; the sampled one first.
+
+    The sampled segment is of any expert, its start uniform in the range; `start_epoch` replaces the start.
 
     Args:
-        generator: on the CPU.
-        experts: number of experts.
-        start_from: first start epoch.
-        start_below: one more than the last start epoch, as in MTT's public code.
-        length: epochs.
+        options: which parts of the paths are matched.
+        generator: of the iteration, not used before; on the CPU.
+        experts: number of experts that may be matched.
+        iteration: outer iterations done before; None: after all.
     """
     expert = int(torch.randint(experts, (1,), generator=generator))
-    start = int(torch.randint(start_from, start_below, (1,), generator=generator))
-    return Segment(expert, start, start + length)
+    below = RANGES[options.segments](options, iteration)
+    start = int(torch.randint(options.min_start_epoch, below, (1,), generator=generator))
+    if options.start_epoch is not None:
+        start = options.start_epoch
+    sampled = Segment(expert, start, start + options.expert_epochs)
+    return concurrent(sampled, options) if options.concurrent else [(1.0, sampled)]
 
 
-def expanded(first_below: int, start_below: int, over: int, iteration: int | None) -> int:
-    """Return one more than the last start epoch of an iteration: it grows linearly, so that easy segments come first.
+def check(options: MatchingOptions, epochs: int) -> None:
+    """Refuse options that exclude each other or the experts.
 
     Args:
-        first_below: at the beginning.
-        start_below: at the end.
-        over: iterations until it is reached.
-        iteration: outer steps done before; None: after all.
+        options: to check.
+        epochs: that the experts have.
 
-    Source: DATM's public code.
+    Raises:
+        UsageError: naming both.
     """
-    if iteration is None or iteration >= over:
-        return start_below
-    return first_below + (start_below - first_below) * iteration // over
+    least, below, length = options.min_start_epoch, options.max_start_epoch, options.expert_epochs
+    if least >= below:
+        raise UsageError(
+            f"segments start in [min_start_epoch, max_start_epoch), got [{least}, {below}); raise max_start_epoch"
+        )
+    if below - 1 + length > epochs:
+        raise UsageError(
+            f"a segment from epoch {below - 1} over {length} epochs ends at epoch {below - 1 + length}, the experts "
+            f"have {epochs}; lower max_start_epoch or expert_epochs, or train longer experts"
+        )
+    if (options.segments == "expanding") != (options.expand_from is not None):
+        raise UsageError(
+            f"segments {options.segments!r} does not go with expand_from {options.expand_from}; expanding segments "
+            "need the range they begin with, uniform ones have none"
+        )
+    if options.expand_from is not None and not least < options.expand_from <= below:
+        raise UsageError(
+            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got "
+            f"{options.expand_from}"
+        )
+    if options.start_epoch is not None and options.start_epoch + length > epochs:
+        raise UsageError(
+            f"a segment from start_epoch {options.start_epoch} over {length} epochs ends after the last of {epochs} "
+            f"epochs of the experts; lower start_epoch or expert_epochs, or train longer experts"
+        )
+    if options.start_epoch is not None and options.segments == "expanding":
+        raise UsageError(
+            f"segments 'expanding' says where segments start, and so does start_epoch {options.start_epoch}; leave one "
+            "of them out"
+        )
+    if options.monitor and options.monitor - 1 + length > epochs:
+        raise UsageError(
+            f"monitor {options.monitor} epochs needs segments up to epoch {options.monitor - 1 + length}, the experts "
+            f"have {epochs}; lower monitor"
+        )
+    if options.kept < 1:
+        raise UsageError(
+            f"int({options.inner_steps} / {options.keep_divisor}) keeps no step; lower keep_divisor or raise "
+            "inner_steps"
+        )
+    if options.tesla_scale != "paper" and options.engine != "tesla":
+        raise UsageError(
+            f"tesla_scale {options.tesla_scale!r} belongs to the engine 'tesla', the engine is {options.engine!r}; "
+            "leave one of them out"
+        )
+    if options.concurrent:
+        _check_concurrent(options, epochs)
 
 
-def spaced(expert: int, start_from: int, distance: int, count: int, length: int) -> list[Segment]:
-    """Return `count` segments of one expert, their starts `distance` epochs apart from `start_from` on.
-
-    Source: ConTra Algorithm 1, lines 7 to 10.
-    """
-    starts = [start_from + index * distance for index in range(count)]
-    return [Segment(expert, start, start + length) for start in starts]
+def _check_concurrent(options: MatchingOptions, epochs: int) -> None:
+    count, least, most = options.concurrent, options.min_start_epoch, options.max_start_epoch
+    distance = options.spacing
+    start = least + (count - 1) * distance
+    if distance < 1:
+        raise UsageError(
+            f"concurrent {count} segments do not fit between min_start_epoch {least} and max_start_epoch {most}: "
+            f"{most - least} epochs divided by {count} are less than one; lower concurrent or set distance"
+        )
+    if start > most:
+        raise UsageError(
+            f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
+            f"{start}, max_start_epoch is {most}; lower concurrent or distance"
+        )
+    if start + options.expert_epochs > epochs:
+        raise UsageError(
+            f"the last of concurrent {count} segments starts at epoch {start} and ends at "
+            f"{start + options.expert_epochs}, the experts have {epochs}; lower concurrent, distance or expert_epochs, "
+            "or train longer experts"
+        )

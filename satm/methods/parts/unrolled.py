@@ -5,19 +5,23 @@ Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps,
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
+from satm.config import refuse_idle
+from satm.errors import UsageError
+from satm.methods.options import UnrolledOptions
 from satm.methods.parts.batches import mini_batches
-from satm.methods.parts.boosting import Stage, stage
-from satm.methods.parts.linear import Linear
-from satm.methods.parts.windows import Window
-from satm.methods.unrolled_options import UnrolledOptions, check
+from satm.methods.parts.boosting import Stage, check_blocks, stage
+from satm.methods.parts.linear import Linear, check_budget
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.parts.window import Window, Windows
+from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
@@ -54,30 +58,34 @@ def real_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Objective:
     return loss
 
 
-class UnrolledTraining(IterativeMethod):
+Own = TypeVar("Own", bound=UnrolledOptions, covariant=True)
+
+
+class UnrolledTraining(Method[Own]):
     """Train a fresh network on the synthetic set and follow the gradient of its loss on real images.
 
     An iteration draws fresh weights, a batch of real images, mini-batches and augmentation; all of it depends on the
-    cell and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass
-    over the real images gives each at most once; a rest smaller than a batch is left out.
+    cell and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass over the
+    real images gives each at most once; a rest smaller than a batch is left out.
+
+    A recipe's code is `Windows`: the differentiated steps of each iteration.
     """
 
-    options: ClassVar[type[MethodOptions]] = UnrolledOptions
-    settings: UnrolledOptions
-
-    def __init__(self, options: UnrolledOptions, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
         check(options, problem)
         if options.basis:
-            self.parameterisation = Linear(options.basis, problem.data.classes)
             problem = replace(problem, ipc=options.basis_images or problem.ipc)
-        super().__init__(options, problem)
+        super().__init__(recipe, options, problem)
+        if options.basis:
+            self.parameterisation = Linear(options.basis, problem.data.classes)
+        self.windows: Windows = recipe.code
         self.rule = inner_rule(options)
         self.batch = min(options.real_batch, len(problem.data.train))
         self.per_pass = len(problem.data.train) // self.batch
 
     def start(self) -> Synthetic:
         """Return the set before the first iteration, each image scaled to `init_norm`."""
-        synthetic, options = super().start(), self.settings
+        synthetic, options = super().start(), self.options
         if options.init == "gaussian" or options.init_norm is None:
             return synthetic
         images = synthetic.images
@@ -86,22 +94,14 @@ class UnrolledTraining(IterativeMethod):
 
     def rates(self) -> dict[str, float]:
         """Return the outer step size of each number that is learned."""
-        rates, options = super().rates(), self.settings
+        rates, options = super().rates(), self.options
         if options.basis:
             rates = {"basis": rates.pop("images"), "weights": options.lr_weights, **rates}
         return rates
 
-    def window(self, iteration: int, memory: Memory) -> Window:
-        """Return the differentiated steps of an iteration."""
-        raise TypeError(f"{type(self).__name__} must define window()")
-
-    def remember(self, memory: Memory, loss: Tensor) -> Memory:
-        """Return what `window` needs in the next iteration."""
-        return NOTHING
-
     def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
-        options = self.settings
+        options = self.options
         here = self._stage(iteration, len(synthetic.images))
         if here is not None and here.begins:
             memory = NOTHING
@@ -125,7 +125,7 @@ class UnrolledTraining(IterativeMethod):
         problem, augmentation = self.problem, self.problem.augmentation
         order = torch.randperm(len(problem.real), generator=problem.generator("pass", iteration // self.per_pass))
         images, labels = problem.real.batch(order.split(self.batch)[iteration % self.per_pass].to(problem.device))
-        if self.settings.augment_real:
+        if self.options.augment_real:
             images = augmentation.apply(images, augmentation.draw(generator, len(images), images.shape[-1]))
         return images, labels
 
@@ -148,7 +148,7 @@ class UnrolledTraining(IterativeMethod):
             labels: `[B]` their classes.
             generator: on the CPU; draws mini-batches and augmentation of all N steps.
         """
-        options, problem, augmentation = self.settings, self.problem, self.problem.augmentation
+        options, problem, augmentation = self.options, self.problem, self.problem.augmentation
         module, like = problem.module, synthetic.images
         window = self.window(iteration, memory)
         batches = self._batches(len(like), iteration, generator)
@@ -175,9 +175,17 @@ class UnrolledTraining(IterativeMethod):
             engine=options.engine,
         )
 
+    def window(self, iteration: int, memory: Memory) -> Window:
+        """Return the differentiated steps of an iteration."""
+        return self.windows.place(self, iteration, memory)
+
+    def remember(self, memory: Memory, loss: Tensor) -> Memory:
+        """Return what the window's place depends on in the next iteration."""
+        return NOTHING if self.windows.remember is None else self.windows.remember(self, memory, loss)
+
     def _stage(self, iteration: int, count: int) -> Stage | None:
         """Return which block is learned; None where all images are learned at once."""
-        options, problem = self.settings, self.problem
+        options, problem = self.options, self.problem
         if options.blocks == 1:
             return None
         found = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
@@ -185,7 +193,7 @@ class UnrolledTraining(IterativeMethod):
 
     def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
         """Return the images of each of the N inner steps, those of the present blocks only; None: all in each."""
-        options, here = self.settings, self._stage(iteration, count)
+        options, here = self.options, self._stage(iteration, count)
         among = count if here is None else len(here.trained)
         batches = mini_batches(among, options.batch_size, options.inner_steps, generator, self.problem.device)
         if here is None:
@@ -223,3 +231,53 @@ def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> O
     cap = options.clip * average
     images = torch.where(norm > cap, cap / norm, 1.0) * found.images
     return replace(found, images=images, norm=norm, memory={**found.memory, "norm": average})
+
+
+def check(options: UnrolledOptions, problem: Problem) -> None:
+    """Refuse options that exclude each other or the data.
+
+    Raises:
+        UsageError: naming both.
+    """
+    idle: dict[str, tuple[str, ...]] = {}
+    if options.inner == "adam":
+        idle["inner 'adam'; set inner to sgd"] = ("inner_momentum", "inner_weight_decay")
+    if not options.milestones:
+        idle["no milestones; set milestones"] = ("factor",)
+    if options.clip is None:
+        idle["clip None; set clip to a number"] = ("clip_decay",)
+    if not options.basis:
+        idle["basis 0; set basis"] = ("basis_images", "lr_weights")
+    if options.blocks == 1:
+        idle["blocks 1; raise blocks"] = ("boost",)
+    refuse_idle(options, idle)
+    if late := [milestone for milestone in options.milestones if milestone >= options.inner_steps]:
+        raise UsageError(
+            f"milestones {late[0]} lies at or after the end of {options.inner_steps} inner_steps; lower it or raise "
+            "inner_steps"
+        )
+    if min(options.milestones, default=1) < 1:
+        raise UsageError(f"milestones count inner_steps from 1, got {min(options.milestones)}; lower step_size instead")
+    if options.normalise and options.clip is not None:
+        raise UsageError(
+            f"normalise gives each hypergradient norm 1, which leaves nothing for clip {options.clip:g}; set clip to "
+            "None or normalise to false"
+        )
+    check_blocks(options.blocks, problem.ipc, options.iterations)
+    if not options.basis:
+        return
+    for name, value, off in (("blocks", options.blocks, 1), ("ema", options.ema, None)):
+        if value != off:
+            raise UsageError(
+                f"{name} {value} needs images that are learned themselves, basis {options.basis} computes them; leave "
+                "one of them out"
+            )
+    data = problem.data
+    check_budget(
+        options.basis,
+        options.basis_images or problem.ipc,
+        problem.ipc,
+        data.classes,
+        data.channels * data.size**2,
+        options.labels == "learned",
+    )

@@ -1,41 +1,16 @@
-"""Where the differentiated steps of an unroll lie.
+"""Places of the window of differentiated steps, drawn at random or moving by the loss.
 
-The inner steps are counted from 0. The outer loss is measured right after a window, and no step after it is run.
-
-Shapes: N inner steps in all, T of a window.
+N inner steps in all, T of a window.
 """
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from satm.outer import Memory
 
-Placement = Literal["uniform", "forward", "backward", "early"]
-
 AVERAGE = 0.99
 """Decay of the average of the loss that says whether a moving window stagnates. The loss of one iteration is noisy: it
 depends on fresh weights and another real batch; this averages over about a hundred."""
-
-
-@dataclass(frozen=True)
-class Window:
-    """Consecutive inner steps.
-
-    Args:
-        start: index of the first one; steps before it are run without a graph.
-        length: how many are differentiated.
-    """
-
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """Steps that are run in all."""
-        return self.start + self.length
 
 
 def uniform(generator: torch.Generator, most: int) -> int:
@@ -57,7 +32,7 @@ def early(generator: torch.Generator, most: int, power: float) -> int:
     return min(most, int((most + 1) * drawn))
 
 
-def moving(memory: Memory, placement: Placement, most: int, length: int) -> int:
+def moving(memory: Memory, placement: str, most: int, length: int) -> int:
     """Return where a window that moves now and then begins.
 
     `forward`: it begins at the last place, `most`, and moves towards the first step; `backward`: it begins at 0 and

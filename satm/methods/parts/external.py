@@ -1,34 +1,29 @@
-"""Sets that were made elsewhere, by other people's code."""
+"""The machinery of sets made elsewhere."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from satm.config import expand, refuse_idle
 from satm.errors import UsageError
 from satm.experts import differing_field
-from satm.methods.base import Method, MethodOptions, Problem, Synthetic, register
-from satm.methods.external import (
+from satm.methods.external import FilesOptions
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import Recipe
+from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
+from satm.results.fitting import (
     CIFAR_MEAN,
     CIFAR_STD,
-    Foreign,
-    LabelKind,
-    Space,
-    beside,
     doubts,
     fit_images,
     fit_labels,
     fit_space,
     fit_step_size,
     name_labels,
-    read_labels,
-    read_set,
-    read_step_size,
 )
 from satm.storage.files import hash_file
 
@@ -38,59 +33,16 @@ COMPARED = 500
 """Real images that a set is compared with, to see whether it can be what it was taken for."""
 
 
-class FilesOptions(MethodOptions):
-    """Options of sets made elsewhere. In paths, `$NAME`, `${NAME}` and `~` are replaced."""
-
-    step_size: float = Field(0.01, gt=0)
-    """Step size of SGD that belongs to the set, where no file holds one."""
-    images: str = ""
-    """Path of the images: `.pt` or `.safetensors` with tensors, `.parquet` (or a folder of such files) with encoded
-    images, or a folder `CLASS/image`. `.pt` files are read as plain tensors only: no code in them is run."""
-    labels_from: str = ""
-    """Path of a `.pt` or `.safetensors` with the labels. Empty: those in the images' own file or folder, else those of
-    `labels_best.pt` (or `labels.pt`) beside `images_best.pt`, else the images are taken to be sorted by class."""
-    step_size_from: str = ""
-    """Path of a `.pt` or `.safetensors` with the step size. Empty: that in the images' own file, else that of
-    `lr_best.pt` (or `lr.pt`) beside `images_best.pt`, else `step_size`."""
-    space: Space = "auto"
-    """What the images are: `pixels`; `normalised` by `mean` and `std`; `whitened` as the dataset is; `trained`, as the
-    dataset's networks are trained on. `auto`: pictures and uint8 are pixels, other tensors are `trained`."""
-    mean: tuple[float, ...] | None = None
-    """Per channel, images in [0, 1], with `space: normalised`. None: with three channels that of MTT's public code for
-    CIFAR, else the dataset's own."""
-    std: tuple[float, ...] | None = None
-    """Per channel, images in [0, 1], with `space: normalised`. None: as `mean`."""
-    label_kind: LabelKind = "auto"
-    """What soft labels are. `auto`: probabilities if none is negative and each row sums to 1, else logits."""
-    image_column: str | None = None
-    """Parquet column with the encoded images; None: the only one whose type is a struct of bytes and path."""
-    label_column: str | None = None
-    """Parquet column with the integer labels; None: `label`, else `fine_label`."""
-    selection: Literal["auto", "last", "validation", "test"] = "auto"
-    """Which iteration the makers kept: tables name it. `auto`: what a file of this project says; of others `test`, as
-    the files of the MTT family's code that are called best."""
-
-
-@register("files")
-class Files(Method):
-    """Take a set that was made elsewhere as it is, so that it can be tested, compared and used like any other.
-
-    Composition: the files' images, labels and step size, brought to the space of training; nothing is learned. Each
-    seed gives the same set.
-
-    Source: layouts of the public code of MTT and of those that build on it (`images_best.pt`, `labels_best.pt`,
-        `lr_best.pt`); image-parquet; class folders.
+class External(Method[FilesOptions]):
+    """Read a set from its files and make it fit the problem.
 
     Raises:
         UsageError: (on construction) files that are missing, damaged, would run code, or do not fit the dataset, the
             images per class or the options.
     """
 
-    options: ClassVar[type[MethodOptions]] = FilesOptions
-    settings: FilesOptions
-
-    def __init__(self, options: FilesOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
+    def __init__(self, recipe: Recipe, options: FilesOptions, problem: Problem) -> None:
+        super().__init__(recipe, options, problem)
         if not options.images:
             raise UsageError(
                 f"method {self.name!r} needs images, the path of a set that was made elsewhere; give one, such as "
@@ -131,9 +83,9 @@ class Files(Method):
         """Which iteration the makers kept, as the option says."""
         return self._selection
 
-    def _check(self, found: Foreign) -> None:
+    def _check(self, found: ExternalSet) -> None:
         """Check that options have an effect, and that a set of this project was made for images prepared as here."""
-        options, problem, idle = self.settings, self.problem, dict[str, tuple[str, ...]]()
+        options, problem, idle = self.options, self.problem, dict[str, tuple[str, ...]]()
         if options.space != "normalised":
             idle[f"space {options.space!r}; set space to normalised"] = ("mean", "std")
         if found.layout != "parquet":
@@ -149,9 +101,9 @@ class Files(Method):
                 "dataset and the options that it was made with"
             )
 
-    def _labels(self, found: Foreign) -> tuple[Tensor, str]:
+    def _labels(self, found: ExternalSet) -> tuple[Tensor, str]:
         """Return the labels and in words what they are."""
-        options, data = self.settings, self.problem.data
+        options, data = self.options, self.problem.data
         source = self._source(options.labels_from, found.labels, "labels")
         labels, kind, how = found.labels, options.label_kind, ""
         if source is not None:
@@ -167,13 +119,13 @@ class Files(Method):
         fitted, told = fit_labels(labels, kind, self.problem.ipc, data.classes, str(where))
         return fitted, told if labels is None else f"of {where.name}: {told}{how and f', {how}'}"
 
-    def _step_size(self, found: Foreign) -> tuple[Tensor, str]:
+    def _step_size(self, found: ExternalSet) -> tuple[Tensor, str]:
         """Return the step size and in words where it is from."""
-        source = self._source(self.settings.step_size_from, found.step_size, "lr")
+        source = self._source(self.options.step_size_from, found.step_size, "lr")
         where = self._path if source is None else source
         step_size = found.step_size if source is None else read_step_size(source)
         if step_size is None:
-            held = self.settings.step_size
+            held = self.options.step_size
             return torch.tensor(held), f"{held:g} of the option step_size, as no file holds one"
         step_size = fit_step_size(step_size, str(where))
         return step_size, f"{float(step_size):g} of {where.name}"
@@ -187,7 +139,7 @@ class Files(Method):
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and std per channel of normalised images."""
-        options, data = self.settings, self.problem.data
+        options, data = self.options, self.problem.data
         if options.mean is None and options.std is None:
             return (CIFAR_MEAN, CIFAR_STD) if data.channels == 3 else (data.mean, data.std)
         mean, std = options.mean or (), options.std or ()

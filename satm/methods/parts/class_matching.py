@@ -4,28 +4,18 @@ Shapes: n synthetic images of C x H x W, m of them of one class, b real images o
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from satm.data import Augmentation
 from satm.data.augment import Draw
 from satm.errors import UsageError
-from satm.methods.base import IterativeMethod, IterativeOptions, MethodOptions, Problem, Synthetic
-
-
-class ClassMatchingOptions(IterativeOptions):
-    """Options of every method that compares images class by class."""
-
-    real_batch: int = Field(256, ge=1)
-    """Real images of a class in each comparison, drawn without repetition; a smaller class gives all that it has."""
-    augment: bool = True
-    """Change the real and the synthetic images of a class alike before they are compared, with families of the
-    dataset."""
-    explode: float = Field(1e9, gt=0)
-    """A loss above this counts as exploded. The losses here grow with the classes and the width of the network."""
+from satm.methods.options import ClassMatchingOptions
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -43,22 +33,25 @@ class Comparison:
     draw: Draw
 
 
-class ClassMatching(IterativeMethod):
+Own = TypeVar("Own", bound=ClassMatchingOptions, covariant=True)
+
+
+class ClassMatching(Method[Own]):
     """A method whose loss is a sum over classes. The step size is not learned.
+
+    A recipe's code is ``step(matching, synthetic, iteration, memory) -> OuterGradient``.
 
     Raises:
         UsageError: (on construction) labels that are not hard.
     """
 
-    options: ClassVar[type[MethodOptions]] = ClassMatchingOptions
-
-    def __init__(self, options: ClassMatchingOptions, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
         if options.labels != "hard":
             raise UsageError(
-                f"labels {options.labels!r} does not fit method {self.name!r}, whose objective compares images class "
+                f"labels {options.labels!r} does not fit method {recipe.name!r}, whose objective compares images class "
                 "by class and gives labels no gradient; use labels hard or a method that matches trajectories"
             )
-        super().__init__(options, problem)
+        super().__init__(recipe, options, problem)
         families = problem.augmentation.strategy if options.augment else ""
         self.siamese: Augmentation = replace(problem.augmentation, strategy=families, share="batch")
         """Drawn once for a class, it changes batches of any length alike."""
@@ -73,7 +66,7 @@ class ClassMatching(IterativeMethod):
 
         Source: public code of DSA and DM: each class draws real images and a change of its own.
         """
-        members, options = self.problem.members[label], self.settings
+        members, options = self.problem.members[label], self.options
         order = torch.randperm(len(members), generator=generator)[: options.real_batch]
         real, _ = self.problem.real.batch(members[order].to(self.problem.device))
         draw = self.siamese.draw(generator, len(real), real.shape[-1])

@@ -5,35 +5,23 @@ Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.methods.base import IterativeMethod, MethodOptions, Problem, Synthetic
-from satm.methods.matching_options import MatchingOptions, check
+from satm.methods.mtt import matching_loss
+from satm.methods.options import MatchingOptions
 from satm.methods.parts.batches import mini_batches
-from satm.methods.parts.segments import Segment, expanded, spaced, uniform
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.parts.segments import Segment, check, draw
+from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import Answer, Oracle, Points
 from satm.params import call_flat
 from satm.unroll import Hypergradient, Point, hypergradient
-
-
-def matching_loss(student: Tensor, start: Tensor, target: Tensor) -> Tensor:
-    """Return `[]` the squared distance from student to target, relative to the distance that the expert moved.
-
-    0 is a perfect match, 1 no better than not training; more is possible.
-
-    Args:
-        student: `[P]` after N inner steps.
-        start: `[P]` the expert where the student began; constant.
-        target: `[P]` the expert M epochs later; constant.
-
-    Source: MTT; SATM Eq. 6; FTD section 3.1; ConTra Eq. 2.
-    """
-    return (student - target).square().sum() / (start - target).square().sum()
 
 
 @dataclass(frozen=True)
@@ -55,15 +43,18 @@ class Student:
     labels: Tensor
 
 
-class TrajectoryMatching(IterativeMethod):
-    """Match the end of a short training on the synthetic set to an expert's path."""
+Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
 
-    options: ClassVar[type[MethodOptions]] = MatchingOptions
-    needs_experts: ClassVar[bool] = True
-    settings: MatchingOptions
 
-    def __init__(self, options: MatchingOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
+class TrajectoryMatching(Method[Own]):
+    """Match the end of a short training on the synthetic set to an expert's path.
+
+    A recipe's code is ``step(matching, synthetic, iteration, memory) -> OuterGradient``, which asks `oracle` for
+    hypergradients.
+    """
+
+    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+        super().__init__(recipe, options, problem)
         if problem.experts is None:
             raise UsageError("a trajectory-matching method needs experts; make them with `python -m satm experts`")
         self.experts = problem.experts
@@ -73,33 +64,18 @@ class TrajectoryMatching(IterativeMethod):
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
         """Return the set with the labels that the last iteration's teacher gives its images, where a teacher labels."""
-        if self.settings.labels != "teacher" or iteration == 0:
+        if self.options.labels != "teacher" or iteration == 0:
             return synthetic
         segments = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)
         segment = next(segment for weight, segment in segments if weight)
         return replace(synthetic, labels=self._labels(synthetic, self._snapshot(segment.expert, segment.end)))
 
     def segments(self, generator: torch.Generator, iteration: int | None) -> list[tuple[float, Segment]]:
-        """Return the parts of an expert's path for one iteration, each with the weight of its loss; the sampled first.
+        """Return the segments of one iteration, each with the weight of its loss (`satm.methods.parts.segments.draw`).
 
-        Args:
-            generator: of the iteration, not yet used.
-            iteration: outer steps done before; None: after all.
-
-        Source: weights: ConTra Eq. 8.
+        Monitoring keeps the last expert from being matched.
         """
-        options, length = self.settings, self.settings.expert_epochs
-        below = options.max_start_epoch
-        if options.expand_from is not None:
-            below = expanded(options.expand_from, below, options.expand_iterations, iteration)
-        matched = len(self.experts) - (1 if options.monitor else 0)
-        sampled = uniform(generator, matched, options.min_start_epoch, below, length)
-        if (start := options.start_epoch) is not None:
-            sampled = Segment(sampled.expert, start, start + length)
-        if not options.concurrent:
-            return [(1.0, sampled)]
-        fixed = spaced(sampled.expert, options.min_start_epoch, options.spacing, options.concurrent, length)
-        return [(options.beta, sampled), *(((1 - options.beta) / options.concurrent, segment) for segment in fixed)]
+        return draw(self.options, generator, len(self.experts) - bool(self.options.monitor), iteration)
 
     def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
         """Return the matching losses of the monitored segments, `monitor_EPOCH`, where they are due.
@@ -107,39 +83,38 @@ class TrajectoryMatching(IterativeMethod):
         Batches and augmentation are the same in every iteration, so that a loss changes with the set only. Teacher
         labels are those that the monitored segment's end gives.
         """
-        options = self.settings
+        options = self.options
         if iteration % options.monitor_every:
             return {}
         last, found = len(self.experts) - 1, {}
         for start in range(options.monitor):
             segment = Segment(last, start, start + options.expert_epochs)
-            oracle = self.oracle(synthetic, self.problem.generator("monitor", start), segments=[(1.0, segment)])
+            oracle = self.oracle_of(synthetic, self.problem.generator("monitor", start), [(1.0, segment)])
             found[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
         return found
 
-    def oracle(
-        self,
-        synthetic: Synthetic,
-        generator: torch.Generator,
-        iteration: int | None = None,
-        segments: Sequence[tuple[float, Segment]] | None = None,
+    def oracle(self, synthetic: Synthetic, iteration: int) -> Oracle:
+        """Return the hypergradient of an iteration's matching loss as a function of the images (`oracle_of`)."""
+        generator = self.problem.generator("iteration", iteration)
+        return self.oracle_of(synthetic, generator, self.segments(generator, iteration))
+
+    def oracle_of(
+        self, synthetic: Synthetic, generator: torch.Generator, segments: Sequence[tuple[float, Segment]]
     ) -> Oracle:
-        """Return the hypergradient of the matching loss as a function of the images, all draws of an iteration made.
+        """Return the hypergradient of a matching loss as a function of the images, with all random choices made.
 
         Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
         grow with their number.
 
         Args:
             synthetic: the set.
-            generator: of the iteration.
-            iteration: outer steps done before; None: after all.
-            segments: as `segments` returns them; None: those that it returns.
+            generator: on the CPU; draws mini-batches, augmentation and noise on the student's weights.
+            segments: with the weights of their losses.
 
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
-        options, augmentation = self.settings, self.problem.augmentation
-        segments = self.segments(generator, iteration) if segments is None else segments
+        options, augmentation = self.options, self.problem.augmentation
         batches = self._batches(len(synthetic.images), generator)
         count = len(synthetic.images) if batches is None else len(batches[0])
         draws = [augmentation.draw(generator, count, synthetic.images.shape[-1]) for _ in range(options.inner_steps)]
@@ -194,7 +169,7 @@ class TrajectoryMatching(IterativeMethod):
         if torch.equal(origin, target):
             raise UsageError(f"expert {segment.expert} did not move from epoch {segment.start} to {segment.end}")
         begin = origin
-        if sigma := self.settings.start_noise:
+        if sigma := self.options.start_noise:
             begin = origin + sigma * torch.randn(origin.shape, generator=generator).to(origin)
         return Student(weight, origin, begin, target, self._labels(synthetic, target))
 
@@ -203,14 +178,14 @@ class TrajectoryMatching(IterativeMethod):
 
     def _labels(self, synthetic: Synthetic, target: Tensor) -> Tensor:
         """Return the labels that a student sees: the set's, or logits of the network at the segment's end."""
-        if self.settings.labels != "teacher":
+        if self.options.labels != "teacher":
             return synthetic.labels
         with torch.no_grad():
             return call_flat(self.problem.module, target.to(synthetic.images), synthetic.images)
 
     def _batches(self, count: int, generator: torch.Generator) -> list[Tensor] | None:
         """Return the images of each inner step; None where each step takes all."""
-        options = self.settings
+        options = self.options
         return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)
 
 

@@ -1,0 +1,67 @@
+"""What a synthetic set says of its images: the labels that it starts with.
+
+Shapes: n synthetic images of C x H x W, K classes.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from satm.errors import UsageError
+from satm.experts import TrajectoryStore
+from satm.methods.parts.init import expert_logits
+from satm.methods.parts.problem import Problem
+
+
+def hard(problem: Problem, images: Tensor, classes: Tensor, confidence: float) -> Tensor:
+    """Return `[n]` int64 the class of each image; a teacher's labels replace them in each iteration."""
+    return classes
+
+
+def learned(problem: Problem, images: Tensor, classes: Tensor, confidence: float) -> Tensor:
+    """Return `[n, K]` logits: the experts', or without experts those of a given confidence in each image's class."""
+    if problem.experts is None:
+        return confident(classes, problem.data.classes, confidence)
+    return expert_labels(problem, problem.experts, images, classes)
+
+
+def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, labels: Tensor) -> Tensor:
+    """Return `[n, K]` logits: the mean over the experts that classify the image correctly; of all where none does.
+
+    Args:
+        problem: the run.
+        experts: their last snapshots are asked.
+        images: `[n, C, H, W]`.
+        labels: `[n]` int64.
+
+    Source: DATM's public code.
+    """
+    total = torch.zeros(len(images), problem.data.classes, device=images.device)
+    right, count = torch.zeros_like(total), torch.zeros(len(images), 1, device=images.device)
+    for index in range(len(experts)):
+        logits = expert_logits(problem, experts.snapshot(index, experts.epochs).to(images), images)
+        correctly = (logits.argmax(1) == labels)[:, None]
+        total, right, count = total + logits, right + logits * correctly, count + correctly
+    return torch.where(count > 0, right / count.clamp_min(1), total / len(experts))
+
+
+def confident(labels: Tensor, classes: int, probability: float) -> Tensor:
+    """Return `[n, K]` float32 logits that give each image's class a probability and the others equal shares of the
+    rest.
+
+    Raises:
+        UsageError: there is one class only.
+    """
+    if classes < 2:
+        raise UsageError("soft labels need at least 2 classes, the dataset has 1; use labels hard")
+    hot = torch.nn.functional.one_hot(labels, classes).to(torch.float32)
+    return hot * float(torch.tensor(probability * (classes - 1) / (1 - probability)).log())
+
+
+LABELS: Mapping[str, Callable[[Problem, Tensor, Tensor, float], Tensor]] = {
+    "hard": hard,
+    "learned": learned,
+    "teacher": hard,
+}
+"""Initial labels by the option `labels`: `(problem, images, classes, confidence) -> labels`."""

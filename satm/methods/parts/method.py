@@ -1,0 +1,113 @@
+"""A method ready to run: a recipe with its options on a problem. One class per family derives from `Method`."""
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from satm.errors import UsageError
+from satm.methods.options import IterativeOptions, MethodOptions
+from satm.methods.parts.init import INITS, real
+from satm.methods.parts.labels import LABELS
+from satm.methods.parts.parameterisation import DIRECT, Parameterisation
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import Recipe
+from satm.outer import NOTHING, Memory, OuterGradient
+
+Own = TypeVar("Own", bound=MethodOptions, covariant=True)
+
+
+class Method(Generic[Own]):
+    """A way to make a synthetic set: real images with hard labels, unless a family says otherwise.
+
+    Args:
+        recipe: whose `code` the family calls.
+        options: checked, of the recipe's `options`.
+        problem: what the method may use.
+
+    Raises:
+        UsageError: (on construction) options, experts and data do not fit together.
+    """
+
+    parameterisation: Parameterisation = DIRECT
+    """What is learned: the images themselves, or what they are computed from."""
+
+    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+        self.recipe, self.options, self.problem = recipe, options, problem
+        self.name = recipe.name
+        if not isinstance(options, IterativeOptions):
+            return
+        if options.selection != "last" and options.watch not in (None, options.selection):
+            raise UsageError(
+                f"selection {options.selection!r} looks at the accuracy on those images, watch is {options.watch!r}; "
+                "leave watch out"
+            )
+        for name, value in (("init", "correct"), ("labels", "teacher")):
+            if getattr(options, name) == value and not recipe.needs_experts:
+                raise UsageError(
+                    f"{name} {value!r} needs experts, method {self.name!r} uses none; choose another {name}"
+                )
+
+    @property
+    def iterative(self) -> bool:
+        """Whether the set is improved in iterations."""
+        return isinstance(self.options, IterativeOptions)
+
+    @property
+    def iterations(self) -> IterativeOptions:
+        """The options of the outer loop.
+
+        Raises:
+            TypeError: there is none.
+        """
+        if not isinstance(self.options, IterativeOptions):
+            raise TypeError(f"method {self.name} has no iterations")
+        return self.options
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What was decided beyond the options, in words by subject: logged, and stored beside them."""
+        return {}
+
+    @property
+    def selection(self) -> str:
+        """Iteration that the set is of: `last`, or the best on `validation` or `test` images."""
+        return self.options.selection if isinstance(self.options, IterativeOptions) else "last"
+
+    def start(self) -> Synthetic:
+        """Return the set before the first iteration, as the options `init` and `labels` say."""
+        options, problem = self.options, self.problem
+        if not isinstance(options, IterativeOptions):
+            return self.synthetic(*real(problem, None))
+        images, classes = INITS[options.init](problem, options.init_norm)
+        return self.synthetic(images, LABELS[options.labels](problem, images, classes, options.confidence))
+
+    def synthetic(self, images: Tensor, labels: Tensor) -> Synthetic:
+        """Return images and labels with the initial step size."""
+        return Synthetic(images, labels, torch.tensor(self.options.step_size, device=images.device))
+
+    def rates(self) -> dict[str, float]:
+        """Return the outer learning rate of each tensor that is learned."""
+        options = self.iterations
+        soft = {"labels": options.lr_labels} if options.labels == "learned" else {}
+        return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
+
+    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+        """Return what the outer step of this iteration follows; a pure function of its arguments.
+
+        Args:
+            synthetic: the set.
+            iteration: outer iterations done before.
+            memory: what the previous iteration left in its `OuterGradient.memory`.
+        """
+        found: OuterGradient = self.recipe.code(self, synthetic, iteration, memory)
+        return found
+
+    def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
+        """Return further measurements of the set before an iteration, by column of the metrics."""
+        return {}
+
+    def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
+        """Return the set as it is tested and stored after some iterations."""
+        return synthetic

@@ -1,0 +1,82 @@
+"""What a method works on: the problem and a synthetic set.
+
+Shapes: n synthetic images of C x H x W, K classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from satm.config import Cell
+from satm.data import Augmentation, ImageData, Preprocessor
+from satm.experts import TrajectoryStore
+from satm.networks.training import TrainingImages
+from satm.params import flatten
+from satm.seeds import derive_seed, make_generator
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A synthetic set, in the space that networks are trained in.
+
+    Args:
+        images: `[n, C, H, W]` float.
+        labels: `[n]` int64, or `[n, K]` float logits.
+        step_size: `[]` float.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step_size: Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a method may use.
+
+    Args:
+        data: the real images, raw.
+        preprocessor: from raw images to the space that networks are trained in.
+        augmentation: of real and synthetic images.
+        build: a freshly initialised network of the kind that is trained on the set, by seed.
+        ipc: images per class.
+        device: where to compute.
+        cell: what is distilled; seeds derive from it.
+        experts: the trajectory store; None for methods without.
+    """
+
+    data: ImageData
+    preprocessor: Preprocessor
+    augmentation: Augmentation
+    build: Callable[[int], nn.Module]
+    ipc: int
+    device: torch.device
+    cell: Cell
+    experts: TrajectoryStore | None = None
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """A network whose own weights are never used, to be called with others."""
+        return self.build(0).to(self.device)
+
+    @cached_property
+    def real(self) -> TrainingImages:
+        """All real training images, ready for training."""
+        return TrainingImages.of(self.data.train, self.preprocessor, self.device)
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """Indices of the training images of each class, `[m]` int64 on the CPU, ascending."""
+        labels = self.data.train.labels
+        return [(labels == label).nonzero().squeeze(1) for label in range(self.data.classes)]
+
+    def generator(self, *purpose: str | int) -> torch.Generator:
+        """Return a generator of this run for a purpose, such as ``"iteration", 12``."""
+        return make_generator("distill", *self.cell, *purpose)
+
+    def fresh_weights(self, *purpose: str | int) -> Tensor:
+        """Return `[P]` weights of a freshly initialised network, by purpose as `generator`."""
+        return flatten(self.build(derive_seed("network", "distill", *self.cell, *purpose))).to(self.device)

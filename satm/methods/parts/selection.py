@@ -1,0 +1,60 @@
+"""Choosing training images by what an expert sees in them: what all methods share that do.
+
+Shapes: m images of one class, F features.
+"""
+
+import torch
+from torch import Tensor
+
+from satm.errors import UsageError
+from satm.methods.options import SelectionOptions
+from satm.methods.parts.embedding import embed_flat
+from satm.methods.parts.method import Method
+from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.recipe import Recipe
+
+CHUNK = 500
+"""Real images that are embedded in one go."""
+
+
+class Selection(Method[SelectionOptions]):
+    """Choose training images class by class, by their features in a trained network.
+
+    A recipe's code is ``pick(features, count, generator) -> indices``: `[count]` int64 on the CPU, all different, of
+    the rows of `[m, F]` features, what the network's last linear layer sees of the images of one class; count is at
+    most m, the generator is on the CPU and for this class.
+
+    Raises:
+        UsageError: (on construction) no experts, or a class with fewer images than are asked for.
+    """
+
+    def __init__(self, recipe: Recipe, options: SelectionOptions, problem: Problem) -> None:
+        super().__init__(recipe, options, problem)
+        if problem.experts is None:
+            raise UsageError(f"method {self.name!r} needs experts; make them with `python -m satm experts`")
+        self.experts = problem.experts
+        for label, members in enumerate(problem.members):
+            if not 1 <= problem.ipc <= len(members):
+                raise UsageError(
+                    f"method {self.name!r} can choose 1 to {len(members)} images of class {label} "
+                    f"({problem.data.class_names[label]}) of {problem.cell.dataset}, ipc is {problem.ipc}; use another "
+                    "ipc"
+                )
+
+    def start(self) -> Synthetic:
+        """Return the chosen images, sorted by class and in each class in the order of choice."""
+        problem = self.problem
+        weights = self.experts.snapshot(0, self.experts.epochs).to(problem.device)
+        chosen = [
+            members[self.recipe.code(self._features(members, weights), problem.ipc, problem.generator("pick", label))]
+            for label, members in enumerate(problem.members)
+        ]
+        return self.synthetic(*problem.real.batch(torch.cat(chosen).to(problem.device)))
+
+    @torch.no_grad()
+    def _features(self, members: Tensor, weights: Tensor) -> Tensor:
+        problem, found = self.problem, []
+        for part in members.split(CHUNK):
+            images, _ = problem.real.batch(part.to(problem.device))
+            found.append(embed_flat(problem.module, weights.to(images), images).cpu())
+        return torch.cat(found)

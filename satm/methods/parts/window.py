@@ -1,0 +1,70 @@
+"""The window of differentiated steps of an unroll, and how a method of unrolled training says where it lies.
+
+The inner steps are counted from 0. The outer loss is measured right after a window, and no step after it is run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from satm.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive inner steps.
+
+    Args:
+        start: index of the first one; steps before it are run without a graph.
+        length: number of differentiated steps.
+    """
+
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        """Steps that are run in all."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The code of a recipe of unrolled training.
+
+    Args:
+        place: `(training, iteration, memory) -> Window`.
+        remember: `(training, memory, loss) -> memory` for the next iteration; None: nothing is remembered.
+    """
+
+    place: Callable[[Any, int, Any], Window]
+    remember: Callable[[Any, Any, Any], Any] | None = None
+
+
+class _Windowed(Protocol):
+    """Options with a window."""
+
+    @property
+    def inner_steps(self) -> int:
+        """Inner steps in all."""
+        ...
+
+    @property
+    def window(self) -> int | None:
+        """Differentiated ones; None: all."""
+        ...
+
+
+def window_length(options: _Windowed) -> int:
+    """Return the differentiated inner steps T.
+
+    Raises:
+        UsageError: they are more than the inner steps.
+    """
+    length = options.inner_steps if options.window is None else options.window
+    if length > options.inner_steps:
+        raise UsageError(
+            f"a window of {length} steps does not fit in {options.inner_steps} inner_steps; lower window or raise "
+            "inner_steps"
+        )
+    return length

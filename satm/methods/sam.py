@@ -1,0 +1,132 @@
+"""MTT under other outer optimisers: EMA, SAM, GSAM, ASAM, VaSSO, which SATM is compared with.
+
+All have SATM's approximations of the hypergradient; `keep_divisor: 1` and `step_size_gradient: exact` (and `reuse:
+false` of the sharpness-aware ones) give each without them.
+
+`mtt-ema`: as `mtt`, estimator truncated; step size first-order; outer descent + ema.
+`mtt-sam`: as `mtt-ema`, outer sam.
+`mtt-gsam`: as `mtt-ema`, outer gsam.
+`mtt-asam`: as `mtt-ema`, outer asam.
+`mtt-vasso`: as `mtt-ema`, outer vasso.
+
+Source: SATM Table 4 and section 4.3.1; the average as in FTD, section 3.3; SAM: Foret et al. 2021; GSAM: Zhuang et al.
+    2022, Algorithm 1; ASAM: Kwon et al. 2021, Eq. 8, eta as in its public code; VaSSO: Li and Giannakis 2023,
+    Algorithm 1, ``d = (1 - theta) d + theta g``.
+Not given: rho, alpha, eta, theta and the decay, which SATM says were tuned.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from satm.methods import mtt
+from satm.methods.options import MatchingOptions
+from satm.methods.recipe import MATCHING, recipe
+from satm.methods.satm import TRUNCATED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from satm.methods.parts.matching import TrajectoryMatching
+    from satm.methods.parts.problem import Synthetic
+    from satm.outer import Ascent, Memory, OuterGradient
+
+
+class SamOptions(MatchingOptions):
+    """Options of MTT with SAM."""
+
+    rho: float = Field(0.1, ge=0)
+    """Length of the step to the sharpest neighbour, in the norm over the whole set."""
+    reuse: bool = True
+    """Whether the second unroll reuses the first one's trajectory up to the first differentiated step."""
+
+
+class GsamOptions(SamOptions):
+    """Options of MTT with GSAM."""
+
+    alpha: float = Field(0.4, ge=0)
+    """Share of the hypergradient's component that only widens the surrogate gap which is removed; 0: SAM."""
+
+
+class AsamOptions(SamOptions):
+    """Options of MTT with ASAM."""
+
+    eta: float = Field(0.01, ge=0)
+    """Added to the magnitude of each pixel, which scales its part of the step; 0.01 as in ASAM's public code."""
+
+
+class VassoOptions(SamOptions):
+    """Options of MTT with VaSSO."""
+
+    theta: float = Field(0.4, gt=0, le=1)
+    """Weight of the newest hypergradient in the moving average that points to the neighbour; 1: SAM."""
+
+
+def sharpened(
+    matching: "TrajectoryMatching[SamOptions]", synthetic: "Synthetic", iteration: int, ascent: "Ascent"
+) -> tuple["OuterGradient", "Tensor"]:
+    """Return the hypergradient at the neighbour that an ascent leads to, and the one at the set."""
+    from satm.outer import sharpness_aware
+
+    options = matching.options
+    reuse_from = options.inner_steps - options.kept if options.reuse else 0
+    oracle = matching.oracle(synthetic, iteration)
+    return sharpness_aware(oracle, synthetic.images, ascent, last=options.kept, reuse_from=reuse_from)
+
+
+def sam(
+    matching: "TrajectoryMatching[SamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient at the sharpest neighbour."""
+    from satm.outer import steepest
+
+    options = matching.options
+    return sharpened(matching, synthetic, iteration, steepest(options.rho))[0]
+
+
+def gsam(
+    matching: "TrajectoryMatching[GsamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient at the sharpest neighbour without part of what widens the surrogate gap."""
+    from satm.outer import steepest, without_surrogate_gap
+
+    options = matching.options
+    found, first = sharpened(matching, synthetic, iteration, steepest(options.rho))
+    return without_surrogate_gap(found, first, options.alpha)
+
+
+def asam(
+    matching: "TrajectoryMatching[AsamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient at the sharpest neighbour, in a neighbourhood that scales with the pixels."""
+    from satm.outer import adaptive
+
+    options = matching.options
+    return sharpened(matching, synthetic, iteration, adaptive(synthetic.images, options.rho, options.eta))[0]
+
+
+def vasso(
+    matching: "TrajectoryMatching[VassoOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+) -> "OuterGradient":
+    """Return the hypergradient at the neighbour that a moving average of hypergradients, the memory, points to."""
+    from satm.outer import steepest
+
+    options = matching.options
+    theta, kept = options.theta, dict(memory)
+
+    def ascent(gradient: "Tensor") -> "Tensor":
+        before = memory.get("direction")
+        average = theta * gradient if before is None else (1 - theta) * before + theta * gradient
+        kept["direction"] = average
+        return steepest(options.rho)(average)
+
+    found, _ = sharpened(matching, synthetic, iteration, ascent)
+    return replace(found, memory=kept)
+
+
+recipe("mtt-ema", MATCHING, MatchingOptions, mtt.step, **TRUNCATED, ema=0.999)
+recipe("mtt-sam", MATCHING, SamOptions, sam, {"outer": "sam"}, **TRUNCATED)
+recipe("mtt-gsam", MATCHING, GsamOptions, gsam, {"outer": "gsam"}, **TRUNCATED)
+recipe("mtt-asam", MATCHING, AsamOptions, asam, {"outer": "asam"}, **TRUNCATED)
+recipe("mtt-vasso", MATCHING, VassoOptions, vasso, {"outer": "vasso"}, **TRUNCATED)
