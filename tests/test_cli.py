@@ -121,7 +121,7 @@ def test_unusable_input_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("datasets: [", "is not YAML"),
+        ("datasets: [", "is not usable YAML"),
         ("datasets: {digits: {source: digit}}", "datasets.digits.source: "),
         ("dataset: {}", "unknown option 'dataset'; known: "),
         ("[]", "holds a list, expected a mapping"),
