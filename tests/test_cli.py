@@ -77,7 +77,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("distill", *CELL, "--method", "mtt", "--selection", "best"), ("selection", "best")),
         (("distill", *CELL, "--method", "mtt", "--step-size", "0"), ("step_size", "greater than 0", "0.0")),
         (("distill", *CELL, "--method", "random", "--step-size", "-1"), ("step_size", "greater than 0")),
-        (("distill", *CELL, "--method", "mtt", "--step-size", "nan"), ("step_size", "no finite number")),
+        (("distill", *CELL, "--method", "mtt", "--step-size", "nan"), ("step_size", "finite number (got nan)")),
         (("distill", *CELL, "--method", "mtt", "--seed", "x"), ("--seed", "'x'")),
         (("distill", *CELL[:-1], "x", "--method", "mtt"), ("--ipc", "'x'")),
         (("distill", *CELL[:-1], "0", "--method", "random"), ("ipc", "at least 1, got 0")),
@@ -121,7 +121,7 @@ def test_unusable_input_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("datasets: [", "is not YAML"),
+        ("datasets: [", "is not usable YAML"),
         ("datasets: {digits: {source: digit}}", "datasets.digits.source: "),
         ("dataset: {}", "unknown option 'dataset'; known: "),
         ("[]", "holds a list, expected a mapping"),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy
 import pandas
 import pytest
-import yaml
 from conftest import Refuse
 from PIL import Image
+from ruamel.yaml import YAML
 from test_figures import synthetic
 from test_figures import with_history as moving
 
@@ -32,7 +32,7 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
     def write(**entries: Mapping[str, Any]) -> None:
         methods = {"watched": {"method": "mtt", "monitor": 3}}
-        Path("it.yaml").write_text(yaml.safe_dump({"methods": methods, "figures": dict(entries)}))
+        YAML(typ="safe", pure=True).dump({"methods": methods, "figures": dict(entries)}, Path("it.yaml"))
 
     return write
 
@@ -345,7 +345,8 @@ def test_groups_of_methods_have_panels_of_their_own(figures: Callable[..., None]
 
 def test_the_network_that_is_tested_has_settings_of_its_own(figures: Callable[..., None]) -> None:
     setting = {"stage": "evaluate", "network": "flat", "options": {"flat_rho": 0.1}}
-    Path("it.yaml").write_text(yaml.safe_dump({"networks": {"flat": {"network": "convnet"}}, "settings": [setting]}))
+    content = {"networks": {"flat": {"network": "convnet"}}, "settings": [setting]}
+    YAML(typ="safe", pure=True).dump(content, Path("it.yaml"))
     resolver = load_campaign(Path("it.yaml"))
     rhos = [resolver.evaluation(Cell("digits", 1, "mtt"), network).flat_rho for network in ("flat", "convnet", "")]
     assert rhos == [0.1, 0.0, 0.0]

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import yaml
 from conftest import image_data
 from PIL import Image
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from test_data import encode, write_parquet
 from torch import Tensor
@@ -645,5 +645,5 @@ def test_a_written_picture_of_a_set_can_be_used(campaign: Path, tmp_path: Path) 
 def test_the_example_of_the_page_of_methods_can_be_used() -> None:
     page = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
     section = page.split("## Sets made elsewhere\n")[1].split("\n## ")[0]
-    examples = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])["methods"]
+    examples = YAML(typ="safe", pure=True).load(section.split("```yaml\n")[1].split("```")[0])["methods"]
     assert len(examples) > 1 and all(resolve(entry)[0] is METHODS["files"] for entry in examples.values())

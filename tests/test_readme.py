@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from satm.config import Campaign, Cell, Resolver, load_campaign
 from satm.methods import METHODS, resolve
@@ -91,7 +91,7 @@ def test_the_page_of_methods_names_every_one() -> None:
 
 def test_the_variants_on_the_page_of_methods_can_be_used() -> None:
     page = (ROOT / "docs" / "methods.md").read_text()
-    examples = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
+    examples = YAML(typ="safe", pure=True).load(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[0])
     resolver = Resolver(Campaign.model_validate(examples), load_campaign(None).settings, "results")
     assert len(examples["methods"]) > 4
     for name in examples["methods"]:

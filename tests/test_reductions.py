@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
 from satm.config import Resolver, load_campaign
 from satm.tables.scale_note import paper_path, reductions
@@ -20,7 +20,7 @@ SMALL = {
 
 def campaign(folder: Path, **sections: Any) -> Resolver:
     path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump({**SMALL, **sections}))
+    YAML(typ="safe", pure=True).dump({**SMALL, **sections}, path)
     return load_campaign(path)
 
 

@@ -297,7 +297,7 @@ def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp
     assert Counter(rule for rule, _ in found)["evaluate"] == 3
     done = snakemake(folder, "--dry-run", "results/broken/table2.csv")
     assert done.returncode == 1
-    assert "config/broken.yaml is not YAML" in done.stdout
+    assert "config/broken.yaml is not usable YAML" in done.stdout
 
 
 def placeholders() -> set[str]:

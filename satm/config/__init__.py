@@ -39,9 +39,10 @@ from satm.config.figures import (
     VarianceFigure,
 )
 from satm.config.layout import ACCOUNTING, OVERVIEW, Layout
-from satm.config.resolver import Resolver, load_campaign, load_presets, load_yaml, preset_folder, root_of
+from satm.config.resolver import Resolver, load_campaign, load_presets, preset_folder, root_of
 from satm.config.site import Site
 from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
+from satm.config.yaml_file import load_yaml
 
 __all__ = [
     "ACCOUNTING",

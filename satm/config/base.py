@@ -1,13 +1,12 @@
 """What all options have in common: closed models, their parsing, and one text for equal values."""
 
-import functools
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from satm.errors import UsageError, short, suggest
 
@@ -37,37 +36,27 @@ M = TypeVar("M", bound="Options")
 
 
 class Options(BaseModel):
-    """Frozen options; an unknown name is an error; so are NaN, infinity, true for a number and a number for true."""
+    """Frozen options that reject unknown names, unusable numbers and mix-ups of numbers with true and false."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _are_what_they_look_like(cls, values: Any) -> Any:
+    def _as_written(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        # Pydantic's strict mode rejects too much: 1e3 for a whole number, a list for a tuple, a mapping for options.
+        options = validate(values)
         for name, value in values.items() if isinstance(values, Mapping) else ():
-            if name not in cls.model_fields:
-                continue
-            kinds = _kinds(cls, name)
-            if not kinds & {bool, Any, Options} and any(isinstance(one, bool) for one in _leaves(value)):
-                raise ValueError(f"{name} cannot be true or false, which in YAML are yes, no, on and off too")
-            if cls.model_fields[name].annotation is bool and not isinstance(value, bool):
-                raise ValueError(f"{name} is {short(value)}, expected true or false")
-            if Options not in kinds and (found := unusable(value)):
-                raise ValueError(f"{name} has {found}")
-        return values
+            if lost := _truths(value) - _truths(getattr(options, name)):
+                expected = "a number instead of true or false" if lost > 0 else "true or false"
+                raise ValueError(f"{name} is {short(value)}, expected {expected}")
+            if problem := unusable(value):
+                raise ValueError(f"{name} has {problem}")
+        return options
 
 
-@functools.cache
-def _kinds(model: type[BaseModel], name: str) -> frozenset[Any]:
-    """Return the types that an option's type is made of; `Options` stands for all options, which see to themselves."""
-
-    def parts(annotation: Any) -> Iterator[Any]:
-        yield Options if isinstance(annotation, type) and issubclass(annotation, BaseModel) else annotation
-        for part in get_args(annotation):
-            yield from parts(part)
-
-    found = parts(model.model_fields[name].annotation)
-    return frozenset(kind for kind in found if kind in (bool, Any, Options))
+def _truths(value: object) -> int:
+    """Count the values in nested lists, mappings and options that are true or false."""
+    return sum(isinstance(one, bool) for one in _leaves(value))
 
 
 def unusable(value: object) -> str | None:
@@ -81,11 +70,13 @@ def unusable(value: object) -> str | None:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield the values in nested lists and mappings, and the names in the latter."""
+    """Yield the values in nested lists, mappings and options (those that are set), and the names in the latter two."""
     if isinstance(value, Mapping):
         for name, one in value.items():
             yield name
             yield from _leaves(one)
+    elif isinstance(value, BaseModel):
+        yield from _leaves({name: getattr(value, name) for name in value.model_fields_set})
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _leaves(one)
@@ -146,7 +137,8 @@ def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
             raise UsageError(f"{where}: {place} is missing; give it a value") from error
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
-        raise UsageError(f"{where}: {place or 'the options'}: {message}, got {short(first['input'])}") from error
+        got = "" if first["type"] == "value_error" else f", got {short(first['input'])}"
+        raise UsageError(f"{where}: {place or 'the options'}: {message}{got}") from error
 
 
 def _known_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

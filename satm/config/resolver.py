@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name, parse
 from satm.config.campaign import Campaign, Setting
@@ -23,6 +21,7 @@ from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.config.figures import AT_EPOCH, AccountingFigure, ContinualFigure, Figure, ImagesFigure
 from satm.config.layout import ACCOUNTING, Layout
 from satm.config.training import FULL, EvaluateOptions
+from satm.config.yaml_file import load_yaml
 from satm.errors import UsageError, pick
 from satm.version import shipped
 
@@ -261,120 +260,3 @@ def root_of(path: Path) -> str:
     except ValueError as error:
         raise UsageError(f"the name of {path} becomes a folder: {error}; rename it") from error
     return "results" if path.stem == "paper" else f"results/{path.stem}"
-
-
-LONGEST_FILE, MOST_VALUES = 2**18, 20_000
-"""Bytes of a file, and values in it with every alias written out. The paper's campaign has about a tenth of either."""
-
-PLAIN = "tag:yaml.org,2002:"
-KINDS = {f"{PLAIN}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
-
-
-class _Refused(ValueError):
-    """What is YAML, and no configuration."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of the values that JSON has; a name may stand once in a mapping, and an alias may not grow without end.
-
-    1e-6 is a number, as in YAML 1.2; PyYAML alone wants 1.0e-6. What looks like a date is a text.
-    """
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if tag in KINDS]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._count = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Return a node; called for each value as it is read."""
-        self._count += 1
-        if self._count > MOST_VALUES:
-            raise _Refused(f"it holds more than {MOST_VALUES} values")
-        return super().compose_node(parent, index)
-
-    def get_single_node(self) -> Any:
-        """Return the whole, checked before anything is made of it."""
-        if (node := super().get_single_node()) is not None and _size(node, {}) > MOST_VALUES:
-            raise _Refused(f"its aliases stand for more than {MOST_VALUES} values")
-        return node
-
-    def construct_scalar(self, node: Any) -> Any:
-        """Return the text of a value."""
-        text = super().construct_scalar(node)
-        if node.tag in (f"{PLAIN}int", f"{PLAIN}float") and len(text) > LONGEST_NUMBER:
-            raise _Refused(f"{_place(node)} a number has {len(text)} digits")
-        return text
-
-
-LONGEST_NUMBER = 400
-"""Digits of a number; Python refuses to read 4300."""
-
-
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for, each alias counted as what it stands for.
-
-    Args:
-        node: as composed.
-        known: sizes by the id of a node that was counted already; 0 while it is being counted.
-
-    Raises:
-        _Refused: an alias stands for something that it is in, a value is of a kind that JSON has not, or a mapping
-            has a name twice.
-    """
-    if id(node) in known:
-        if not known[id(node)]:
-            raise _Refused(f"{_place(node)} an alias stands for what it is in")
-        return known[id(node)]
-    known[id(node)] = 0
-    if node.tag not in KINDS:
-        raise _Refused(f"{_place(node)} the tag {node.tag.replace(PLAIN, '!!')} has no meaning here; leave it out")
-    total, names = 1, set()
-    for part in node.value if isinstance(node, yaml.CollectionNode) else ():
-        if isinstance(node, yaml.MappingNode):
-            name, part = part
-            total += _size(name, known)
-            if isinstance(name, yaml.ScalarNode) and (name.tag, name.value) in names:
-                raise _Refused(f"{_place(name)} the name {name.value!r} stands there a second time")
-            names.add((name.tag, str(name.value)))
-        total += _size(part, known)
-    known[id(node)] = total
-    return total
-
-
-def _place(node: yaml.Node) -> str:
-    return f"in line {node.start_mark.line + 1}"
-
-
-_Loader.add_implicit_resolver(f"{PLAIN}float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), [*"-+0123456789"])
-
-
-def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
-    """Return the mapping in a YAML file; `empty`: a file without content is one without names.
-
-    Raises:
-        UsageError: the file is missing, too long, not YAML of JSON's values, or not a mapping.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LONGEST_FILE + 1)
-        if len(raw) > LONGEST_FILE:
-            raise _Refused(f"it has more than {LONGEST_FILE} bytes")
-        content = yaml.load(raw.decode(), _Loader)
-    except OSError as error:
-        raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
-    except _Refused as error:
-        raise UsageError(f"{path} cannot be a configuration: {error}; correct it") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} cannot be a configuration: it is nested too deeply; correct it") from error
-    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, a value that is none of its kind
-        text = " ".join(str(error).split())
-        raise UsageError(f"{path} is not YAML: {text}; correct it") from error
-    if content is None and empty:
-        return {}
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds a {type(content).__name__}, expected a mapping of names to values; correct it")
-    return content

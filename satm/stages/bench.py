@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+from ruamel.yaml import YAML
 from torch import Tensor, nn
 
 from satm.config import EvaluateOptions, root_of
@@ -163,7 +163,7 @@ def bench_evaluation(
     values: dict[str, Any] = {"network": network}
     for option in options:
         name, _, text = option.partition("=")
-        values[name] = yaml.safe_load(text)
+        values[name] = YAML(typ="safe", pure=True).load(text)
     recipe = EvaluateOptions(epochs=epochs, decay_epoch=None, lr=0.01)
     augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", "image")
     task = Task(synthetic, 0.01, values, classes, recipe, augmentation)

@@ -7,6 +7,7 @@ lost, changed or added, every job planned, no path outside of the campaign's fol
 import copy
 import datetime
 import functools
+import io
 import itertools
 import json
 import os
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import yaml
 from fuzzing import Wrong, command, inside
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 from pydantic import BaseModel
+from ruamel.yaml import YAML
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, MappingStartEvent, NodeEvent, ScalarEvent
 
 from satm.config import BUILTIN_EXPERTS, Resolver, load_campaign, load_yaml
 from satm.errors import UsageError
@@ -224,8 +226,10 @@ def spoilt(draw: DrawFn, content: dict[str, Any]) -> dict[str, Any]:
 
 def written(content: Any, flow: bool | None = False, unicode: bool = True) -> bytes:
     """Return content as YAML; letters that UTF-8 has not become bytes that are none of it."""
-    text: str = yaml.safe_dump(content, default_flow_style=flow, allow_unicode=unicode, sort_keys=False)
-    return text.encode("utf-8", "surrogatepass")
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.allow_unicode, yaml.sort_base_mapping_type_on_output = flow, unicode, False
+    yaml.dump(content, text := io.StringIO())
+    return text.getvalue().encode("utf-8", "surrogatepass")
 
 
 PIECES = [b"\t", b"\0", b"&a ", b"*a", b"? ", b": ", b"- ", b"|\n", b"%YAML 9\n", b"\xff", b"# ", b"!"]
@@ -396,17 +400,17 @@ def one_line(error: UsageError) -> None:
 def twice(raw: bytes) -> None:
     """Check that no name stands in a mapping twice, by the parser's events alone."""
     holders: list[Any] = []
-    for event in yaml.parse(raw, yaml.SafeLoader):
+    for event in YAML(typ="safe", pure=True).parse(raw.decode()):
         mapping = holders[-1] if holders else None
-        if isinstance(event, yaml.NodeEvent) and isinstance(mapping, dict):
+        if isinstance(event, NodeEvent) and isinstance(mapping, dict):
             mapping["names"] = not mapping["names"]
-            if mapping["names"] and isinstance(event, yaml.ScalarEvent):
+            if mapping["names"] and isinstance(event, ScalarEvent):
                 if event.value in mapping["seen"]:
                     raise Wrong(f"{event.value!r} stands there twice and was accepted")
                 mapping["seen"].add(event.value)
-        if isinstance(event, yaml.CollectionStartEvent):
-            holders.append({"names": False, "seen": set()} if isinstance(event, yaml.MappingStartEvent) else [])
-        elif isinstance(event, yaml.CollectionEndEvent):
+        if isinstance(event, CollectionStartEvent):
+            holders.append({"names": False, "seen": set()} if isinstance(event, MappingStartEvent) else [])
+        elif isinstance(event, CollectionEndEvent):
             holders.pop()
 
 
