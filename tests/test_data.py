@@ -97,7 +97,7 @@ def as_tensor(images: list[np.ndarray]) -> torch.Tensor:
 def test_every_source_is_registered_under_its_files_name() -> None:
     assert list(DATASETS) == list(SOURCES) and {each.source for each in BUILTIN_DATASETS.values()} < set(SOURCES)
     assert all(source.__doc__ for source in DATASETS.values())
-    with pytest.raises(UsageError, match=r"^x: source: expected one of cifar10, .*, tiny-imagenet, got 'digit'$"):
+    with pytest.raises(UsageError, match=r"^x: source: expected one of 'cifar10', .*, 'tiny-imagenet', got 'digit'$"):
         parse(DatasetOptions, {"source": "digit"}, "x")
 
 

@@ -62,7 +62,7 @@ class DatasetOptions(Options):
     @classmethod
     def _source_exists(cls, source: str) -> str:
         if source not in SOURCES:
-            raise ValueError(f"expected one of {', '.join(SOURCES)}")
+            raise ValueError(f"expected one of {', '.join(map(repr, SOURCES))}")
         return source
 
     @model_validator(mode="after")
