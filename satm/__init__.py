@@ -1,12 +1,13 @@
 """Dataset distillation by matching training trajectories.
 
-The public names are looked up when they are first used, so that `import satm` stays quick and needs no torch:
+Public names are imported on first use, so that `import satm` is quick and does not import torch:
 
-- `hypergradient`: the gradient of what training ends at with respect to the data; `Hypergradient`, its result.
+- `hypergradient`: the gradient of an outer loss, at the end of training, with respect to the training data;
+  `Hypergradient`, its result.
 - `load_distilled`: a synthetic set as a `torch.utils.data.Dataset`; `DistilledDataset`, its type.
-- `Memory`: images of the classes learned so far, for continual learning.
-- `METHODS`, `NETWORKS`, `DATASETS`: everything by name.
-- `UsageError`, `RunError`: what is raised.
+- `Memory`: a replay buffer of images of the classes learned so far, for continual learning.
+- `METHODS`, `NETWORKS`, `DATASETS`: all methods, networks and sources of datasets by name.
+- `UsageError`, `RunError`: the errors raised here.
 """
 
 import importlib
@@ -37,7 +38,7 @@ __all__ = [
     "load_distilled",
 ]
 
-_HOMES = {
+_MODULES = {
     "DATASETS": "satm.data",
     "METHODS": "satm.methods",
     "NETWORKS": "satm.networks",
@@ -50,7 +51,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import the module that a public name lives in, at its first use."""
-    if name not in _HOMES:
+    """Import a public name on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'satm' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List all public names, imported or not."""
+    return sorted({*globals(), *__all__})

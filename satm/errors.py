@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, and the look-up that suggests the nearest known name."""
+"""Errors in the input and of a run, and look-up of names with a suggestion."""
 
 import difflib
 import re
@@ -7,11 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+LONGEST = 200
+"""Characters of a value in a message."""
+
 
 class UsageError(ValueError):
-    """The input cannot be used as it is; the text says what was got, what was expected and what to do.
+    """Unusable input; the message says what was expected, what was found and what to do.
 
-    It is one line, whatever names of files or options it quotes. The command line prints it and exits with 2.
+    The message is one line, whatever file or option names it quotes. The command line prints it and exits with 2.
     """
 
     def __init__(self, text: str) -> None:
@@ -19,13 +22,13 @@ class UsageError(ValueError):
 
 
 class MissingRun(UsageError):
-    """A file that another run should have made is not there; the text has the command that makes it."""
+    """Missing result of another run; the message has the command that produces it."""
 
 
 class RunError(RuntimeError):
-    """The machine or the run failed although the input was usable.
+    """Failure of a run or machine with usable input.
 
-    The text is one line. The command line prints it and exits with 1.
+    The message is one line. The command line prints it and exits with 1.
     """
 
     def __init__(self, text: str) -> None:
@@ -33,19 +36,15 @@ class RunError(RuntimeError):
 
 
 def _one_line(text: str) -> str:
-    """Return a text without breaks of lines and without what would steer a terminal."""
+    """Return a text without line breaks and terminal control characters."""
     text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def short(value: object) -> str:
-    """Return `repr(value)`, the middle left out where it is long, for a message."""
+    """Return `repr(value)` for a message, with the middle left out if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
-
-
-LONGEST = 200
-"""Letters of a value in a message."""
 
 
 def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
@@ -58,12 +57,12 @@ def pick(name: str, known: Mapping[str, T], what: str) -> T:
     """Return `known[name]`.
 
     Args:
-        name: the name asked for.
-        known: everything that could have been asked for.
-        what: the word for it in the message, such as ``dataset``.
+        name: requested name.
+        known: all names.
+        what: the kind of thing, for the message, such as ``dataset``.
 
     Raises:
-        UsageError: there is no such name; the text lists the known ones and the nearest.
+        UsageError: an unknown name; the message lists the known names and suggests the nearest.
     """
     if name in known:
         return known[name]

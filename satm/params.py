@@ -1,6 +1,6 @@
-"""A network's parameters as one flat vector, and the network as a function of it.
+"""A network's parameters as one flat vector, and the network as a function of that vector.
 
-Shapes: P parameters in all.
+Shapes: P parameters in total.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def flatten(module: nn.Module) -> Tensor:
-    """Return `[P]` a copy of the parameters in the order of `module.named_parameters()`; it shares no memory."""
+    """Return a copy of the parameters, `[P]`, in the order of `module.named_parameters()`."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).clone()
 
 
@@ -18,24 +18,24 @@ def unflatten(module: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     """Return the parameters by name as views of `vector`; gradients flow to `vector`.
 
     Raises:
-        ValueError: the length is not the number of parameters.
+        ValueError: the vector's length is not the number of parameters.
     """
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     sizes = [shape.numel() for shape in shapes.values()]
     if vector.shape != (sum(sizes),):
         raise ValueError(
-            f"this network has {sum(sizes)} parameters, got a vector of shape {tuple(vector.shape)}; "
-            "was it made with another network or other options?"
+            f"expected a vector of this network's {sum(sizes)} parameters, got shape {tuple(vector.shape)}; "
+            "check the network and its options"
         )
     parts = torch.split(vector, sizes)
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def load_flat(module: nn.Module, vector: Tensor) -> None:
-    """Copy `[P]` into the module's parameters, in place.
+    """Copy a vector, `[P]`, into the module's parameters, in place.
 
     Raises:
-        ValueError: the length is not the number of parameters.
+        ValueError: the vector's length is not the number of parameters.
     """
     values: Mapping[str, Tensor] = unflatten(module, vector)
     with torch.no_grad():
@@ -44,6 +44,6 @@ def load_flat(module: nn.Module, vector: Tensor) -> None:
 
 
 def call_flat(module: nn.Module, vector: Tensor, inputs: Tensor) -> Tensor:
-    """Return `module(inputs)` with `[P]` `vector` in place of the module's own parameters; the module is unchanged."""
+    """Return `module(inputs)` with `vector`, `[P]`, instead of the module's own parameters."""
     output: Tensor = torch.func.functional_call(module, unflatten(module, vector), (inputs,))
     return output

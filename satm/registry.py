@@ -1,4 +1,4 @@
-"""Registries that fill themselves: a file put into a room is found, without a list of names kept by hand."""
+"""Registries that find their entries: a new file in a package is registered without a list of imports."""
 
 import importlib
 import pkgutil
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """What the modules of a package register, by name; the modules are imported at the first look-up.
+    """Entries by name, registered by the modules of a package, which are imported on first look-up.
 
-    Modules of packages whose options a workflow reads must not import torch, nor what imports it: the Snakefile is
-    read again by every job of a cluster. They import it in the functions that compute.
+    Where the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
+    in functions that compute: every cluster job parses the Snakefile.
 
     Args:
-        package: name of the package, such as ``satm.methods``; its modules, not its subpackages, are searched.
+        package: name of the package, such as ``satm.methods``; its modules are imported, its subpackages are not.
     """
 
     def __init__(self, package: str) -> None:
@@ -24,7 +24,7 @@ class Registry(Mapping[str, T]):
         self._complete = False
 
     def register(self, name: str, entry: T) -> T:
-        """Enter something under a name and return it.
+        """Register an entry under a name and return it.
 
         Raises:
             ValueError: the name is taken.
@@ -35,15 +35,15 @@ class Registry(Mapping[str, T]):
         return entry
 
     def named(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters a function or class under a name."""
+        """Return a decorator that registers a function or class under a name."""
         return lambda entry: self.register(name, entry)
 
     def __getitem__(self, name: str) -> T:
-        """Return what is registered under a name."""
+        """Return the entry of a name."""
         return self._complete_entries()[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Return the names in alphabetical order."""
+        """Iterate over the names in alphabetical order."""
         return iter(sorted(self._complete_entries()))
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Random generators that derive from named axes, so that two runs share randomness only where they share names."""
+"""Seeds derived from named axes, so that two runs share random numbers only if they share names."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import torch
 
 
 def derive_seed(*axes: str | int) -> int:
-    """Return a seed in [0, 2**63) that depends on the axes and on their order only.
+    """Return a seed in [0, 2**63) determined by the axes and their order.
 
     Args:
         axes: names and numbers, such as ``"distill", "cifar10", 1, "mtt", 0``. ``1`` and ``"1"`` differ.
@@ -19,6 +19,6 @@ def derive_seed(*axes: str | int) -> int:
 def make_generator(*axes: str | int) -> torch.Generator:
     """Return a CPU generator seeded from the axes (`derive_seed`).
 
-    Draws are made on the CPU on every device, so one seed names one stream whether the run is on a CPU or a GPU.
+    Random numbers are always drawn on the CPU, so a seed gives the same numbers on a CPU and on a GPU.
     """
     return torch.Generator().manual_seed(derive_seed(*axes))

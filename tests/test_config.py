@@ -275,10 +275,10 @@ def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("$NO_SUCH_VARIABLE/x", "names a variable that is not set"),
+        ("$NO_SUCH_VARIABLE/x", "has an environment variable that is not set"),
         ("~no-such-user-here/x", "begins with the home folder of an unknown user"),
-        ("a\0b", "holds a zero byte"),
-        ("../x", r"'../x' leads out of the working folder; write the whole path"),
+        ("a\0b", "has a zero byte"),
+        ("../x", r"'../x' leads out of the working folder; if that is intended, write an absolute path"),
         ("a/../../x", "leads out of the working folder"),
         ("..", "leads out of the working folder"),
     ],

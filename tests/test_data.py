@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from satm.config import DatasetOptions
+from satm.config import BUILTIN_DATASETS, SOURCES, DatasetOptions, parse
 from satm.data import (
     DATASETS,
     FAMILIES,
@@ -32,8 +32,8 @@ from satm.data import (
     load_images,
     save_images,
 )
-from satm.data.cifar import FROM, PUBLISHED
-from satm.data.datasets import _alternatives
+from satm.data.cifar import AUTHORS
+from satm.data.sources import cifar10, cifar100
 from satm.errors import RunError, UsageError
 from satm.storage.tensors import hash_tensors, read_tensors
 
@@ -84,7 +84,7 @@ def write_both(folder: Path, **changed: Any) -> list[np.ndarray]:
 
 
 def load(folder: Path, source: str = "parquet", **options: Any) -> ImageData:
-    return load_dataset("mine", DatasetOptions(source=source, path=str(folder), **options))  # type: ignore[arg-type]
+    return load_dataset("mine", DatasetOptions(source=source, path=str(folder), **options))
 
 
 def as_tensor(images: list[np.ndarray]) -> torch.Tensor:
@@ -94,9 +94,11 @@ def as_tensor(images: list[np.ndarray]) -> torch.Tensor:
 # Sources
 
 
-def test_registry_has_every_source_of_the_options() -> None:
-    assert set(DATASETS) == set(DatasetOptions.model_fields["source"].annotation.__args__)  # type: ignore[union-attr]
+def test_every_source_is_registered_under_its_files_name() -> None:
+    assert list(DATASETS) == list(SOURCES) and {each.source for each in BUILTIN_DATASETS.values()} < set(SOURCES)
     assert all(source.__doc__ for source in DATASETS.values())
+    with pytest.raises(UsageError, match=r"^x: source: expected one of 'cifar10', .*, 'tiny-imagenet', got 'digit'$"):
+        parse(DatasetOptions, {"source": "digit"}, "x")
 
 
 def test_digits() -> None:
@@ -133,13 +135,12 @@ def test_parquet_in_shards_with_other_column_names(tmp_path: Path) -> None:
 
 
 def test_braces_and_the_first_alternative_that_matches(tmp_path: Path) -> None:
-    assert _alternatives("{test,valid,val}*.parquet") == ["test*.parquet", "valid*.parquet", "val*.parquet"]
-    assert _alternatives("{a,b}-{c,d}") == ["a-c", "a-d", "b-c", "b-d"]
     write_both(tmp_path)
     write_parquet(tmp_path / "validation.parquet", [encode(pixels(9))], [0], ["a", "b", "c"])
     write_parquet(tmp_path / "lossless_sample.parquet", [encode(pixels(9, 4, 4))], [0])
     assert len(load(tmp_path).test) == 3
     assert len(load(tmp_path, test="{validation,test}.parquet").test) == 1
+    assert len(load(tmp_path, test="{none,t}{no,est,rain}.parquet").test) == 3
 
 
 def test_classes_are_kept_and_renumbered_in_the_given_order(tmp_path: Path) -> None:
@@ -211,9 +212,12 @@ def test_named_sources_take_parquet_where_there_is_some(tmp_path: Path, source: 
     assert len(load(tmp_path, source).train) == 6
 
 
+ARCHIVES = {"cifar10": cifar10, "cifar100": cifar100}
+
+
 def publish(monkeypatch: pytest.MonkeyPatch, source: str, extra: Sequence[str] = ()) -> tuple[bytes, np.ndarray]:
     """Let the authors' archive be a small one of two images a file; return it, and its records without their labels."""
-    there = PUBLISHED[source]
+    there = ARCHIVES[source].ARCHIVE
     held, raw = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     with tarfile.open(fileobj=held, mode="w:gz") as archive:
 
@@ -231,7 +235,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, source: str, extra: Sequence[str] =
             add(name, b"x")
     content = held.getvalue()
     small = dataclasses.replace(there, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(PUBLISHED, source, small)
+    monkeypatch.setattr(ARCHIVES[source], "ARCHIVE", small)
     return content, raw[: 2 * len(there.train) + 2]
 
 
@@ -260,8 +264,8 @@ def test_the_authors_archive_of_cifar_is_downloaded_once(
     asked = serve(content)
     for _ in range(2):
         data = load(tmp_path / "new", source)
-    assert asked == [f"{FROM}/{PUBLISHED[source].name}"]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [PUBLISHED[source].name]
+    assert asked == [f"{AUTHORS}/{ARCHIVES[source].ARCHIVE.name}"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [ARCHIVES[source].ARCHIVE.name]
     assert torch.equal(data.train.images, torch.from_numpy(raw[:-2]))
     assert torch.equal(data.test.images, torch.from_numpy(raw[-2:]))
     assert data.train.labels.tolist() == [0, 1] * (len(raw) // 2 - 1) and data.class_names == ("plane", "car")
@@ -271,9 +275,9 @@ def test_nothing_of_an_archive_is_unpacked(tmp_path: Path, monkeypatch: pytest.M
     content, _ = publish(monkeypatch, "cifar10", ["../outside", "/tmp/outside"])
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / PUBLISHED["cifar10"].name).write_bytes(content)
+    (folder / cifar10.ARCHIVE.name).write_bytes(content)
     load(folder, "cifar10")
-    assert [path.name for path in tmp_path.rglob("*")] == ["data", PUBLISHED["cifar10"].name]
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", cifar10.ARCHIVE.name]
 
 
 def test_an_archive_with_another_hash_is_not_read(
@@ -281,10 +285,10 @@ def test_an_archive_with_another_hash_is_not_read(
 ) -> None:
     content, _ = publish(monkeypatch, "cifar10")
     serve(content[:-1] + b"?")
-    with pytest.raises(RunError, match=r"cifar-10-binary.tar.gz sent something else: got the SHA-256 .*, expected "):
+    with pytest.raises(RunError, match=r"10-binary.tar.gz is not the published file: got the SHA-256 .*, expected "):
         load(tmp_path, "cifar10")
     assert not list(tmp_path.iterdir())
-    (tmp_path / PUBLISHED["cifar10"].name).write_bytes(content[:-9])
+    (tmp_path / cifar10.ARCHIVE.name).write_bytes(content[:-9])
     with pytest.raises(UsageError, match=r"cut short or changed; delete it, and it is downloaded again"):
         load(tmp_path, "cifar10")
 
@@ -295,7 +299,7 @@ def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch
             raise http.client.IncompleteRead(b"")
 
     monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Breaks())
-    with pytest.raises(RunError, match=r"cannot get cifar10 into .* \(IncompleteRead.*connect to the network"):
+    with pytest.raises(RunError, match=r"cannot download cifar10 to .* \(IncompleteRead.*connect to the network"):
         load(tmp_path, "cifar10")
     assert not list(tmp_path.iterdir())
 
@@ -303,10 +307,10 @@ def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("wnids.txt", "n01\n../../n02\n", "names the class '../../n02', which is no name of a folder"),
+        ("wnids.txt", "n01\n../../n02\n", "has the class '../../n02', which cannot be a folder's name"),
         ("val/val_annotations.txt", "../../x.JPEG\tn01\n", "line 1: expected an image and a class of wnids.txt"),
-        ("wnids.txt", b"\xff\xfe", "wnids.txt is no text"),
-        ("val/val_annotations.txt", b"\xff\xfe", "val_annotations.txt is no text"),
+        ("wnids.txt", b"\xff\xfe", "wnids.txt is not a text file"),
+        ("val/val_annotations.txt", b"\xff\xfe", "val_annotations.txt is not a text file"),
     ],
 )
 def test_lists_that_lead_elsewhere_or_are_none(tmp_path: Path, name: str, content: str | bytes, text: str) -> None:
@@ -334,7 +338,7 @@ def test_no_network_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    text = r"cannot get cifar100? into .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
+    text = r"cannot download cifar100? to .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
     with pytest.raises(RunError, match=text) as caught:
         load(tmp_path / "absent", source)
     assert "\n" not in str(caught.value)
@@ -377,14 +381,14 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
 def test_images_of_two_sizes(tmp_path: Path) -> None:
     images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
     write_both(tmp_path, images=images)
-    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 as the others; resize it"
+    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 like the others; resize it"
     with pytest.raises(UsageError, match=text):
         load(tmp_path)
     write_both(tmp_path, images=[encode(pixels(seed, 5, 5)) for seed in range(6)])
     with pytest.raises(UsageError, match=r"test.parquet row 0: the image has 6 x 6 pixels, expected 5 x 5"):
         load(tmp_path)
     write_both(tmp_path, images=[encode(pixels(seed, 4, 6)) for seed in range(6)])
-    with pytest.raises(UsageError, match=r"row 0: the image has 4 x 6 pixels, expected as many rows as columns"):
+    with pytest.raises(UsageError, match=r"row 0: the image has 4 x 6 pixels, expected a square image"):
         load(tmp_path)
 
 
@@ -436,7 +440,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         ({"labels": [0, 1, 2, None, 1, 2]}, r"train.parquet row 3: column 'label' has no label"),
         ({"labels": [0, 1, 0, 0, 1, 0]}, r"'mine': class 2 \(c\) has no training images"),
         ({"labels": [0.0] * 6, "label_type": pa.float64()}, r"column 'label' holds double, expected integer labels"),
-        ({"columns": ("image", "target")}, r"has no column 'label'; it has \['image', 'target'\]: .* `label_column`"),
+        ({"columns": ("image", "target")}, r"has no column 'label', only \['image', 'target'\]; .* `label_column`"),
         ({"images": [None] * 6}, r"train.parquet row 0: column 'image' has no bytes; store the images themselves"),
         ({"images": [], "labels": []}, r"'mine' has no training images in .*; check files and options"),
         ({"names": ["a", "b", "x"]}, r"test.parquet and .*train.parquet have different class names"),
@@ -479,12 +483,12 @@ def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
         ({"train": "/x/*.parquet"}, r"cannot be used .*; give one relative to `path`"),
         ({"image_column": "img"}, r"`image_column` is 'img', .* struct of bytes and path are \['image'\]"),
         ({"label_column": "image"}, r"column 'image' holds struct.*, expected integer labels"),
-        ({"classes": (0, 3)}, r"`classes` names class 3, the known ones are 0 to 2"),
-        ({"classes": (0, -1)}, r"`classes` names class -1"),
+        ({"classes": (0, 3)}, r"`classes` has class 3, expected 0 to 2"),
+        ({"classes": (0, -1)}, r"`classes` has class -1"),
         ({"classes": (1, 1)}, r"`classes` is \[1, 1\], expected different labels"),
         ({"classes": ()}, r"`classes` is \[\], expected different labels, at least one"),
         ({"validation": 2}, r"hold out 2 validation images of class 0, which has 2 training images; .* at most 1"),
-        ({"mean": (0.5,)}, r"`mean` has 1 values, the images have 3 channels"),
+        ({"mean": (0.5,)}, r"`mean` has 1 values, expected 3, one per channel"),
         ({"std": (0.5, 0.0, 0.5)}, r"the std of a channel is 0.0, expected above 0"),
     ],
 )
@@ -504,7 +508,7 @@ def test_no_test_images_of_the_kept_classes(tmp_path: Path) -> None:
 
 def test_absent_folder(tmp_path: Path) -> None:
     for source in ("parquet", "folder", "tiny-imagenet"):
-        with pytest.raises(UsageError, match=r"folder .*absent does not exist; make it, or set `path` or SATM_DATA"):
+        with pytest.raises(UsageError, match=r"folder .*absent does not exist; create it, or set `path` or SATM_DATA"):
             load(tmp_path / "absent", source)
 
 
@@ -554,7 +558,7 @@ def test_normalisation_and_back() -> None:
     assert torch.equal(same.apply(images), x) and same.identity == preprocessor.identity
     with pytest.raises(UsageError, match=r"made with whitening abc, got whitening None; give the whitening"):
         Preprocessor.from_identity({**preprocessor.identity, "whitening_hash": "abc"}, None)
-    with pytest.raises(UsageError, match=r"expected images \[n, 3, H, W\] as mean and std have 3 channels, got shape"):
+    with pytest.raises(UsageError, match=r"expected images \[n, 3, H, W\] because mean and std have 3 channels, got"):
         preprocessor.apply(images[:, :1])
 
 

@@ -446,7 +446,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda folder: {}, "method 'files' needs images, the path of a set"),
     (lambda folder: {"images": folder / "no.pt"}, "no.pt does not exist; correct the path"),
     (lambda folder: {"images": folder / "no.parquet"}, "no.parquet does not exist; correct the path"),
-    (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' names a variable that is not set"),
+    (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' has an environment variable that is not set"),
     (lambda folder: {"images": folder}, "holds neither parquet files nor class folders; expected CLASS/image in it"),
     (lambda folder: {"images": Path(__file__)}, "test_foreign.py is none of the files that are read: .pt"),
     (lambda folder: {**saved(some())(folder), "labels_from": folder / "l.pt"}, "l.pt does not exist"),

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from satm import methods
-from satm.config import DatasetOptions
-from satm.data import DATASETS, load_dataset
 from satm.distill import begin, distill
 from satm.errors import UsageError
 from satm.methods import METHODS, resolve
@@ -387,9 +385,3 @@ def test_unknown_methods_and_options_name_the_nearest() -> None:
         resolve({"method": "satm", "rhoo": 1})
     with pytest.raises(UsageError, match="step_size: input should be greater than 0, got 0"):
         resolve({"method": "mtt", "step_size": 0})
-
-
-def test_every_dataset_has_a_loader_and_options() -> None:
-    assert set(DATASETS) == set(DatasetOptions.model_fields["source"].annotation.__args__)
-    data = load_dataset("digits", DatasetOptions(source="digits"))
-    assert data.classes == 10 and data.train.images.dtype == torch.uint8

@@ -1,6 +1,7 @@
 """Networks: parameter counts, PyTorch's initialisation, the whole search space, refused shapes, learning."""
 
 import copy
+import inspect
 import math
 import warnings
 from itertools import product
@@ -15,7 +16,9 @@ from satm.config import DatasetOptions, EvaluateOptions
 from satm.data import Augmentation, Preprocessor, load_dataset
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, train
-from satm.networks import NETWORKS, ConvNetOptions, Network, build, resolve
+from satm.networks import NETWORKS, build, resolve
+from satm.networks.architectures.convnet import ConvNetOptions
+from satm.networks.layers import Network
 from satm.networks.training import TrainingImages, measure
 from satm.params import flatten
 from satm.unroll import hypergradient
@@ -236,9 +239,10 @@ def test_parameter_counts_of_the_definitions(values: dict[str, Any], size: int, 
         module = build(values, 3, 10, size, seed=0)
     assert sum(parameter.numel() for parameter in module.parameters()) == features + 10 * embedded + 10
     assert module.classifier.in_features == embedded
-    told = NETWORKS[values["network"]].__doc__ or ""
+    builder = NETWORKS[values["network"]].build
+    description = inspect.getdoc(inspect.getmodule(getattr(builder, "func", builder))) or ""
     if size == 32 and len(values) == 1:
-        assert f"{features + 10 * embedded + 10:,} parameters" in told
+        assert f"{features + 10 * embedded + 10:,} parameters" in description
 
 
 def alexnet_by_hand(stride: int) -> nn.Sequential:
@@ -504,7 +508,7 @@ def test_the_global_generator_is_left_alone() -> None:
         ({"network": "convnet", "norm": "batchnorm"}, "norm: .*got 'batchnorm'"),
         ({"network": "convnet", "width": 0}, "width: .*got 0"),
         ({"network": "convnet", "depth": 5}, "depth 5 halves 16 pixels to nothing; use at most depth 4"),
-        ({"network": "convnet", "norm": "group", "width": 6}, "width that 4 divides, got 6"),
+        ({"network": "convnet", "norm": "group", "width": 6}, "width divisible by 4, got 6"),
         (
             {"network": "vit-tiny", "patch": 3},
             "patch 3 does not divide images of 16 x 16 pixels; use .* 1, 2, 4, 8, 16$",

@@ -19,7 +19,7 @@ from satm.config.cells import (
     TableOptions,
     Tabulated,
 )
-from satm.config.datasets import BUILTIN_DATASETS, CLASSES, STANDARDISED, DatasetOptions, data_path, expand
+from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.figures import (
     AT_EPOCH,
@@ -57,7 +57,7 @@ __all__ = [
     "OVERVIEW",
     "PATTERN",
     "REVISIONS",
-    "STANDARDISED",
+    "SOURCES",
     "AccountingFigure",
     "AnalyseOptions",
     "AnimationFigure",

@@ -4,21 +4,25 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from satm.config.base import Options
 from satm.errors import UsageError
+
+_SOURCE_FILES = (Path(__file__).parents[1] / "data" / "sources").glob("[!_]*.py")
+SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
+"""Every source of images: the files in `satm/data/sources/`, which are not imported here because they need torch."""
 
 
 class DatasetOptions(Options):
     """Where the images of a dataset are and how they are prepared for a network."""
 
-    source: Literal["digits", "cifar10", "cifar100", "tiny-imagenet", "parquet", "folder"]
+    source: str = Field(json_schema_extra={"enum": [*SOURCES]})
     """`digits` comes with scikit-learn; `cifar10` and `cifar100` are their authors' archives (binary version),
     downloaded into `path` unless it holds image-parquet files; `tiny-imagenet` is its published folder layout or
     image-parquet; `parquet` any folder of image-parquet files; `folder` any folder `path/{train,test}/CLASS/image`."""
     path: str = ""
-    """Folder; `$NAME` and `${NAME}` are replaced from the environment. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
+    """Folder; variables `$NAME` and `${NAME}` are expanded. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
     train: str = "train*.parquet"
     """File pattern of the training images below `path` (image-parquet only)."""
     test: str = "{test,valid,val}*.parquet"
@@ -41,10 +45,10 @@ class DatasetOptions(Options):
     zca_eps: float = Field(0.1, gt=0)
     """Added to the eigenvalues of the covariance before the inverse root."""
     zca_per_image: bool = False
-    """Bring each image to mean 0 and norm 1 by itself before whitening, instead of subtracting the mean image. With
-    `zca_relative` this is the whitening of RaT-BPTT. Images are shown with the average brightness and contrast then."""
+    """Bring each image to mean 0 and norm 1 before whitening, instead of subtracting the mean image. With
+    `zca_relative` this is the whitening of RaT-BPTT. Images are then shown with average brightness and contrast."""
     zca_relative: bool = False
-    """`zca_eps` is in units of the mean eigenvalue."""
+    """Measure `zca_eps` in units of the mean eigenvalue."""
     mean: tuple[float, ...] | None = None
     """Per channel, images in [0, 1]; None: measured on the training images."""
     std: tuple[float, ...] | None = None
@@ -52,41 +56,46 @@ class DatasetOptions(Options):
     augment: str = "color_crop_cutout_flip_scale_rotate"
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
     augment_share: Literal["image", "batch"] = "image"
-    """Each image draws its own parameters, or one draw serves the whole batch."""
+    """Each image draws its own parameters, or one draw is shared by the whole batch."""
+
+    @field_validator("source")
+    @classmethod
+    def _source_exists(cls, source: str) -> str:
+        if source not in SOURCES:
+            raise ValueError(f"expected one of {', '.join(map(repr, SOURCES))}")
+        return source
 
     @model_validator(mode="after")
     def _variants_need_zca(self) -> "DatasetOptions":
-        wrong = [name for name in ("zca_per_image", "zca_relative") if getattr(self, name) and not self.zca]
-        if wrong:
-            raise ValueError(f"{wrong[0]} changes the whitening and zca is false; set zca to true or leave it out")
+        idle = [name for name in ("zca_per_image", "zca_relative") if getattr(self, name) and not self.zca]
+        if idle:
+            raise ValueError(f"{idle[0]} changes the whitening, but zca is false; set zca to true or leave it out")
         return self
 
 
-STANDARDISED: tuple[Literal["cifar10", "cifar100", "tiny-imagenet"], ...] = ("cifar10", "cifar100", "tiny-imagenet")
-
 BUILTIN_DATASETS = {
     "digits": DatasetOptions(source="digits", augment="crop_scale_rotate"),
-    "cifar10": DatasetOptions(source="cifar10", zca=True),
-    "cifar100": DatasetOptions(source="cifar100", zca=True),
-    "tiny-imagenet": DatasetOptions(source="tiny-imagenet", zca=True),
+    **{source: DatasetOptions(source=source, zca=True) for source in ("cifar10", "cifar100", "tiny-imagenet")},
     **{
         f"{source}-standardised": DatasetOptions(
             source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate"
         )
-        for source in STANDARDISED
+        for source in ("cifar10", "cifar100", "tiny-imagenet")
     },
 }
-"""The names that end in `-standardised` are prepared as RaT-BPTT prepares them (C.1 and section 3): each image without
-its mean and of norm 1, whitened with 0.1 times the mean eigenvalue added to each, flipped or rotated.
+"""Datasets that every campaign knows.
 
-Digits are neither flipped, nor coloured, nor cut out: a 6 mirrored is no digit, and 8 pixels leave little to cut."""
+The names that end in `-standardised` are prepared as in RaT-BPTT (C.1 and section 3): each image is brought to mean 0
+and norm 1, whitened with 0.1 times the mean eigenvalue added to each eigenvalue, and flipped or rotated. Digits are not
+flipped, coloured or cut out: a mirrored 6 is no digit, and 8 pixels leave little to cut.
+"""
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
-"""Classes of the sources that always have as many."""
+"""Number of classes of the sources where it is fixed."""
 
 
 def data_path(options: DatasetOptions) -> Path:
-    """Return the folder of a dataset with the environment's variables put in.
+    """Return the folder of a dataset, with environment variables expanded.
 
     Raises:
         UsageError: the path names a variable that is not set.
@@ -95,23 +104,23 @@ def data_path(options: DatasetOptions) -> Path:
 
 
 def expand(path: str) -> Path:
-    """Return a path with the environment's variables, `$NAME` and `${NAME}`, and the home folder `~` put in.
+    """Return a path with environment variables, `$NAME` and `${NAME}`, and the home folder `~` expanded.
 
     Raises:
-        UsageError: it names a variable that is not set, or leads out of the working folder without being absolute.
+        UsageError: a variable is not set, or the path leads out of the working folder without being absolute.
     """
     expanded = os.path.expandvars(path)
     if "$" in expanded:
-        raise UsageError(f"the path {path!r} names a variable that is not set; set it or write the path out")
+        raise UsageError(f"the path {path!r} has an environment variable that is not set; set it or write the path out")
     if "\0" in expanded:
-        raise UsageError(f"the path {path!r} holds a zero byte, which no path can; correct it")
+        raise UsageError(f"the path {path!r} has a zero byte, which no path can have; correct it")
     try:
-        found = Path(expanded).expanduser()
+        folder = Path(expanded).expanduser()
     except RuntimeError as error:
         raise UsageError(f"the path {path!r} begins with the home folder of an unknown user; write it out") from error
-    # As it is written: what the environment names is the user's own word.
-    if not found.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
+    # The path as written: a folder in an environment variable is the user's own choice.
+    if not folder.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
         raise UsageError(
-            f"the path {path!r} leads out of the working folder; write the whole path, from the root, if that is meant"
+            f"the path {path!r} leads out of the working folder; if that is intended, write an absolute path"
         )
-    return found
+    return folder

@@ -1,8 +1,19 @@
 """Datasets, ZCA whitening and differentiable Siamese augmentation."""
 
 from satm.data.augment import FAMILIES, Augmentation, Draw
-from satm.data.datasets import DATASETS, hold_out, load_dataset
-from satm.data.images import ImageData, Preprocessor, Split, keep_classes, load_images, save_images
+from satm.data.datasets import load_dataset
+from satm.data.images import (
+    ImageData,
+    Preprocessor,
+    Split,
+    hash_images,
+    hold_out,
+    keep_classes,
+    load_images,
+    save_images,
+)
+from satm.data.listing import Listing, Part
+from satm.data.sources import DATASETS
 from satm.data.whitening import Whitening, fit_whitening, load_whitening, save_whitening
 
 __all__ = [
@@ -11,10 +22,13 @@ __all__ = [
     "Augmentation",
     "Draw",
     "ImageData",
+    "Listing",
+    "Part",
     "Preprocessor",
     "Split",
     "Whitening",
     "fit_whitening",
+    "hash_images",
     "hold_out",
     "keep_classes",
     "load_dataset",

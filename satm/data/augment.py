@@ -1,8 +1,8 @@
 """Differentiable Siamese augmentation (DSA): random changes of a batch that gradients pass through.
 
-Shapes: b images; C channels; H = W pixels. The images are normalised or whitened; pixels from outside an image are 0.
-Drawing and applying are apart, so that the same `Draw` can change a real and a synthetic batch (Siamese), can be kept
-for a second pass, and so that applying is a pure function.
+Shapes: b images; C channels; H = W pixels. Images are normalised or whitened; pixels from outside an image are 0.
+Drawing and applying are separate: one `Draw` can be applied to a real and a synthetic batch (Siamese) or in a second
+pass, and applying is a pure function.
 
 Source: Zhao and Bilen 2021 (Dataset Condensation with Differentiable Siamese Augmentation), section on augmentation;
 values of the constants: the public code of DSA and MTT (`utils.py`, `ParamDiffAug`).
@@ -32,12 +32,12 @@ CUTOUT = 0.5
 FLIP = 0.5
 """Probability of mirroring left and right."""
 SCALE = 1.2
-"""Stretch of the sampling grid, for each axis of its own: uniform in [1 / SCALE, SCALE)."""
+"""Stretch of the sampling grid, separately for each axis: uniform in [1 / SCALE, SCALE)."""
 ROTATE = 15.0
-"""Largest angle in degrees, either way."""
+"""Largest angle in degrees, in both directions."""
 
 Parameters = Mapping[str, Tensor]
-"""Random numbers of one family, on the CPU: each `[b]`, or `[1]` for the whole batch."""
+"""Random parameters of one family, on the CPU: each `[b]`, or `[1]` for the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -45,37 +45,37 @@ class Family:
     """One kind of change: how its parameters are drawn and how it is applied."""
 
     draw: Callable[[torch.Generator, int, int], Parameters]
-    """Of generator, number of draws, size in pixels."""
+    """`(generator, number of draws, size in pixels) -> parameters`."""
     apply: Callable[[Tensor, Parameters], Tensor]
-    """Of images and parameters; the parameters' leading dimension is b or 1."""
+    """`(images, parameters) -> images`; the first dimension of the parameters is b or 1."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Everything random about one augmentation."""
+    """The random parameters of one augmentation."""
 
     steps: tuple[tuple[str, Parameters], ...]
     """Names of the families with their parameters, in the order of application."""
     count: int | None
-    """Images that it was drawn for; None: any number."""
+    """Number of images it can be applied to; None: any."""
     size: int
-    """Height and width that it was drawn for, in pixels."""
+    """Height and width of the images in pixels."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which families change a batch, and who shares the random numbers.
+    """Which families change a batch, and which images share random parameters.
 
     Raises:
-        UsageError: an unknown family; the text names the nearest.
+        UsageError: an unknown family; the message suggests the nearest name.
     """
 
     strategy: str
-    """Names of families joined by `_`; empty: nothing is changed."""
+    """Names of families joined by `_`; empty: none."""
     share: Literal["image", "batch"]
-    """`image`: each image has its own parameters. `batch`: one set for all, which serves batches of any length."""
+    """`image`: each image has its own parameters. `batch`: all images share one draw, for batches of any length."""
     mode: Literal["single", "multiple"] = "single"
-    """`single`: one family, drawn anew for each call, changes the whole batch. `multiple`: all, in order."""
+    """`single`: one family, chosen at random in each draw. `multiple`: all families, in order."""
 
     def __post_init__(self) -> None:
         for name in self.families:
@@ -91,7 +91,7 @@ class Augmentation:
 
         Args:
             generator: on the CPU.
-            batch: images that they are for (b); with `share="batch"` they serve any number.
+            batch: number of images (b); no effect with `share="batch"`.
             size: height and width of the images in pixels.
         """
         names = self.families
@@ -102,17 +102,17 @@ class Augmentation:
         return Draw(steps, batch if self.share == "image" else None, size)
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
-        """Return the changed images; a pure function, differentiable with respect to them.
+        """Return augmented images; a pure function, differentiable with respect to the images.
 
         Args:
             images: `[b, C, H, W]` floating point of any precision on any device, normalised or whitened.
-            draw: from `draw`, for this number of images and this size.
+            draw: from `draw`, for this number and size of images.
 
         Returns:
-            `[b, C, H, W]`, the same type. Without families it is `images` itself.
+            `[b, C, H, W]` of the same type; without families, `images` itself.
 
         Raises:
-            UsageError: the draw is for another number of images or another size.
+            UsageError: the draw is for another number or size of images.
         """
         count, _, *sides = images.shape
         if sides != [draw.size, draw.size] or draw.count not in (None, count):
@@ -130,7 +130,7 @@ def _uniform(generator: torch.Generator, count: int) -> Tensor:
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Return parameters `[b or 1]` as `[b or 1, 1, 1, 1]`, on their device, real numbers in their type."""
+    """Return parameters `[b or 1]` as `[b or 1, 1, 1, 1]` on the images' device, real numbers in the images' type."""
     dtype = images.dtype if values.is_floating_point() else values.dtype
     return values.to(images.device, dtype)[:, None, None, None]
 
@@ -144,7 +144,7 @@ def _draw_color(generator: torch.Generator, count: int, size: int) -> Parameters
 
 
 def _color(images: Tensor, parameters: Parameters) -> Tensor:
-    """Brightness, then saturation, then contrast, written as one multiplication and one addition per pixel.
+    """Change brightness, then saturation, then contrast, with one multiplication and one addition per pixel.
 
     Neither saturation nor contrast moves the mean of an image, so with the grey image g (mean over the channels) and
     the mean m: contrast * (saturation * x + (1 - saturation) * g) + (1 - contrast) * m + brightness.
@@ -162,10 +162,10 @@ def _draw_crop(generator: torch.Generator, count: int, size: int) -> Parameters:
 
 
 def _crop(images: Tensor, parameters: Parameters) -> Tensor:
-    """Take the window that is shifted by whole pixels out of the image padded with 0."""
+    """Shift images by whole pixels; pixels from outside are 0."""
     count, channels, size, _ = images.shape
     place = torch.arange(size, device=images.device)
-    down, right = (values.to(images.device)[:, None] + place for values in (parameters["down"], parameters["right"]))
+    down, right = (values.to(images.device)[:, None] + place for values in parameters.values())
     inside = ((down >= 0) & (down < size))[:, :, None] & ((right >= 0) & (right < size))[:, None, :]
     index = (down.clamp(0, size - 1) * size)[:, :, None] + right.clamp(0, size - 1)[:, None, :]
     index = index.flatten(1)[:, None].expand(count, channels, size * size)
@@ -173,14 +173,14 @@ def _crop(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _draw_cutout(generator: torch.Generator, count: int, size: int) -> Parameters:
-    # With an even length the centre lies between two pixels, so there is one place more.
+    # With an even length the centre lies between two pixels, so there is one more place.
     places = size + 1 - _rounded(size * CUTOUT) % 2
     row, column = torch.randint(places, (2, count), generator=generator)
     return {"row": row, "column": column}
 
 
 def _cutout(images: Tensor, parameters: Parameters) -> Tensor:
-    """Set a square around a random place to 0; it may reach over the border."""
+    """Set a square around a random place to 0; it may cross the border."""
     size = images.shape[-1]
     length = _rounded(size * CUTOUT)
     place = torch.arange(size, device=images.device)
@@ -220,9 +220,9 @@ def _rotate(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Sample images `[b, C, H, W]` linearly at the places that `matrices` (`[b or 1, 6]`) send the pixels to.
+    """Sample images `[b, C, H, W]` bilinearly at their pixels' places under `matrices`, `[b or 1, 6]`.
 
-    The outermost pixels' centres are at -1 and 1, as in MTT's `utils.py` (DSA's own code puts the image's edges there).
+    The centres of the outermost pixels are at -1 and 1, as in MTT's `utils.py`; DSA's code has the image's edges there.
     """
     theta = matrices.to(images.device, images.dtype).view(-1, 2, 3).expand(len(images), 2, 3)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=True)
@@ -241,4 +241,4 @@ FAMILIES: Mapping[str, Family] = {
     "scale": Family(_draw_scale, _scale),
     "rotate": Family(_draw_rotate, _rotate),
 }
-"""The six families by the name that a strategy uses."""
+"""The six families by name."""

@@ -1,12 +1,12 @@
-"""Decoded images of a dataset, their file, and the way from raw pixels to what a network is trained on.
+"""Decoded images of a dataset, their file, and the map from raw pixels to the space that networks are trained in.
 
 Shapes: n images; C channels, 1 or 3; H = W pixels.
 Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened (`satm.data.whitening`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch import Tensor
 
 from satm.data.whitening import Whitening
 from satm.errors import UsageError
+from satm.seeds import make_generator
 from satm.storage.files import expect
 from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, write_tensors
 
 CHUNK_NUMBERS = 2**23
-"""Numbers that are converted at once: 32 MiB of float32 beside the result."""
+"""Numbers converted at a time: 32 MiB of float32 in addition to the result."""
 
-PARTS = ("train", "validation", "test")
+PARTS, WHAT = ("train", "validation", "test"), ("images", "labels")
+FIELDS = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
+"""Metadata of a file of images, with the type of each JSON value."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +39,31 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, chosen: Tensor) -> "Split":
+        """Return the images that an index or a mask, `[n]` bool, selects, in their order."""
+        return Split(self.images[chosen], self.labels[chosen])
+
 
 @dataclass(frozen=True)
 class ImageData:
     """A dataset, decoded."""
 
     name: str
-    """What the campaign calls it."""
+    """As in the campaign."""
     train: Split
-    """Images to train on; every class has some."""
+    """Training images; every class has some."""
     validation: Split
     """Held out of the training images for choosing checkpoints and options; may be empty."""
     test: Split
-    """Images to test on."""
+    """Test images."""
     class_names: tuple[str, ...]
     """By label."""
     mean: tuple[float, ...]
-    """Per channel, [0, 1] scale; of the training images unless the options fix it."""
+    """Per channel, [0, 1] scale; of the training images unless set in the options."""
     std: tuple[float, ...]
-    """Per channel, [0, 1] scale; of the training images unless the options fix it."""
+    """Per channel, [0, 1] scale; of the training images unless set in the options."""
     hash: str
-    """SHA-256 over images and labels of the three splits."""
+    """SHA-256 of the images and labels of the three splits."""
 
     @property
     def channels(self) -> int:
@@ -74,31 +81,55 @@ class ImageData:
         return len(self.class_names)
 
 
-def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData:
-    """Return the part of a dataset that has these labels, renumbered from 0 in this order.
-
-    Mean and std stay those of the whole, so that all parts of it are in one space; held-out images stay held out.
+def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:
+    """Divide a split into the images to train on and held-out images; both keep its order.
 
     Args:
-        data: the whole.
-        name: what the part is called.
-        labels: different ones of the whole.
+        split: images to divide.
+        per_class: held-out images of each class.
+        seed: determines which images are held out.
+
+    Raises:
+        UsageError: a class has no image left to train on.
     """
-    places = torch.full((data.classes,), -1)
-    places[list(labels)] = torch.arange(len(labels))
+    order = torch.randperm(len(split), generator=make_generator("hold-out", seed))
+    held = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique().tolist() if per_class else ():
+        own = order[split.labels[order] == label]
+        if len(own) <= per_class:
+            raise UsageError(
+                f"cannot hold out {per_class} validation images of class {label}, which has {len(own)} training "
+                f"images; set `validation` to at most {len(own) - 1}"
+            )
+        held[own[:per_class]] = True
+    return split.select(~held), split.select(held)
+
+
+def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData:
+    """Return the part of a dataset with certain labels, renumbered from 0 in the given order.
+
+    Mean and std stay those of the whole dataset, so that all its parts are in one space; held-out images stay held out.
+
+    Args:
+        data: the whole dataset.
+        name: name of the part.
+        labels: distinct labels of the whole dataset.
+    """
+    new = torch.full((data.classes,), -1)
+    new[list(labels)] = torch.arange(len(labels))
 
     def part(split: Split) -> Split:
-        kept = places[split.labels] >= 0
-        return Split(split.images[kept], places[split.labels[kept]])
+        kept = split.select(new[split.labels] >= 0)
+        return Split(kept.images, new[kept.labels])
 
     train, validation, test = part(data.train), part(data.validation), part(data.test)
     names = tuple(data.class_names[label] for label in labels)
-    found = hash_images(train, validation, test)
-    return ImageData(name, train, validation, test, names, data.mean, data.std, found)
+    hash = hash_images(train, validation, test)
+    return replace(data, name=name, train=train, validation=validation, test=test, class_names=names, hash=hash)
 
 
 def hash_images(*splits: Split) -> str:
-    """Return the SHA-256 over the images and labels of the splits, in order."""
+    """Return the SHA-256 of the images and labels of the splits, in order."""
     return hash_tensors(*(tensor for split in splits for tensor in (split.images, split.labels)))
 
 
@@ -108,49 +139,38 @@ def save_images(path: Path, data: ImageData) -> None:
     for part in PARTS:
         split: Split = getattr(data, part)
         tensors |= {f"{part}.images": split.images, f"{part}.labels": split.labels}
-    fields = ("name", "class_names", "mean", "std", "hash")
-    write_tensors(path, tensors, {"kind": "images", **{field: getattr(data, field) for field in fields}})
+    write_tensors(path, tensors, {"kind": "images", **{field: getattr(data, field) for field in FIELDS}})
 
 
 def load_images(path: Path) -> ImageData:
     """Return the dataset in a file that `save_images` wrote.
 
     Raises:
-        UsageError: the file is missing, cut short, holds something else, or does not have the hash that it states.
+        UsageError: the file is missing, cut short, something else, or does not match its stated hash.
     """
     with open_tensors(path, "images") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata, hashed = read_metadata(file, path, "images"), file.hashed
-    wanted = {f"{part}.{what}" for part in PARTS for what in ("images", "labels")}
-    if metadata.get("kind") != "images" or set(tensors) != wanted:
+    if metadata.get("kind") != "images" or set(tensors) != {f"{part}.{what}" for part in PARTS for what in WHAT}:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected images; make it again")
-    fields = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
-    values = expect(metadata, fields, f"images {path}")
+    values = expect(metadata, FIELDS, f"images {path}")
     train, validation, test = (Split(tensors[f"{part}.images"], tensors[f"{part}.labels"]) for part in PARTS)
-    # The hash of a file that has one of each tensor is among what was compared; hashing all once more takes seconds.
-    if not hashed and (found := hash_images(train, validation, test)) != values["hash"]:
+    # A file with a hash for each tensor was checked while reading; hashing everything once more takes seconds.
+    if not hashed and (actual := hash_images(train, validation, test)) != values["hash"]:
         raise UsageError(
-            f"images {path} were changed: their hash is {found[:12]}, it states {values['hash'][:12]}; make them again"
+            f"images {path} were changed: their hash is {actual[:12]}, it states {values['hash'][:12]}; make them again"
         )
-    return ImageData(
-        values["name"],
-        train,
-        validation,
-        test,
-        tuple(values["class_names"]),
-        tuple(values["mean"]),
-        tuple(values["std"]),
-        values["hash"],
-    )
+    names, mean, std = (tuple(values[field]) for field in ("class_names", "mean", "std"))
+    return ImageData(values["name"], train, validation, test, names, mean, std, values["hash"])
 
 
 class Preprocessor:
-    """From raw images to the space that networks are trained in, and back.
+    """The map from raw images to the space that networks are trained in, and back.
 
-    Without whitening: normalised, `(x - mean) / std` per channel, x in [0, 1]. With it: x in [0, 1], whitened, and
-    neither mean nor std is used. Training and test images go through the same map. The way back is exact up to rounding
-    and clamping, except from a whitening `per_image`: it gives every image the brightness and contrast of an average
-    training image then, which serves for looking at only.
+    Without whitening, images are normalised: `(x - mean) / std` per channel, x in [0, 1]. With whitening, images in
+    [0, 1] are whitened, and neither mean nor std is used. Training and test images go through the same map. The way
+    back is exact up to rounding and clamping, except with a `per_image` whitening, which gives every image the
+    brightness and contrast of an average training image; the result is only for viewing.
 
     Args:
         mean: per channel, [0, 1] scale.
@@ -164,26 +184,26 @@ class Preprocessor:
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any], whitening: Whitening | None) -> "Preprocessor":
-        """Return the preprocessor whose `identity` this is, as a synthetic set's file carries it.
+        """Return the preprocessor with this `identity`, as the file of a synthetic set states it.
 
         Args:
             identity: of the preprocessor that made the file.
-            whitening: the dataset's stored whitening, or None where the identity names none.
+            whitening: the dataset's stored whitening, or None if the identity has none.
 
         Raises:
-            UsageError: the whitening is not the one that the identity names.
+            UsageError: the whitening is not the one in the identity.
         """
-        wanted, got = identity["whitening_hash"], whitening.hash if whitening else None
-        if wanted != got:
+        expected, actual = identity["whitening_hash"], whitening.hash if whitening else None
+        if expected != actual:
             raise UsageError(
-                f"the images were made with whitening {str(wanted)[:12]}, got whitening {str(got)[:12]}; "
+                f"the images were made with whitening {str(expected)[:12]}, got whitening {str(actual)[:12]}; "
                 "give the whitening they were made with, or make them again"
             )
         return cls(tuple(identity["mean"]), tuple(identity["std"]), whitening)
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """JSON that says which map this is: space, mean, std, whitening_hash (of what the whitening was fitted on)."""
+    def identity(self) -> dict[str, object]:
+        """JSON values that identify this map: space, mean, std, whitening_hash (`Whitening.hash`)."""
         return {
             "space": "whitened" if self.whitening else "normalised",
             "mean": list(self.mean),
@@ -192,16 +212,16 @@ class Preprocessor:
         }
 
     def to(self, device: torch.device | str) -> "Preprocessor":
-        """Return this preprocessor computing on a device."""
+        """Return this preprocessor on a device."""
         moved = Preprocessor(self.mean, self.std, self.whitening.to(device) if self.whitening else None)
         moved.device = torch.device(device)
         return moved
 
     def apply(self, images: Tensor) -> Tensor:
-        """Return images in the space of training. No graph is kept.
+        """Return images in the space that networks are trained in, without a graph.
 
-        Images are moved to this preprocessor's device and converted in chunks, so that beside the result only some
-        tens of MiB are needed.
+        Images are moved to this preprocessor's device and converted in chunks, so the extra memory is a few tens of
+        MiB.
 
         Args:
             images: `[n, C, H, W]` uint8, or floating point in [0, 1]; on any device.
@@ -210,22 +230,22 @@ class Preprocessor:
             `[n, C, H, W]` float32, normalised or whitened, on this preprocessor's device.
 
         Raises:
-            UsageError: the images have another number of channels, or of pixels where they are whitened.
+            UsageError: the images have another number of channels, or of pixels if they are whitened.
         """
         return self._in_chunks(images, self._forward)
 
     def to_pixels(self, images: Tensor, clip: bool = True) -> Tensor:
-        """Return images in [0, 1] from normalised or whitened ones. No graph is kept.
+        """Return normalised or whitened images in [0, 1], without a graph.
 
         Args:
             images: `[n, C, H, W]` floating point, on any device.
-            clip: clamp what lies beyond; without, it shows how much does.
+            clip: clamp values to [0, 1].
 
         Returns:
             `[n, C, H, W]` float32 on this preprocessor's device.
 
         Raises:
-            UsageError: the images have another number of channels, or of pixels where they are whitened.
+            UsageError: the images have another number of channels, or of pixels if they are whitened.
         """
         pixels = self._in_chunks(images, self._backward)
         return pixels.clamp(0, 1) if clip else pixels
@@ -248,10 +268,10 @@ class Preprocessor:
         return mean, std
 
     @torch.no_grad()
-    def _in_chunks(self, images: Tensor, convert: Any) -> Tensor:
+    def _in_chunks(self, images: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
         if images.ndim != 4 or images.shape[1] != len(self.mean):
             raise UsageError(
-                f"expected images [n, {len(self.mean)}, H, W] as mean and std have {len(self.mean)} channels, "
+                f"expected images [n, {len(self.mean)}, H, W] because mean and std have {len(self.mean)} channels, "
                 f"got shape {tuple(images.shape)}; give images of this dataset"
             )
         result = torch.empty(images.shape, device=self.device)

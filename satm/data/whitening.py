@@ -1,18 +1,17 @@
-"""ZCA whitening of images: fitted once on the training images, stored, hashed, applied to every split.
+"""ZCA whitening of images: fitted once on the training images, stored with hashes, applied to every split.
 
-Shapes: n images; C channels; H = W pixels; D = C * H * W numbers of one image, flattened in that order.
+Shapes: n images; C channels; H = W pixels; D = C * H * W numbers of an image, flattened in that order.
 
-Two variants, each an option of its own, make together the whitening of RaT-BPTT: `per_image`, each image is brought to
-mean 0 and norm 1 by itself, in place of the subtraction of the mean training image; `relative`, eps is in units of the
-mean eigenvalue. With both, a whitened training image of CIFAR-10 has a norm of about 25 (root mean square 26.1, the
-square root of `sum s / (s + eps * mean s)` over the eigenvalues s), so that images started at norm 1 in this space are
-faint beside real ones. The plain variant gives about 14.
+There are two independent options: `per_image` brings each image to mean 0 and norm 1, instead of subtracting the mean
+training image; `relative` measures eps in units of the mean eigenvalue. Together they are the whitening of RaT-BPTT.
+With both, a whitened training image of CIFAR-10 has a norm of about 25 (root mean square 26.1, the square root of
+`sum s / (s + eps * mean s)` over the eigenvalues s), so images initialised with norm 1 in this space are faint beside
+real ones. The plain variant gives about 14.
 """
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +21,14 @@ from satm.storage.files import expect
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 LARGEST = 20_000
-"""Largest D that is fitted: its float64 matrices take 3 GiB each, and several are needed at once."""
+"""Largest supported D: its float64 matrices take 3 GiB each, and several are needed at once."""
 
 EXACT_CHUNK = 256
-"""Images whose pixel products (at most 255 * 255 each) are summed in float32 without rounding: below 2**24."""
-
+"""Images whose pixel products (at most 255 * 255 each) sum to less than 2**24, so float32 does not round."""
 
 FLAT = 1e-3
-"""Norm of an image in [0, 1], its mean removed, below which `per_image` takes it for an image of one colour: less than
-one grey level in one pixel. It is divided by this number then, so that rounding is not blown up."""
+"""Smallest norm, mean removed, that `per_image` divides an image in [0, 1] by: less than one grey level in one pixel.
+Images below it have one colour, and dividing by their norm would amplify rounding errors."""
 
 ROUNDING = 1e-12
 """Mean eigenvalue below which all images are of one colour."""
@@ -40,56 +38,56 @@ ROUNDING = 1e-12
 class Whitening:
     """A map from images in [0, 1] to whitened images, and back.
 
-    Applied to the images that it was fitted on, a direction of variance s gets the variance s / (s + eps), eps being
-    multiplied by the mean of all s with `relative`. With `per_image` it is no affine map, and has no inverse: mean and
-    norm of an image are lost, and `invert` puts in their averages over the training images.
+    On the images that it was fitted on, it turns a variance s along an eigenvector into s / (s + eps); with `relative`,
+    eps is multiplied by the mean of all s. With `per_image` the map is not affine and has no inverse: an image's mean
+    and norm are lost, and `invert` uses their averages over the training images instead.
     """
 
     mean: Tensor
-    """`[D]` float32, mean training image in [0, 1]; with `per_image` the average of the images' means, D times."""
+    """`[D]` float32, mean training image in [0, 1]; with `per_image` the average of all images' means, repeated."""
     matrix: Tensor
     """`[D, D]` float32, symmetric: `U diag(1 / sqrt(s + eps)) U^T`."""
     inverse: Tensor
     """`[D, D]` float32, symmetric: `U diag(sqrt(s + eps)) U^T`."""
     hash: str
-    """SHA-256 over the training images that it was fitted on, eps and the variant. Not over the matrix, which every
-    processor rounds in its own way: images distilled on one machine can be used on another."""
+    """SHA-256 of the training images, eps and the variant, but not of the matrix, which processors round differently:
+    images distilled on one machine can be used on another."""
     eps: float
-    """Added to the eigenvalues s of the covariance, times their mean with `relative`."""
+    """Added to the eigenvalues s of the covariance; with `relative`, multiplied by their mean first."""
     per_image: bool = False
-    """Each image is brought to mean 0 and norm 1 by itself."""
+    """Whether each image is brought to mean 0 and norm 1 first."""
     relative: bool = False
-    """Eps is in units of the mean eigenvalue."""
+    """Whether eps is in units of the mean eigenvalue."""
     norm: Tensor | None = None
-    """`[]` float32, with `per_image` the average norm of the training images in [0, 1], their means removed."""
+    """`[]` float32, average norm of the training images in [0, 1], their means removed; None without `per_image`."""
 
     def apply(self, images: Tensor) -> Tensor:
-        """Return whitened images: `(x - mean) matrix` on each flattened image, or `standardise(x) matrix`.
+        """Return whitened images: `(x - mean) matrix` for each flattened image, or `standardise(x) matrix`.
 
         Args:
             images: `[n, C, H, W]` floating point in [0, 1], on the device of this whitening.
 
         Returns:
-            `[n, C, H, W]`, the same type; differentiable.
+            `[n, C, H, W]` of the same type; differentiable.
 
         Raises:
-            UsageError: the images have another number of pixels than the fitted ones.
+            UsageError: the images do not have the size of the training images.
         """
         flat = self._flatten(images)
         centred = standardise(flat) if self.per_image else flat - self.mean.to(flat.dtype)
         return (centred @ self.matrix.to(flat.dtype)).reshape(images.shape)
 
     def invert(self, images: Tensor) -> Tensor:
-        """Return images in the [0, 1] scale (not clamped) from whitened ones: `x inverse + mean`.
+        """Return images on the [0, 1] scale, not clamped, from whitened ones: `x inverse + mean`.
 
-        With `per_image`, `norm * (x inverse) + mean`: only for looking at, since brightness and contrast are those of
-        an average image, whatever the image had.
+        With `per_image` it is `norm * (x inverse) + mean`, only for viewing: brightness and contrast are those of an
+        average image.
 
         Args:
             images: `[n, C, H, W]` floating point, whitened, on the device of this whitening.
 
         Raises:
-            UsageError: the images have another number of pixels than the fitted ones.
+            UsageError: the images do not have the size of the training images.
         """
         flat = self._flatten(images) @ self.inverse.to(images.dtype)
         flat = flat if self.norm is None else flat * self.norm.to(flat.dtype)
@@ -97,28 +95,29 @@ class Whitening:
 
     def to(self, device: torch.device | str) -> "Whitening":
         """Return this whitening with its tensors on a device."""
-        held: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        return replace(self, **held)
+        norm = None if self.norm is None else self.norm.to(device)
+        mean, matrix, inverse = (tensor.to(device) for tensor in (self.mean, self.matrix, self.inverse))
+        return replace(self, mean=mean, matrix=matrix, inverse=inverse, norm=norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return its tensors by name; the norm only where there is one."""
-        held = {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
-        return held if self.norm is None else {**held, "norm": self.norm}
+        """Return the tensors by name, the norm only if there is one."""
+        tensors = {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
+        return tensors if self.norm is None else {**tensors, "norm": self.norm}
 
     def _flatten(self, images: Tensor) -> Tensor:
         flat = images.reshape(len(images), math.prod(images.shape[1:]))
         if flat.shape[1] != len(self.mean):
             raise UsageError(
-                f"the whitening was fitted on images of {len(self.mean)} numbers, got images of shape "
-                f"{tuple(images.shape[1:])}; fit it on this dataset"
+                f"the whitening was fitted on images of {len(self.mean)} numbers, got shape {tuple(images.shape[1:])}; "
+                "fit it on this dataset"
             )
         return flat
 
 
 def standardise(flat: Tensor) -> Tensor:
-    """Return `[n, D]` images, each less its own mean (over all D numbers) and divided by its norm.
+    """Return `[n, D]` images with mean 0 and norm 1 over all D numbers; an image of one colour becomes zero.
 
-    An image of one colour becomes zero. Differentiable.
+    Differentiable.
     """
     centred = flat - flat.mean(1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
@@ -126,45 +125,44 @@ def standardise(flat: Tensor) -> Tensor:
 
 
 def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, relative: bool = False) -> Whitening:
-    """Return the ZCA whitening of the training images.
+    """Fit ZCA whitening to the training images.
 
     With images x in [0, 1] flattened to D numbers, their mean m and their covariance
     `sum (x - m)(x - m)^T / (n - 1) = U diag(s) U^T`: the matrix is `U diag(1 / sqrt(s + eps)) U^T` and the inverse
-    `U diag(sqrt(s + eps)) U^T`. With `relative`, eps times the mean of s takes the place of eps. With `per_image`, x
-    is each image less its own mean and divided by its own norm, and what is decomposed is `sum x x^T / n`: the mean
-    image is not subtracted.
+    `U diag(sqrt(s + eps)) U^T`. With `relative`, eps is replaced by eps times the mean of s. With `per_image`, x is the
+    standardised image (`standardise`), and `sum x x^T / n` is decomposed, without subtracting a mean image.
 
-    The sums are exact: products of uint8 values are added up in float32 in chunks small enough that nothing is rounded,
-    and the chunks in float64; with `per_image` all of it is float64. The eigenvalues are computed in float64 on the
-    CPU; the result is stored as float32.
+    The sums are exact: products of uint8 values are summed in float32 in chunks small enough not to round, and the
+    chunks in float64; with `per_image` all sums are float64. Eigenvalues are computed in float64 on the CPU; the result
+    is float32.
 
     Args:
         images: `[n, C, H, W]` uint8, the training images.
         eps: added to the eigenvalues, positive.
-        per_image: bring each image to mean 0 and norm 1 by itself.
-        relative: eps is in units of the mean eigenvalue.
+        per_image: bring each image to mean 0 and norm 1 first.
+        relative: measure eps in units of the mean eigenvalue.
 
     Raises:
-        UsageError: fewer than two images, images that are not uint8, eps not positive, or more than 20,000 numbers an
+        UsageError: fewer than two images, images that are not uint8, eps not positive, or more than 20,000 numbers per
             image.
 
     Source: ZCAWhitening of the kornia library (eps 0.1, unbiased covariance), which the MTT family's code uses; with
         `per_image` and `relative`: public code of RaT-BPTT (`framework/config.py`, regularisation 0.1), section C.1.
     Differs: float64 instead of float32 for covariance and eigenvalues; an eigendecomposition of the symmetric
-        covariance instead of a singular value decomposition, which is the same in exact arithmetic. RaT-BPTT's code
-        gives NaN for an image of one colour, here it becomes zero.
+        covariance instead of a singular value decomposition, which is the same in exact arithmetic. An image of one
+        colour becomes zero; RaT-BPTT's code gives NaN.
     """
     count, dims = len(images), math.prod(images.shape[1:])
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise UsageError(f"whitening is fitted on uint8 images [n, C, H, W], got {images.dtype} {tuple(images.shape)}")
     if count < 2:
-        raise UsageError(f"whitening needs at least 2 training images, got {count}; give more or set zca to false")
+        raise UsageError(f"whitening needs at least 2 training images, got {count}; add some or set zca to false")
     if not eps > 0:
         raise UsageError(f"eps of whitening must be above 0, got {eps}; the papers use 0.1")
     if dims > LARGEST:
         raise UsageError(
-            f"whitening images of {' x '.join(map(str, images.shape[1:]))} = {dims} numbers needs matrices of "
-            f"{dims} x {dims}, too large for memory (limit {LARGEST}); set zca to false or a smaller size"
+            f"whitening supports images of at most {LARGEST} numbers (its matrices have the square of that), got "
+            f"{' x '.join(map(str, images.shape[1:]))} = {dims}; set zca to false, or a smaller size"
         )
     mean, norm, covariance = (_moments_per_image if per_image else _moments)(images)
     values, vectors = torch.linalg.eigh(covariance)
@@ -196,7 +194,7 @@ def _moments(images: Tensor) -> tuple[Tensor, None, Tensor]:
 
 
 def _moments_per_image(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `[D]` average mean D times, `[]` average norm, and `[D, D]` second moment of standardised images."""
+    """Return `[D]` average mean, repeated, `[]` average norm, and `[D, D]` second moment of standardised images."""
     count, dims = len(images), math.prod(images.shape[1:])
     level = torch.zeros((), dtype=torch.float64)
     norm = torch.zeros((), dtype=torch.float64)
@@ -212,7 +210,7 @@ def _moments_per_image(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Return `[]` the mean eigenvalue; 1 where it is nothing but rounding, which would be blown up."""
+    """Return `[]` the mean eigenvalue, or 1 if it is a mere rounding error, which division would amplify."""
     mean = values.mean()
     return mean if mean > ROUNDING else torch.ones_like(mean)
 
@@ -221,9 +219,9 @@ def save_whitening(path: Path, whitening: Whitening, data: str | None = None) ->
     """Write a whitening as safetensors, atomically.
 
     Args:
-        path: where to.
-        whitening: to write.
-        data: hash of the dataset that it was fitted on (`ImageData.hash`); None: not known.
+        path: file to write.
+        whitening: the whitening.
+        data: hash of the dataset that it was fitted on (`ImageData.hash`); None: unknown.
     """
     metadata = {field: getattr(whitening, field) for field in ("hash", "eps", "per_image", "relative")}
     metadata |= {"kind": "whitening", "content": _content(whitening), "data": data}
@@ -234,35 +232,35 @@ def load_whitening(path: Path, data: str | None = None) -> Whitening:
     """Return the whitening in a file.
 
     Args:
-        path: where from.
-        data: hash of the dataset that it must have been fitted on, where the file says which; None: any.
+        path: file to read.
+        data: expected hash of the dataset that it was fitted on, checked if the file states one; None: any.
 
     Raises:
-        UsageError: the file is missing, cut short, not a whitening, its content does not have the hash it states, or it
-            was fitted on another dataset.
+        UsageError: the file is missing, cut short, not a whitening, fitted on another dataset, or does not match its
+            stated hash.
     """
     tensors, metadata = read_tensors(path, "whitening")
     per_image, relative = bool(metadata.get("per_image")), bool(metadata.get("relative"))
-    wanted = {"mean", "matrix", "inverse"} | ({"norm"} if per_image else set())
-    if metadata.get("kind") != "whitening" or set(tensors) != wanted:
+    expected = {"mean", "matrix", "inverse"} | ({"norm"} if per_image else set())
+    if metadata.get("kind") != "whitening" or set(tensors) != expected:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
     if (stated := metadata.get("content")) is None:
-        raise UsageError(f"{path} is a whitening of an older layout, without the hash of its content; make it again")
+        raise UsageError(f"{path} has no hash of its content, so it is from an older version; make it again")
     if data is not None and metadata.get("data") not in (None, data):
-        raise UsageError(f"{path} was fitted on other images: expected those of hash {data[:12]}; make it again")
+        raise UsageError(f"{path} was fitted on other images, expected those of hash {data[:12]}; make it again")
     values = expect(metadata, {"eps": float, "hash": str, "content": str}, f"whitening {path}")
     eps = float(values["eps"])
     whitening = Whitening(**tensors, hash=values["hash"], eps=eps, per_image=per_image, relative=relative)
-    if (found := _content(whitening)) != stated:
+    if (actual := _content(whitening)) != stated:
         raise UsageError(
-            f"whitening {path} was changed: the hash of its content is {found[:12]}, it states {str(stated)[:12]}; "
+            f"whitening {path} was changed: the hash of its content is {actual[:12]}, it states {str(stated)[:12]}; "
             "make it again"
         )
     return whitening
 
 
 def _content(whitening: Whitening) -> str:
-    """Return the hash of everything that is computed with."""
+    """Return the hash of everything that affects results."""
     variant = _variant(whitening.eps, whitening.per_image, whitening.relative)
     return hash_tensors(*whitening.tensors().values(), variant)
 

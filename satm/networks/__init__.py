@@ -1,67 +1,51 @@
-"""The networks by name, their options, and how one is built."""
+"""Networks by name: their options, and how one is built.
+
+Nothing here imports torch before a network is built: the workflow reads the options in every cluster job.
+"""
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from satm.config import Options, parse
 from satm.errors import UsageError, pick
-from satm.networks.alexnet import AlexNet, AlexNetOptions
-from satm.networks.base import NETWORKS, Network
-from satm.networks.convnet import ConvNet, ConvNetOptions
-from satm.networks.resnet import ResNet18, ResNet18Options
-from satm.networks.vgg import Vgg11, Vgg11Options
-from satm.networks.vit import VitBase, VitOptions, VitSmall, VitTiny
+from satm.networks.base import NETWORKS, Architecture, network
 
-__all__ = [
-    "NETWORKS",
-    "AlexNet",
-    "AlexNetOptions",
-    "ConvNet",
-    "ConvNetOptions",
-    "Network",
-    "ResNet18",
-    "ResNet18Options",
-    "Vgg11",
-    "Vgg11Options",
-    "VitBase",
-    "VitOptions",
-    "VitSmall",
-    "VitTiny",
-    "build",
-    "resolve",
-]
+if TYPE_CHECKING:
+    from satm.networks.layers import Network
+
+__all__ = ["NETWORKS", "Architecture", "build", "network", "resolve"]
 
 
-def resolve(values: Mapping[str, Any]) -> tuple[str, Options]:
+def resolve(values: Mapping[str, object]) -> tuple[str, Options]:
     """Return the registered name and the checked options of `{"network": name, option: value…}`.
 
     Raises:
         UsageError: an unknown network or option, or an unusable value.
     """
-    held = dict(values)
-    name = str(held.pop("network"))
-    return name, parse(pick(name, NETWORKS, "network").options, held, f"network {name}")
+    options = dict(values)
+    name = str(options.pop("network"))
+    return name, parse(pick(name, NETWORKS, "network").options, options, f"network {name}")
 
 
-def build(values: Mapping[str, Any], channels: int, classes: int, size: int, seed: int) -> Network:
-    """Return a freshly initialised network.
+def build(values: Mapping[str, object], channels: int, classes: int, size: int, seed: int) -> "Network":
+    """Build a freshly initialised network.
 
     Args:
         values: `{"network": registered name, option: value…}`.
-        channels: of an image.
-        classes: outputs.
+        channels: channels of an image.
+        classes: number of outputs.
         size: height and width of an image in pixels.
-        seed: two networks of one seed have the same weights; the global generator is left as it was.
+        seed: determines the initial weights; the global random generator is left unchanged.
 
     Raises:
         UsageError: an unknown network or option, or an image too small for the network.
     """
+    import torch
+
     name, options = resolve(values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return NETWORKS[name](channels, classes, size, options)
+            return NETWORKS[name].build(channels, classes, size, options)
         except ValueError as error:
             raise UsageError(f"network {name}: {error}") from error

@@ -1,57 +1,75 @@
-"""What a network is, and the registry that it enters with one line."""
+"""How a network registers, and the size arithmetic that several networks share; no torch."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
-
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from satm.config import Options
+from satm.registry import Registry
+
+if TYPE_CHECKING:
+    from satm.networks.layers import Network
+
+Norm = Literal["none", "batch", "instance"]
+"""Norms of the networks that the papers use for evaluation only."""
+
+STRIDED_FROM = 64
+"""Image size in pixels from which the first convolution has stride 2 by default."""
+
+S = TypeVar("S", bound=Options)
+
+Builder = Callable[[int, int, int, S], "Network"]
+"""`(channels, classes, size, options) -> network`, with `size` the height and width of an image in pixels.
+
+Draws initial weights from the global torch generator. Raises ValueError, naming the smallest size, if an image is too
+small, or if options do not fit each other.
+"""
 
 
-class Network(nn.Module):
-    """A classifier of square images: features of each image, then one linear layer on all of them.
+@dataclass(frozen=True)
+class Architecture:
+    """A registered network: the class of its options and its `Builder`."""
 
-    The constructor of a network sets the two parts. It raises ValueError, with the least size, where an image is too
-    small.
+    options: type[Options]
+    build: Callable[..., "Network"]
+
+
+NETWORKS: Registry[Architecture] = Registry("satm.networks.architectures")
+"""All networks by name."""
+
+
+def network(name: str, options: type[S]) -> Callable[[Builder[S]], Builder[S]]:
+    """Return a decorator that registers a builder and its options under a name."""
+
+    def register(build: Builder[S]) -> Builder[S]:
+        NETWORKS.register(name, Architecture(options, build))
+        return build
+
+    return register
+
+
+def scaled(filters: int, factor: float) -> int:
+    """Return a published number of filters times a factor, rounded, at least 1."""
+    return max(1, round(filters * factor))
+
+
+def stem_stride(size: int, stride: int | None) -> int:
+    """Return the stride of the first convolution; None: 2 from 64 pixels on, else 1."""
+    if stride is not None:
+        return stride
+    return 2 if size >= STRIDED_FROM else 1
+
+
+def check_size(size: int, least: int, why: str) -> None:
+    """Refuse images that are too small.
 
     Args:
-        channels: of an image.
-        classes: outputs.
         size: height and width of an image in pixels.
-        options: the shape, of the class's `options`.
+        least: smallest size that works.
+        why: what limits the size, for the message.
+
+    Raises:
+        ValueError: the size is below `least`.
     """
-
-    options: ClassVar[type[Options]]
-    features: nn.Module
-    """From `[B, C, H, W]` images to maps, which are flattened."""
-    classifier: nn.Linear
-    """From the flattened maps to the logits."""
-
-    def __init__(self, channels: int, classes: int, size: int, options: Any) -> None:
-        super().__init__()
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return `[B, F]`, what the last linear layer sees of `[B, C, H, W]` images."""
-        features: Tensor = self.features(images)
-        return features.flatten(1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return `[B, classes]` logits of `[B, C, H, W]` images."""
-        logits: Tensor = self.classifier(self.embed(images))
-        return logits
-
-
-N = TypeVar("N", bound=type[Network])
-
-NETWORKS: dict[str, type[Network]] = {}
-"""Every network by its name."""
-
-
-def register(name: str) -> Callable[[N], N]:
-    """Enter a network class under a name."""
-
-    def enter(network: N) -> N:
-        NETWORKS[name] = network
-        return network
-
-    return enter
+    if size < least:
+        raise ValueError(f"images of {size} x {size} pixels are too small: {why} needs at least {least} x {least}")

@@ -1,22 +1,46 @@
-"""Parts that several networks share."""
+"""The network module, and layers that architectures are made of.
 
-from typing import Literal
+Shapes: B images; W the width of a token.
+"""
 
-from torch import nn
+from typing import Self
 
-Norm = Literal["none", "batch", "instance"]
-"""Norms of the networks that are only evaluated on in the papers."""
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-STRIDED_FROM = 64
-"""Pixels from which a stem halves the image unless an option says otherwise."""
+
+class Network(nn.Module):
+    """A classifier of square images: a feature extractor, then one linear layer on all features.
+
+    Args:
+        features: from `[B, C, H, W]` images to maps or vectors, which are flattened.
+        classifier: from the flattened features to the logits.
+    """
+
+    def __init__(self, features: nn.Module, classifier: nn.Linear) -> None:
+        super().__init__()
+        self.features = features
+        self.classifier = classifier
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return `[B, F]` features of `[B, C, H, W]` images, the input of the last linear layer."""
+        features: Tensor = self.features(images)
+        return features.flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `[B, classes]` logits of `[B, C, H, W]` images."""
+        logits: Tensor = self.classifier(self.embed(images))
+        return logits
 
 
 def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
-    """Return the norm of `[B, channels, size, size]` maps as a list of one layer, or of none.
+    """Return the norm of `[B, channels, size, size]` maps as a list of at most one layer.
 
     Args:
-        name: `batch`; `layer`; `instance`, a group norm with one channel a group; `group`, with four groups; or `none`.
-        channels: of the maps.
+        name: `batch`; `layer`; `instance`, a group norm with one channel per group; `group`, with four groups; `none`.
+        channels: channels of the maps.
         size: height and width of the maps; only `layer` depends on it.
 
     Raises:
@@ -30,28 +54,67 @@ def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
         return [nn.GroupNorm(channels, channels)]
     if name == "group":
         if channels % 4:
-            raise ValueError(f"norm 'group' needs a width that 4 divides, got {channels}")
+            raise ValueError(f"norm 'group' needs a width divisible by 4, got {channels}")
         return [nn.GroupNorm(4, channels)]
     return []
 
 
-def scaled(filters: int, factor: float) -> int:
-    """Return a published number of filters times a factor, rounded, at least 1."""
-    return max(1, round(filters * factor))
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with norm, beside a shortcut that is a 1 x 1 convolution where the shape changes."""
+
+    def __init__(self, channels: int, width: int, stride: int, norm: str, size: int) -> None:
+        """Build the layers; `size` is that of the maps after the block."""
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+            *norm_layers(norm, width, size),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            *norm_layers(norm, width, size),
+        )
+        changes = stride != 1 or channels != width
+        convolution = [nn.Conv2d(channels, width, 1, stride, bias=False), *norm_layers(norm, width, size)]
+        self.shortcut = nn.Sequential(*(convolution if changes else []))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return `[B, width, size, size]` maps."""
+        return functional.relu(self.body(maps) + self.shortcut(maps))
 
 
-def stem_stride(size: int, stride: int | None) -> int:
-    """Return the stride of the first convolution; None: 2 from 64 pixels on, else 1."""
-    if stride is not None:
-        return stride
-    return 2 if size >= STRIDED_FROM else 1
+class PatchEncoder(nn.Module):
+    """The encoder of a vision transformer: patches and a class token with learned positions, blocks, a last norm.
 
-
-def check_size(size: int, least: int, why: str) -> None:
-    """Refuse images that are too small.
-
-    Raises:
-        ValueError: the size is below the least one; `why` says what it comes from.
+    The blocks stay in training mode. They have no dropout, so this changes no value; in evaluation mode PyTorch would
+    use inference kernels, which round differently and have neither forward-mode derivatives nor a rule for
+    `torch.vmap`.
     """
-    if size < least:
-        raise ValueError(f"images of {size} x {size} pixels are too small, {why} needs at least {least} x {least}")
+
+    def __init__(self, channels: int, size: int, patch: int, width: int, heads: int, depth: int) -> None:
+        """Build the layers; `size` and `patch` are heights and widths of an image and of a patch in pixels."""
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, patch, patch)
+        self.token = nn.Parameter(torch.empty(1, 1, width))
+        self.positions = nn.Parameter(torch.empty(1, 1 + (size // patch) ** 2, width))
+        for embedding in (self.token, self.positions):
+            nn.init.normal_(embedding, std=0.02)
+        blocks = [
+            nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
+            for _ in range(depth)
+        ]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of everything but the blocks."""
+        super().train(mode)
+        self.blocks.train()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return `[B, W]` class tokens after the last block."""
+        patches = self.patches(images).flatten(2).transpose(1, 2)  # [B, patches, W]
+        tokens = torch.cat([self.token.expand(len(patches), -1, -1), patches], 1) + self.positions
+        with sdpa_kernel(SDPBackend.MATH):  # fused kernels have only first derivatives, and no vmap rule on a CPU
+            tokens = self.blocks(tokens)
+        classes: Tensor = self.norm(tokens[:, 0])
+        return classes

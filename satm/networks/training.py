@@ -1,4 +1,4 @@
-"""Training of one network, plain or sharpness-aware, shared by the experts and by evaluation.
+"""Training of one network, plain or sharpness-aware, for experts and evaluation.
 
 Shapes: B images of a batch, C x H x W an image, K classes.
 """
@@ -15,28 +15,28 @@ from torch.nn import functional
 from satm.data import Augmentation, Preprocessor, Split
 
 TEST_BATCH = {"cpu": 100, "cuda": 1000}
-"""Images a step where all are only measured, by kind of device, without effect on the result: a processor's caches hold
-what networks make of 100 images of 32 pixels, a GPU needs more to be busy."""
+"""Batch size for evaluation by kind of device, without effect on the result: a processor's caches hold the activations
+of 100 images of 32 pixels; a GPU needs larger batches to be busy."""
 
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images on the device with their labels, given out in the space that networks train in.
+    """Images with labels on the device, returned in the space that networks are trained in.
 
-    Normalised images stay uint8 and are normalised a batch at a time, which takes a quarter of the memory. Whitening
-    costs a product with a matrix of all pixels, so whitened images are made once and kept as float32.
+    Normalised images stay uint8 and are normalised batch by batch, which takes a quarter of the memory. Whitening
+    multiplies by a matrix over all pixels, so whitened images are computed once and kept as float32.
     """
 
     images: Tensor
-    """`[n, C, H, W]` uint8, or float32 already in that space."""
+    """`[n, C, H, W]` uint8, or float32 already in the training space."""
     labels: Tensor
     """`[n]` int64, or float32 `[n, K]` soft labels."""
     preprocessor: Preprocessor | None = None
-    """Applied to each batch; None: the images are in that space."""
+    """Applied to each batch; None: the images are in the training space."""
 
     @classmethod
     def of(cls, split: Split, preprocessor: Preprocessor, device: torch.device) -> "TrainingImages":
-        """Return real images on a device."""
+        """Move real images to a device."""
         moved = preprocessor.to(device)
         if preprocessor.whitening:
             return cls(moved.apply(split.images), split.labels.to(device))
@@ -47,48 +47,48 @@ class TrainingImages:
         return len(self.images)
 
     def batch(self, chosen: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Return images `[B, C, H, W]` float32 and their labels."""
+        """Return the chosen images, `[B, C, H, W]` float32, and their labels."""
         images, labels = self.images[chosen], self.labels[chosen]
         return (self.preprocessor.apply(images) if self.preprocessor else images), labels
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images in their order, as `batch`, some at once."""
+        """Yield all images in order, in batches for evaluation."""
         step = TEST_BATCH["cpu" if self.images.device.type == "cpu" else "cuda"]
         for start in range(0, len(self), step):
             yield self.batch(slice(start, start + step))
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return `[]` the cross-entropy of `[B, K]` logits and `[B]` classes, or `[B, K]` soft labels' logits.
+    """Return `[]` the cross-entropy of `[B, K]` logits with `[B]` classes or `[B, K]` logits of soft labels.
 
-    Soft labels are kept as logits and become probabilities here, so that gradients may move them freely.
+    Soft labels are stored as logits and become probabilities here, so that gradients can move them freely.
     """
     targets = labels.softmax(1) if labels.is_floating_point() else labels
     return functional.cross_entropy(logits, targets)
 
 
 Weights = Mapping[str, Tensor]
-"""Values by the name of the parameter: weights, or their gradients."""
+"""Weights or their gradients by parameter name."""
 
 
 @dataclass(frozen=True)
 class SharpnessAware:
-    """A gradient that leads to flat minima, made of the one at the weights w and the one at a worse neighbour.
+    """A gradient that leads to flat minima, combining those at the weights w and at a neighbour with a higher loss.
 
     Args:
-        rule: with g the gradient at w and g' that at the neighbour, `paper`: neighbour ``w + rho g / |g|``, gradient
-            ``alpha g' + (1 - alpha) g``, SAM where alpha is 1; `code`: neighbour ``w + rho g / (|g| + 1e-12)`` and
-            gradient ``g' - alpha v``, where v is the part of g orthogonal to g' (GSAM).
-        rho: length of the step to the neighbour, over all weights together.
+        rule: with g the gradient at w and g' the gradient at the neighbour, `paper`: neighbour ``w + rho g / |g|``,
+            gradient ``alpha g' + (1 - alpha) g``, which is SAM for alpha 1; `code`: neighbour
+            ``w + rho g / (|g| + 1e-12)``, gradient ``g' - alpha v``, with v the part of g orthogonal to g' (GSAM).
+        rho: distance to the neighbour, over all weights together.
         alpha: see `rule`.
         adaptive: `code` only: the neighbour is ``w + rho w^2 g / (|w g| + 1e-12)``, elementwise (ASAM).
 
     Raises:
-        ValueError: `adaptive` with the rule `paper`, which has no such step.
+        ValueError: `adaptive` with the rule `paper`, which has no adaptive form.
 
     Source: `paper`: FTD Algorithm 1 and Eq. 15, 16. `code`: FTD's public buffer code, which calls the GSAM package
         (`gsam.py`: `perturb_weights`, `gradient_decompose`) with a constant rho.
-    Differs: that package steps back by subtraction, which rounds; here the weights themselves never move.
+    Differs: that package returns from the neighbour by subtraction, which rounds; here the weights never move.
     """
 
     rule: Literal["paper", "code"]
@@ -101,7 +101,7 @@ class SharpnessAware:
             raise ValueError("adaptive has no effect with the rule 'paper'; use the rule 'code' or leave it out")
 
     def neighbour(self, weights: Weights, gradient: Weights) -> dict[str, Tensor]:
-        """Return the weights of the worse neighbour; without a slope the weights themselves."""
+        """Return the weights of the neighbour with a higher loss; the weights themselves if the gradient is zero."""
         scaled = {name: weights[name].abs() * slope if self.adaptive else slope for name, slope in gradient.items()}
         norm = _norm(scaled)
         if self.rule == "code":
@@ -114,7 +114,7 @@ class SharpnessAware:
         }
 
     def combine(self, gradient: Weights, there: Weights) -> dict[str, Tensor]:
-        """Return the gradient to follow, from those at the weights and at the neighbour."""
+        """Return the gradient to follow, from the gradients at the weights and at the neighbour (`there`)."""
         if self.rule == "paper":
             return {name: slope.lerp(there[name], self.alpha) for name, slope in gradient.items()}
         here_norm, there_norm = _norm(gradient), _norm(there)
@@ -124,10 +124,10 @@ class SharpnessAware:
         return {name: there[name] - self.alpha * (slope - along * there[name]) for name, slope in gradient.items()}
 
     def replace_gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> None:
-        """Replace the parameters' gradients of a batch, `parameter.grad`, by the sharpness-aware ones.
+        """Replace the gradients of a batch in `parameter.grad` by the sharpness-aware ones.
 
-        The second pass sees the same images, augmentation included. It leaves weights and buffers alone: running
-        statistics of batch norms are those of the first pass, as in the GSAM package.
+        The second pass sees the same augmented images. It changes neither weights nor buffers: running statistics of
+        batch norms are those of the first pass, as in the GSAM package.
         """
         parameters = {name: held for name, held in module.named_parameters() if held.grad is not None}
         here = {name: held.grad for name, held in parameters.items() if held.grad is not None}
@@ -141,7 +141,7 @@ class SharpnessAware:
 
 
 def _norm(values: Weights) -> Tensor:
-    """Return `[]` the Euclidean norm over all values together."""
+    """Return `[]` the Euclidean norm of all values together."""
     norm: Tensor = torch.stack([value.norm() for value in values.values()]).norm()
     return norm
 
@@ -157,17 +157,17 @@ def train_epoch(
     among: Tensor | None = None,
     sharpness_aware: SharpnessAware | None = None,
 ) -> float:
-    """Train one pass over the images in a random order; return the mean loss.
+    """Train for one epoch, in a random order of the images, and return the mean loss.
 
     Args:
-        module: changed in place.
+        module: network, changed in place.
         optimiser: of the module's parameters.
         data: images and labels.
         batch_size: the last batch may be smaller.
-        augmentation: drawn anew for each batch.
+        augmentation: drawn for each batch.
         generator: on the CPU; draws the order and the augmentation.
-        among: `[m]` int64 on the CPU, the images of this pass; None: all.
-        sharpness_aware: which gradient to follow; None: that at the weights. The loss is that at the weights anyway.
+        among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
+        sharpness_aware: how to compute the gradient; None: the plain one. The returned loss is always the plain one.
     """
     module.train()
     count = len(data) if among is None else len(among)
@@ -190,16 +190,16 @@ def train_epoch(
 
 @torch.no_grad()
 def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `[B, K]` logits and the labels of all images in their order, not augmented; the module is put to test."""
+    """Yield `[B, K]` logits and labels of all images in order, without augmentation, in evaluation mode."""
     module.eval()
     for images, labels in data.batches():
         yield module(images), labels
 
 
 def measure(module: nn.Module, data: TrainingImages) -> tuple[float, float]:
-    """Return the accuracy, a fraction, and the mean cross-entropy on images with integer labels, not augmented.
+    """Return accuracy, a fraction, and mean cross-entropy on images with integer labels, without augmentation.
 
-    Of a network that diverged, whose loss is not finite, the accuracy is NaN, and not that of giving one class always.
+    If the network diverged (its loss is not finite), accuracy is NaN, rather than that of always predicting one class.
     """
     right = torch.zeros((), dtype=torch.int64, device=data.labels.device)
     total = torch.zeros((), dtype=torch.float64, device=data.labels.device)

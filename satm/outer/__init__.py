@@ -1,4 +1,4 @@
-"""How the synthetic set is moved: which hypergradients an outer step asks for, and what it makes of them."""
+"""Outer steps: which hypergradients they need, and the gradient for the synthetic set that they form."""
 
 from satm.outer.base import NOTHING, Answer, Memory, Oracle, OuterGradient, Points
 from satm.outer.descent import descent

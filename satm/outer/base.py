@@ -1,4 +1,4 @@
-"""What passes between a method and the way its synthetic set is moved.
+"""The interface between a method and its outer step.
 
 Shapes: n synthetic images of C x H x W, P parameters.
 """
@@ -13,29 +13,29 @@ from torch import Tensor
 from satm.unroll import Point
 
 Memory = Mapping[str, Tensor]
-"""What a method carries from one iteration to the next, by name; it is stored with the run."""
+"""State of a method between iterations, by name; it is stored with the run."""
 
 NOTHING: Memory = MappingProxyType({})
-"""The memory before the first iteration."""
+"""State before the first iteration."""
 
 Points = tuple[Point, ...]
-"""The place of each student of an iteration on its trajectory; one student unless segments are matched concurrently."""
+"""A point of each student's trajectory in an iteration; there are several students if segments are concurrent."""
 
 
 @dataclass(frozen=True)
 class OuterGradient:
-    """What one outer step follows.
+    """The gradient that an outer step follows.
 
     Args:
         loss: `[]` outer loss at the synthetic set.
         images: `[n, C, H, W]` gradient.
-        labels: gradient of their shape, None where they are integers.
+        labels: gradient of their shape; None if they are integers.
         step_size: `[]` gradient.
-        sharpness: `[]` rise of the loss at the perturbed set; None where the method perturbs nothing.
-        memory: for the next iteration.
+        sharpness: `[]` increase of the loss at the perturbed set; None if the method perturbs nothing.
+        memory: state for the next iteration.
         share: `[n]` factors on the step of each image and its label; None: all 1.
-        restart: the outer optimiser forgets what it remembers before this step.
-        norm: `[]` norm of the images' hypergradient where `images` was scaled; None where it was not.
+        restart: whether to reset the outer optimiser's state before this step.
+        norm: `[]` norm of the images' hypergradient before scaling; None if `images` was not scaled.
     """
 
     loss: Tensor
@@ -51,14 +51,14 @@ class OuterGradient:
 
 @dataclass(frozen=True)
 class Answer:
-    """A hypergradient at the images that an oracle was asked at.
+    """Outer loss and hypergradient at some images.
 
     Args:
-        loss: `[]`.
+        loss: `[]` outer loss.
         images: `[n, C, H, W]` gradient.
-        labels: gradient of their shape, None where they are integers.
+        labels: gradient of their shape; None if they are integers.
         step_size: `[]` gradient.
-        points: the students before the steps that were asked for, by the index of the step.
+        points: the students before the requested steps, by the index of the step.
     """
 
     loss: Tensor
@@ -69,7 +69,7 @@ class Answer:
 
 
 class Oracle(Protocol):
-    """The hypergradient at any images, with the segments, batches and augmentation of one iteration held fixed."""
+    """The hypergradient as a function of the images, with segments, batches and augmentation of an iteration fixed."""
 
     def __call__(
         self,
@@ -80,5 +80,5 @@ class Oracle(Protocol):
         first: int = 0,
         keep_points: Sequence[int] = (),
     ) -> Answer:
-        """Return the hypergradient at `[n, C, H, W]` images; the rest as in `satm.hypergradient`, for each student."""
+        """Return the hypergradient at images `[n, C, H, W]`; other arguments as in `satm.hypergradient`."""
         ...

@@ -6,12 +6,12 @@ from satm.outer.base import Oracle, OuterGradient
 
 
 def descent(oracle: Oracle, images: Tensor, last: int | None = None) -> OuterGradient:
-    """Return the hypergradient at the images as it is.
+    """Return the hypergradient at the images.
 
     Args:
-        oracle: of this iteration.
-        images: `[n, C, H, W]` the synthetic set.
-        last: differentiated steps of the unroll; None: all.
+        oracle: hypergradient of this iteration.
+        images: `[n, C, H, W]` synthetic set.
+        last: number of differentiated steps of the unroll; None: all.
     """
-    found = oracle(images, last=last)
-    return OuterGradient(found.loss, found.images, found.labels, found.step_size)
+    answer = oracle(images, last=last)
+    return OuterGradient(answer.loss, answer.images, answer.labels, answer.step_size)

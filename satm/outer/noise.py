@@ -12,13 +12,13 @@ from torch import Tensor
 def smoothing_noise(
     images: Tensor, generator: torch.Generator, gamma: float, kind: Literal["std", "variance"]
 ) -> Tensor:
-    """Return `[n, C, H, W]` Gaussian noise, independent per image, its magnitude proportional to the image's norm.
+    """Return Gaussian noise, `[n, C, H, W]`, with a magnitude proportional to each image's norm.
 
     Args:
-        images: `[n, C, H, W]` the synthetic set.
+        images: `[n, C, H, W]` synthetic set.
         generator: on the CPU.
         gamma: strength relative to each image's norm.
-        kind: `std`: gamma times the norm is the noise's standard deviation; `variance`: its variance.
+        kind: whether gamma times the norm is the noise's standard deviation (`std`) or its variance.
 
     Source: SATM section 3.2 and Algorithm 1, line 7.
     """

@@ -1,4 +1,4 @@
-"""Sharpness-aware steps: a first hypergradient points to a worse neighbour of the set, the step follows the second.
+"""Sharpness-aware steps, which follow the hypergradient at a perturbed set with a higher loss.
 
 Shapes: n synthetic images of C x H x W, N inner steps.
 """
@@ -23,22 +23,22 @@ def sharpness_aware(
     last: int | None = None,
     reuse_from: int = 0,
 ) -> tuple[OuterGradient, Tensor]:
-    """Return the hypergradient at the perturbed set, and the first one, `[n, C, H, W]`, that points there.
+    """Return the hypergradient at the perturbed set, and the first hypergradient, `[n, C, H, W]`.
 
-    First unroll on the images, hypergradient ``g``; ``eps = ascent(g)``; second unroll on the images plus ``eps``. The
-    loss and the step size's gradient are of the first unroll, the images' and labels' gradients of the second; the
-    sharpness is the second loss minus the first.
+    The first unroll, on the images, gives a hypergradient ``g`` and the perturbation ``eps = ascent(g)``; the second
+    unroll is on the images plus ``eps``. The loss and the step size's gradient are those of the first unroll, the
+    images' and labels' gradients those of the second; sharpness is the second loss minus the first.
 
     Args:
-        oracle: of this iteration.
-        images: `[n, C, H, W]` the synthetic set.
+        oracle: hypergradient of this iteration.
+        images: `[n, C, H, W]` synthetic set.
         ascent: from a hypergradient to a perturbation.
-        last: differentiated steps of each unroll; None: all.
-        reuse_from: index of the step from which the second unroll continues the first one's trajectory. 0: it starts
-            where the first one did.
+        last: number of differentiated steps of each unroll; None: all.
+        reuse_from: index of the step at which the second unroll continues the first trajectory. 0: both have the same
+            start.
 
-    Source: SAM: Foret et al. 2021, Algorithm 1. Reuse: SATM Algorithm 1, Eq. 11; the step size from the
-        first unroll: text after Eq. 12.
+    Source: SAM: Foret et al. 2021, Algorithm 1. Reuse: SATM Algorithm 1, Eq. 11; the step size from the first
+        unroll: text after Eq. 12.
     """
     first = oracle(images, last=last, keep_points=(reuse_from,))
     second = oracle(images + ascent(first.images), last=last, start=first.points[reuse_from], first=reuse_from)
@@ -47,7 +47,7 @@ def sharpness_aware(
 
 
 def steepest(rho: float) -> Ascent:
-    """Return the ascent ``rho * g / |g|``, the norm over the whole set; zero where ``g`` is zero.
+    """Return the ascent ``rho * g / |g|``, with the norm over the whole set; zero if ``g`` is zero.
 
     Source: SAM, Eq. 2.
     """
@@ -59,9 +59,9 @@ def steepest(rho: float) -> Ascent:
 
 
 def adaptive(images: Tensor, rho: float, eta: float) -> Ascent:
-    """Return the ascent ``rho * T^2 g / |T g|`` with ``T = |images| + eta``, elementwise; zero where ``T g`` is zero.
+    """Return the ascent ``rho * T^2 g / |T g|`` with ``T = |images| + eta``, elementwise; zero if ``T g`` is zero.
 
-    On a set of entries 1 and -1 with eta 0 it is `steepest`.
+    For images with entries 1 and -1 only and eta 0 it equals `steepest`.
 
     Source: ASAM: Kwon et al. 2021, Eq. 8 with elementwise normalisation; eta as in its code.
     """
@@ -73,20 +73,20 @@ def adaptive(images: Tensor, rho: float, eta: float) -> Ascent:
     return ascent
 
 
-def without_surrogate_gap(found: OuterGradient, first: Tensor, alpha: float) -> OuterGradient:
-    """Return a step that leaves out part of what only widens the gap between the perturbed and the plain loss.
+def without_surrogate_gap(perturbed: OuterGradient, first: Tensor, alpha: float) -> OuterGradient:
+    """Return a step that also narrows the gap between the perturbed and the plain loss.
 
-    The component of `first` (`[n, C, H, W]`, the hypergradient at the set) that is orthogonal to the perturbed one is
-    taken off, times alpha. Alpha 0 is SAM.
+    It subtracts alpha times the component of `first`, the hypergradient at the set (`[n, C, H, W]`), that is orthogonal
+    to the perturbed hypergradient. Alpha 0 is SAM.
 
     Source: GSAM: Zhuang et al. 2022, Algorithm 1.
-    Differs: rho does not follow a schedule of the learning rate; the outer rates here are constant, so rho is too.
+    Differs: rho does not follow a learning rate schedule; the outer learning rates here are constant, so rho is too.
     """
-    return replace(found, images=found.images - alpha * orthogonal(first, found.images))
+    return replace(perturbed, images=perturbed.images - alpha * orthogonal(first, perturbed.images))
 
 
 def orthogonal(one: Tensor, other: Tensor) -> Tensor:
-    """Return the component of `one` that is orthogonal to `other`, as vectors of all entries; `one` if that is zero."""
+    """Return the component of `one` orthogonal to `other`, both as flat vectors; `one` if `other` is zero."""
     length = other.square().sum()
     share = torch.where(length > 0, (one * other).sum() / length, torch.zeros_like(length))
     return one - share * other

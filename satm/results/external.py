@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from satm.config import DatasetOptions
-from satm.data.datasets import Part, Table, decode_part, entries, files_in, parquet_part, paths_part
+from satm.data.decode import decode_part
+from satm.data.listing import Part, entries, files_in, paths_part
+from satm.data.sources.parquet import Table, parquet_part
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.storage.tensors import open_tensors

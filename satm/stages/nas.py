@@ -87,7 +87,7 @@ def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -
         name, options = resolve(candidate.network)
         try:
             with torch.device("meta"):  # shapes only: no weights are drawn
-                NETWORKS[name](channels, classes, size, options)
+                NETWORKS[name].build(channels, classes, size, options)
         except ValueError:
             continue
         found.append(candidate)

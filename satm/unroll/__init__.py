@@ -1,4 +1,4 @@
-"""The inner loop and its derivative."""
+"""The inner loop and its hypergradient."""
 
 from satm.unroll.engines import ENGINES
 from satm.unroll.hypergradient import Hypergradient, hypergradient

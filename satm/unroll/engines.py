@@ -1,9 +1,9 @@
 """Ways to differentiate an inner loop: two exact ones and a published approximation.
 
-`reverse` keeps the graph of all steps and calls backward once: obvious, and the memory grows with steps x activations.
-`mixed` keeps the weights of each step only and recomputes one step at a time on the way back. Both give the exact
-gradient through the steps that they are asked for. `tesla` keeps nothing of a step and leaves out how a step's weights
-depend on the images of the steps before, so it is exact for one step only.
+`reverse` keeps the graph of all steps and calls backward once: simple, with memory proportional to steps x activations.
+`mixed` keeps only the weights of each step and recomputes one step at a time on the way back. Both give the exact
+gradient through the requested steps. `tesla` keeps nothing of a step and ignores that a step's weights depend on the
+images of earlier steps, so it is exact for one step only.
 
 Shapes: n synthetic images of C x H x W, P parameters.
 """
@@ -23,16 +23,16 @@ Objective = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Cotangents:
-    """Outer loss, weights after the last step, and the gradient of the loss with respect to what the loop started from.
+    """Outer loss, weights after the last step, and gradients of the loss with respect to the inputs of the loop.
 
     Args:
-        loss: `[]`.
+        loss: `[]` outer loss.
         end: `[P]` weights after the last step.
-        end_gradient: `[P]` of the loss with respect to `end`.
-        images: `[n, C, H, W]`.
-        labels: as the labels; None where they are integers.
-        step_size: `[]`.
-        start: `[P]` with respect to the weights before the first differentiated step.
+        end_gradient: `[P]` gradient with respect to `end`.
+        images: `[n, C, H, W]` gradient.
+        labels: gradient, shaped like the labels; None if they are integers.
+        step_size: `[]` gradient.
+        start: `[P]` gradient with respect to the weights before the first differentiated step.
         directions: `[P]` sum of the directions of the differentiated steps.
     """
 
@@ -53,7 +53,7 @@ Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Co
 def reverse(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Cotangents:
-    """Return the exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
+    """Return exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
     leaves = [tensor.detach().requires_grad_() for tensor in (images, step_size, point.weights)]
     soft = labels.is_floating_point()
     if soft:
@@ -88,16 +88,16 @@ def reverse(
 def mixed(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Cotangents:
-    """Return the same as `reverse` in the memory of one step and two vectors of weights a step (arguments: `Engine`).
+    """Return the gradients of `reverse` in the memory of one step and two weight vectors per step (as `Engine`).
 
-    On the way back the cotangent of the weights is pulled through the update rule, which is elementwise; the rule hands
-    a cotangent to the gradient. Pulling that through the gradient function of the one step gives the Hessian's product
-    with it (the Hessian is symmetric) and the shares of the images and labels.
+    On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
+    a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
+    Hessian, which is symmetric, and the contributions to the images and labels.
 
-    That last pull is a second backward pass. The same numbers come from one Jacobian-vector product (forward over
-    reverse), which needs a forward-mode rule for every operation of the module and, on a ConvNet of width 128, took
-    1.32 times as long as `reverse` where the second backward pass took 1.15 times (`python -m satm bench
-    hypergradient` prints today's ratio), in 316 MiB instead of 244.
+    The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
+    numbers, but needs a forward-mode rule for every operation of the module; on a ConvNet of width 128 it took 1.32
+    times as long as `reverse` and 316 MiB, the second backward pass 1.15 times and 244 MiB (`python -m satm bench
+    hypergradient` measures the ratio).
     """
     passed: list[tuple[Point, Tensor]] = []
     directions = torch.zeros_like(point.weights)
@@ -135,17 +135,17 @@ def mixed(
 def tesla(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Cotangents:
-    """Return TESLA's gradients in the memory of one step, whatever the number of steps (arguments: `Engine`).
+    """Return TESLA's gradients in the memory of one step, for any number of steps (arguments: `Engine`).
 
-    The cotangent of the last weights is handed to each step's gradient unchanged, as if the weights of a step were
-    constant. The exact cotangent of a step is multiplied with one factor ``1 - step_size * Hessian`` for each step that
-    follows; these are left out. For one step there is none, and the gradients of the images, labels and step size are
-    exact; for more they are not, and that of the start is the last weights' own for any number. The steps are run
-    twice, once for where they end and once for the gradients.
+    Each step's gradient gets the cotangent of the last weights unchanged, as if the weights of a step were constant.
+    The exact cotangent of a step has one factor ``1 - step_size * Hessian`` for each later step; these are omitted. For
+    a single step there are none, and the gradients with respect to images, labels and step size are exact. The gradient
+    with respect to the start is always that of the last weights. The steps are run twice: for the end, then for the
+    gradients.
 
-    Source: TESLA (Cui et al. 2023), "constant memory" section; the step size's gradient is that with all inner
-        gradients held constant, as its public code computes it.
-    Differs: any objective and rule; a rule's state, like the weights, counts as constant.
+    Source: TESLA (Cui et al. 2023), "constant memory" section; the step size's gradient holds all inner gradients
+        constant, as the public code does.
+    Differs: any objective and rule; a rule's state counts as constant, like the weights.
     """
     here = point
     directions = torch.zeros_like(point.weights)
@@ -187,7 +187,7 @@ def tesla(
 
 
 def _outer(objective: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outer loss and its gradient with respect to the weights after the last step, without a graph."""
+    """Return the outer loss and its gradient with respect to the last weights, without a graph."""
     with torch.enable_grad():
         end = weights.detach().requires_grad_()
         loss = objective(end)
@@ -213,4 +213,4 @@ def _pull_rule(
 
 
 ENGINES: dict[str, Engine] = {"mixed": mixed, "reverse": reverse, "tesla": tesla}
-"""Every engine by its name."""
+"""All engines by name."""

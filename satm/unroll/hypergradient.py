@@ -1,4 +1,4 @@
-"""The gradient of what training ends at with respect to the data that it was trained on.
+"""The gradient of an outer loss, at the end of training, with respect to the training data.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps, b images of one step.
 """
@@ -22,16 +22,16 @@ StepSizeGradient = Literal["exact", "first-order"]
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """An outer loss and its gradients; nothing here has a graph.
+    """An outer loss and its gradients, without graphs.
 
     Args:
         loss: `[]` outer loss at the weights after the last step.
         images: `[n, C, H, W]` gradient with respect to the synthetic images.
-        labels: gradient with respect to the labels, of their shape; None where they are integers.
+        labels: gradient with respect to the labels, of their shape; None if they are integers.
         step_size: `[]` gradient with respect to the inner step size.
         start: `[P]` gradient with respect to the weights before the first step; None if the loop was truncated.
         end: `[P]` weights after the last step.
-        points: the places that `keep_points` asked for, by the index of the step that follows.
+        points: points of the trajectory requested by `keep_points`, by the index of the next step.
     """
 
     loss: Tensor
@@ -62,40 +62,37 @@ def hypergradient(
     engine: str = "mixed",
     keep_points: Sequence[int] = (),
 ) -> Hypergradient:
-    """Train a network for N steps on synthetic images and differentiate where it ends.
+    """Train a network for N steps on synthetic images and differentiate the outer loss of its final weights.
 
-    ``theta_{i+1} = theta_i - step_size * direction_i`` for i = first ... N-1, then ``objective(theta_N)``; the
-    gradients are with respect to the images, soft labels, step size and the weights at the start. The engines `mixed`
-    and `reverse` are exact; they differ in memory and time. `tesla` is a published approximation
-    (`satm.unroll.engines`). No argument is changed and nothing keeps a graph.
+    ``theta_{i+1} = theta_i - step_size * direction_i`` for i = first ... N-1, then ``objective(theta_N)``; gradients
+    are with respect to the images, soft labels, step size and initial weights. The engines `mixed` and `reverse` are
+    exact and differ in memory and time; `tesla` is a published approximation (`satm.unroll.engines`). No argument is
+    changed, and no result has a graph.
 
     Args:
         module: any network whose output is a pure function of its parameters and its input. Its buffers are constants.
-        images: `[n, C, H, W]` floating point, in the space the network trains in; or another shape it takes.
+        images: `[n, C, H, W]` floating point, in the space the network is trained in, or another shape it takes.
         labels: `[n]` int64, or floating point of any shape that the loss takes (soft labels or their logits).
         step_size: `[]` or a number; not checked to be positive.
-        objective: outer loss of the flat weights `[P]`, in the order of `satm.params.flatten`; differentiable.
+        objective: differentiable outer loss of the flat weights `[P]`, in the order of `satm.params.flatten`.
         steps: N, the index after the last step.
-        last: differentiate through the last so many steps only; the earlier ones are run and taken as constant. None:
-            through all.
-        start: `[P]` weights before the first step, or a `Point` from `Hypergradient.points` to go on from; None: the
+        last: number of steps at the end to differentiate through; earlier steps are run and treated as constant. None:
+            all.
+        start: `[P]` weights before the first step, or a `Point` from `Hypergradient.points` to continue from; None: the
             module's own parameters.
-        first: index of the first step; above zero when going on from a point.
+        first: index of the first step; above zero when continuing from a point.
         rule: inner optimiser; None: `Sgd()`.
         loss: inner loss `(outputs, labels) -> []`.
         batches: N index vectors `[b]` int64 on the images' device; None: all images in each step.
-        augment: `(images [b, ...], index of the step) -> [b, ...]`, the same each time for the same step.
-        step_size_gradient: `exact`: of the differentiated steps; `first-order`: minus the inner product of the
-            objective's gradient and the sum of ALL steps' directions, the inner gradients held constant.
+        augment: `(images [b, ...], index of the step) -> [b, ...]`, deterministic for a given step.
+        step_size_gradient: `exact`: through the differentiated steps; `first-order`: minus the inner product of the
+            objective's gradient and the sum of ALL steps' directions, with the inner gradients held constant.
         engine: `mixed`, `reverse` or `tesla`.
-        keep_points: indices of steps before which the trajectory is to be returned.
-
-    Returns:
-        `Hypergradient`.
+        keep_points: indices of steps before which the point of the trajectory is returned.
 
     Raises:
-        ValueError: (a `UsageError` for the engine's name) steps, indices or shapes that do not fit together; a module
-            whose output is not a function: active dropout, or batch statistics that are being tracked.
+        ValueError: steps, indices or shapes that do not fit together; an unknown engine (`UsageError`); a module whose
+            output is not a pure function: active dropout, or batch statistics that are being tracked.
 
     Source: truncation: SATM Eq. 10; first-order step size: SATM Eq. 12 (for SGD the directions are the gradients).
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
@@ -120,7 +117,7 @@ def hypergradient(
     if cut in wanted:
         points[cut] = point
     found = differentiate(loop, point, images.detach(), labels.detach(), held_step_size, objective, cut)
-    for step in range(cut + 1, max(wanted, default=0) + 1):  # inside the differentiated part: run it once more
+    for step in range(cut + 1, max(wanted, default=0) + 1):  # inside the differentiated part, which is run again
         point = loop.advance(point, images.detach(), labels.detach(), held_step_size, step - 1)[0]
         if step in wanted:
             points[step] = point
@@ -155,25 +152,27 @@ def _check(
     batches: Sequence[Tensor] | None,
     keep_points: Sequence[int],
 ) -> None:
-    """Refuse what would fail late or, worse, would give a wrong gradient in silence."""
+    """Refuse arguments that would fail late or, worse, silently give a wrong gradient."""
     if not 0 <= first < steps:
-        raise ValueError(f"steps first <= i < N are run, got first {first} and N {steps}; use 0 <= first < N")
+        raise ValueError(f"expected 0 <= first < steps, got first {first} and steps {steps}; correct one of them")
     if last < 1:
-        raise ValueError(f"last counts the differentiated steps, got {last}; use at least 1, or None for all")
+        raise ValueError(f"last (differentiated steps) must be at least 1, got {last}; use None for all steps")
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}; convert them with .float()")
     if len(labels) != len(images):
-        raise ValueError(f"got {len(images)} images and {len(labels)} labels; give one label an image")
+        raise ValueError(
+            f"expected one label per image, got {len(images)} images and {len(labels)} labels; add or drop some"
+        )
     if batches is not None and len(batches) != steps:
-        raise ValueError(f"got {len(batches)} batches for {steps} steps; give the indices of each step's images")
+        raise ValueError(f"expected one batch per step, got {len(batches)} batches and {steps} steps; add or drop some")
     if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:
-        raise ValueError(f"keep_points {list(keep_points)} must lie in first {first} to N {steps}; ask for those only")
+        raise ValueError(f"keep_points must be from {first} (first) to {steps} (steps), got {list(keep_points)}")
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
-            raise ValueError(f"{name} is active dropout, so a step cannot be repeated; call .eval() on it first")
+            raise ValueError(f"{name} is active dropout, so steps cannot be repeated exactly; call .eval() on it first")
         tracks = isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats
         if tracks:
             raise ValueError(
-                f"{name} tracks running statistics, which training would change behind the gradient; "
+                f"{name} tracks running statistics, which the gradient would not account for; "
                 "build it with track_running_stats=False or call .eval() on it first"
             )

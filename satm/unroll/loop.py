@@ -1,4 +1,4 @@
-"""The inner loop: a network trained for some steps on the synthetic set, as a function of everything it depends on.
+"""The inner loop: training of a network on the synthetic set, as a pure function.
 
 Shapes: n synthetic images of C x H x W, P parameters, N inner steps, b images of one step.
 """
@@ -16,12 +16,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """`(outputs of the network [b, ...], labels [b, ...]) -> []`."""
 
 Augment = Callable[[Tensor, int], Tensor]
-"""`(images [b, C, H, W], index of the step) -> [b, C, H, W]`: the same result each time for the same step."""
+"""`(images [b, C, H, W], index of the step) -> [b, C, H, W]`, deterministic for a given step."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on an inner trajectory: `[P]` weights and the optimiser's state, both without a graph."""
+    """A point of an inner trajectory: weights, `[P]`, and the optimiser's state, both without a graph."""
 
     weights: Tensor
     state: State
@@ -32,12 +32,12 @@ class InnerLoop:
     """N steps of training.
 
     Args:
-        module: the network; its own parameters are not used and not changed.
+        module: the network; its own parameters are neither used nor changed.
         loss: inner loss.
         rule: inner optimiser.
         steps: N.
         batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
-        augment: applied to the images of each step; None: nothing.
+        augment: augmentation of the images of each step; None: none.
     """
 
     module: nn.Module
@@ -48,11 +48,11 @@ class InnerLoop:
     augment: Augment | None = None
 
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Return `[P]` the gradient of the inner loss in one step, with a graph to its arguments.
+        """Return the gradient of the inner loss in one step, `[P]`, with a graph to the arguments.
 
         Args:
             weights: `[P]`, part of a graph.
-            images: `[n, C, H, W]` all synthetic images; the step's own are taken and augmented here.
+            images: `[n, C, H, W]` all synthetic images; those of the step are chosen and augmented here.
             labels: of all synthetic images.
             step: index of the step.
         """
@@ -66,10 +66,11 @@ class InnerLoop:
     def advance(
         self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, step: int
     ) -> tuple[Point, Tensor, Tensor]:
-        """Return the point after one step, the direction `[P]` of the step and the gradient `[P]` in it; no graph.
+        """Return the point after one step, the step's direction, `[P]`, and its gradient, `[P]`, without a graph.
 
-        The gradient is made with a graph, which is dropped: without one, torch computes the norm's backward pass by
-        another formula, and a rounding error that tips one ReLU would part this trajectory from the differentiated one.
+        The gradient is computed with a graph, which is dropped. Without one, torch uses another formula for the
+        backward pass of norms, and a rounding error that flips one ReLU would make this trajectory diverge from the
+        differentiated one.
         """
         with torch.enable_grad():
             gradient = self.gradient(point.weights.detach().requires_grad_(), images, labels, step).detach()

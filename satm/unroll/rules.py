@@ -1,7 +1,7 @@
-"""Inner optimisers as pure functions: the state and the gradient in, the direction of the step and the next state out.
+"""Inner optimisers as pure functions from state and gradient to the direction of a step and the next state.
 
-Every rule moves the weights by ``weights - step_size * direction``, so the step size enters in one place and its
-gradient is the same for all. All of them are elementwise in the weights and the gradient.
+Every rule updates the weights as ``weights - step_size * direction``, so the step size enters in one place and its
+gradient is the same for all rules. All rules are elementwise in the weights and the gradient.
 
 Shapes: P parameters of the network.
 """
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
-"""What a rule remembers between steps, by name; empty for plain SGD."""
+"""State of a rule between steps, by name; empty for plain SGD."""
 
 
 class Rule(Protocol):
     """One step of an inner optimiser, without the step size."""
 
     def start(self, weights: Tensor) -> State:
-        """Return the state before the first step of `[P]` weights."""
+        """Return the state before the first step from weights `[P]`."""
         ...
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
-        """Return `[P]` the direction and the state after the step; differentiable in all three arguments."""
+        """Return the direction, `[P]`, and the next state; differentiable in all three arguments."""
         ...
 
 
@@ -35,7 +35,7 @@ class Sgd:
     weight_decay: float = 0.0
 
     def start(self, weights: Tensor) -> State:
-        """Return nothing: SGD has no state."""
+        """Return an empty state."""
         return {}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
@@ -45,7 +45,7 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Momentum:
-    """SGD with momentum as `torch.optim.SGD` defines it: the buffer is `momentum * buffer + gradient`, not damped."""
+    """SGD with momentum as in `torch.optim.SGD`: the buffer is `momentum * buffer + gradient`, without dampening."""
 
     momentum: float = 0.9
     nesterov: bool = False
@@ -56,7 +56,7 @@ class Momentum:
         return {"buffer": torch.zeros_like(weights)}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
-        """Return the buffer, or one more momentum step ahead of it with `nesterov`."""
+        """Return the buffer, or with `nesterov` the gradient plus momentum times the buffer."""
         gradient = _decayed(gradient, weights, self.weight_decay)
         buffer = self.momentum * state["buffer"] + gradient
         return (gradient + self.momentum * buffer if self.nesterov else buffer), {"buffer": buffer}
@@ -64,10 +64,10 @@ class Momentum:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam as `torch.optim.Adam` defines it, or AdamW with `decoupled`.
+    """Adam as in `torch.optim.Adam`, or AdamW with `decoupled`.
 
-    Differs: the derivative of the square root is taken as zero where the second moment is exactly zero. It has no
-    finite value there, and a parameter that never gets a gradient would turn every hypergradient into NaN.
+    Differs: the derivative of the square root is defined as zero where the second moment is exactly zero. It is not
+    finite there, and one parameter that never gets a gradient would make every hypergradient NaN.
     """
 
     beta1: float = 0.9
@@ -85,7 +85,7 @@ class Adam:
         }
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
-        """Return the first moment over the root of the second, both corrected for their start at zero."""
+        """Return the first moment divided by the root of the second, both corrected for their start at zero."""
         if not self.decoupled:
             gradient = _decayed(gradient, weights, self.weight_decay)
         count = state["count"].detach() + 1
@@ -102,10 +102,10 @@ class Adam:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A rule whose step size falls in steps: its direction times `factor` for each milestone that is passed.
+    """A rule with a step size that is multiplied by `factor` at each milestone.
 
-    A milestone of m is passed after m steps, so the step of index m is the first one that is smaller, as
-    `torch.optim.lr_scheduler.MultiStepLR` counts. The state is that of the rule and, under `passed`, the steps done.
+    A milestone m is reached after m steps, so the step of index m is the first smaller one, as in
+    `torch.optim.lr_scheduler.MultiStepLR`. The state is that of the rule and, as `passed`, the number of steps so far.
     """
 
     rule: Rule
@@ -113,14 +113,14 @@ class Scheduled:
     factor: float
 
     def start(self, weights: Tensor) -> State:
-        """Return the state of the rule and no step done."""
+        """Return the state of the rule and a count of zero."""
         return {**self.rule.start(weights), "passed": torch.zeros((), dtype=weights.dtype, device=weights.device)}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
         """Return the rule's direction, scaled."""
-        held = dict(state)
-        passed = held.pop("passed").detach()
-        direction, following = self.rule.direction(weights, held, gradient)
+        inner = dict(state)
+        passed = inner.pop("passed").detach()
+        direction, following = self.rule.direction(weights, inner, gradient)
         scale = torch.ones_like(passed)
         for milestone in self.milestones:
             scale = torch.where(passed >= milestone, scale * self.factor, scale)

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from satm.networks import Network
+from satm.networks.layers import Network
 from satm.params import call_flat
 
 
