@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from satm.config.methods import IterativeOptions
 from satm.errors import RunError
-from satm.methods.options import IterativeOptions
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient

@@ -13,9 +13,9 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_a
 from satm.analysis.sharpness import measure_sharpness
 from satm.cli import main
 from satm.config import Cell, load_campaign
+from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods import METHODS
-from satm.methods.options import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.networks.training import TEST_BATCH, TrainingImages

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.config import Cell, load_campaign
+from satm.config.methods import SelectionOptions
 from satm.data import Augmentation
 from satm.data.augment import Draw
 from satm.distill import Run, begin, distill
 from satm.errors import UsageError
 from satm.methods import METHODS, dc, dm, resolve
 from satm.methods.dc import DcOptions
-from satm.methods.options import SelectionOptions
 from satm.methods.parts.class_matching import ClassMatching
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic

@@ -13,9 +13,9 @@ import torch
 from matching import double, make, single
 from torch import Tensor
 
+from satm.config.methods import IterativeOptions
 from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
 from satm.errors import RunError
-from satm.methods.options import IterativeOptions
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import SELECTED, Recipe

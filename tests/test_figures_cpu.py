@@ -20,8 +20,8 @@ from PIL import Image
 import satm
 from satm.cli import main
 from satm.config import ACCOUNTING, OVERVIEW, Cell, load_campaign
+from satm.config.methods import MatchingOptions, UnrolledOptions
 from satm.methods import resolve
-from satm.methods.options import MatchingOptions, UnrolledOptions
 from satm.methods.parts.boosting import check_blocks
 from satm.methods.parts.segments import check
 from satm.results import DistilledDataset

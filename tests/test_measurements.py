@@ -14,10 +14,10 @@ from satm.analysis.bounds import curvature, measure_bounds, reuse_bound, truncat
 from satm.analysis.correlation import correlations, triangle
 from satm.analysis.trajectory import follow, restart, student
 from satm.analysis.variance import gradient_variance, normalised_variance
+from satm.config.methods import MatchingOptions
 from satm.config.run_metrics import MEASURES, converged, measure
 from satm.errors import UsageError
 from satm.methods import METHODS
-from satm.methods.options import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.networks.training import soft_cross_entropy

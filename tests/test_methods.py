@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from satm import methods
+from satm.config.methods import IterativeOptions, MatchingOptions
 from satm.distill import begin, distill
 from satm.errors import UsageError
 from satm.methods import METHODS, resolve
 from satm.methods.mtt import matching_loss
-from satm.methods.options import IterativeOptions, MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.outer import OuterGradient

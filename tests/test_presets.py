@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from satm.config import Cell, Resolver, load_campaign
+from satm.config.methods import MatchingOptions
 from satm.methods import METHODS, resolve
-from satm.methods.options import MatchingOptions
 from satm.methods.parts.segments import check
 
 CONFIG = Path(__file__).parent.parent / "config"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from matching import EXPANDING, make
 
+from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
 from satm.methods import METHODS, resolve
 from satm.methods.contra import concurrent
 from satm.methods.datm import expanded
-from satm.methods.options import MatchingOptions
 from satm.methods.parts.problem import Problem
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import MATCHING

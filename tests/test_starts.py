@@ -12,11 +12,11 @@ from matching import make
 from torch import Tensor
 
 from satm.config import Cell
+from satm.config.methods import IterativeOptions
 from satm.data import Split
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
 from satm.methods import METHODS
-from satm.methods.options import IterativeOptions
 from satm.methods.parts import init as starts
 from satm.methods.parts.labels import confident, expert_labels
 from satm.methods.parts.method import Method

@@ -12,11 +12,11 @@ from matching import double, single, unlike
 from torch import Tensor
 from torch.nn import functional
 
+from satm.config.methods import UnrolledOptions
 from satm.data import Augmentation
 from satm.distill import State, begin, distill
 from satm.errors import UsageError
 from satm.methods import resolve
-from satm.methods.options import UnrolledOptions
 from satm.methods.parts import placement as windows
 from satm.methods.parts import unrolled
 from satm.methods.parts.boosting import stage

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
-from satm.methods.options import MatchingOptions
+from satm.config.methods import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import soft_cross_entropy

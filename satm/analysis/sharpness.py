@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from satm.methods.options import MatchingOptions
+from satm.config.methods import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
 from satm.seeds import make_generator

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from satm.methods.options import MatchingOptions
-from satm.methods.parts.batches import mini_batches
+from satm.config.methods import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import soft_cross_entropy
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.unroll import InnerLoop, Point, Sgd
+from satm.unroll.batches import mini_batches
 
 Test = Callable[[Tensor], tuple[float, float]]
 """`weights [P] -> (accuracy, loss)` on the real images to test on."""
@@ -70,9 +70,7 @@ def student(
     rule = Sgd()
     loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
     point = Point(weights.detach(), rule.start(weights))
-    for step in range(steps):
-        point = loop.advance(point, images, synthetic.labels, synthetic.step_size, step)[0]
-    return point.weights
+    return loop.run(point, images, synthetic.labels, synthetic.step_size).weights
 
 
 def follow(

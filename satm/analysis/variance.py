@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from satm.methods.options import UnrolledOptions
+from satm.config.methods import UnrolledOptions
 from satm.methods.parts.problem import Synthetic
 from satm.methods.parts.unrolled import UnrolledTraining
 from satm.outer import NOTHING

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from satm.config import Cell, EvaluateOptions
+from satm.config.methods import ClassMatchingOptions, MethodOptions
 from satm.cost.workload import Piece
 from satm.data import Augmentation, ImageData, Preprocessor, Split
 from satm.distill import begin, distill
@@ -23,7 +24,6 @@ from satm.errors import UsageError
 from satm.evaluation.networks import Task, train, train_together
 from satm.experts import TrajectoryStore
 from satm.methods import METHODS, Recipe, resolve
-from satm.methods.options import ClassMatchingOptions, MethodOptions
 from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks.training import TrainingImages

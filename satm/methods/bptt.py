@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from satm.config.methods import UnrolledOptions
 from satm.errors import UsageError
-from satm.methods.options import UnrolledOptions
 from satm.methods.parts.window import Window, Windows, window_length
 from satm.methods.recipe import UNROLLED, recipe
 

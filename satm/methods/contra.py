@@ -15,9 +15,9 @@ Not given: the optimiser of the experts (SGD here), the learning rates and the s
 
 from typing import TYPE_CHECKING
 
+from satm.config.methods import MatchingOptions
 from satm.methods.datm import ALIGNED
 from satm.methods.mtt import step
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ Differs: the starting images come in the order that all methods here share.
 
 from typing import Any
 
+from satm.config.methods import MatchingOptions
 from satm.methods.mtt import step
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 ALIGNED: dict[str, Any] = {"experts": "flat", "init": "correct", "labels": "learned", "skip_above": 1.0}

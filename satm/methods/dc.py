@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from satm.methods.options import ClassMatchingOptions
+from satm.config.methods import ClassMatchingOptions
 from satm.methods.recipe import CLASS_MATCHING, recipe
 
 if TYPE_CHECKING:
@@ -188,9 +188,7 @@ def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", itera
     )
     step_size = torch.full_like(synthetic.step_size, options.lr_network)
     point = Point(memory["weights"], {name: held for name, held in memory.items() if name != "weights"})
-    for index in range(len(batches)):
-        point, _, _ = loop.advance(point, synthetic.images, synthetic.labels, step_size, index)
-    return point
+    return loop.run(point, synthetic.images, synthetic.labels, step_size)
 
 
 recipe("dc", CLASS_MATCHING, DcOptions, step, augment=False, iterations=1000, lr_images=0.1)

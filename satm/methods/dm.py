@@ -14,7 +14,7 @@ Shapes: n synthetic images of C x H x W, m of them of one class, F features.
 
 from typing import TYPE_CHECKING
 
-from satm.methods.options import ClassMatchingOptions
+from satm.config.methods import ClassMatchingOptions
 from satm.methods.recipe import CLASS_MATCHING, recipe
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def step(
     """Return the gradient of the squared distances between mean features, summed over the classes."""
     import torch
 
-    from satm.methods.parts.embedding import embed_flat
+    from satm.networks.features import embed_flat
     from satm.outer import OuterGradient
 
     problem = matching.problem

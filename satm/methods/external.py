@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from satm.methods.options import MethodOptions
+from satm.config.methods import MethodOptions
 from satm.methods.recipe import EXTERNAL, recipe
 
 

@@ -13,8 +13,8 @@ Differs: the best iteration, where one is selected, is that of the averaged set 
 each.
 """
 
+from satm.config.methods import MatchingOptions
 from satm.methods.mtt import step
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 recipe("ftd", MATCHING, MatchingOptions, step, experts="flat", ema=0.999)

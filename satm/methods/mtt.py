@@ -10,7 +10,7 @@ Source: Cazenavette et al. 2022, section "Long-range parameter matching", and it
 
 from typing import TYPE_CHECKING
 
-from satm.methods.options import MatchingOptions
+from satm.config.methods import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from satm.config import refuse_idle
-from satm.methods.options import UnrolledOptions
+from satm.config.methods import UnrolledOptions
 from satm.methods.parts.window import Window, Windows, window_length
 from satm.methods.recipe import UNROLLED, recipe
 

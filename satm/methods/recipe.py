@@ -13,8 +13,8 @@ from pydantic import create_model
 from pydantic.fields import FieldInfo
 
 from satm.config import parse
+from satm.config.methods import MethodOptions
 from satm.errors import pick
-from satm.methods.options import MethodOptions
 from satm.registry import Registry
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from satm.config.methods import MatchingOptions
 from satm.methods import mtt
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 from satm.methods.satm import TRUNCATED
 

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods.datm import ALIGNED
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ Shapes: m images of one class, F features.
 
 from typing import TYPE_CHECKING
 
-from satm.methods.options import MethodOptions, SelectionOptions
+from satm.config.methods import MethodOptions, SelectionOptions
 from satm.methods.recipe import CHOSEN_BY_EXPERTS, SELECTED, recipe
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ Differs: the stored labels are those of the last iteration's teacher on the fina
     images one step earlier.
 """
 
+from satm.config.methods import MatchingOptions
 from satm.methods.mtt import step
-from satm.methods.options import MatchingOptions
 from satm.methods.recipe import MATCHING, recipe
 
 recipe("tesla", MATCHING, MatchingOptions, step, engine="tesla", labels="teacher", step_size_gradient="first-order")

@@ -15,10 +15,10 @@ from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import follow, restart
 from satm.analysis.variance import gradient_variance
 from satm.config import REVISIONS, Cell, Resolver
+from satm.config.methods import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.data import Split
 from satm.errors import UsageError
 from satm.methods import resolve as resolve_method
-from satm.methods.options import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
 from satm.methods.parts.unrolled import UnrolledTraining

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from satm.config import REVISIONS, Cell, Resolver
+from satm.config.methods import IterativeOptions, MethodOptions
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
 from satm.experts import differing_field
 from satm.methods import Recipe
-from satm.methods.options import IterativeOptions, MethodOptions
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages

@@ -77,3 +77,9 @@ class InnerLoop:
         with torch.no_grad():
             direction, state = self.rule.direction(point.weights, point.state, gradient)
             return Point(point.weights - step_size * direction, state), direction, gradient
+
+    def run(self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor) -> Point:
+        """Return the point after all steps, without a graph."""
+        for step in range(self.steps):
+            point, _, _ = self.advance(point, images, labels, step_size, step)
+        return point

@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from satm.config.methods import ClassMatchingOptions
 from satm.data import Augmentation
 from satm.data.augment import Draw
 from satm.errors import UsageError
-from satm.methods.options import ClassMatchingOptions
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods.mtt import matching_loss
-from satm.methods.options import MatchingOptions
-from satm.methods.parts.batches import mini_batches
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.segments import Segment, check, draw
@@ -22,6 +21,7 @@ from satm.networks.training import soft_cross_entropy
 from satm.outer import Answer, Oracle, Points
 from satm.params import call_flat
 from satm.unroll import Hypergradient, Point, hypergradient
+from satm.unroll.batches import mini_batches
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from satm.config.methods import IterativeOptions, MethodOptions
 from satm.errors import UsageError
-from satm.methods.options import IterativeOptions, MethodOptions
 from satm.methods.parts.init import INITS, real
 from satm.methods.parts.labels import LABELS
 from satm.methods.parts.parameterisation import DIRECT, Parameterisation

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods.contra import concurrent
 from satm.methods.datm import expanded
-from satm.methods.options import MatchingOptions
 
 
 @dataclass(frozen=True)

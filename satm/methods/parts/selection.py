@@ -6,12 +6,12 @@ Shapes: m images of one class, F features.
 import torch
 from torch import Tensor
 
+from satm.config.methods import SelectionOptions
 from satm.errors import UsageError
-from satm.methods.options import SelectionOptions
-from satm.methods.parts.embedding import embed_flat
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
+from satm.networks.features import embed_flat
 
 CHUNK = 500
 """Real images that are embedded in one go."""

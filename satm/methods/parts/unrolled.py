@@ -13,9 +13,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from satm.config import refuse_idle
+from satm.config.methods import UnrolledOptions
 from satm.errors import UsageError
-from satm.methods.options import UnrolledOptions
-from satm.methods.parts.batches import mini_batches
 from satm.methods.parts.boosting import Stage, check_blocks, stage
 from satm.methods.parts.linear import Linear, check_budget
 from satm.methods.parts.method import Method
@@ -26,6 +25,7 @@ from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
 from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
+from satm.unroll.batches import mini_batches
 from satm.unroll.engines import Objective
 
 CHUNK = 500

@@ -5,7 +5,7 @@ The inner steps are counted from 0. The outer loss is measured right after a win
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from satm.errors import UsageError
 
@@ -41,27 +41,13 @@ class Windows:
     remember: Callable[[Any, Any, Any], Any] | None = None
 
 
-class _Windowed(Protocol):
-    """Options with a window."""
-
-    @property
-    def inner_steps(self) -> int:
-        """Inner steps in all."""
-        ...
-
-    @property
-    def window(self) -> int | None:
-        """Differentiated ones; None: all."""
-        ...
-
-
-def window_length(options: _Windowed) -> int:
-    """Return the differentiated inner steps T.
+def window_length(options: Any) -> int:
+    """Return the differentiated inner steps T of options with `inner_steps` and `window`.
 
     Raises:
         UsageError: they are more than the inner steps.
     """
-    length = options.inner_steps if options.window is None else options.window
+    length: int = options.inner_steps if options.window is None else options.window
     if length > options.inner_steps:
         raise UsageError(
             f"a window of {length} steps does not fit in {options.inner_steps} inner_steps; lower window or raise "

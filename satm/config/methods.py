@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from satm.config import Options
+from satm.config.base import Options
 
 
 class MethodOptions(Options):
