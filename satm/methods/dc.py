@@ -176,16 +176,9 @@ def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", itera
         batches += torch.randperm(count, generator=generator).split(options.batch_size)
     families = problem.augmentation.strategy if options.augment else ""
     augmentation = replace(problem.augmentation, strategy=families)
-    draws = [augmentation.draw(generator, len(batch), synthetic.images.shape[-1]) for batch in batches]
+    augment = augmentation.drawn(generator, [len(batch) for batch in batches], synthetic.images.shape[-1])
     batches = [batch.to(synthetic.images.device) for batch in batches]
-    loop = InnerLoop(
-        problem.module,
-        soft_cross_entropy,
-        _rule(options),
-        len(batches),
-        batches,
-        lambda images, step: augmentation.apply(images, draws[step]),
-    )
+    loop = InnerLoop(problem.module, soft_cross_entropy, _rule(options), len(batches), batches, augment)
     step_size = torch.full_like(synthetic.step_size, options.lr_network)
     point = Point(memory["weights"], {name: held for name, held in memory.items() if name != "weights"})
     return loop.run(point, synthetic.images, synthetic.labels, step_size)

@@ -114,14 +114,12 @@ class TrajectoryMatching(Method[Own]):
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
-        options, augmentation = self.options, self.problem.augmentation
+        options = self.options
         batches = self._batches(len(synthetic.images), generator)
         count = len(synthetic.images) if batches is None else len(batches[0])
-        draws = [augmentation.draw(generator, count, synthetic.images.shape[-1]) for _ in range(options.inner_steps)]
+        size = synthetic.images.shape[-1]
+        augment = self.problem.augmentation.drawn(generator, [count] * options.inner_steps, size)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
-
-        def augment(images: Tensor, step: int) -> Tensor:
-            return augmentation.apply(images, draws[step])
 
         def unroll(student: Student, images: Tensor, start: Tensor | Point, **asked: Any) -> Hypergradient:
             return hypergradient(
