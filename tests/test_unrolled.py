@@ -18,7 +18,6 @@ from satm.distill import State, begin, distill
 from satm.errors import UsageError
 from satm.methods import resolve
 from satm.methods.parts import placement as windows
-from satm.methods.parts import unrolled
 from satm.methods.parts.boosting import stage
 from satm.methods.parts.problem import Problem
 from satm.methods.parts.unrolled import UnrolledTraining, limited, real_loss
@@ -175,13 +174,12 @@ def test_the_options_of_the_inner_rule_arrive(problem: Problem) -> None:
     assert rule(milestones=(2, 4)) == Scheduled(Adam(), (2, 4), 0.2)
 
 
-def test_the_outer_loss_in_chunks_is_the_mean(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_outer_loss_in_chunks_is_the_mean(problem: Problem) -> None:
     images, labels = problem.real.batch(slice(None))
     weights = problem.fresh_weights("any").requires_grad_()
     found = []
     for chunk in (500, 12, 5):
-        monkeypatch.setattr(unrolled, "CHUNK", chunk)
-        loss = real_loss(problem.module, images.double(), labels)(weights)
+        loss = real_loss(problem.module, images.double(), labels, chunk)(weights)
         found.append((loss, torch.autograd.grad(loss, weights)[0]))
     whole = functional.cross_entropy(call_flat(problem.module, weights, images.double()), labels)
     assert torch.equal(found[0][0], found[1][0])
@@ -190,12 +188,11 @@ def test_the_outer_loss_in_chunks_is_the_mean(problem: Problem, monkeypatch: pyt
         whole = functional.cross_entropy(call_flat(problem.module, weights, images.double()), labels)
 
 
-def test_a_chunked_loss_keeps_the_activations_of_one_chunk(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunked_loss_keeps_the_activations_of_one_chunk(problem: Problem) -> None:
     images, labels = problem.real.batch(slice(None))
     weights = problem.fresh_weights("any").requires_grad_()
 
     def kept(chunk: int) -> int:
-        monkeypatch.setattr(unrolled, "CHUNK", chunk)
         seen: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -203,7 +200,7 @@ def test_a_chunked_loss_keeps_the_activations_of_one_chunk(problem: Problem, mon
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            real_loss(problem.module, images.double(), labels)(weights)
+            real_loss(problem.module, images.double(), labels, chunk)(weights)
         return sum(seen.values())
 
     assert kept(3) < kept(12) / 3

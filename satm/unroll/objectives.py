@@ -16,8 +16,8 @@ CHUNK = 500
 pixels, where a batch of 5,000 would need ten times as much."""
 
 
-def real_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Objective:
-    """Return the mean cross-entropy on real images as a function of the weights, in the memory of `CHUNK` images.
+def real_loss(module: nn.Module, images: Tensor, labels: Tensor, chunk: int = CHUNK) -> Objective:
+    """Return the mean cross-entropy on real images as a function of the weights, in the memory of a chunk of them.
 
     A chunk's activations are dropped after its forward pass and computed again in the backward pass.
 
@@ -25,16 +25,17 @@ def real_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Objective:
         module: the network.
         images: `[B, C, H, W]` in the space that it is trained in, of the weights' type.
         labels: `[B]` int64.
+        chunk: images whose activations are held together.
     """
 
     def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(call_flat(module, weights, part), targets, reduction="sum")
 
     def loss(weights: Tensor) -> Tensor:
-        if len(images) <= CHUNK:
+        if len(images) <= chunk:
             return summed(weights, images, labels) / len(images)
         total = torch.zeros((), dtype=weights.dtype, device=weights.device)
-        for part, targets in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        for part, targets in zip(images.split(chunk), labels.split(chunk), strict=True):
             total = total + checkpoint(summed, weights, part, targets, use_reentrant=False, preserve_rng_state=False)
         return total / len(images)
 
