@@ -1,4 +1,4 @@
-"""What all methods that match training trajectories share: one iteration's segments, batches, augmentation and loss.
+"""Trajectory matching: the segments, batches, augmentation and loss of an iteration, and its hypergradient.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
@@ -26,14 +26,9 @@ from satm.unroll.batches import mini_batches
 
 @dataclass(frozen=True)
 class Student:
-    """One unroll of an iteration.
+    """One unroll: from weights `begin`, at or near the expert's `origin`, towards its `target`, all `[P]`.
 
-    Args:
-        weight: of its loss.
-        origin: `[P]` the expert at the segment's start.
-        begin: `[P]` where the student begins: `origin`, or near it.
-        target: `[P]` the expert at the segment's end.
-        labels: of all synthetic images.
+    `weight` is that of its loss, `labels` are those of all synthetic images.
     """
 
     weight: float

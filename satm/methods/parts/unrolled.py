@@ -1,4 +1,4 @@
-"""What all methods of unrolled training share: a fresh network trained on the synthetic set and tested on real images.
+"""Unrolled training: a fresh network is trained on the synthetic set and tested on real images.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps, B real images.
 """
@@ -61,11 +61,11 @@ class UnrolledTraining(Method[Own]):
         return replace(synthetic, images=options.init_norm * unit)
 
     def rates(self) -> dict[str, float]:
-        """Return the outer step size of each number that is learned."""
-        rates, options = super().rates(), self.options
-        if options.basis:
-            rates = {"basis": rates.pop("images"), "weights": options.lr_weights, **rates}
-        return rates
+        """Return the outer learning rate of each tensor that is learned."""
+        rates = super().rates()
+        return (
+            {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates} if self.options.basis else rates
+        )
 
     def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
@@ -106,12 +106,12 @@ class UnrolledTraining(Method[Own]):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Hypergradient:
-        """Return the hypergradient of the loss on some real images, through the window of an iteration.
+        """Return the hypergradient, through the window of an iteration, of the loss on some real images.
 
         Args:
             synthetic: the set.
-            iteration: outer steps done before.
-            memory: of the iteration before.
+            iteration: outer iterations done before.
+            memory: of the previous iteration.
             images: `[B, C, H, W]` real images in the space of training.
             labels: `[B]` their classes.
             generator: on the CPU; draws mini-batches and augmentation of all N steps.
@@ -175,15 +175,12 @@ def inner_rule(options: UnrolledOptions) -> Rule:
 
 
 def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> OuterGradient:
-    """Return the answer with its image gradient clipped, or scaled to norm 1, as the options say.
+    """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
-    Args:
-        found: as computed, with what its own memory holds already.
-        memory: of the iteration before; `norm` is the average norm.
-        options: `clip`, `clip_decay` and `normalise`.
+    The previous iteration's memory holds the average `norm`.
 
     Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
-        is left as it is.
+        is not changed.
     """
     norm = found.images.norm()
     if options.normalise:
