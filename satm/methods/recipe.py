@@ -38,6 +38,7 @@ class Family:
 
 
 SELECTED = Family("none", ("satm.methods.parts.method", "Method"))
+ITERATIVE = Family("own", ("satm.methods.parts.method", "Method"))
 CHOSEN_BY_EXPERTS = Family("none", ("satm.methods.parts.selection", "Selection"), needs_experts=True)
 EXTERNAL = Family("none", ("satm.methods.parts.external", "External"))
 MATCHING = Family("match", ("satm.methods.parts.matching", "TrajectoryMatching"), needs_experts=True)
