@@ -1,4 +1,4 @@
-# Everything from a bare machine with Python 3.11+ and make: `make demo`, `make test`. `make help` lists the targets.
+# Needs only Python 3.11+ and make; each target installs what it uses into .venv. `make help` lists the targets.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -14,9 +14,9 @@ demo := results/demo/table2.csv $(foreach ipc,1 3 10,results/demo/figures/synthe
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 - \2/p' $(firstword $(MAKEFILE_LIST))
-	@echo "  PYTHON=$(PYTHON) is the interpreter, VENV=$(VENV) the environment, ARGS goes to snakemake or pytest"
+	@echo "  PYTHON=$(PYTHON) is the interpreter, VENV=$(VENV) the environment, ARGS are passed to snakemake or pytest"
 
-demo: $(VENV)/.satm-demo ## distil digits on this machine: results/demo/table2.csv, pictures in results/demo/figures
+demo: $(VENV)/.satm-demo ## distil the digits on this machine: results/demo/table2.csv, pictures in results/demo/figures
 	$(bin)/snakemake --profile local $(ARGS) $(demo)
 	@$(bin)/python -m satm table --config config/demo.yaml --name table2
 	@printf '%s\n' $(demo)
@@ -24,7 +24,7 @@ demo: $(VENV)/.satm-demo ## distil digits on this machine: results/demo/table2.c
 test: $(VENV)/.satm-test ## run the tests
 	$(bin)/python -m pytest -n logical --dist worksteal $(ARGS)
 
-lint: $(VENV)/.satm-dev ## check style and format of code and workflow
+lint: $(VENV)/.satm-dev ## check the style and format of code and workflow
 	$(bin)/ruff check
 	$(bin)/ruff format --check
 	$(bin)/snakefmt --check Snakefile workflow
@@ -36,12 +36,12 @@ types: $(VENV)/.satm-dev ## check the types of satm/
 picture: $(VENV)/.satm-demo ## draw the rules of the workflow into docs/workflow.svg; needs Graphviz
 	$(bin)/snakemake results/tables/all results/figures/all --rulegraph dot | dot -Tsvg > docs/workflow.svg
 
-clean: ## remove the environment and caches; results stay
+clean: ## remove the environment and caches, but no results
 	if [ -e $(VENV)/.satm-python ]; then rm -rf $(VENV); fi
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find satm tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of extras, made anew when what is to be installed changes.
+# One stamp file per set of extras, which is installed again when pyproject.toml or constraints.txt changes.
 $(VENV)/.satm-demo: extras := workflow,figures
 $(VENV)/.satm-test: extras := test
 $(VENV)/.satm-dev: extras := dev
