@@ -11,28 +11,23 @@ LONGEST = 200
 """Characters of a value in a message."""
 
 
-class UsageError(ValueError):
-    """Unusable input; the message says what was expected, what was found and what to do.
-
-    The message is one line, whatever file or option names it quotes. The command line prints it and exits with 2.
-    """
+class _OneLine(Exception):
+    """An error whose message is one line, whatever file or option names it quotes."""
 
     def __init__(self, text: str) -> None:
         super().__init__(_one_line(text))
+
+
+class UsageError(_OneLine, ValueError):
+    """Unusable input; the message says what was expected, what was found and what to do. The command exits with 2."""
 
 
 class MissingRun(UsageError):
     """Missing result of another run; the message has the command that produces it."""
 
 
-class RunError(RuntimeError):
-    """Failure of a run or machine with usable input.
-
-    The message is one line. The command line prints it and exits with 1.
-    """
-
-    def __init__(self, text: str) -> None:
-        super().__init__(_one_line(text))
+class RunError(_OneLine, RuntimeError):
+    """Failure of a run or machine with usable input. The command exits with 1."""
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Entries by name, registered by the modules of a package, which are imported on first look-up.
+    """Entries by name, in alphabetical order, registered by the modules of a package on first look-up.
 
     Where the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
     in functions that compute: every cluster job parses the Snakefile.
@@ -39,15 +39,12 @@ class Registry(Mapping[str, T]):
         return lambda entry: self.register(name, entry)
 
     def __getitem__(self, name: str) -> T:
-        """Return the entry of a name."""
         return self._complete_entries()[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names in alphabetical order."""
         return iter(sorted(self._complete_entries()))
 
     def __len__(self) -> int:
-        """Return the number of entries."""
         return len(self._complete_entries())
 
     def _complete_entries(self) -> dict[str, T]:

@@ -147,7 +147,7 @@ def test_a_whitening_is_named_by_what_it_was_fitted_on(tmp_path: Path) -> None:
     assert Preprocessor.from_identity(identity, fitted).whitening is fitted
     held, metadata = read_tensors(tmp_path / "zca", "whitening")
     write_tensors(tmp_path / "old", held, {name: value for name, value in metadata.items() if name != "content"})
-    with pytest.raises(UsageError, match="has no hash of its content, so it is from an older version; make it again"):
+    with pytest.raises(UsageError, match=r"whitening .*old .*content.*make it again"):
         load_whitening(tmp_path / "old")
 
 

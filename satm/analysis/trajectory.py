@@ -62,11 +62,7 @@ def student(
     images = synthetic.images
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
-    draws = [problem.augmentation.draw(generator, count, images.shape[-1]) for _ in range(steps)]
-
-    def augment(part: Tensor, step: int) -> Tensor:
-        return problem.augmentation.apply(part, draws[step])
-
+    augment = problem.augmentation.drawn(generator, [count] * steps, images.shape[-1])
     rule = Sgd()
     loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
     point = Point(weights.detach(), rule.start(weights))

@@ -2,17 +2,7 @@
 
 from satm.data.augment import FAMILIES, Augmentation, Draw
 from satm.data.datasets import load_dataset
-from satm.data.images import (
-    ImageData,
-    Preprocessor,
-    Split,
-    hash_images,
-    hold_out,
-    keep_classes,
-    load_images,
-    save_images,
-)
-from satm.data.listing import Listing, Part
+from satm.data.images import ImageData, Preprocessor, Split, hold_out, keep_classes, load_images, save_images
 from satm.data.sources import DATASETS
 from satm.data.whitening import Whitening, fit_whitening, load_whitening, save_whitening
 
@@ -22,13 +12,10 @@ __all__ = [
     "Augmentation",
     "Draw",
     "ImageData",
-    "Listing",
-    "Part",
     "Preprocessor",
     "Split",
     "Whitening",
     "fit_whitening",
-    "hash_images",
     "hold_out",
     "keep_classes",
     "load_dataset",

@@ -9,7 +9,7 @@ values of the constants: the public code of DSA and MTT (`utils.py`, `ParamDiffA
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,6 +100,17 @@ class Augmentation:
         count = batch if self.share == "image" else 1
         steps = tuple((name, FAMILIES[name].draw(generator, count, size)) for name in names)
         return Draw(steps, batch if self.share == "image" else None, size)
+
+    def drawn(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
+        """Return `(images, step) -> augmented images` of several steps, all of whose draws are made now.
+
+        Args:
+            generator: on the CPU.
+            counts: number of images of each step.
+            size: height and width of an image.
+        """
+        draws = [self.draw(generator, count, size) for count in counts]
+        return lambda images, step: self.apply(images, draws[step])
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return augmented images; a pure function, differentiable with respect to the images.

@@ -244,16 +244,14 @@ def load_whitening(path: Path, data: str | None = None) -> Whitening:
     expected = {"mean", "matrix", "inverse"} | ({"norm"} if per_image else set())
     if metadata.get("kind") != "whitening" or set(tensors) != expected:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
-    if (stated := metadata.get("content")) is None:
-        raise UsageError(f"{path} has no hash of its content, so it is from an older version; make it again")
     if data is not None and metadata.get("data") not in (None, data):
         raise UsageError(f"{path} was fitted on other images, expected those of hash {data[:12]}; make it again")
     values = expect(metadata, {"eps": float, "hash": str, "content": str}, f"whitening {path}")
     eps = float(values["eps"])
     whitening = Whitening(**tensors, hash=values["hash"], eps=eps, per_image=per_image, relative=relative)
-    if (actual := _content(whitening)) != stated:
+    if (actual := _content(whitening)) != (stated := values["content"]):
         raise UsageError(
-            f"whitening {path} was changed: the hash of its content is {actual[:12]}, it states {str(stated)[:12]}; "
+            f"whitening {path} was changed: the hash of its content is {actual[:12]}, it states {stated[:12]}; "
             "make it again"
         )
     return whitening

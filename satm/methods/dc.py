@@ -68,10 +68,7 @@ def loops(ipc: int, options: DcOptions) -> tuple[int, int]:
         smaller one.
     """
     outer, inner = LOOPS[max(known for known in LOOPS if known <= max(1, ipc))]
-    return (
-        outer if options.outer_loop is None else options.outer_loop,
-        inner if options.inner_loop is None else options.inner_loop,
-    )
+    return options.outer_loop or outer, options.inner_loop or inner
 
 
 def gradient_distance(synthetic: "Sequence[Tensor]", real: "Sequence[Tensor]") -> "Tensor":
@@ -103,9 +100,14 @@ def step(
     import torch
 
     from satm.outer import NOTHING, OuterGradient
+    from satm.unroll import Point
 
     outer_loop, _ = loops(matching.problem.ipc, matching.options)
-    point = _trained(matching, synthetic, iteration, memory) if memory else _fresh(matching, synthetic, iteration)
+    if memory:
+        point = _trained(matching, synthetic, iteration, memory)
+    else:
+        weights = matching.problem.fresh_weights("network", iteration).to(synthetic.images)
+        point = Point(weights, _rule(matching.options).start(weights))
     generator = matching.problem.generator("iteration", iteration)
     loss, images = torch.zeros_like(synthetic.step_size), torch.zeros_like(synthetic.images)
     for label in range(matching.problem.data.classes):
@@ -153,14 +155,6 @@ def _rule(options: DcOptions) -> "Rule":
     return Momentum(options.momentum_network, weight_decay=decay) if options.momentum_network else Sgd(decay)
 
 
-def _fresh(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int) -> "Point":
-    """Return a network's weights and the state of its optimiser at the start of an episode."""
-    from satm.unroll import Point
-
-    weights = matching.problem.fresh_weights("network", iteration).to(synthetic.images)
-    return Point(weights, _rule(matching.options).start(weights))
-
-
 def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory") -> "Point":
     """Return the network of the previous image update, trained on the set that came out of it."""
     import torch
@@ -174,22 +168,14 @@ def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", itera
     batches: list[Tensor] = []
     for _ in range(inner_loop):
         batches += torch.randperm(count, generator=generator).split(options.batch_size)
-    families = problem.augmentation.strategy if options.augment else ""
-    augmentation = replace(problem.augmentation, strategy=families)
-    draws = [augmentation.draw(generator, len(batch), synthetic.images.shape[-1]) for batch in batches]
+    augmentation = replace(matching.siamese, share=problem.augmentation.share)
+    augment = augmentation.drawn(generator, [len(batch) for batch in batches], synthetic.images.shape[-1])
     batches = [batch.to(synthetic.images.device) for batch in batches]
-    loop = InnerLoop(
-        problem.module,
-        soft_cross_entropy,
-        _rule(options),
-        len(batches),
-        batches,
-        lambda images, step: augmentation.apply(images, draws[step]),
-    )
+    loop = InnerLoop(problem.module, soft_cross_entropy, _rule(options), len(batches), batches, augment)
     step_size = torch.full_like(synthetic.step_size, options.lr_network)
     point = Point(memory["weights"], {name: held for name, held in memory.items() if name != "weights"})
     return loop.run(point, synthetic.images, synthetic.labels, step_size)
 
 
 recipe("dc", CLASS_MATCHING, DcOptions, step, augment=False, iterations=1000, lr_images=0.1)
-recipe("dsa", CLASS_MATCHING, DcOptions, step, augment=True, iterations=1000, lr_images=0.1)
+recipe("dsa", CLASS_MATCHING, DcOptions, step, iterations=1000, lr_images=0.1)

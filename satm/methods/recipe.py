@@ -38,6 +38,7 @@ class Family:
 
 
 SELECTED = Family("none", ("satm.methods.parts.method", "Method"))
+ITERATIVE = Family("own", ("satm.methods.parts.method", "Method"))
 CHOSEN_BY_EXPERTS = Family("none", ("satm.methods.parts.selection", "Selection"), needs_experts=True)
 EXTERNAL = Family("none", ("satm.methods.parts.external", "External"))
 MATCHING = Family("match", ("satm.methods.parts.matching", "TrajectoryMatching"), needs_experts=True)
@@ -74,33 +75,20 @@ class Recipe:
     def parts(self) -> dict[str, str]:
         """The part that answers each question, with the default options."""
         default = self.options()
-        held = {name: getattr(default, name, None) for name in type(default).model_fields}
-        objective = self.family.objective
-        if held.get("start_noise"):
-            objective += " from noisy weights"
-        segments = held.get("segments") or "none"
-        if held.get("concurrent"):
-            segments = f"concurrent({segments})"
-        estimator = "none" if "step_size_gradient" not in held else "exact"
-        if (held.get("keep_divisor") or 1) > 1:
-            estimator = "truncated"
-        if held.get("engine") == "tesla":
-            estimator = "tesla"
-        outer = "descent" if "iterations" in held else "none"
-        parts = {
-            "experts": held.get("experts") or "none",
-            "init": held.get("init") or "real",
-            "labels": held.get("labels") or "hard",
-            "segments": segments,
-            "objective": objective,
-            "estimator": estimator,
-            "step size": held.get("step_size_gradient") or "fixed",
-            "outer": outer,
+        held: dict[str, Any] = {name: getattr(default, name) or "" for name in type(default).model_fields}
+        kept = "truncated" if held.get("keep_divisor", 1) > 1 else "exact"
+        segments, noisy = held.get("segments", "none"), held.get("start_noise")
+        return {
+            "experts": held.get("experts", "none"),
+            "init": held.get("init", "real"),
+            "labels": held.get("labels", "hard"),
+            "segments": f"concurrent({segments})" if held.get("concurrent") else segments,
+            "objective": self.family.objective + (" from noisy weights" if noisy else ""),
+            "estimator": "tesla" if held.get("engine") == "tesla" else kept if "engine" in held else "none",
+            "step size": held.get("step_size_gradient", "fixed"),
+            "outer": ("descent" if "iterations" in held else "none") + (" + ema" if held.get("ema") else ""),
             **self.fixed,
         }
-        if held.get("ema"):
-            parts["outer"] += " + ema"
-        return parts
 
     def __call__(self, options: MethodOptions, problem: "Problem") -> "Method[Any]":
         """Return the method, ready to run on a problem.

@@ -69,10 +69,11 @@ def sharpened(
     """Return the hypergradient at the neighbour that an ascent leads to, and the one at the set."""
     from satm.outer import sharpness_aware
 
-    options = matching.options
-    reuse_from = options.inner_steps - options.kept if options.reuse else 0
-    oracle = matching.oracle(synthetic, iteration)
-    return sharpness_aware(oracle, synthetic.images, ascent, last=options.kept, reuse_from=reuse_from)
+    kept, steps = matching.options.kept, matching.options.inner_steps
+    reuse_from = steps - kept if matching.options.reuse else 0
+    return sharpness_aware(
+        matching.oracle(synthetic, iteration), synthetic.images, ascent, last=kept, reuse_from=reuse_from
+    )
 
 
 def sam(
@@ -81,8 +82,7 @@ def sam(
     """Return the hypergradient at the sharpest neighbour."""
     from satm.outer import steepest
 
-    options = matching.options
-    return sharpened(matching, synthetic, iteration, steepest(options.rho))[0]
+    return sharpened(matching, synthetic, iteration, steepest(matching.options.rho))[0]
 
 
 def gsam(
@@ -91,9 +91,8 @@ def gsam(
     """Return the hypergradient at the sharpest neighbour without part of what widens the surrogate gap."""
     from satm.outer import steepest, without_surrogate_gap
 
-    options = matching.options
-    found, first = sharpened(matching, synthetic, iteration, steepest(options.rho))
-    return without_surrogate_gap(found, first, options.alpha)
+    found, first = sharpened(matching, synthetic, iteration, steepest(matching.options.rho))
+    return without_surrogate_gap(found, first, matching.options.alpha)
 
 
 def asam(

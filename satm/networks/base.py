@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 Norm = Literal["none", "batch", "instance"]
 """Norms of the networks that the papers use for evaluation only."""
 
-STRIDED_FROM = 64
-"""Image size in pixels from which the first convolution has stride 2 by default."""
-
 S = TypeVar("S", bound=Options)
 
 Builder = Callable[[int, int, int, S], "Network"]
@@ -55,21 +52,10 @@ def scaled(filters: int, factor: float) -> int:
 
 def stem_stride(size: int, stride: int | None) -> int:
     """Return the stride of the first convolution; None: 2 from 64 pixels on, else 1."""
-    if stride is not None:
-        return stride
-    return 2 if size >= STRIDED_FROM else 1
+    return stride or (2 if size >= 64 else 1)
 
 
 def check_size(size: int, least: int, why: str) -> None:
-    """Refuse images that are too small.
-
-    Args:
-        size: height and width of an image in pixels.
-        least: smallest size that works.
-        why: what limits the size, for the message.
-
-    Raises:
-        ValueError: the size is below `least`.
-    """
+    """Raise ValueError if images are smaller than `least` pixels; `why` says in the message what limits the size."""
     if size < least:
         raise ValueError(f"images of {size} x {size} pixels are too small: {why} needs at least {least} x {least}")

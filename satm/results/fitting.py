@@ -161,6 +161,26 @@ def fit_step_size(step_size: Tensor, where: str) -> Tensor:
     return numbers.reshape(())
 
 
+def fit_statistics(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, data: ImageData
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per channel that normalised images were made with, [0, 1] scale.
+
+    Without both they are, with three channels, those of MTT's public code for CIFAR, else the dataset's own.
+
+    Raises:
+        UsageError: not one number per channel, or a std that is not positive.
+    """
+    if mean is None and std is None:
+        return (CIFAR_MEAN, CIFAR_STD) if data.channels == 3 else (data.mean, data.std)
+    if not len(mean or ()) == len(std or ()) == data.channels or not min(std or ()) > 0:
+        raise UsageError(
+            f"mean {mean} and std {std} must have a number for each of {data.channels} channels, those of std above 0; "
+            "give both"
+        )
+    return mean or (), std or ()
+
+
 def describe(preprocessor: Preprocessor) -> str:
     """Return in words what the space of training is."""
     whitening = preprocessor.whitening

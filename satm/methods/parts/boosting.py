@@ -1,6 +1,6 @@
-"""Boosting: the images of each class are learned in blocks, one after another, each on top of those before.
+"""Boosting: the images of each class are learned in blocks, each on top of the earlier ones.
 
-A prefix of the blocks is then a synthetic set of its own for fewer images per class.
+A prefix of the blocks is then a synthetic set for fewer images per class.
 
 Shapes: n synthetic images, sorted by class.
 """
@@ -18,9 +18,9 @@ class Stage:
     """The part of a run in which one block is learned.
 
     Args:
-        trained: `[m]` int64, the images that are trained on: those of this block and of the ones before.
+        trained: `[m]` int64, the images of this block and of the earlier ones.
         share: `[n]` factors on the outer step of each image: 1 in this block, `boost` before it, 0 after it.
-        begins: this is the first iteration in which another block is learned than before.
+        begins: whether the previous iteration learned another block.
     """
 
     trained: Tensor
@@ -32,15 +32,14 @@ def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, bo
     """Return the stage of an iteration.
 
     Args:
-        iteration: outer steps done before.
-        iterations: of the whole run; each block gets an equal part, up to one.
+        iteration: outer iterations done before.
+        iterations: of the whole run; the blocks share them equally.
         count: n.
         ipc: images per class; image i is the (i modulo ipc)-th of its class.
-        blocks: into how many equal parts the images of each class are divided, in their order.
-        boost: factor on the step of the blocks that were learned before; 0: they stay as they are (strong boosting),
-            below 1: they follow slowly (weak boosting).
+        blocks: equal blocks of each class's images, in their order.
+        boost: factor on the step of earlier blocks; 0: unchanged (strong boosting), below 1: slower (weak boosting).
 
-    Source: RaT-BPTT figures 10 and 11 name strong and weak boosting (Boost-DD); the rest is ours.
+    Source: RaT-BPTT figures 10 and 11 name strong and weak boosting (Boost-DD); the rest is our choice.
     """
     here = iteration * blocks // iterations
     block = torch.arange(count) % ipc // (ipc // blocks)

@@ -1,4 +1,4 @@
-"""What methods share that compare real and synthetic images class by class: their batches, and the same change of both.
+"""Comparison of real and synthetic images class by class, under the same augmentation.
 
 Shapes: n synthetic images of C x H x W, m of them of one class, b real images of it, K classes.
 """
@@ -20,12 +20,9 @@ from satm.methods.recipe import Recipe
 
 @dataclass(frozen=True)
 class Comparison:
-    """One class in one iteration.
+    """One class in one iteration: `[m]` int64 indices of its synthetic images, and real images augmented by `draw`.
 
-    Args:
-        chosen: `[m]` int64, its places in the synthetic set.
-        real: `[b, C, H, W]` real images, changed by `draw`.
-        draw: the change; it serves the synthetic images too.
+    The same draw is meant for the synthetic images.
     """
 
     chosen: Tensor
@@ -54,17 +51,12 @@ class ClassMatching(Method[Own]):
         super().__init__(recipe, options, problem)
         families = problem.augmentation.strategy if options.augment else ""
         self.siamese: Augmentation = replace(problem.augmentation, strategy=families, share="batch")
-        """Drawn once for a class, it changes batches of any length alike."""
+        """One draw serves batches of any length."""
 
     def comparison(self, synthetic: Synthetic, label: int, generator: torch.Generator) -> Comparison:
-        """Return one class of an iteration.
+        """Return one class of an iteration; the classes draw from the iteration's generator in their order.
 
-        Args:
-            synthetic: the set; the real images come in its precision.
-            label: the class.
-            generator: of the iteration; the classes are drawn in their order.
-
-        Source: public code of DSA and DM: each class draws real images and a change of its own.
+        Source: public code of DSA and DM: each class draws its own real images and augmentation.
         """
         members, options = self.problem.members[label], self.options
         order = torch.randperm(len(members), generator=generator)[: options.real_batch]

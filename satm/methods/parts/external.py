@@ -16,12 +16,11 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
 from satm.results.fitting import (
-    CIFAR_MEAN,
-    CIFAR_STD,
     doubts,
     fit_images,
     fit_labels,
     fit_space,
+    fit_statistics,
     fit_step_size,
     name_labels,
 )
@@ -55,7 +54,9 @@ class External(Method[FilesOptions]):
         images = fit_images(found, data, problem.ipc)
         labels, labels_are = self._labels(found)
         step_size, step_size_is = self._step_size(found)
-        images, images_are = fit_space(images, found, options.space, problem.preprocessor, *self._statistics())
+        images, images_are = fit_space(
+            images, found, options.space, problem.preprocessor, *fit_statistics(options.mean, options.std, data)
+        )
         real = data.train.images[torch.linspace(0, len(data.train) - 1, min(COMPARED, len(data.train))).long()]
         for doubt in doubts(images, labels, problem.ipc, problem.preprocessor.apply(real)):
             LOG.warning("the images of %s may not be what they were taken for: %s", self._path, doubt)
@@ -136,16 +137,3 @@ class External(Method[FilesOptions]):
         if source is not None:
             self._read.append(source)
         return source
-
-    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and std per channel of normalised images."""
-        options, data = self.options, self.problem.data
-        if options.mean is None and options.std is None:
-            return (CIFAR_MEAN, CIFAR_STD) if data.channels == 3 else (data.mean, data.std)
-        mean, std = options.mean or (), options.std or ()
-        if not len(mean) == len(std) == data.channels or not min(std) > 0:
-            raise UsageError(
-                f"mean {options.mean} and std {options.std} must have a number for each of {data.channels} channels, "
-                "those of std above 0; give both"
-            )
-        return mean, std

@@ -1,8 +1,6 @@
-"""What a synthetic set starts from.
+"""Initial images of a synthetic set: `[n, C, H, W]` float32 in the space of training, with sorted `[n]` int64 classes.
 
-Every start returns images `[n, C, H, W]` float32 in the space of training and labels `[n]` int64, sorted by class. The
-draws depend on the dataset, the images per class and the seed, not on the method, so that methods that are compared
-start from the same images.
+The draws depend on dataset, images per class and seed, not on the method: compared methods start from the same images.
 
 Shapes: n synthetic images of C x H x W, K classes.
 """
@@ -18,7 +16,7 @@ from satm.params import call_flat
 from satm.seeds import make_generator
 
 CHUNK = 500
-"""Real images that an expert looks at in one go."""
+"""Real images per forward pass of an expert."""
 
 
 def real(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
@@ -42,9 +40,9 @@ def gaussian(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
 
 
 def correct(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
-    """Return the first `ipc` images of each class, in the order of `real`, that the first expert classifies correctly.
+    """Return the first images of each class, in the order of `real`, that the first expert classifies correctly.
 
-    A class with fewer of them is filled with others in that order.
+    A class with too few of them is filled up in that order.
 
     Source: DATM's public code (samples that are predicted correctly).
     Differs: the order is that of `real`; the expert is the first one's last snapshot.
@@ -69,13 +67,12 @@ def correct(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def expert_logits(problem: Problem, weights: Tensor, images: Tensor) -> Tensor:
     """Return `[n, K]` logits of `[n, C, H, W]` images, by a network with `[P]` weights."""
-    found = [call_flat(problem.module, weights, part) for part in images.split(CHUNK)]
-    return torch.cat(found)
+    return torch.cat([call_flat(problem.module, weights, part) for part in images.split(CHUNK)])
 
 
 def _positive(ipc: int) -> int:
     if ipc < 1:
-        raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}; use 1 or more")
+        raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}")
     return ipc
 
 
@@ -101,9 +98,8 @@ def _gather(problem: Problem, chosen: list[Tensor]) -> tuple[Tensor, Tensor]:
     return images.to(problem.device), problem.data.train.labels[indices].to(problem.device)
 
 
-INITS: Mapping[str, Callable[[Problem, float | None], tuple[Tensor, Tensor]]] = {
-    "real": real,
-    "correct": correct,
-    "gaussian": gaussian,
-}
-"""Initial sets by the option `init`: `(problem, norm) -> images, labels`; only Gaussian noise has the norm."""
+Init = Callable[[Problem, float | None], tuple[Tensor, Tensor]]
+"""`(problem, norm) -> images, classes`; only Gaussian noise has the norm."""
+
+INITS: Mapping[str, Init] = {"real": real, "correct": correct, "gaussian": gaussian}
+"""By the option `init`."""

@@ -1,4 +1,4 @@
-"""What a synthetic set says of its images: the labels that it starts with.
+"""Initial labels of a synthetic set: hard, or logits.
 
 Shapes: n synthetic images of C x H x W, K classes.
 """
@@ -27,13 +27,9 @@ def learned(problem: Problem, images: Tensor, classes: Tensor, confidence: float
 
 
 def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, labels: Tensor) -> Tensor:
-    """Return `[n, K]` logits: the mean over the experts that classify the image correctly; of all where none does.
+    """Return `[n, K]` logits of `[n, C, H, W]` images with `[n]` classes.
 
-    Args:
-        problem: the run.
-        experts: their last snapshots are asked.
-        images: `[n, C, H, W]`.
-        labels: `[n]` int64.
+    Each is the mean over the experts, at their last epoch, that classify the image correctly; of all where none does.
 
     Source: DATM's public code.
     """
@@ -47,11 +43,10 @@ def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, la
 
 
 def confident(labels: Tensor, classes: int, probability: float) -> Tensor:
-    """Return `[n, K]` float32 logits that give each image's class a probability and the others equal shares of the
-    rest.
+    """Return `[n, K]` float32 logits with a given probability of each image's class, the rest shared equally.
 
     Raises:
-        UsageError: there is one class only.
+        UsageError: there is only one class.
     """
     if classes < 2:
         raise UsageError("soft labels need at least 2 classes, the dataset has 1; use labels hard")
@@ -59,9 +54,8 @@ def confident(labels: Tensor, classes: int, probability: float) -> Tensor:
     return hot * float(torch.tensor(probability * (classes - 1) / (1 - probability)).log())
 
 
-LABELS: Mapping[str, Callable[[Problem, Tensor, Tensor, float], Tensor]] = {
-    "hard": hard,
-    "learned": learned,
-    "teacher": hard,
-}
-"""Initial labels by the option `labels`: `(problem, images, classes, confidence) -> labels`."""
+Labels = Callable[[Problem, Tensor, Tensor, float], Tensor]
+"""`(problem, images, classes, confidence) -> labels`."""
+
+LABELS: Mapping[str, Labels] = {"hard": hard, "learned": learned, "teacher": hard}
+"""By the option `labels`."""

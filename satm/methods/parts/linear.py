@@ -29,15 +29,11 @@ class Linear:
     classes: int
 
     def split(self, images: Tensor) -> Numbers:
-        """Return `basis` `[m, C, H, W]` and `weights` `[n, m]` to start from, whose images are near the given ones.
+        """Return `basis` `[m, C, H, W]` and `weights` `[n, m]` whose images approximate `[n, C, H, W]` ones, n >= m.
 
-        The basis is m of the images: the first one of each class, then the second of each and so on, in the images'
-        order. These images are kept as they are. Each of the others becomes its least-squares approximation in the
-        basis, scaled to the norm that it had, so that no image starts fainter than it would without a basis. With m = n
-        the weights are the identity.
-
-        Args:
-            images: `[n, C, H, W]`, n at least m.
+        The basis is m of the images: the first of each class, then the second of each and so on, in the images' order.
+        Every other image becomes its least-squares approximation in the basis, scaled to the norm that it had, so that
+        no image starts fainter than without a basis. With m = n the weights are the identity.
         """
         count, flat = len(images), images.detach().flatten(1).double().cpu()
         order = torch.arange(count).view(self.classes, -1).t().flatten()
@@ -63,21 +59,13 @@ class Linear:
 
 
 def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int, soft: bool) -> None:
-    """Refuse a basis that stores more numbers than the images that it stands for.
+    """Refuse a basis that stores more numbers than the images of its budget.
 
-    Counted are the basis and the weights, against `ipc` images per class; with learned labels also K numbers for the
-    label of each image, on both sides. Hard labels count nothing: the images are sorted by class.
-
-    Args:
-        basis: m.
-        per_class: images per class that are computed.
-        ipc: images per class of the budget.
-        classes: K.
-        pixels: numbers of an image, C * H * W.
-        soft: labels are learned.
+    Basis and weights are counted against `ipc` images per class of `pixels` = C * H * W numbers; with learned (`soft`)
+    labels also K numbers for each image's label, on both sides. Hard labels count nothing, as the images are sorted.
 
     Raises:
-        UsageError: naming options and counts, or a basis of more images than are computed from it.
+        UsageError: naming options and counts, or a basis of more images than are computed from it (`per_class` each).
     """
     count = classes * per_class
     if basis > count:

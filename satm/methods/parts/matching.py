@@ -1,4 +1,4 @@
-"""What all methods that match training trajectories share: one iteration's segments, batches, augmentation and loss.
+"""Trajectory matching: the segments, batches, augmentation and loss of an iteration, and its hypergradient.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
@@ -26,14 +26,9 @@ from satm.unroll.batches import mini_batches
 
 @dataclass(frozen=True)
 class Student:
-    """One unroll of an iteration.
+    """One unroll: from weights `begin`, at or near the expert's `origin`, towards its `target`, all `[P]`.
 
-    Args:
-        weight: of its loss.
-        origin: `[P]` the expert at the segment's start.
-        begin: `[P]` where the student begins: `origin`, or near it.
-        target: `[P]` the expert at the segment's end.
-        labels: of all synthetic images.
+    `weight` is that of its loss, `labels` are those of all synthetic images.
     """
 
     weight: float
@@ -114,14 +109,12 @@ class TrajectoryMatching(Method[Own]):
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
-        options, augmentation = self.options, self.problem.augmentation
+        options = self.options
         batches = self._batches(len(synthetic.images), generator)
         count = len(synthetic.images) if batches is None else len(batches[0])
-        draws = [augmentation.draw(generator, count, synthetic.images.shape[-1]) for _ in range(options.inner_steps)]
+        size = synthetic.images.shape[-1]
+        augment = self.problem.augmentation.drawn(generator, [count] * options.inner_steps, size)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
-
-        def augment(images: Tensor, step: int) -> Tensor:
-            return augmentation.apply(images, draws[step])
 
         def unroll(student: Student, images: Tensor, start: Tensor | Point, **asked: Any) -> Hypergradient:
             return hypergradient(

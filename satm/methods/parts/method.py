@@ -1,7 +1,7 @@
 """A method ready to run: a recipe with its options on a problem. One class per family derives from `Method`."""
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,17 +55,6 @@ class Method(Generic[Own]):
         return isinstance(self.options, IterativeOptions)
 
     @property
-    def iterations(self) -> IterativeOptions:
-        """The options of the outer loop.
-
-        Raises:
-            TypeError: there is none.
-        """
-        if not isinstance(self.options, IterativeOptions):
-            raise TypeError(f"method {self.name} has no iterations")
-        return self.options
-
-    @property
     def notes(self) -> Mapping[str, str]:
         """What was decided beyond the options, in words by subject: logged, and stored beside them."""
         return {}
@@ -89,7 +78,7 @@ class Method(Generic[Own]):
 
     def rates(self) -> dict[str, float]:
         """Return the outer learning rate of each tensor that is learned."""
-        options = self.iterations
+        options: Any = self.options
         soft = {"labels": options.lr_labels} if options.labels == "learned" else {}
         return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
 

@@ -1,4 +1,4 @@
-"""What numbers a synthetic set is made of: those of its images, or fewer or more that images are computed from.
+"""What is learned: the images themselves, or tensors that images are computed from.
 
 Shapes: n synthetic images of C x H x W, m basis images.
 """
@@ -13,10 +13,10 @@ Numbers = Mapping[str, Tensor]
 
 
 class Parameterisation(Protocol):
-    """A differentiable map from numbers to images."""
+    """A differentiable map from learned tensors to images."""
 
     def split(self, images: Tensor) -> Numbers:
-        """Return the numbers that a set starts with, given the images `[n, C, H, W]` it starts from."""
+        """Return the tensors that make, or approximate, `[n, C, H, W]` initial images."""
         ...
 
     def join(self, numbers: Numbers) -> Tensor:
@@ -24,12 +24,12 @@ class Parameterisation(Protocol):
         ...
 
     def pull(self, numbers: Numbers, gradient: Tensor) -> Numbers:
-        """Return the gradient of each number, given that of the images, `[n, C, H, W]`."""
+        """Return the gradient of each tensor, given that of the images, `[n, C, H, W]`."""
         ...
 
 
 class Direct:
-    """The images themselves, under the name `images`."""
+    """The images themselves, under the name `images`: every function is the identity."""
 
     def split(self, images: Tensor) -> Numbers:
         """Return the images."""

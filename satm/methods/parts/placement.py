@@ -9,8 +9,8 @@ from torch import Tensor
 from satm.outer import Memory
 
 AVERAGE = 0.99
-"""Decay of the average of the loss that says whether a moving window stagnates. The loss of one iteration is noisy: it
-depends on fresh weights and another real batch; this averages over about a hundred."""
+"""Decay of the average of the loss that tells whether it stagnates. One iteration's loss is noisy: it depends on fresh
+weights and another real batch; this averages over about a hundred."""
 
 
 def uniform(generator: torch.Generator, most: int) -> int:
@@ -33,37 +33,23 @@ def early(generator: torch.Generator, most: int, power: float) -> int:
 
 
 def moving(memory: Memory, placement: str, most: int, length: int) -> int:
-    """Return where a window that moves now and then begins.
+    """Return the first step of a window that moves by its own length T, from the memory of `followed`.
 
-    `forward`: it begins at the last place, `most`, and moves towards the first step; `backward`: it begins at 0 and
-    moves towards the last step. The last move is shorter if need be, so that the window reaches the other end, where it
-    stays.
+    `forward`: it starts at the last place, `most` = N - T, and moves towards the first step; `backward`: it starts at 0
+    and moves towards the last step. The last move is shortened so that the window reaches the other end and stays.
 
-    Args:
-        memory: of `followed`.
-        placement: `forward` or `backward`.
-        most: last place that it may begin at, N - T.
-        length: T, which it moves by.
-
-    Source: RaT-BPTT C.2, which has the forward moving window begin at the end and the backward moving one at the
-        beginning; what happens at the other end is not given.
+    Source: RaT-BPTT C.2, which does not say what happens at the other end.
     """
     travelled = min(most, length * int(memory["moves"]) if "moves" in memory else 0)
     return most - travelled if placement == "forward" else travelled
 
 
 def followed(memory: Memory, loss: Tensor, patience: int) -> Memory:
-    """Return what a moving window remembers after an iteration; it moves by one more length when the loss stagnates.
+    """Return the memory of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
 
-    The loss stagnates when an exponential moving average of it (decay `AVERAGE`, beginning at the first loss in a
-    place) has not been below its lowest value there for `patience` iterations. After a move average and lowest value
-    begin anew, since the loss right after another window has another level.
-
-    Args:
-        memory: `moves` so far, the `average` and its `lowest` value in this place, the iterations `since` then; empty
-            at first.
-        loss: `[]` of this iteration.
-        patience: see above.
+    The loss stagnates when its exponential moving average (decay `AVERAGE`, reset by each move, as another window has
+    another level of loss) has not fallen below its lowest value for `patience` iterations. The memory holds the number
+    of `moves`, the `average`, its `lowest` value and the iterations `since` then; it is empty at first.
 
     Source: RaT-BPTT C.2: the window moves when the loss has been stagnant for 2,000 steps; the definition is ours.
     Differs: its public code looks at the test loss of evaluated sets and does not forget the best one when it moves.

@@ -13,13 +13,7 @@ from satm.methods.datm import expanded
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of an expert's path.
-
-    Args:
-        expert: index in the trajectory store.
-        start: epochs after which it begins.
-        end: epochs after which it ends.
-    """
+    """The path of an expert, an index into the trajectory store, from `start` to `end` epochs of its training."""
 
     expert: int
     start: int
@@ -50,13 +44,8 @@ def draw(
 ) -> list[tuple[float, Segment]]:
     """Return the segments of one iteration, each with the weight of its loss; the sampled one first.
 
-    The sampled segment is of any expert, its start uniform in the range; `start_epoch` replaces the start.
-
-    Args:
-        options: which parts of the paths are matched.
-        generator: of the iteration, not used before; on the CPU.
-        experts: number of experts that may be matched.
-        iteration: outer iterations done before; None: after all.
+    The sampled segment is of any of the experts, its start uniform in the range; `start_epoch` replaces the start.
+    `iteration` outer iterations were done before; None: all.
     """
     expert = int(torch.randint(experts, (1,), generator=generator))
     below = RANGES[options.segments](options, iteration)

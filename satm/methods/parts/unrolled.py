@@ -1,4 +1,4 @@
-"""What all methods of unrolled training share: a fresh network trained on the synthetic set and tested on real images.
+"""Unrolled training: a fresh network is trained on the synthetic set and tested on real images.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps, B real images.
 """
@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from satm.config import refuse_idle
 from satm.config.methods import UnrolledOptions
@@ -23,40 +22,9 @@ from satm.methods.parts.window import Window, Windows
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import NOTHING, Memory, OuterGradient
-from satm.params import call_flat
 from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
 from satm.unroll.batches import mini_batches
-from satm.unroll.engines import Objective
-
-CHUNK = 500
-"""Real images of the outer loss whose activations are held together: about 1 GiB in a ConvNet of width 128 at 32 x 32
-pixels, where a batch of 5,000 would need ten times as much."""
-
-
-def real_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Objective:
-    """Return the mean cross-entropy on real images as a function of the weights, in the memory of `CHUNK` images.
-
-    A chunk's activations are dropped after its forward pass and computed again in the backward pass.
-
-    Args:
-        module: the network.
-        images: `[B, C, H, W]` in the space that it is trained in, of the weights' type.
-        labels: `[B]` int64.
-    """
-
-    def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(call_flat(module, weights, part), targets, reduction="sum")
-
-    def loss(weights: Tensor) -> Tensor:
-        if len(images) <= CHUNK:
-            return summed(weights, images, labels) / len(images)
-        total = torch.zeros((), dtype=weights.dtype, device=weights.device)
-        for part, targets in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-            total = total + checkpoint(summed, weights, part, targets, use_reentrant=False, preserve_rng_state=False)
-        return total / len(images)
-
-    return loss
-
+from satm.unroll.objectives import real_loss
 
 Own = TypeVar("Own", bound=UnrolledOptions, covariant=True)
 
@@ -93,11 +61,11 @@ class UnrolledTraining(Method[Own]):
         return replace(synthetic, images=options.init_norm * unit)
 
     def rates(self) -> dict[str, float]:
-        """Return the outer step size of each number that is learned."""
-        rates, options = super().rates(), self.options
-        if options.basis:
-            rates = {"basis": rates.pop("images"), "weights": options.lr_weights, **rates}
-        return rates
+        """Return the outer learning rate of each tensor that is learned."""
+        rates = super().rates()
+        return (
+            {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates} if self.options.basis else rates
+        )
 
     def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
@@ -138,26 +106,22 @@ class UnrolledTraining(Method[Own]):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Hypergradient:
-        """Return the hypergradient of the loss on some real images, through the window of an iteration.
+        """Return the hypergradient, through the window of an iteration, of the loss on some real images.
 
         Args:
             synthetic: the set.
-            iteration: outer steps done before.
-            memory: of the iteration before.
+            iteration: outer iterations done before.
+            memory: of the previous iteration.
             images: `[B, C, H, W]` real images in the space of training.
             labels: `[B]` their classes.
             generator: on the CPU; draws mini-batches and augmentation of all N steps.
         """
-        options, problem, augmentation = self.options, self.problem, self.problem.augmentation
+        options, problem = self.options, self.problem
         module, like = problem.module, synthetic.images
         window = self.window(iteration, memory)
         batches = self._batches(len(like), iteration, generator)
         count = len(like) if batches is None else len(batches[0])
-        draws = [augmentation.draw(generator, count, like.shape[-1]) for _ in range(options.inner_steps)]
-
-        def augment(images: Tensor, step: int) -> Tensor:
-            return augmentation.apply(images, draws[step])
-
+        augment = problem.augmentation.drawn(generator, [count] * options.inner_steps, like.shape[-1])
         return hypergradient(
             module,
             like,
@@ -211,15 +175,12 @@ def inner_rule(options: UnrolledOptions) -> Rule:
 
 
 def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> OuterGradient:
-    """Return the answer with its image gradient clipped, or scaled to norm 1, as the options say.
+    """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
-    Args:
-        found: as computed, with what its own memory holds already.
-        memory: of the iteration before; `norm` is the average norm.
-        options: `clip`, `clip_decay` and `normalise`.
+    The previous iteration's memory holds the average `norm`.
 
     Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
-        is left as it is.
+        is not changed.
     """
     norm = found.images.norm()
     if options.normalise:

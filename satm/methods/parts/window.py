@@ -12,12 +12,7 @@ from satm.errors import UsageError
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive inner steps.
-
-    Args:
-        start: index of the first one; steps before it are run without a graph.
-        length: number of differentiated steps.
-    """
+    """The differentiated inner steps: `length` of them from index `start`; earlier steps are run without a graph."""
 
     start: int
     length: int

@@ -1,0 +1,42 @@
+"""Outer losses as functions of the weights at the end of an unroll.
+
+Shapes: P parameters, B real images of C x H x W.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from satm.params import call_flat
+from satm.unroll.engines import Objective
+
+CHUNK = 500
+"""Real images of the outer loss whose activations are held together: about 1 GiB in a ConvNet of width 128 at 32 x 32
+pixels, where a batch of 5,000 would need ten times as much."""
+
+
+def real_loss(module: nn.Module, images: Tensor, labels: Tensor, chunk: int = CHUNK) -> Objective:
+    """Return the mean cross-entropy on real images as a function of the weights, in the memory of a chunk of them.
+
+    A chunk's activations are dropped after its forward pass and computed again in the backward pass.
+
+    Args:
+        module: the network.
+        images: `[B, C, H, W]` in the space that it is trained in, of the weights' type.
+        labels: `[B]` int64.
+        chunk: images whose activations are held together.
+    """
+
+    def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(call_flat(module, weights, part), targets, reduction="sum")
+
+    def loss(weights: Tensor) -> Tensor:
+        if len(images) <= chunk:
+            return summed(weights, images, labels) / len(images)
+        total = torch.zeros((), dtype=weights.dtype, device=weights.device)
+        for part, targets in zip(images.split(chunk), labels.split(chunk), strict=True):
+            total = total + checkpoint(summed, weights, part, targets, use_reentrant=False, preserve_rng_state=False)
+        return total / len(images)
+
+    return loss
