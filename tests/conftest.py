@@ -146,6 +146,16 @@ def grey_set(
     )
 
 
+def write_experts(folder: Path, paths: Sequence[Sequence[Tensor]]) -> TrajectoryStore:
+    """Return a trajectory store in a folder, one expert per path of `[P]` weights."""
+    records = []
+    for index, path in enumerate(paths):
+        write_shard(folder, index, [weights.clone() for weights in path], {"name": "paths"}, 0.5)
+        records.append(describe_shard(folder, index))
+    write_manifest(folder / "manifest.json", {"name": "paths"}, records)
+    return TrajectoryStore(folder / "manifest.json")
+
+
 SMOOTH = {"network": "convnet", "depth": 1, "width": 3, "activation": "sigmoid"}
 
 
@@ -156,13 +166,10 @@ def problem(tmp_path: Path) -> Problem:
     module = build(SMOOTH, 1, 3, 8, seed=1)
     generator = torch.Generator().manual_seed(2)
     start = flatten(module)
-    records = []
-    for index in range(2):
+    paths = []
+    for _ in range(2):
         steps = 0.1 * torch.randn(5, len(start), generator=generator)
-        snapshots = [start + steps[: epoch + 1].sum(0) for epoch in range(5)]
-        write_shard(tmp_path / "experts", index, snapshots, {"name": "paths"}, 0.5)
-        records.append(describe_shard(tmp_path / "experts", index))
-    write_manifest(tmp_path / "experts" / "manifest.json", {"name": "paths"}, records)
+        paths.append([start + steps[: epoch + 1].sum(0) for epoch in range(5)])
     return Problem(
         data,
         Preprocessor(data.mean, data.std, None),
@@ -171,7 +178,7 @@ def problem(tmp_path: Path) -> Problem:
         2,
         torch.device("cpu"),
         Cell("noise", 2, "any"),
-        TrajectoryStore(tmp_path / "experts" / "manifest.json"),
+        write_experts(tmp_path / "experts", paths),
     )
 
 

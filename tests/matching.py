@@ -1,20 +1,21 @@
-"""What tests of trajectory matching share: small options, methods by name, sets in float64, one plain hypergradient."""
+"""What tests of methods share: small options, methods by name, sets in float64, and an iteration's draws for twins."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
+import twins
 from torch import Tensor
+from twins import Iteration, OneClass, Segment
 
-from satm import hypergradient
-from satm.data.augment import Draw
-from satm.methods import resolve
+from satm.data import Augmentation
+from satm.methods import METHODS, resolve
+from satm.methods.parts.class_matching import ClassMatching
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
-from satm.methods.parts.segments import Segment
-from satm.networks.training import soft_cross_entropy
 from satm.outer import OuterGradient
-from satm.unroll import Hypergradient
+from satm.unroll.batches import mini_batches
 
 BASE: dict[str, Any] = {
     "inner_steps": 6,
@@ -30,8 +31,9 @@ PARTS = ("loss", "images", "labels", "step_size")
 
 
 def make(problem: Problem, name: str, **options: Any) -> Any:
-    """Return a method with `BASE` and further options."""
-    kind, checked = resolve({"method": name, **BASE, **options})
+    """Return a method with those of `BASE` that it has, and further options."""
+    known = METHODS[name].options.model_fields
+    kind, checked = resolve({"method": name, **{key: held for key, held in BASE.items() if key in known}, **options})
     return kind(checked, problem)
 
 
@@ -62,49 +64,61 @@ def differing(one: OuterGradient, other: OuterGradient) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Everything random about one iteration; the generator has drawn it and nothing more."""
+def inner(problem: Problem, options: Any, count: int, generator: torch.Generator) -> Iteration:
+    """Draw the mini-batches of an iteration among `count` images, then the augmentation of each inner step."""
+    batches = mini_batches(count, options.batch_size, options.inner_steps, generator, torch.device("cpu"))
+    batches = batches or [torch.arange(count)] * options.inner_steps
+    draws = [problem.augmentation.draw(generator, len(batches[0]), 8) for _ in range(options.inner_steps)]
 
-    made: TrajectoryMatching[Any]
-    segments: list[tuple[float, Segment]]
-    batches: list[Tensor] | None
-    draws: list[Draw]
-    generator: torch.Generator
+    def augment(images: Tensor, step: int) -> Tensor:
+        return problem.augmentation.apply(images, draws[step]) if options.augment else images
 
-    @classmethod
-    def of(cls, made: TrajectoryMatching[Any], iteration: int) -> "Drawn":
-        """Draw: segments, then batches, then the augmentation of each step."""
-        problem, generator = made.problem, made.problem.generator("iteration", iteration)
-        segments = made.segments(generator, iteration)
-        batches = made._batches(6, generator)
-        count = 6 if batches is None else len(batches[0])
-        draws = [problem.augmentation.draw(generator, count, 8) for _ in range(made.options.inner_steps)]
-        return cls(made, segments, batches, draws, generator)
+    return Iteration(problem.module, batches, augment, options.inner_steps)
 
-    def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Return `[P]` an expert's weights in float64."""
-        return self.made.experts.snapshot(expert, epoch).double()
 
-    def plain(self, synthetic: Synthetic, segment: Segment, **options: Any) -> Hypergradient:
-        """Return the hypergradient of one segment's matching loss; `start` and `labels` may be others."""
-        origin = self.snapshot(segment.expert, segment.start)
-        target = self.snapshot(segment.expert, segment.end)
-        augmentation, draws = self.made.problem.augmentation, self.draws
+def segments(made: TrajectoryMatching[Any], generator: torch.Generator, iteration: int) -> list[Segment]:
+    """Draw the segments of an iteration: an expert, then a start; those without weight are left out."""
+    options = made.options
+    expert, below = int(torch.randint(len(made.experts), (1,), generator=generator)), options.max_start_epoch
+    if options.expand_from is not None:
+        below = twins.expanding_range(options.expand_from, below, options.expand_iterations, iteration)
+    sampled = int(torch.randint(options.min_start_epoch, below, (1,), generator=generator))
+    starts = [(1.0, sampled)]
+    if count := options.concurrent:
+        distance = options.distance or (options.max_start_epoch - options.min_start_epoch) // count
+        starts = twins.concurrent_starts(sampled, options.min_start_epoch, distance, count, options.beta)
 
-        def augment(images: Tensor, step: int) -> Tensor:
-            return augmentation.apply(images, draws[step])
+    def snapshot(epoch: int) -> Tensor:
+        return made.experts.snapshot(expert, epoch).double()
 
-        return hypergradient(
-            self.made.problem.module,
-            options.pop("images", synthetic.images),
-            options.pop("labels", synthetic.labels),
-            synthetic.step_size,
-            lambda weights: (weights - target).square().sum() / (origin - target).square().sum(),
-            start=options.pop("start", origin),
-            steps=self.made.options.inner_steps,
-            loss=soft_cross_entropy,
-            batches=self.batches,
-            augment=augment if self.made.options.augment else None,
-            **options,
-        )
+    return [
+        Segment(snapshot(start), snapshot(start + options.expert_epochs), weight) for weight, start in starts if weight
+    ]
+
+
+def drawn(made: TrajectoryMatching[Any], synthetic: Synthetic, iteration: int) -> Iteration:
+    """Draw what a method of trajectory matching draws: segments, mini-batches, augmentation, noise on the students."""
+    problem, options, count = made.problem, made.options, len(synthetic.images)
+    generator = problem.generator("iteration", iteration)
+    chosen = segments(made, generator, iteration)
+    here = inner(problem, options, count, generator)
+    if sigma := options.start_noise:
+        noises = [torch.randn(one.start.shape, generator=generator).double() for one in chosen]
+        chosen = [replace(one, begin=one.start + sigma * noise) for one, noise in zip(chosen, noises, strict=True)]
+    if options.labels == "teacher":
+        chosen = [replace(one, labels=twins.teacher_labels(problem.module, one, synthetic.images)) for one in chosen]
+    return replace(here, kept=int(options.inner_steps / options.keep_divisor), segments=chosen)
+
+
+def classes(method: ClassMatching[Any], synthetic: Synthetic, iteration: int) -> Iterator[OneClass]:
+    """Draw each class of an iteration in turn: its real images, then the augmentation of both kinds."""
+    problem, data, options = method.problem, method.problem.data, method.options
+    generator = problem.generator("iteration", iteration)
+    augmentation = Augmentation(problem.augmentation.strategy if options.augment else "", "batch")
+    for label in range(data.classes):
+        members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
+        chosen = torch.randperm(len(members), generator=generator).tolist()[: options.real_batch]
+        draw = augmentation.draw(generator, len(chosen), data.size)
+        real = problem.preprocessor.apply(data.train.images[[members[place] for place in chosen]]).double()
+        places = [index for index, one in enumerate(synthetic.labels.tolist()) if one == label]
+        yield OneClass(label, places, real, lambda images, draw=draw: augmentation.apply(images, draw))

@@ -1,30 +1,27 @@
-"""Baselines: class-wise matching against loops over layers, channels and images, episodes against torch's SGD, k-center
-against brute force."""
+"""Baselines: what classes are compared by, episodes against torch's SGD, selections and what they refuse."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+import twins
+from matching import classes
+from torch import Tensor
 from torch.nn import functional
 
 from satm.config import Cell, load_campaign
 from satm.config.methods import SelectionOptions
 from satm.data import Augmentation
-from satm.data.augment import Draw
 from satm.distill import Run, begin, distill
 from satm.errors import UsageError
-from satm.methods import METHODS, dc, dm, resolve
+from satm.methods import METHODS, dc, resolve
 from satm.methods.dc import DcOptions
-from satm.methods.parts.class_matching import ClassMatching
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import CHOSEN_BY_EXPERTS, Recipe
-from satm.methods.selection import k_center
 from satm.params import load_flat
 from satm.stages.checkpoint import RunState
 
@@ -49,71 +46,6 @@ def network(problem: Problem, weights: Tensor) -> Any:
     return module
 
 
-def classes(method: Any, synthetic: Synthetic, iteration: int) -> Iterator[tuple[int, list[int], Tensor, Draw]]:
-    """Yield label, places in the set, changed real images and change of each class, drawn as a method should."""
-    problem, data = method.problem, method.problem.data
-    generator = problem.generator("iteration", iteration)
-    families = problem.augmentation.strategy if method.options.augment else ""
-    augmentation = Augmentation(families, "batch")
-    for label in range(data.classes):
-        members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
-        order = torch.randperm(len(members), generator=generator).tolist()[: method.options.real_batch]
-        draw = augmentation.draw(generator, len(order), data.size)
-        real = [problem.preprocessor.apply(data.train.images[[members[place]]]).double() for place in order]
-        places = [index for index, one in enumerate(synthetic.labels.tolist()) if one == label]
-        yield label, places, torch.cat([augmentation.apply(image, draw) for image in real]), draw
-
-
-def slow_gradients(module: nn.Module, images: list[Tensor], label: int) -> list[Tensor]:
-    """Return the gradient of the mean loss of each convolution's and linear layer's weights, image by image."""
-    losses = [functional.cross_entropy(module(image[None]), torch.tensor([label])) for image in images]
-    layers = [layer.weight for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    return list(torch.autograd.grad(torch.stack(losses).mean(), layers, create_graph=True))
-
-
-def slow_dc(method: ClassMatching[Any], synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return DC's loss and its gradient by loops over classes, layers and channels."""
-    module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
-    for label, places, real, draw in classes(method, synthetic, iteration):
-        own = [method.siamese.apply(images[[place]], draw)[0] for place in places]
-        pairs = zip(slow_gradients(module, own, label), slow_gradients(module, list(real), label), strict=True)
-        for mine, theirs in pairs:
-            for channel in range(len(mine)):
-                one, two = mine[channel].reshape(-1), theirs[channel].reshape(-1).detach()
-                lengths = one.dot(one).sqrt() * two.dot(two).sqrt()
-                total = total + 1 - one.dot(two) / (lengths + 1e-6)
-    return total.detach(), torch.autograd.grad(total, images)[0]
-
-
-def slow_dm(method: ClassMatching[Any], synthetic: Synthetic, iteration: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return DM's loss and its gradient by loops over classes, images and features."""
-    module, images = network(method.problem, weights), synthetic.images.clone().requires_grad_()
-    total = torch.zeros((), dtype=torch.float64)
-    for _, places, real, draw in classes(method, synthetic, iteration):
-        own = [module.features(method.siamese.apply(images[[place]], draw)).reshape(-1) for place in places]
-        theirs = [module.features(image[None]).reshape(-1).detach() for image in real]
-        for feature in range(len(own[0])):
-            mine = sum(one[feature] for one in own) / len(own)
-            total = total + (mine - sum(one[feature] for one in theirs) / len(theirs)) ** 2
-    return total.detach(), torch.autograd.grad(total, images)[0]
-
-
-@pytest.mark.parametrize("real_batch", [3, 256])  # a class has four images
-@pytest.mark.parametrize("name", CLASSWISE)
-def test_loss_and_gradient_are_those_of_plain_loops(problem: Problem, name: str, real_batch: int) -> None:
-    method = make(problem, name, real_batch=real_batch)
-    synthetic = exact(method)
-    slow: Callable[..., tuple[Tensor, Tensor]] = slow_dm if name == "dm" else slow_dc
-    for iteration in (7,):
-        found = method.gradient(synthetic, iteration)
-        loss, images = slow(method, synthetic, iteration, problem.fresh_weights("network", iteration))
-        torch.testing.assert_close(found.loss, loss, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(found.images, images, rtol=1e-8, atol=1e-12)
-        assert (found.images.flatten(1).norm(dim=1) > 0).all()
-        assert float(found.step_size) == 0 and found.labels is None
-
-
 def test_the_distance_lies_between_0_and_2_for_each_channel() -> None:
     one = [torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
     assert float(dc.gradient_distance(one, one)) == pytest.approx(0, abs=1e-5)
@@ -132,17 +64,15 @@ def test_real_and_synthetic_images_are_changed_alike(problem: Problem) -> None:
     assert len({name for draw in changed for name, _ in draw.steps}) > 3
 
 
-def test_classes_that_go_through_the_network_together_do_not_meet(
-    problem: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    method = make(problem, "dm")
+@pytest.mark.parametrize("ipc", [200, 400, 600])  # two classes at a time, one, more than an embedding takes at once
+def test_classes_that_go_through_the_network_together_do_not_meet(problem: Problem, ipc: int) -> None:
+    method = make(replace(problem, ipc=ipc), "dm", init="gaussian")
     synthetic = exact(method)
-    together = method.gradient(synthetic, 2)
-    for chunk in (1, 2, 4):  # two images a class: one class, one, two at a time
-        monkeypatch.setattr(dm, "CHUNK", chunk)
-        apart = method.gradient(synthetic, 2)
-        torch.testing.assert_close(apart.loss, together.loss, rtol=1e-12, atol=0)
-        torch.testing.assert_close(apart.images, together.images, rtol=1e-10, atol=1e-14)
+    found = method.gradient(synthetic, 2)
+    module = network(problem, problem.fresh_weights("network", 2))
+    loss, images = twins.dm(module, synthetic.images, list(classes(method, synthetic, 2)))
+    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.images, images, rtol=1e-9, atol=1e-14)
 
 
 def run_all(method: Method[Any], run: Run | None = None) -> Tensor:
@@ -185,7 +115,7 @@ def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str
             optimiser.step()
         weights = torch.cat([part.detach().reshape(-1) for part in module.parameters()])
         found = method.gradient(synthetic, iteration, found.memory)
-        loss, images = slow_dc(method, synthetic, iteration, weights)
+        loss, images = twins.dc(module, synthetic.images, list(classes(method, synthetic, iteration)))
         torch.testing.assert_close(found.loss, loss, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.images, images, rtol=1e-7, atol=1e-12)
         if iteration == 4:
@@ -267,47 +197,6 @@ def test_labels_that_are_not_hard_are_refused(problem: Problem, name: str, label
 def test_correct_images_need_experts(problem: Problem, name: str) -> None:
     with pytest.raises(UsageError, match=f"init 'correct' needs experts, method '{name}' uses none"):
         make(problem, name, init="correct")
-
-
-def brute_force(features: Tensor, count: int) -> list[int]:
-    """Return greedy k-center by looking at all distances anew for each center."""
-
-    def distance(one: list[float], two: list[float]) -> float:
-        return math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(one, two, strict=True)))
-
-    rows = features.tolist()
-    mean = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
-    picked = [min(range(len(rows)), key=lambda index: distance(rows[index], mean))]
-    while len(picked) < count:
-        rest = [index for index in range(len(rows)) if index not in picked]
-        picked.append(max(rest, key=lambda index: min(distance(rows[index], rows[one]) for one in picked)))
-    return picked
-
-
-def test_k_center_is_the_one_of_brute_force() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(10):
-        features = torch.randn(9, 3, generator=generator, dtype=torch.float64)
-        for count in (1, 4, 9):
-            assert k_center(features, count, generator).tolist() == brute_force(features, count)
-    alike = torch.ones(4, 3, dtype=torch.float64)
-    assert sorted(k_center(alike, 4, generator).tolist()) == [0, 1, 2, 3]
-
-
-def test_k_center_sees_what_the_first_expert_sees(problem: Problem) -> None:
-    method = make(problem, "k-center", step_size=0.3)
-    found, data = method.start(), problem.data
-    assert problem.experts is not None
-    module = network(problem, problem.experts.snapshot(0, problem.experts.epochs)).float()
-    expected = []
-    for label in range(3):
-        members = [index for index, one in enumerate(data.train.labels.tolist()) if one == label]
-        images = problem.preprocessor.apply(data.train.images[members])
-        with torch.no_grad():
-            features = module.features(images).flatten(1)
-        expected.append(images[brute_force(features, 2)])
-    assert torch.equal(found.images, torch.cat(expected)) and found.images.dtype == torch.float32
-    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2] and float(found.step_size) == pytest.approx(0.3)
 
 
 def test_a_selection_is_a_function_of_features(problem: Problem) -> None:

@@ -1,12 +1,13 @@
 import dataclasses
 import hashlib
-import http.client
+import http.server
 import io
 import json
 import os
+import socket
 import tarfile
-import urllib.error
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from satm.data import (
     load_images,
     save_images,
 )
-from satm.data.cifar import AUTHORS
+from satm.data.cifar import AUTHORS, Archive, list_cifar
+from satm.data.decode import decode_part
+from satm.data.images import CHUNK_NUMBERS
+from satm.data.listing import Listing
 from satm.data.sources import cifar10, cifar100
 from satm.errors import RunError, UsageError
 from satm.storage.tensors import hash_tensors, read_tensors
@@ -215,8 +219,8 @@ def test_named_sources_take_parquet_where_there_is_some(tmp_path: Path, source: 
 ARCHIVES = {"cifar10": cifar10, "cifar100": cifar100}
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, source: str, extra: Sequence[str] = ()) -> tuple[bytes, np.ndarray]:
-    """Let the authors' archive be a small one of two images a file; return it, and its records without their labels."""
+def small_archive(source: str, extra: Sequence[str] = ()) -> tuple[Archive, bytes, np.ndarray]:
+    """Return an archive as the authors', of two images a file; its bytes, and its images."""
     there = ARCHIVES[source].ARCHIVE
     held, raw = io.BytesIO(), np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     with tarfile.open(fileobj=held, mode="w:gz") as archive:
@@ -235,72 +239,91 @@ def publish(monkeypatch: pytest.MonkeyPatch, source: str, extra: Sequence[str] =
             add(name, b"x")
     content = held.getvalue()
     small = dataclasses.replace(there, size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(ARCHIVES[source], "ARCHIVE", small)
-    return content, raw[: 2 * len(there.train) + 2]
+    return small, content, raw[: 2 * len(there.train) + 2]
+
+
+class Server:
+    """A web server of this machine that gives some bytes, or breaks off in the middle of them."""
+
+    def __init__(self) -> None:
+        self.content, self.breaks, self.asked = b"", False, 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked += 1
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(outer.content), outer.content))
+                self.wfile.write(b"99\r\n" if outer.breaks else b"0\r\n\r\n")
+
+            def log_message(self, *args: object) -> None:
+                """Print nothing."""
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+    def offers(self, archive: Archive, content: bytes, breaks: bool = False) -> Archive:
+        """Give these bytes from now on; return the archive at its address."""
+        self.content, self.breaks = content, breaks
+        return dataclasses.replace(archive, url=f"{self.url}/{archive.name}")
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], list[str]]:
-    """Let every download give some bytes; returns the addresses that are asked for."""
+def server() -> Iterator[Server]:
+    held = Server()
+    thread = threading.Thread(target=held.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield held
+    held.http.shutdown()
+    thread.join()
+    held.http.server_close()
 
-    def given(content: bytes) -> list[str]:
-        asked: list[str] = []
 
-        def urlopen(url: str, timeout: float) -> io.BytesIO:
-            asked.append(url)
-            return io.BytesIO(content)
-
-        monkeypatch.setattr("urllib.request.urlopen", urlopen)
-        return asked
-
-    return given
+def listed(folder: Path, archive: Archive) -> Listing:
+    return list_cifar(DatasetOptions(source="cifar10", path=str(folder)), archive)
 
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100"])
-def test_the_authors_archive_of_cifar_is_downloaded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[bytes], list[str]], source: str
-) -> None:
-    content, raw = publish(monkeypatch, source)
-    asked = serve(content)
+def test_the_authors_archive_of_cifar_is_downloaded_once(tmp_path: Path, server: Server, source: str) -> None:
+    small, content, raw = small_archive(source)
+    archive = server.offers(small, content)
     for _ in range(2):
-        data = load(tmp_path / "new", source)
-    assert asked == [f"{AUTHORS}/{ARCHIVES[source].ARCHIVE.name}"]
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [ARCHIVES[source].ARCHIVE.name]
-    assert torch.equal(data.train.images, torch.from_numpy(raw[:-2]))
-    assert torch.equal(data.test.images, torch.from_numpy(raw[-2:]))
-    assert data.train.labels.tolist() == [0, 1] * (len(raw) // 2 - 1) and data.class_names == ("plane", "car")
+        listing = listed(tmp_path / "new", archive)
+    assert server.asked == 1 and small.url == f"{AUTHORS}/{archive.name}"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [archive.name]
+    for part, pixels in ((listing.train, raw[:-2]), (listing.test, raw[-2:])):
+        split, _ = decode_part(part, [0, 1], None, None)
+        assert torch.equal(split.images, torch.from_numpy(pixels))
+        assert split.labels.tolist() == [0, 1] * (len(pixels) // 2)
+    assert listing.class_names == ("plane", "car")
 
 
-def test_nothing_of_an_archive_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, _ = publish(monkeypatch, "cifar10", ["../outside", "/tmp/outside"])
+def test_nothing_of_an_archive_is_unpacked(tmp_path: Path) -> None:
+    archive, content, _ = small_archive("cifar10", ["../outside", "/tmp/outside"])
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / cifar10.ARCHIVE.name).write_bytes(content)
-    load(folder, "cifar10")
-    assert [path.name for path in tmp_path.rglob("*")] == ["data", cifar10.ARCHIVE.name]
+    (folder / archive.name).write_bytes(content)
+    listed(folder, archive)
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", archive.name]
 
 
-def test_an_archive_with_another_hash_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Callable[[bytes], list[str]]
-) -> None:
-    content, _ = publish(monkeypatch, "cifar10")
-    serve(content[:-1] + b"?")
+def test_an_archive_with_another_hash_is_not_read(tmp_path: Path, server: Server) -> None:
+    small, content, _ = small_archive("cifar10")
+    archive = server.offers(small, content[:-1] + b"?")
     with pytest.raises(RunError, match=r"10-binary.tar.gz is not the published file: got the SHA-256 .*, expected "):
-        load(tmp_path, "cifar10")
+        listed(tmp_path, archive)
     assert not list(tmp_path.iterdir())
-    (tmp_path / cifar10.ARCHIVE.name).write_bytes(content[:-9])
-    with pytest.raises(UsageError, match=r"cut short or changed; delete it, and it is downloaded again"):
+    (tmp_path / archive.name).write_bytes(content)
+    with pytest.raises(UsageError, match=f"expected {cifar10.ARCHIVE.sha256}: it was cut short or changed; delete it"):
         load(tmp_path, "cifar10")
 
 
-def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Breaks(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            raise http.client.IncompleteRead(b"")
-
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Breaks())
+def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, server: Server) -> None:
+    small, content, _ = small_archive("cifar10")
     with pytest.raises(RunError, match=r"cannot download cifar10 to .* \(IncompleteRead.*connect to the network"):
-        load(tmp_path, "cifar10")
+        listed(tmp_path, server.offers(small, content, breaks=True))
     assert not list(tmp_path.iterdir())
 
 
@@ -332,15 +355,14 @@ def test_pages_of_parquet_are_compared_with_their_checksums(tmp_path: Path) -> N
         load(tmp_path, "parquet")
 
 
-@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
-def test_no_network_for_a_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
-    def refuse(*args: object, **options: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    text = r"cannot download cifar100? to .* \(.*no route to host.*\); connect to the network, or put .* SATM_DATA"
+def test_no_network_for_a_download(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]  # nobody listens there
+    archive = dataclasses.replace(cifar10.ARCHIVE, url=f"http://127.0.0.1:{port}/{cifar10.ARCHIVE.name}")
+    text = r"cannot download cifar10 to .* \(.*refused.*\); connect to the network, or put .* SATM_DATA"
     with pytest.raises(RunError, match=text) as caught:
-        load(tmp_path / "absent", source)
+        listed(tmp_path / "absent", archive)
     assert "\n" not in str(caught.value)
 
 
@@ -581,15 +603,15 @@ def test_preprocessing_and_augmentation_on_a_gpu() -> None:
         torch.testing.assert_close(changed.cpu(), augmentation.apply(on_cpu, draw), rtol=1e-4, atol=1e-4)
 
 
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    preprocessor = Preprocessor((0.4,), (0.3,), None)
-    whole = preprocessor.apply(images)
-    whitening = fit_whitening(images, per_image=True, relative=True)
+def test_chunks_do_not_change_the_result() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (525_000, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    assert images.numel() > CHUNK_NUMBERS
+    preprocessor, parts = Preprocessor((0.4,), (0.3,), None), images.split(175_000)
+    assert torch.equal(preprocessor.apply(images), torch.cat([preprocessor.apply(part) for part in parts]))
+    whitening = fit_whitening(images[:7], per_image=True, relative=True)
     whitened = Preprocessor((0.4,), (0.3,), whitening)
-    expected = whitened.apply(images)
-    monkeypatch.setattr("satm.data.images.CHUNK_NUMBERS", 33)  # two images
-    assert torch.equal(preprocessor.apply(images), whole)
+    expected = torch.cat([whitened.apply(part) for part in parts])
     torch.testing.assert_close(whitened.apply(images), expected)
     torch.testing.assert_close(whitened.to_pixels(expected), whitening.invert(expected).clamp(0, 1))
     assert preprocessor.apply(images[:0]).shape == (0, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""Methods: SATM against a slow twin and reduced to MTT, the draws of an iteration, the contract of every method."""
+"""Methods: SATM reduced to MTT, the draws of an iteration, the contract of every method."""
 
 import importlib
 import pkgutil
@@ -11,7 +11,6 @@ import pytest
 import torch
 from matching import BASE, double, make, single, unlike
 from torch import Tensor
-from torch.nn import functional
 
 from satm import methods
 from satm.config.methods import IterativeOptions, MatchingOptions
@@ -19,12 +18,11 @@ from satm.distill import begin, distill
 from satm.errors import UsageError
 from satm.methods import METHODS, resolve
 from satm.methods.mtt import matching_loss
-from satm.methods.parts.matching import TrajectoryMatching
-from satm.methods.parts.problem import Problem, Synthetic
+from satm.methods.parts.problem import Problem
 from satm.outer import OuterGradient
-from satm.params import call_flat
 from satm.results import METRICS
 from satm.stages.checkpoint import RunState
+from satm.unroll.batches import mini_batches
 
 
 @pytest.mark.parametrize("engine", ["mixed", "reverse"])
@@ -46,69 +44,6 @@ def test_satm_without_its_parts_is_mtt(problem: Problem, engine: str, augment: b
         assert unlike(getattr(unequal, part), getattr(one, part)) > 1e-4, changed
 
 
-def twin(made: TrajectoryMatching[Any], synthetic: Synthetic, iteration: int) -> OuterGradient:
-    """Algorithm 1 of SATM with plain autograd: two loops, dictionaries left out, nothing shared but the draws."""
-    options, problem = made.options, made.problem
-    generator = problem.generator("iteration", iteration)
-    [(_, segment)] = made.segments(generator, iteration)
-    start = made.experts.snapshot(segment.expert, segment.start).double()
-    target = made.experts.snapshot(segment.expert, segment.end).double()
-    batches = made._batches(len(synthetic.images), generator)
-    assert batches is not None
-    draws = [problem.augmentation.draw(generator, len(batches[0]), 8) for _ in range(options.inner_steps)]
-    noise = torch.randn(synthetic.images.shape, generator=problem.generator("noise", iteration), dtype=torch.float64)
-    norms = synthetic.images.flatten(1).norm(dim=1)
-    scale = options.gamma * norms if options.noise == "std" else (options.gamma * norms).sqrt()
-    kept = int(options.inner_steps / options.keep_divisor)
-    iota = options.inner_steps - kept
-    tau = iota if options.restart is None else options.restart
-
-    def unroll(images: Tensor, weights: Tensor, begin: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        path, gradients = {begin: weights}, []
-        for step in range(begin, options.inner_steps):
-            if step <= max(iota, begin):
-                weights = weights.detach().requires_grad_()
-            pixels = problem.augmentation.apply(images[batches[step]], draws[step])
-            loss = functional.cross_entropy(call_flat(problem.module, weights, pixels), synthetic.labels[batches[step]])
-            gradients.append(torch.autograd.grad(loss, weights, create_graph=True)[0])
-            weights = weights - synthetic.step_size * gradients[-1]
-            path[step + 1] = weights
-        loss = (weights - target).square().sum() / (start - target).square().sum()
-        return loss, weights, [path.get(step) for step in range(options.inner_steps)], gradients
-
-    noisy = (synthetic.images + noise * scale[:, None, None, None]).requires_grad_()
-    first, end, path, gradients = unroll(noisy, start, 0)
-    ascent, end_gradient = torch.autograd.grad(first, [noisy, end])
-    step_size = -torch.dot(end_gradient, sum(gradients).detach())
-    sharp = (synthetic.images + options.rho * ascent / ascent.norm()).requires_grad_()
-    second, _, _, _ = unroll(sharp, path[tau].detach(), tau)
-    images = torch.autograd.grad(second, sharp)[0]
-    return OuterGradient(first.detach(), images, None, step_size, (second - first).detach())
-
-
-@pytest.mark.parametrize("engine", ["mixed", "reverse"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"rho": 0.5, "gamma": 0.02},
-        {"noise": "variance", "gamma": 0.01},
-        {"keep_divisor": 2, "restart": 1},
-        {"keep_divisor": 2, "restart": 5},
-        {"keep_divisor": 6},
-        {"keep_divisor": 1, "rho": 0.2},
-    ],
-    ids=str,
-)
-def test_satm_is_its_algorithm_written_out(problem: Problem, engine: str, options: dict[str, Any]) -> None:
-    made = make(problem, "satm", engine=engine, **options)
-    synthetic = double(made)
-    for iteration in (0, 3):
-        found, expected = made.gradient(synthetic, iteration), twin(made, synthetic, iteration)
-        for part in ("loss", "images", "step_size", "sharpness"):
-            assert unlike(getattr(found, part), getattr(expected, part)) < 1e-9, part
-
-
 def test_another_restart_and_the_noise_matter(problem: Problem) -> None:
     base = make(problem, "satm", keep_divisor=2, rho=0.3)
     synthetic = double(base)
@@ -127,8 +62,8 @@ def test_sharpness_is_positive_up_the_hill(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize(("count", "size", "steps"), [(10, 4, 9), (12, 4, 7), (6, 5, 4)])
-def test_batches_are_drawn_without_repetition(problem: Problem, count: int, size: int, steps: int) -> None:
-    batches = make(problem, "mtt", batch_size=size, inner_steps=steps)._batches(count, torch.Generator().manual_seed(0))
+def test_batches_are_drawn_without_repetition(count: int, size: int, steps: int) -> None:
+    batches = mini_batches(count, size, steps, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert batches is not None and len(batches) == steps
     rounds = count // size
     for first in range(0, steps, rounds):
@@ -138,9 +73,9 @@ def test_batches_are_drawn_without_repetition(problem: Problem, count: int, size
     assert len({tuple(batch.tolist()) for batch in batches}) > 1
 
 
-def test_without_a_smaller_batch_size_all_images_are_taken(problem: Problem) -> None:
+def test_without_a_smaller_batch_size_all_images_are_taken() -> None:
     for size in (None, 6, 7):
-        assert make(problem, "mtt", batch_size=size)._batches(6, torch.Generator()) is None
+        assert mini_batches(6, size, 3, torch.Generator(), torch.device("cpu")) is None
 
 
 def test_the_matching_loss() -> None:

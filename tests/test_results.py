@@ -22,7 +22,6 @@ from satm.results import (
     METRICS,
     DistilledDataset,
     History,
-    circumstances,
     load_distilled,
     read_rows,
     read_rows_metadata,
@@ -30,6 +29,7 @@ from satm.results import (
     save_distilled,
     write_rows,
 )
+from satm.results.circumstances import commit_of
 from satm.storage.tensors import read_tensors, write_tensors
 
 ROW = {
@@ -231,13 +231,12 @@ def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: P
         read_rows(rows, EVALUATION)
 
 
-def test_the_commit_of_another_checkout_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "elsewhere" / "satm"
-    package.mkdir(parents=True)
-    monkeypatch.setattr(circumstances, "CHECKOUT", package.parent)
-    assert run_metadata({})["commit"] is None
-    (package.parent / ".git").mkdir()  # not a repository: git fails, the run does not
-    assert run_metadata({})["commit"] is None
+def test_the_commit_of_another_checkout_is_not_taken(tmp_path: Path) -> None:
+    checkout = tmp_path / "elsewhere"
+    (checkout / "satm").mkdir(parents=True)
+    assert commit_of(checkout) is None
+    (checkout / ".git").mkdir()  # not a repository: git fails, the run does not
+    assert commit_of(checkout) is None
 
 
 @pytest.fixture

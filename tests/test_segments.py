@@ -2,21 +2,23 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import write_experts
 from matching import EXPANDING, make
 
 from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
-from satm.experts import TrajectoryStore
 from satm.methods import METHODS, resolve
 from satm.methods.contra import concurrent
 from satm.methods.datm import expanded
 from satm.methods.parts.problem import Problem
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import MATCHING
+from satm.params import flatten
 
 # ConTra, Table 5: dataset, images per class, beta, R, K, N, M, T-, T+.
 TABLE_5 = """
@@ -245,9 +247,9 @@ def test_contras_published_segments_fit_experts_of_72_epochs(row: str) -> None:
         check(checked, needed - 1)  # type: ignore[arg-type]
 
 
-def test_experts_that_do_not_move_are_refused(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TrajectoryStore, "snapshot", lambda self, expert, epoch: torch.ones(4))
-    made = make(problem, "mtt")
+def test_experts_that_do_not_move_are_refused(problem: Problem, tmp_path: Path) -> None:
+    still = [flatten(problem.build(0)).float()] * 5
+    made = make(replace(problem, experts=write_experts(tmp_path / "still", [still])), "mtt")
     with pytest.raises(UsageError, match=r"expert \d did not move from epoch"):
         made.gradient(made.start(), 0)
 

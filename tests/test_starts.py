@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMOOTH, image_data
+from conftest import SMOOTH, image_data, write_experts
 from matching import make
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from satm.config import Cell
 from satm.config.methods import IterativeOptions
 from satm.data import Split
 from satm.errors import UsageError
-from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_shard
 from satm.methods import METHODS
 from satm.methods.parts import init as starts
 from satm.methods.parts.labels import confident, expert_labels
@@ -37,14 +36,13 @@ def outputs(problem: Problem, weights: Tensor, images: Tensor) -> Tensor:
         return module(images)
 
 
-@pytest.fixture
-def judged(problem: Problem, tmp_path: Path) -> Problem:
-    """Three classes of twenty images and three experts that see every class about equally often.
+def judges(problem: Problem, folder: Path, each: int) -> Problem:
+    """Return three classes of images and three experts that see every class about equally often.
 
     The first expert's last snapshot is right about half of each class. The other experts and its own earlier snapshots
     are of another mind.
     """
-    data = image_data(each=4 * EACH)
+    data = image_data(each=4 * each)
     images = problem.preprocessor.apply(data.train.images)
     snapshots, verdicts = [], []
     for seed in range(4):
@@ -55,18 +53,20 @@ def judged(problem: Problem, tmp_path: Path) -> Problem:
     free = torch.ones(len(images), dtype=torch.bool)
     chosen = []
     for agrees, label in itertools.product((True, False), range(3)):
-        members = (free & ((verdicts[0] == label) == agrees)).nonzero()[: EACH // 2, 0]
+        members = (free & ((verdicts[0] == label) == agrees)).nonzero()[: each // 2, 0]
         free[members] = False
         chosen.append(members)
-    order = torch.randperm(3 * EACH, generator=torch.Generator().manual_seed(4))
-    labels = torch.arange(3).repeat_interleave(EACH // 2).repeat(2)
+    order = torch.randperm(3 * each, generator=torch.Generator().manual_seed(4))
+    labels = torch.arange(3).repeat_interleave(each // 2).repeat(2)
     train = Split(data.train.images[torch.cat(chosen)[order]], labels[order])
-    folder, records = tmp_path / "judges", []
-    for index, path in enumerate(([3, 3, 3, 3, 0], [0, 0, 0, 3, 1], [0, 1, 1, 0, 2])):
-        write_shard(folder, index, [snapshots[which].clone() for which in path], {}, 0.5)
-        records.append(describe_shard(folder, index))
-    write_manifest(folder / "manifest.json", {}, records)
-    return replace(problem, data=replace(data, train=train), experts=TrajectoryStore(folder / "manifest.json"))
+    paths = [[snapshots[which] for which in path] for path in ([3, 3, 3, 3, 0], [0, 0, 0, 3, 1], [0, 1, 1, 0, 2])]
+    return replace(problem, data=replace(data, train=train), experts=write_experts(folder / "judges", paths))
+
+
+@pytest.fixture
+def judged(problem: Problem, tmp_path: Path) -> Problem:
+    """The judges of twenty images a class."""
+    return judges(problem, tmp_path, EACH)
 
 
 def right(problem: Problem, expert: int, epoch: int = 4) -> Tensor:
@@ -108,13 +108,9 @@ def test_real_images_in_a_random_order(judged: Problem) -> None:
     assert orders(judged)[0] != sorted(orders(judged)[0])
 
 
-@pytest.mark.parametrize("ipc", [1, 4, 10])
-@pytest.mark.parametrize("chunk", [3, 500])
-def test_correct_images_are_the_first_of_them(
-    judged: Problem, ipc: int, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(starts, "CHUNK", chunk)
-    judged = replace(judged, ipc=ipc)
+@pytest.mark.parametrize(("each", "ipc"), [(20, 1), (20, 4), (20, 10), (1200, 3), (1200, 400)])
+def test_correct_images_are_the_first_of_them(problem: Problem, tmp_path: Path, each: int, ipc: int) -> None:
+    judged = replace(judges(problem, tmp_path, each), ipc=ipc)
     assert judged.experts is not None
     images, labels = starts.correct(judged, None)
     fine = right(judged, 0)
@@ -125,19 +121,16 @@ def test_correct_images_are_the_first_of_them(
     assert not torch.equal(images, starts.real(judged, None)[0])
 
 
-@pytest.mark.parametrize("chunk", [3, 500])
-def test_a_class_with_too_few_correct_images_is_filled(
-    judged: Problem, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(starts, "CHUNK", chunk)
-    judged = replace(judged, ipc=EACH // 2 + 4)
+@pytest.mark.parametrize("each", [20, 1200])
+def test_a_class_with_too_few_correct_images_is_filled(problem: Problem, tmp_path: Path, each: int) -> None:
+    judged = replace(judges(problem, tmp_path, each), ipc=each // 2 + 4)
     assert judged.experts is not None
     images, labels = starts.correct(judged, None)
     fine = right(judged, 0)
     expected = []
     for order in orders(judged):
         first, rest = ([index for index in order if fine[index] == kind] for kind in (True, False))
-        assert len(first) == EACH // 2
+        assert len(first) == each // 2
         expected.append([*first, *rest[:4]])
     assert torch.equal(images, gathered(judged, expected))
     assert torch.equal(labels, torch.arange(3).repeat_interleave(judged.ipc))

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+import twins
 from matching import unlike
 from torch import Tensor, nn
 from torch.nn import functional
+from twins import Iteration, Segment
 
 from satm.data import Augmentation
 from satm.errors import UsageError
+from satm.methods.parts.problem import Synthetic
 from satm.networks import build
 from satm.networks.training import soft_cross_entropy
 from satm.params import call_flat, flatten, load_flat, unflatten
@@ -252,35 +255,17 @@ class Matched(Case):
 def test_tesla_is_its_formula_written_out(soft: bool) -> None:
     held = {name: getattr(conv_case(Sgd()), name) for name in Case.__dataclass_fields__}
     case = Matched(**held) if soft else Matched(**{**held, "labels": held["labels"].argmax(1)})
-    assert case.batches is not None and case.augment is not None and case.steps == 5
-    weights, gradients, places = case.start, [], []
-    for step in range(case.steps):  # what each step does to the weights, which are constant from here on
-        images, labels = (tensor.clone() for tensor in (case.images, case.labels))
-        images.requires_grad_()
-        labels.requires_grad_(soft)
-        given = weights.detach().requires_grad_()
-        outputs = call_flat(case.module, given, case.augment(images[case.batches[step]], step))
-        inner = case.loss(outputs, labels[case.batches[step]])
-        gradient = torch.autograd.grad(inner, given, create_graph=True)[0]
-        gradients.append(gradient)
-        places.append((images, labels))
-        weights = weights - case.step_size * gradient.detach()
-    total = torch.stack([gradient.detach() for gradient in gradients]).sum(0)
-    moved = (case.start - case.target).square().sum()
-    factor = 2 * (case.step_size * (case.target - case.start) + case.step_size**2 * total) / moved
-    of_images, of_labels = torch.zeros_like(case.images), torch.zeros_like(case.images[:, 0, 0, :3])
-    for gradient, (images, labels) in zip(gradients, places, strict=True):
-        found = torch.autograd.grad(factor @ gradient, [images, labels] if soft else [images])
-        of_images += found[0]
-        if soft:
-            of_labels += found[1]
-    of_step_size = 2 * ((case.target - case.start + case.step_size * total) @ total) / moved
+    assert case.batches is not None and case.augment is not None
+    segment = Segment(case.start, case.target)
+    here = Iteration(case.module, case.batches, case.augment, case.steps, [segment])
+    step_size = torch.tensor(case.step_size, dtype=torch.float64)
+    twin = twins.tesla(here, Synthetic(case.images, case.labels, step_size))
     made, exact = case.solve("tesla"), case.solve("reverse")
-    assert unlike(made.end, weights) <= 1e-12
-    assert unlike(made.images, of_images) <= 1e-10 and unlike(made.step_size, of_step_size) <= 1e-10
+    assert unlike(made.loss, twin.loss) <= 1e-12
+    assert unlike(made.images, twin.images) <= 1e-10 and unlike(made.step_size, twin.step_size) <= 1e-10
     assert unlike(made.images, exact.images) > 1e-6 and unlike(made.step_size, exact.step_size) > 1e-6
     if soft:
-        assert made.labels is not None and unlike(made.labels, of_labels) <= 1e-10
+        assert made.labels is not None and twin.labels is not None and unlike(made.labels, twin.labels) <= 1e-10
     else:
         assert made.labels is None
 

@@ -27,7 +27,7 @@ from satm.storage.files import atomic_path, hash_file
 LOG = logging.getLogger("satm")
 
 AUTHORS = "https://www.cs.toronto.edu/~kriz"
-"""Where the authors publish both archives."""
+"""Folder of both archives."""
 
 CHUNK = 2**20
 """Bytes downloaded at a time."""
@@ -41,7 +41,7 @@ class Archive:
     """A published archive.
 
     Args:
-        name: file name.
+        url: where the authors publish it.
         size: bytes of the file.
         sha256: SHA-256 of the file, in hexadecimal.
         train: members with training images.
@@ -50,13 +50,18 @@ class Archive:
         labels: number of bytes before the pixels of an image; the last one is its class.
     """
 
-    name: str
+    url: str
     size: int
     sha256: str
     train: Sequence[str]
     test: str
     names: str
     labels: int
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return self.url.rpartition("/")[2]
 
 
 def list_cifar(options: DatasetOptions, archive: Archive) -> Listing:
@@ -71,7 +76,7 @@ def list_cifar(options: DatasetOptions, archive: Archive) -> Listing:
         return parquet(options)
     path, source = folder / archive.name, options.source
     if not path.is_file():
-        LOG.info("%s is not in %s: downloading it from its authors, %s/%s", source, folder, AUTHORS, archive.name)
+        LOG.info("%s is not in %s: downloading it from its authors, %s", source, folder, archive.url)
         _download(path, source, archive)
     elif (actual := hash_file(path)) != archive.sha256:
         raise UsageError(
@@ -91,20 +96,20 @@ def _download(path: Path, source: str, archive: Archive) -> None:
         part.open("wb") as file,
         Progress(f"{source}, MiB", math.ceil(archive.size / CHUNK)) as progress,
     ):
-        for content in _receive(path, source):
+        for content in _receive(archive.url, path, source):
             digest.update(content)
             file.write(content)
             progress.step("")
         if (actual := digest.hexdigest()) != archive.sha256:
             raise RunError(
-                f"{AUTHORS}/{path.name} is not the published file: got the SHA-256 {actual}, expected "
+                f"{archive.url} is not the published file: got the SHA-256 {actual}, expected "
                 f"{archive.sha256}; nothing was kept: start again"
             )
 
 
-def _receive(path: Path, source: str) -> Iterator[bytes]:
+def _receive(url: str, path: Path, source: str) -> Iterator[bytes]:
     try:
-        with contextlib.closing(urllib.request.urlopen(f"{AUTHORS}/{path.name}", timeout=TIMEOUT)) as response:
+        with contextlib.closing(urllib.request.urlopen(url, timeout=TIMEOUT)) as response:
             while content := response.read(CHUNK):
                 yield content
     except (OSError, HTTPException) as error:

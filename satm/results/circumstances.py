@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
     taken = account.attempts()
     return {
         "options": dict(options),
-        "commit": _commit(),
+        "commit": commit_of(CHECKOUT),
         "versions": {"satm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": device_name(torch.device(device)),
         "host": platform.node(),
@@ -34,9 +35,8 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
     }
 
 
-def _commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` when tracked files differ from it; None outside a checkout."""
-    root = CHECKOUT
+def commit_of(root: Path) -> str | None:
+    """Return a checkout's commit, with `-dirty` when tracked files differ from it; None if the folder is none."""
     # An installed package may lie inside the checkout of another project, whose commit would mislead.
     if not (root / ".git").exists():
         return None

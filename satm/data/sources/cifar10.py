@@ -1,12 +1,12 @@
 """The source `cifar10`."""
 
 from satm.config import DatasetOptions
-from satm.data.cifar import Archive, list_cifar
+from satm.data.cifar import AUTHORS, Archive, list_cifar
 from satm.data.listing import Listing
 from satm.data.sources import DATASETS
 
 ARCHIVE = Archive(
-    "cifar-10-binary.tar.gz",
+    f"{AUTHORS}/cifar-10-binary.tar.gz",
     170052171,
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)],

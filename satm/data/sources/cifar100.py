@@ -1,12 +1,12 @@
 """The source `cifar100`."""
 
 from satm.config import DatasetOptions
-from satm.data.cifar import Archive, list_cifar
+from satm.data.cifar import AUTHORS, Archive, list_cifar
 from satm.data.listing import Listing
 from satm.data.sources import DATASETS
 
 ARCHIVE = Archive(
-    "cifar-100-binary.tar.gz",
+    f"{AUTHORS}/cifar-100-binary.tar.gz",
     168513733,
     "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
     ["cifar-100-binary/train.bin"],
