@@ -55,7 +55,7 @@ def test_the_distance_lies_between_0_and_2_for_each_channel() -> None:
     assert float(dc.gradient_distance(none, one)) == 5
 
 
-def test_real_and_synthetic_images_are_changed_alike(problem: Problem) -> None:
+def test_real_and_synthetic_images_are_augmented_alike(problem: Problem) -> None:
     whole = replace(problem, ipc=4)
     method = make(whole, "dm")
     start = replace(method.start(), images=method.start().images.double())
@@ -65,7 +65,7 @@ def test_real_and_synthetic_images_are_changed_alike(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("ipc", [200, 400, 600])  # two classes at a time, one, more than an embedding takes at once
-def test_classes_that_go_through_the_network_together_do_not_meet(problem: Problem, ipc: int) -> None:
+def test_classes_embedded_together_do_not_affect_each_other(problem: Problem, ipc: int) -> None:
     method = make(replace(problem, ipc=ipc), "dm", init="gaussian")
     synthetic = exact(method)
     found = method.gradient(synthetic, 2)
@@ -125,7 +125,7 @@ def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str
     assert torch.equal(fresh, problem.fresh_weights("network", 6))
 
 
-def test_one_update_an_episode_never_trains(problem: Problem) -> None:
+def test_an_episode_of_one_update_does_not_train_its_network(problem: Problem) -> None:
     method = make(replace(problem, ipc=1), "dc")
     assert dc.loops(1, method.options) == (1, 1)
     assert not method.gradient(exact(method), 5).memory
@@ -134,14 +134,12 @@ def test_one_update_an_episode_never_trains(problem: Problem) -> None:
 @pytest.mark.parametrize(
     ("ipc", "expected"), [(1, (1, 1)), (3, (1, 1)), (10, (10, 50)), (29, (20, 25)), (50, (50, 10)), (100, (50, 10))]
 )
-def test_the_published_loops(ipc: int, expected: tuple[int, int]) -> None:
+def test_loops_default_to_the_published_ones(ipc: int, expected: tuple[int, int]) -> None:
     assert dc.loops(ipc, DcOptions()) == expected
 
 
 @pytest.mark.parametrize("name", CLASSWISE)
-def test_going_on_in_the_middle_of_an_episode_ends_at_the_same_bytes(
-    problem: Problem, tmp_path: Path, name: str
-) -> None:
+def test_resuming_within_an_episode_gives_the_same_bytes(problem: Problem, tmp_path: Path, name: str) -> None:
     single = replace(problem, build=lambda seed: problem.build(seed).float())
     loops = {} if name == "dm" else {"outer_loop": 4, "inner_loop": 2, "batch_size": 4, "momentum_network": 0.5}
     options = {"iterations": 23, "ema": 0.5, "lr_images": 0.5, **loops}
@@ -166,7 +164,7 @@ def print_nothing(row: object) -> None:
 
 
 @pytest.mark.parametrize(("name", "rate"), [("dc", 0.3), ("dsa", 0.3), ("dm", 0.3)])
-def test_the_distance_in_networks_not_seen_shrinks(problem: Problem, name: str, rate: float) -> None:
+def test_distilling_lowers_the_distance_in_unseen_networks(problem: Problem, name: str, rate: float) -> None:
     method = make(problem, name, iterations=25, lr_images=rate)
     start = method.start()
     moved = replace(start, images=run_all(method))
@@ -178,7 +176,7 @@ def test_the_distance_in_networks_not_seen_shrinks(problem: Problem, name: str, 
     assert mean(moved) < 0.95 * mean(start)
 
 
-def test_gaussian_start(problem: Problem) -> None:
+def test_gaussian_start_is_the_same_for_each_method(problem: Problem) -> None:
     images = make(problem, "dc", init="gaussian").start().images
     assert torch.equal(images, make(problem, "dm", init="gaussian").start().images)
     assert not torch.equal(images, make(problem, "dc").start().images)
@@ -186,7 +184,7 @@ def test_gaussian_start(problem: Problem) -> None:
 
 @pytest.mark.parametrize("name", CLASSWISE)
 @pytest.mark.parametrize("labels", ["learned", "teacher"])
-def test_labels_that_are_not_hard_are_refused(problem: Problem, name: str, labels: str) -> None:
+def test_soft_labels_are_refused(problem: Problem, name: str, labels: str) -> None:
     text = f"labels '{labels}' does not fit method '{name}', whose objective compares images class by class .* use "
     with pytest.raises(UsageError, match=text) as caught:
         make(problem, name, labels=labels)
@@ -211,14 +209,14 @@ def test_a_selection_is_a_function_of_features(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("ipc", [0, 5])
-def test_a_selection_of_more_images_than_there_are(problem: Problem, ipc: int) -> None:
+def test_selecting_more_images_than_a_class_has_is_refused(problem: Problem, ipc: int) -> None:
     with pytest.raises(
         UsageError, match=rf"'k-center' can choose 1 to 4 images of class 0 \(a\) of noise, ipc is {ipc};"
     ):
         make(replace(problem, ipc=ipc), "k-center")
 
 
-def test_a_selection_without_experts(problem: Problem) -> None:
+def test_selection_without_experts_is_refused(problem: Problem) -> None:
     with pytest.raises(UsageError, match=r"'k-center' needs experts; make them with `python -m satm experts`"):
         make(replace(problem, experts=None), "k-center")
 
@@ -231,7 +229,7 @@ def test_a_selection_without_experts(problem: Problem) -> None:
         ("dm", "tiny-imagenet", 1, {"iterations": 20000, "lr_images": 1}),
     ],
 )
-def test_published_settings(method: str, dataset: str, ipc: int, expected: dict[str, object]) -> None:
+def test_presets_hold_the_published_settings(method: str, dataset: str, ipc: int, expected: dict[str, object]) -> None:
     resolver = load_campaign(None)
     values = resolver.method(Cell(dataset, ipc, method))
     assert {name: values[name] for name in expected} == expected

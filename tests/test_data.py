@@ -105,7 +105,7 @@ def test_every_source_is_registered_under_its_files_name() -> None:
         parse(DatasetOptions, {"source": "digit"}, "x")
 
 
-def test_digits() -> None:
+def test_digits_are_split_with_held_out_images() -> None:
     data = load_dataset("digits", DatasetOptions(source="digits", validation=5, split_seed=1))
     assert (data.channels, data.size, data.classes) == (1, 8, 10)
     assert (len(data.train), len(data.validation), len(data.test)) == (1387, 50, 360)
@@ -138,7 +138,7 @@ def test_parquet_in_shards_with_other_column_names(tmp_path: Path) -> None:
     assert data.class_names == ("0", "1")
 
 
-def test_braces_and_the_first_alternative_that_matches(tmp_path: Path) -> None:
+def test_folder_patterns_take_the_first_alternative_that_matches(tmp_path: Path) -> None:
     write_both(tmp_path)
     write_parquet(tmp_path / "validation.parquet", [encode(pixels(9))], [0], ["a", "b", "c"])
     write_parquet(tmp_path / "lossless_sample.parquet", [encode(pixels(9, 4, 4))], [0])
@@ -155,7 +155,7 @@ def test_classes_are_kept_and_renumbered_in_the_given_order(tmp_path: Path) -> N
     assert torch.equal(data.train.images, as_tensor([raw[index] for index in (0, 2, 3, 5)]))
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folders_of_classes_are_read(tmp_path: Path) -> None:
     for place in ("train/cat/1.png", "train/cat/2.jpg", "train/ant/1.png", "valid/cat/1.png"):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,7 +336,7 @@ def test_a_connection_that_breaks_off_leaves_nothing(tmp_path: Path, server: Ser
         ("val/val_annotations.txt", b"\xff\xfe", "val_annotations.txt is not a text file"),
     ],
 )
-def test_lists_that_lead_elsewhere_or_are_none(tmp_path: Path, name: str, content: str | bytes, text: str) -> None:
+def test_unsafe_or_unreadable_lists_are_refused(tmp_path: Path, name: str, content: str | bytes, text: str) -> None:
     write_tiny(tmp_path)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=text):
@@ -355,7 +355,7 @@ def test_pages_of_parquet_are_compared_with_their_checksums(tmp_path: Path) -> N
         load(tmp_path, "parquet")
 
 
-def test_no_network_for_a_download(tmp_path: Path) -> None:
+def test_unreachable_server_is_explained(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # nobody listens there
@@ -400,7 +400,7 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
     assert torch.equal(load(tmp_path, size=6).train.images, as_tensor(raw[:6]))
 
 
-def test_images_of_two_sizes(tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
     write_both(tmp_path, images=images)
     text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 like the others; resize it"
@@ -427,7 +427,7 @@ def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
-def test_damaged_image(tmp_path: Path, damage: str) -> None:
+def test_damaged_image_is_refused(tmp_path: Path, damage: str) -> None:
     images = [encode(pixels(seed, 64, 64)) for seed in range(6)]
     images[3] = {"cut": images[3][: len(images[3]) // 2], "noise": b"not an image", "empty": b""}[damage]
     write_both(tmp_path, images=images)
@@ -438,7 +438,7 @@ def test_damaged_image(tmp_path: Path, damage: str) -> None:
 # Parquet files and labels
 
 
-def test_damaged_parquet(tmp_path: Path) -> None:
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     write_both(tmp_path)
     path = tmp_path / "train.parquet"
     whole = path.read_bytes()
@@ -468,7 +468,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
         ({"names": ["a", "b", "x"]}, r"test.parquet and .*train.parquet have different class names"),
     ],
 )
-def test_unusable_parquet(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
+def test_unusable_parquet_is_refused(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
     write_both(tmp_path, **changed)
     if "names" in changed:
         write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0], ["a", "b", "c"])
@@ -476,7 +476,7 @@ def test_unusable_parquet(tmp_path: Path, changed: dict[str, Any], text: str) ->
         load(tmp_path)
 
 
-def test_labels_without_names(tmp_path: Path) -> None:
+def test_labels_without_names_are_checked_by_number(tmp_path: Path) -> None:
     write_both(tmp_path, names=None)
     write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [3])
     with pytest.raises(UsageError, match=r"test.parquet row 0: label 3 is out of range, expected 0 to 2"):
@@ -514,21 +514,21 @@ def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
         ({"std": (0.5, 0.0, 0.5)}, r"the std of a channel is 0.0, expected above 0"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+def test_options_that_do_not_fit_are_refused(tmp_path: Path, options: dict[str, Any], text: str) -> None:
     write_both(tmp_path)
     with pytest.raises(UsageError, match=text) as caught:
         load(tmp_path, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_no_test_images_of_the_kept_classes(tmp_path: Path) -> None:
+def test_kept_classes_without_test_images_are_refused(tmp_path: Path) -> None:
     write_both(tmp_path)
     write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0], ["a", "b", "c"])
     with pytest.raises(UsageError, match=r"no test images of the classes \[1, 2\]"):
         load(tmp_path, classes=(1, 2))
 
 
-def test_absent_folder(tmp_path: Path) -> None:
+def test_absent_folder_is_refused(tmp_path: Path) -> None:
     for source in ("parquet", "folder", "tiny-imagenet"):
         with pytest.raises(UsageError, match=r"folder .*absent does not exist; create it, or set `path` or SATM_DATA"):
             load(tmp_path / "absent", source)
@@ -617,7 +617,7 @@ def test_chunks_do_not_change_the_result() -> None:
     assert preprocessor.apply(images[:0]).shape == (0, 1, 4, 4)
 
 
-def test_file_round_trip(tmp_path: Path) -> None:
+def test_saved_images_come_back(tmp_path: Path) -> None:
     write_both(tmp_path)
     data, path = load(tmp_path, validation=1), tmp_path / "images.safetensors"
     save_images(path, data)

@@ -129,12 +129,12 @@ def test_images_labels_and_step_size_are_moved_as_torch_moves_them(outer: Any) -
         )
 
 
-def test_labels_that_are_not_learned_stay() -> None:
+def test_fixed_labels_do_not_change() -> None:
     found, run = run_all(Scripted(followed, lr_step_size=0.001))
     assert torch.equal(found.labels, torch.tensor([0, 1])) and "lr_labels" not in run.rows[0]
 
 
-def test_one_row_an_iteration_with_its_measurements() -> None:
+def test_each_iteration_writes_one_row() -> None:
     told: list[Mapping[str, Any]] = []
     method = Scripted(lambda synthetic, iteration: answer(2.0, 0.01, loss=3.0 - iteration), iterations=3)
     run = begin(method)
@@ -175,7 +175,7 @@ def test_a_step_size_that_turns_negative_lowers_its_rate() -> None:
         (answer(math.inf), "its hypergradient's norm inf"),
     ],
 )
-def test_a_bad_loss_goes_back_to_a_proven_state(bad: OuterGradient, text: str) -> None:
+def test_bad_loss_rolls_back_to_a_proven_state(bad: OuterGradient, text: str) -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         return bad if iteration == 25 and run.rates["images"] == 0.1 else answer(torch.randn(2, 1, 2, 2))
 
@@ -190,7 +190,7 @@ def test_a_bad_loss_goes_back_to_a_proven_state(bad: OuterGradient, text: str) -
     assert torch.isfinite(found.images).all()
 
 
-def test_the_rate_whose_quantity_moved_further_is_the_offender() -> None:
+def test_rollback_lowers_the_rate_of_what_moved_furthest() -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         bad = iteration == 5 and run.attempt == 0
         return answer(0.001, -0.5, loss=1e6 if bad else 1.0)
@@ -207,7 +207,7 @@ def test_a_step_size_gradient_that_is_not_finite_lowers_its_rate() -> None:
         run_all(method)
 
 
-def test_it_gives_up_after_the_stated_number_of_times() -> None:
+def test_loop_gives_up_after_the_allowed_rollbacks() -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         return answer(1.0, loss=1000.0 if iteration == 3 else 1.0)
 
@@ -220,13 +220,13 @@ def test_it_gives_up_after_the_stated_number_of_times() -> None:
     assert run.attempt == 2
 
 
-def test_a_first_loss_that_is_unusable_is_told_at_once() -> None:
+def test_unusable_first_loss_fails_at_once() -> None:
     method = Scripted(lambda synthetic, iteration: answer(loss=math.nan))
     with pytest.raises(RunError, match=r"in iteration 1 the loss is nan .*before anything was learned; start with"):
         run_all(method)
 
 
-def test_the_best_set_by_look_is_kept() -> None:
+def test_best_tested_set_is_kept() -> None:
     accuracies = {2: 0.3, 4: 0.8, 6: 0.8, 8: 0.5, 9: 0.6}
     seen: list[int] = []
 
@@ -274,7 +274,7 @@ def wild(synthetic: Synthetic, iteration: int) -> OuterGradient:
 
 
 @pytest.mark.parametrize("outer", ["sgd", "adam"])
-def test_going_on_from_any_kept_state_ends_at_the_same_bytes(tmp_path: Path, outer: str) -> None:
+def test_resuming_from_any_checkpoint_gives_the_same_bytes(tmp_path: Path, outer: str) -> None:
     def look(synthetic: Synthetic, iteration: int) -> float:
         return float(synthetic.images.sum().cos())
 
@@ -379,7 +379,7 @@ REAL: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", list(REAL))
-def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path, name: str) -> None:
+def test_resumed_method_gives_the_same_bytes(problem: Problem, tmp_path: Path, name: str) -> None:
     options = {"iterations": 25, "inner_steps": 3, "expert_epochs": 1, "lr_images": 0.5, "lr_labels": 0.5, **REAL[name]}
     method = make(single(problem), name, **options, step_size=0.1)
     state = RunState(tmp_path, {}, "")
@@ -407,7 +407,7 @@ def test_a_real_method_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Pat
     assert torch.equal(found.synthetic.labels, start.labels) == (name == "satm")
 
 
-def test_where_the_last_state_is_damaged_the_one_before_serves(tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
     state, runs = RunState(tmp_path, {}, ""), []
     method = Scripted(wild, iterations=40, lr_step_size=1e-4, lr_images=0.01)
 
@@ -431,7 +431,7 @@ def test_where_the_last_state_is_damaged_the_one_before_serves(tmp_path: Path) -
     assert again.load(torch.device("cpu")) is None
 
 
-def test_iterations_with_a_large_loss_move_nothing() -> None:
+def test_iterations_with_a_large_loss_are_skipped() -> None:
     """As if they were not there, but counted."""
 
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
@@ -469,7 +469,7 @@ def test_a_run_that_skips_everything_stops(iterations: int, first: int, stopped:
         run_all(method)
 
 
-def test_what_is_not_finite_is_not_skipped() -> None:
+def test_non_finite_losses_are_not_skipped() -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         return answer(1.0, loss=math.inf if iteration == 3 else 1.0)
 
@@ -478,7 +478,7 @@ def test_what_is_not_finite_is_not_skipped() -> None:
 
 
 @pytest.mark.parametrize("labels", [soft(torch.float32).labels, torch.zeros(2, 3)], ids=["some", "zero"])
-def test_labels_that_moved_furthest_are_the_offender(labels: Tensor) -> None:
+def test_rollback_lowers_the_rate_of_labels_that_moved_furthest(labels: Tensor) -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         bad = iteration == 5 and run.attempt == 0
         return answer(0.01, 0.001, 1e6 if bad else 1.0, torch.ones(2, 3))
@@ -493,7 +493,7 @@ def test_labels_that_moved_furthest_are_the_offender(labels: Tensor) -> None:
     torch.testing.assert_close(found.labels, labels - 6 * 0.2)
 
 
-def test_what_is_zero_and_has_not_moved_is_no_offender() -> None:
+def test_zero_tensors_that_did_not_move_keep_their_rate() -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         return answer(0.0, -0.01, 1e6 if iteration == 5 and run.attempt == 0 else 1.0)
 
@@ -504,7 +504,7 @@ def test_what_is_zero_and_has_not_moved_is_no_offender() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_labels_never_become_something_that_is_not_finite(bad: float) -> None:
+def test_labels_stay_finite(bad: float) -> None:
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
         broken = iteration == 4 and run.attempt == 0
         return answer(0.01, 0.0, 1.0, torch.full((2, 3), bad if broken else 1.0))
@@ -534,7 +534,7 @@ def test_an_average_with_decay_0_is_the_raw_set(problem: Problem) -> None:
             assert torch.equal(getattr(averaged.synthetic, part), value) != learned, (name, part)
 
 
-def test_the_average_is_its_twin_and_goes_back_too() -> None:
+def test_average_is_exponential_and_rolled_back_with_the_set() -> None:
     path: dict[int, Synthetic] = {}
 
     def script(synthetic: Synthetic, iteration: int) -> OuterGradient:
@@ -558,7 +558,7 @@ def test_the_average_is_its_twin_and_goes_back_too() -> None:
     assert float((images - made.raw.images).norm()) > 1e-3
 
 
-def test_looks_are_at_the_averaged_set_and_the_raw_one_is_kept_with_it() -> None:
+def test_averaged_set_is_tested_and_the_raw_one_kept_with_it() -> None:
     seen: dict[int, Tensor] = {}
 
     def look(synthetic: Synthetic, iteration: int) -> float:
@@ -598,7 +598,7 @@ def test_a_share_scales_each_images_step(outer: str) -> None:
     assert torch.equal(part.step_size, whole.step_size) and not torch.equal(part.step_size, start.step_size)
 
 
-def test_an_image_without_a_share_keeps_its_bytes_for_good() -> None:
+def test_image_with_share_0_never_changes() -> None:
     shares = torch.tensor([1.0, 0.0])
     method = Scripted(
         lambda synthetic, iteration: replace(answer(torch.randn(2, 1, 2, 2)), share=shares), iterations=30, momentum=0.9
@@ -608,7 +608,7 @@ def test_an_image_without_a_share_keeps_its_bytes_for_good() -> None:
     assert not torch.equal(found.images[0], method.start().images[0])
 
 
-def test_a_restart_forgets_the_optimisers_state() -> None:
+def test_restart_resets_the_outer_optimiser() -> None:
     def images(restarts: tuple[int, ...], count: int = 3) -> Tensor:
         method = Scripted(
             lambda _, iteration: replace(answer(1.0), restart=iteration in restarts), iterations=count, momentum=0.5
@@ -642,7 +642,7 @@ class Computed(Scripted):
         return {"half": 0.05, "shift": 0.02, "step_size": 0.001}
 
 
-def test_images_that_are_computed_from_numbers(tmp_path: Path) -> None:
+def test_loop_learns_the_numbers_that_images_are_computed_from(tmp_path: Path) -> None:
     method = Computed(followed, soft(), iterations=25, momentum=0.5, ema=0.6)
     kept = RunState(tmp_path, {}, "")
     run = begin(method)
@@ -670,7 +670,7 @@ def test_images_that_are_computed_from_numbers(tmp_path: Path) -> None:
     assert not unequal(make_all(method, run=again)[0], made)
 
 
-def test_the_loop_hands_the_memory_on(problem: Problem) -> None:
+def test_loop_passes_the_methods_state_on(problem: Problem) -> None:
     options: dict[str, Any] = {"iterations": 3, "inner_steps": 3, "lr_images": 0.5, "momentum": 0.0, "rho": 0.2}
     method = make(problem, "mtt-vasso", **options, theta=0.3)
     start = double(method)
@@ -690,7 +690,7 @@ def test_the_loop_hands_the_memory_on(problem: Problem) -> None:
     assert not torch.equal(run_all(forgetful)[0].images, found.images)
 
 
-def test_the_teachers_last_labels_leave_the_loop(problem: Problem) -> None:
+def test_teacher_labels_of_the_last_iteration_are_returned(problem: Problem) -> None:
     options: dict[str, Any] = {"iterations": 4, "inner_steps": 3, "lr_images": 0.5, "labels": "teacher", "ema": 0.5}
     method = make(single(problem), "mtt", **options)
     made, run = make_all(method)

@@ -186,7 +186,7 @@ def test_columns_of_parquet_can_be_named(tmp_path: Path) -> None:
         (["cat", "dog", "eel"], [0, 1, 2], "in the order of the classes"),
     ],
 )
-def test_what_named_labels_mean(names: list[str], expected: list[int], how: str) -> None:
+def test_named_labels_are_matched_to_classes(names: list[str], expected: list[int], how: str) -> None:
     found, told = name_labels(torch.tensor([0, 1, 2, 1]), names, ("a", "b", "c"), "here")
     assert found.tolist() == [*expected, expected[1]] and told.startswith(how)
 
@@ -225,7 +225,7 @@ def test_the_nearest_source_of_labels_and_step_size_counts(tmp_path: Path) -> No
         assert torch.equal(found.labels, labels) and float(found.step_size) == pytest.approx(rate)
 
 
-def test_which_files_lie_beside(tmp_path: Path) -> None:
+def test_files_beside_the_images_are_found(tmp_path: Path) -> None:
     images = tmp_path / "images_best.pt"
     assert beside(images, "labels") is None
     (tmp_path / "labels.pt").touch()
@@ -258,7 +258,7 @@ def test_probabilities_can_be_said_to_be_logits() -> None:
     assert torch.equal(fit_labels(SOFT.softmax(1), "logits", 2, 3, "here")[0], SOFT.softmax(1))
 
 
-def test_pixels_as_tensors(tmp_path: Path) -> None:
+def test_pixel_tensors_are_normalised(tmp_path: Path) -> None:
     problem, raw = problem_of(3), pictures(3)
     torch.save(raw.float() / 255, tmp_path / "floats.pt")
     found = adopt(problem, images=tmp_path / "floats.pt", space="pixels").start().images
@@ -303,7 +303,7 @@ def test_normalised_images_are_those_of_their_pixels(
         ({"white": True, "per_image": True}, "trained", "with eps 0.1, each image brought to mean 0 and norm 1 before"),
     ],
 )
-def test_what_was_assumed_is_said(white: Any, space: str, told: str, tmp_path: Path) -> None:
+def test_assumptions_are_noted(white: Any, space: str, told: str, tmp_path: Path) -> None:
     torch.save(some(), tmp_path / "images.pt")
     made = adopt(problem_of(**white), images=tmp_path / "images.pt", space=space)
     assert told in made.notes["images"] and ("decided" in made.notes["images"]) == (space == "auto")
@@ -311,7 +311,7 @@ def test_what_was_assumed_is_said(white: Any, space: str, told: str, tmp_path: P
     assert torch.equal(made.start().images, some())
 
 
-def test_doubts() -> None:
+def test_suspicious_sets_are_reported() -> None:
     real, sorted_labels = torch.randn(50, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(6) // 2
     for images in (some(), 0.25 * some(), 4 * some(), some() + 0.7):
         assert doubts(images, sorted_labels, 2, real) == doubts(images, SOFT, 2, real) == []
@@ -328,7 +328,7 @@ def test_doubts() -> None:
     assert told.startswith("a class has 3 of them, not 2")
 
 
-def test_a_doubt_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_suspicious_set_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(pictures(1) / 255, tmp_path / "images.pt")
     adopt(problem_of(), images=tmp_path / "images.pt")
     assert "may not be what they were taken for: they lie in [0, 1]" in caplog.text
@@ -513,7 +513,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
 
 
 @pytest.mark.parametrize(("write", "text"), REFUSALS, ids=[text for _, text in REFUSALS])
-def test_what_does_not_fit_is_refused(
+def test_sets_that_do_not_fit_are_refused(
     write: Callable[[Path], dict[str, Any]], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NOWHERE", raising=False)
@@ -554,7 +554,7 @@ def test_how_a_set_was_chosen_is_test_unless_it_is_said(tmp_path: Path) -> None:
     assert made.selection == "last" and "selection" not in made.notes
 
 
-def test_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THEIRS", str(tmp_path))
     torch.save(some(), tmp_path / "images.pt")
     torch.save(SOFT, tmp_path / "soft.pt")

@@ -71,7 +71,7 @@ def test_sam_without_a_radius_is_descent(problem: Problem, reuse: bool) -> None:
         assert unlike(other.images, expected.images) > 1e-4
 
 
-def test_reuse_is_a_shortcut_that_matters(problem: Problem) -> None:
+def test_reusing_the_trajectory_changes_a_truncated_gradient_only(problem: Problem) -> None:
     made = make(problem, "mtt-sam", **SAM)
     synthetic = double(made)
     one, other = made.gradient(synthetic, 0), make(problem, "mtt-sam", **SAM, reuse=False).gradient(synthetic, 0)
@@ -93,7 +93,7 @@ def test_asam_on_a_set_of_plus_and_minus_1_is_sam(problem: Problem) -> None:
     assert differing(make(problem, "mtt-asam", **SAM, eta=0).gradient(start, 0), sam.gradient(start, 0)) == ["images"]
 
 
-def test_gsam_leaves_out_what_is_orthogonal(problem: Problem) -> None:
+def test_gsam_removes_only_an_orthogonal_part(problem: Problem) -> None:
     sam, none, made = (
         make(problem, "mtt-sam", **SAM, labels="learned", reuse=False),
         make(problem, "mtt-gsam", **SAM, labels="learned", reuse=False, alpha=0.0),
@@ -130,7 +130,7 @@ def test_vasso_with_theta_1_is_sam(problem: Problem) -> None:
     assert unlike(less[1], expected[1]) > 1e-5
 
 
-def test_truncation_and_teachers_matter(problem: Problem) -> None:
+def test_truncation_and_teacher_labels_change_the_gradient(problem: Problem) -> None:
     whole = make(problem, "mtt")
     synthetic = double(whole)
     assert synthetic.labels.dtype == torch.int64
@@ -140,7 +140,7 @@ def test_truncation_and_teachers_matter(problem: Problem) -> None:
         assert unlike(found.images, images) > 1e-4 and found.labels is None
 
 
-def test_start_noise_of_0_is_none(problem: Problem) -> None:
+def test_start_noise_of_0_is_plain_mtt(problem: Problem) -> None:
     mtt, none, some = make(problem, "mtt"), make(problem, "mtt-robust", start_noise=0), make(problem, "mtt-robust")
     synthetic = double(mtt)
     expected = mtt.gradient(synthetic, 1)
@@ -149,7 +149,7 @@ def test_start_noise_of_0_is_none(problem: Problem) -> None:
     assert differing(some.gradient(synthetic, 1), expected) == ["loss", "images", "step_size"]
 
 
-def test_the_stored_labels_are_the_last_teachers(problem: Problem) -> None:
+def test_stored_labels_are_those_of_the_last_teacher(problem: Problem) -> None:
     made = make(problem, "tesla")
     synthetic = double(made)
     assert made.finish(synthetic, 0) is synthetic
@@ -184,7 +184,7 @@ def test_tesla_is_exact_for_one_step_only(problem: Problem, labels: str) -> None
                 assert unlike(getattr(one, part), getattr(other, part)) > 1e-6, part
 
 
-def test_the_scale_of_teslas_code_is_half_on_the_images(problem: Problem) -> None:
+def test_teslas_code_halves_the_gradient_of_the_images(problem: Problem) -> None:
     options: dict[str, Any] = {"labels": "learned", "concurrent": 2, "distance": 2}
     paper, code = (make(problem, "tesla", **options, tesla_scale=scale) for scale in ("paper", "code"))
     synthetic = double(paper)

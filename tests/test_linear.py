@@ -28,7 +28,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_pull_is_autograd() -> None:
+def test_pulled_back_gradients_equal_autograd() -> None:
     linear = Linear(4, 2)
     numbers = {"basis": random(4, 1, 3, 3).requires_grad_(), "weights": random(6, 4, seed=1).requires_grad_()}
     images, gradient = linear.join(numbers), random(6, 1, 3, 3, seed=2)
@@ -43,7 +43,7 @@ def test_the_pull_is_autograd() -> None:
         assert unlike(one, other) < 1e-14
 
 
-def test_it_starts_near_the_images() -> None:
+def test_basis_starts_near_the_images() -> None:
     images = random(6, 1, 3, 3)
     whole = Linear(6, 2).split(images)
     assert torch.equal(whole["weights"], torch.eye(6, dtype=torch.float64)) and torch.equal(whole["basis"], images)
@@ -63,7 +63,7 @@ def test_it_starts_near_the_images() -> None:
 
 
 @pytest.mark.parametrize("init", ["gaussian", "real"])
-def test_a_basis_of_all_images_with_fixed_weights_is_none(problem: Problem, init: str) -> None:
+def test_full_basis_with_fixed_weights_equals_learned_images(problem: Problem, init: str) -> None:
     problem = replace(problem, ipc=3)
     made = make(problem, basis=6, basis_images=2, lr_weights=0.0, init=init)
     direct = make(replace(problem, ipc=2), init=init)
@@ -108,7 +108,9 @@ def test_a_run_keeps_the_numbers_and_learns_both(problem: Problem) -> None:
     ],
     ids=str,
 )
-def test_what_a_basis_may_not_be_is_refused(problem: Problem, options: dict[str, Any], text: str) -> None:
+def test_basis_over_budget_or_with_conflicting_options_is_refused(
+    problem: Problem, options: dict[str, Any], text: str
+) -> None:
     with pytest.raises(UsageError, match=text) as caught:
         make(problem, **options)
     assert "\n" not in str(caught.value)

@@ -44,7 +44,7 @@ def test_satm_without_its_parts_is_mtt(problem: Problem, engine: str, augment: b
         assert unlike(getattr(unequal, part), getattr(one, part)) > 1e-4, changed
 
 
-def test_another_restart_and_the_noise_matter(problem: Problem) -> None:
+def test_restart_and_noise_change_the_gradient(problem: Problem) -> None:
     base = make(problem, "satm", keep_divisor=2, rho=0.3)
     synthetic = double(base)
     images = base.gradient(synthetic, 0).images
@@ -54,7 +54,7 @@ def test_another_restart_and_the_noise_matter(problem: Problem) -> None:
         assert unlike(other.images, images) > 1e-5, changed
 
 
-def test_sharpness_is_positive_up_the_hill(problem: Problem) -> None:
+def test_sharpness_is_the_rise_of_the_loss_along_the_gradient(problem: Problem) -> None:
     made = make(problem, "satm", rho=0.01, gamma=0, keep_divisor=1)
     found = made.gradient(double(made), 0)
     descent = make(problem, "mtt").gradient(double(made), 0)
@@ -78,7 +78,7 @@ def test_without_a_smaller_batch_size_all_images_are_taken() -> None:
         assert mini_batches(6, size, 3, torch.Generator(), torch.device("cpu")) is None
 
 
-def test_the_matching_loss() -> None:
+def test_matching_loss_is_0_at_the_target_and_1_at_the_start() -> None:
     start, target = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0])
     assert matching_loss(target, start, target) == 0
     assert matching_loss(start, start, target) == 1
@@ -86,7 +86,7 @@ def test_the_matching_loss() -> None:
 
 
 @pytest.mark.parametrize("kind", ["exact", "first-order", "fixed"])
-def test_how_the_step_size_is_learned(problem: Problem, kind: str) -> None:
+def test_step_size_gradient_is_exact_first_order_or_zero(problem: Problem, kind: str) -> None:
     synthetic = double(make(problem, "mtt"))
     found = make(problem, "mtt", step_size_gradient=kind).gradient(synthetic, 0)
     exact = make(problem, "mtt").gradient(synthetic, 0)
@@ -99,7 +99,7 @@ def test_how_the_step_size_is_learned(problem: Problem, kind: str) -> None:
     ("options", "text"),
     [({"keep_divisor": 7}, r"int\(6 / 7\) keeps no step"), ({"restart": 6}, "restart 6 leaves no step of 6")],
 )
-def test_satms_own_mistakes_are_refused(problem: Problem, options: dict[str, Any], text: str) -> None:
+def test_satm_refuses_options_that_leave_no_step(problem: Problem, options: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         make(problem, "satm", **options)
 
@@ -127,12 +127,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", list(DEFAULTS))
-def test_the_defaults_are_the_composition(name: str) -> None:
+def test_defaults_of_each_method_are_what_its_paper_changes(name: str) -> None:
     plain, held = MatchingOptions().model_dump(), METHODS[name].options().model_dump()
     assert {key: value for key, value in held.items() if key not in plain or value != plain[key]} == DEFAULTS[name]
 
 
-def test_plain_mtt() -> None:
+def test_mtt_has_no_extras_by_default() -> None:
     expected: dict[str, Any] = {
         "experts": "sgd",
         "init": "real",
@@ -269,7 +269,9 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
 
 @pytest.mark.usefixtures("foreign")
 @pytest.mark.parametrize("name", list(METHODS))
-def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path) -> None:
+def test_every_method_runs_in_the_loop_and_comes_back_from_a_checkpoint(
+    problem: Problem, name: str, tmp_path: Path
+) -> None:
     made = built(problem, name)
     if not made.iterative:
         return
@@ -307,7 +309,7 @@ def test_the_loop_takes_every_method(problem: Problem, name: str, tmp_path: Path
     assert (found.raw is None) == (made.options.ema is None)
 
 
-def test_every_iterative_method_has_the_loops_options() -> None:
+def test_every_iterative_method_has_the_options_of_the_loop() -> None:
     for kind in METHODS.values():
         assert issubclass(kind.options, IterativeOptions) == (kind.parts["outer"] != "none")
 

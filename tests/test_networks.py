@@ -51,13 +51,13 @@ def noise(channels: int, size: int, count: int = 2) -> Tensor:
 @pytest.mark.parametrize(
     ("size", "classes", "count"), [(32, 10, 320_010), (64, 200, 857_160), (128, 10, 615_690), (32, 100, 504_420)]
 )
-def test_the_papers_parameter_counts(size: int, classes: int, count: int) -> None:
+def test_parameter_counts_are_the_papers(size: int, classes: int, count: int) -> None:
     module = build({"network": "convnet"}, 3, classes, size, seed=0)
     assert len(flatten(module)) == count
     assert sum(isinstance(part, nn.Conv2d) for part in module.modules()) == {32: 3, 64: 4, 128: 5}[size]
 
 
-def test_the_search_space_is_all_there() -> None:
+def test_search_space_is_complete() -> None:
     assert [len(choices) for choices in CHOICES] == [5, 3, 3]
 
 
@@ -436,7 +436,7 @@ def test_norms_and_widths_are_options(name: str) -> None:
     assert min(p.out_channels for p in tiny(name, width_factor=1e-9).modules() if isinstance(p, nn.Conv2d)) == 1
 
 
-def test_the_least_size_is_the_least() -> None:
+def test_images_below_the_least_size_are_refused() -> None:
     for name, options, least in [
         ("alexnet", {}, 8),
         ("alexnet", {"stem_stride": 2, "norm": "instance"}, 15),
@@ -451,7 +451,7 @@ def test_the_least_size_is_the_least() -> None:
                 tiny(name, size=least - 1, **options)
 
 
-def test_instance_and_group_norm_are_what_they_say() -> None:
+def test_instance_and_group_norm_normalise_their_groups() -> None:
     images = 3 * torch.randn(2, 8, 4, 4) + 1
     for norm, groups in (("instance", 8), ("group", 4)):
         module = build({"network": "convnet", "width": 8, "depth": 1, "norm": norm}, 8, 2, 4, seed=0)

@@ -45,7 +45,7 @@ def some(seed: int) -> Tensor:
     return torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_descent_is_the_oracles_answer() -> None:
+def test_descent_returns_the_hypergradient() -> None:
     images, gradient = some(0), some(1)
     oracle = Watched([gradient])
     found = descent(oracle, images, 3)
@@ -65,7 +65,7 @@ def test_a_zero_hypergradient_divides_by_nothing() -> None:
     assert torch.equal(adaptive(torch.zeros_like(images), 0.1, 0.0)(some(1)), none)
 
 
-def test_what_the_two_unrolls_are_asked_and_what_is_taken_from_each() -> None:
+def test_second_unroll_gives_the_images_gradient_and_first_the_step_size() -> None:
     images, gradients = some(0), [some(1), some(2)]
     oracle = Watched(gradients, (1.0, 1.25))
     found, pointing = sharpness_aware(oracle, images, steepest(0.5), last=4, reuse_from=6)
@@ -125,7 +125,7 @@ def test_on_plus_and_minus_1_asams_step_is_sams() -> None:
     assert not torch.equal(adaptive(2 * signs, 0.3, 0.0)(gradient), steepest(0.3)(gradient))
 
 
-def test_what_is_orthogonal() -> None:
+def test_orthogonal_part_has_no_component_along_the_other() -> None:
     one, other = some(1), some(2)
     found = orthogonal(one, other)
     assert abs(float((found * other).sum())) < 1e-13
@@ -146,7 +146,7 @@ def test_gsam_changes_the_images_gradient_only() -> None:
         assert getattr(found, part) is getattr(sharp, part), part
 
 
-def test_nothing_is_remembered_by_default_and_cannot_be_added_to() -> None:
+def test_default_state_is_empty_and_read_only() -> None:
     assert OuterGradient(torch.zeros(()), some(0), None, torch.zeros(())).memory is NOTHING
     with pytest.raises(TypeError):
         NOTHING["x"] = torch.ones(1)  # type: ignore[index]

@@ -175,7 +175,7 @@ def test_damaged_circumstances_are_refused(rows: Path, text: str | bytes) -> Non
         ({"options": []}, "options is a list, expected a dict"),
     ],
 )
-def test_a_set_that_says_other_things_of_itself_is_refused(
+def test_set_with_contradictory_metadata_is_refused(
     raw: torch.Tensor, tmp_path: Path, change: dict[str, object], text: str
 ) -> None:
     path = tmp_path / "it.safetensors"
@@ -203,7 +203,7 @@ def test_a_history_or_step_size_of_another_shape_is_refused(raw: torch.Tensor, t
         load_distilled(path)
 
 
-def test_missing_cut_and_foreign_rows_say_so_in_one_line(rows: Path, tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_rows_are_explained_in_one_line(rows: Path, tmp_path: Path) -> None:
     whole = rows.read_bytes()
     foreign = tmp_path / "foreign.parquet"
     table = parquet.read_table(rows)
@@ -312,7 +312,7 @@ def test_whitened_images_are_shown_with_the_stored_whitening(raw: torch.Tensor, 
     torch.testing.assert_close(load_distilled(moved).pixels(whitening), raw[:4] / 255, atol=1e-4, rtol=0)
 
 
-def test_missing_cut_and_foreign_sets_say_so_in_one_line(raw: torch.Tensor, tmp_path: Path) -> None:
+def test_missing_truncated_and_foreign_sets_are_explained_in_one_line(raw: torch.Tensor, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     with pytest.raises(UsageError, match=r"synthetic set .*does not exist"):
         load_distilled(path)

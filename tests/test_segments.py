@@ -189,7 +189,7 @@ def test_options_that_do_not_fit_are_refused_before_any_work(
     assert "\n" not in str(caught.value)
 
 
-def test_what_just_fits_is_taken(problem: Problem) -> None:
+def test_options_at_their_limits_are_accepted(problem: Problem) -> None:
     untouched: Any = replace(problem, experts=Untouched(4))  # type: ignore[arg-type]
     for options in (
         {"concurrent": 3, "distance": 1},

@@ -91,7 +91,7 @@ def gathered(problem: Problem, chosen: list[list[int]]) -> Tensor:
     return problem.preprocessor.apply(problem.data.train.images[list(itertools.chain(*chosen))])
 
 
-def test_the_judges_disagree(judged: Problem) -> None:
+def test_experts_of_the_fixture_disagree(judged: Problem) -> None:
     assert judged.experts is not None
     for label in range(3):
         assert int((right(judged, 0) & (judged.data.train.labels == label)).sum()) == EACH // 2
@@ -140,7 +140,7 @@ def test_a_class_with_too_few_correct_images_is_filled(problem: Problem, tmp_pat
     assert torch.equal(starts.correct(nowhere, None)[0], starts.real(nowhere, None)[0])
 
 
-def test_gaussian_noise(problem: Problem) -> None:
+def test_gaussian_images_have_unit_variance_or_the_norm(problem: Problem) -> None:
     wide = replace(problem, ipc=200, cell=Cell("noise", 200, "any"))
     images, labels = starts.gaussian(wide, None)
     assert images.shape == (600, 1, 8, 8) and images.dtype == torch.float32
@@ -207,7 +207,7 @@ def test_labels_of_experts_that_are_right(judged: Problem) -> None:
 
 
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.9, 0.999])
-def test_confident_labels(probability: float) -> None:
+def test_confident_labels_have_the_probability(probability: float) -> None:
     labels = torch.tensor([0, 2, 1, 4])
     logits = confident(labels, 5, probability)
     assert logits.shape == (4, 5) and logits.dtype == torch.float32
@@ -221,7 +221,7 @@ def test_one_class_has_no_confident_labels() -> None:
         confident(torch.zeros(3, dtype=torch.int64), 1, 0.9)
 
 
-def test_the_options_choose_the_start(judged: Problem) -> None:
+def test_options_choose_the_start(judged: Problem) -> None:
     assert judged.experts is not None
     real, correct = starts.real(judged, None), starts.correct(judged, None)
     for init, expected in (("real", real), ("correct", correct), ("gaussian", starts.gaussian(judged, None))):
@@ -258,7 +258,7 @@ def test_what_needs_experts_is_refused_without(problem: Problem, option: str, va
     assert make(problem, "mtt", **{option: value})
 
 
-def test_which_numbers_are_learned(problem: Problem) -> None:
+def test_learned_tensors_have_the_rates_of_the_options(problem: Problem) -> None:
     values: dict[str, Any] = {"lr_images": 3.0, "lr_labels": 2.0, "lr_step_size": 0.5}
     for labels in ("hard", "teacher", "learned"):
         rates = make(problem, "mtt", **values, labels=labels).rates()

@@ -167,7 +167,7 @@ def test_both_engines_give_the_central_differences(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_the_slow_twin_agrees(case: Case) -> None:
+def test_hypergradient_equals_plain_autograd(case: Case) -> None:
     found, expected = case.solve(), plain(case)
     for name in ("loss", "end", "images", "labels", "step_size", "start"):
         assert unlike(getattr(found, name), expected[name]) <= 1e-10, name
@@ -175,7 +175,7 @@ def test_the_slow_twin_agrees(case: Case) -> None:
 
 @pytest.mark.parametrize("engine", EXACT)
 @pytest.mark.parametrize("name", list(RULES))
-def test_truncation_is_detaching_by_hand(engine: str, name: str) -> None:
+def test_truncation_equals_detaching_by_hand(engine: str, name: str) -> None:
     case = conv_case(RULES[name])
     for last in (1, 2, case.steps - 1):
         found, expected = case.solve(engine, last=last), plain(case, detach_before=case.steps - last)
@@ -298,7 +298,7 @@ def test_teslas_step_size_is_learned_with_inner_gradients_held() -> None:
     assert unlike(case.solve("tesla", last=2).step_size, held) > 1e-4
 
 
-def test_to_tesla_a_change_of_the_start_moves_the_end_as_much() -> None:
+def test_tesla_passes_the_end_gradient_to_the_start() -> None:
     case = conv_case(Momentum())
     found = case.solve("tesla")
     end = found.end.clone().requires_grad_()
@@ -334,7 +334,7 @@ def test_the_inner_rules_are_torchs_optimisers(name: str) -> None:
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adam-decay"])
-def test_going_on_from_a_kept_point_is_the_whole(engine: str, name: str) -> None:
+def test_resuming_from_a_kept_point_equals_the_whole_unroll(engine: str, name: str) -> None:
     case = conv_case(RULES[name])
     for last, where in ((2, 1), (2, 3), (2, 4), (None, 2), (None, 0)):
         whole = case.solve(engine, last=last, keep_points=(where,))
@@ -390,7 +390,7 @@ def test_adam_with_a_gradient_of_exactly_zero_is_finite(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", EXACT)
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d, nn.BatchNorm2d])
-def test_any_module_is_taken(engine: str, norm: type[nn.Module]) -> None:
+def test_hypergradient_works_for_any_module(engine: str, norm: type[nn.Module]) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(1, 2, 3), norm(2, affine=True, track_running_stats=False), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)
@@ -446,7 +446,7 @@ def test_nothing_keeps_a_graph_and_no_argument_changes(engine: str, last: int | 
     assert torch.equal(found.images, again.images)
 
 
-def test_a_callers_gradients_are_left_alone_and_no_grad_does_not_matter() -> None:
+def test_callers_gradients_and_no_grad_have_no_effect() -> None:
     case = conv_case(Sgd())
     images = case.images.clone().requires_grad_()
     for engine in ENGINES:
@@ -486,7 +486,7 @@ def test_dropout_and_tracked_batch_statistics_are_refused(engine: str) -> None:
         ({"keep_points": (6,)}, "keep_points"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changed: dict[str, Any], text: str) -> None:
+def test_inconsistent_arguments_are_refused(changed: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         conv_case(Sgd()).solve(**changed)
 
@@ -501,7 +501,7 @@ def test_images_and_labels_that_do_not_fit_are_refused() -> None:
         case.solve(engine="forward")
 
 
-def test_flat_parameters() -> None:
+def test_flat_parameters_keep_order_and_own_their_memory() -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     vector = flatten(module)
     assert vector.shape == (13,) and not vector.requires_grad

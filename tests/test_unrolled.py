@@ -43,9 +43,7 @@ def same(one: OuterGradient, other: OuterGradient) -> bool:
 
 
 @pytest.mark.parametrize(("name", "options"), [("bptt", {}), ("r-bptt", SGD)], ids=str)
-def test_a_full_window_has_the_slope_of_finite_differences(
-    problem: Problem, name: str, options: dict[str, Any]
-) -> None:
+def test_full_window_gradient_equals_finite_differences(problem: Problem, name: str, options: dict[str, Any]) -> None:
     made = make(problem, name, clip=None, step_size_gradient="exact", **options)
     synthetic = double(made)
     found = made.gradient(synthetic, 3)
@@ -75,7 +73,7 @@ def test_a_window_of_all_steps_is_bptt(problem: Problem, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("rule", [Adam(eps=1e-2), Sgd(0.1), Momentum(0.8)], ids=str)
-def test_a_schedule_is_torchs_multi_step(rule: Rule) -> None:
+def test_scheduled_step_size_equals_torchs_multi_step(rule: Rule) -> None:
     module = build({"network": "convnet", "depth": 1, "width": 2, "activation": "sigmoid"}, 1, 3, 4, 0).double()
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(5, 1, 4, 4, generator=generator, dtype=torch.float64), torch.arange(5) % 3
@@ -110,7 +108,7 @@ def test_a_schedule_is_torchs_multi_step(rule: Rule) -> None:
     assert unlike(answers[0].end, flatten(module)) < 1e-12
 
 
-def test_the_options_of_the_inner_rule_arrive(problem: Problem) -> None:
+def test_options_choose_the_inner_optimiser(problem: Problem) -> None:
     def rule(**options: Any) -> Rule:
         return make(problem, **options).rule
 
@@ -170,7 +168,7 @@ def test_a_pass_sees_each_real_image_once(problem: Problem) -> None:
     assert make(problem, real_batch=5).per_pass == 2  # two images are left out of each pass
 
 
-def test_what_is_augmented_is_an_option(problem: Problem) -> None:
+def test_augmentation_of_real_and_synthetic_images_can_be_turned_off(problem: Problem) -> None:
     images = [make(problem, augment_real=flag).real_images(0, torch.Generator())[0] for flag in (True, False)]
     assert unlike(images[0], images[1]) > 0.01
     plain = replace(problem, augmentation=Augmentation("", "image"))
@@ -228,7 +226,7 @@ def test_uniform_and_early_windows_are_drawn_as_documented() -> None:
     assert {windows.early(generator, 0, 2.0) for _ in range(9)} == {0} == {windows.uniform(generator, 0)}
 
 
-def test_where_the_windows_of_each_method_lie(problem: Problem) -> None:
+def test_each_method_places_its_window_as_published(problem: Problem) -> None:
     def drawn(name: str, **options: Any) -> set[tuple[int, int]]:
         made = make(problem, name, **options)
         found = [made.window(iteration, NOTHING) for iteration in range(80)]
@@ -269,7 +267,7 @@ def test_moving_windows_go_from_end_to_end_when_the_loss_stagnates() -> None:
 
 
 @pytest.mark.parametrize("placement", ["forward", "backward"])
-def test_a_moving_run_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path, placement: str) -> None:
+def test_resuming_with_a_moving_window_gives_the_same_bytes(problem: Problem, tmp_path: Path, placement: str) -> None:
     problem = single(problem)
     options: dict[str, Any] = {"placement": placement, "patience": 1, "window": 1, "iterations": 21, "inner_steps": 9}
     made = make(problem, **options)
@@ -291,7 +289,7 @@ def test_a_moving_run_goes_on_to_the_same_bytes(problem: Problem, tmp_path: Path
 
 
 @pytest.mark.parametrize("init", ["gaussian", "real"])
-def test_images_start_at_a_norm(problem: Problem, init: str) -> None:
+def test_images_start_at_the_norm_of_the_options(problem: Problem, init: str) -> None:
     images = make(problem, init=init).start().images
     torch.testing.assert_close(images.flatten(1).norm(dim=1), torch.ones(6))
     plain = make(problem, init=init, init_norm=None).start().images
@@ -404,7 +402,7 @@ def test_a_prefix_is_trained_on_alone_and_a_new_block_has_a_fresh_optimiser(prob
         ("ratbptt", {"real_batch": 0}, "real_batch: .*got 0"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(problem: Problem, name: str, options: Any, text: str) -> None:
+def test_contradictory_options_are_refused(problem: Problem, name: str, options: Any, text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
         make(problem, name, **options)
     assert "\n" not in str(caught.value)

@@ -228,7 +228,7 @@ def test_whitened_images_have_the_stated_covariance() -> None:
     torch.testing.assert_close(white.mean(0), torch.zeros(48).double(), rtol=0, atol=1e-5)
 
 
-def test_inverse_round_trip() -> None:
+def test_inverse_restores_the_images() -> None:
     images = make_images(100)
     fitted = fit_whitening(images)
     scaled = images.double() / 255
@@ -309,7 +309,7 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_unusable_input_of_fit(images: torch.Tensor, eps: float, text: str) -> None:
+def test_unusable_images_are_refused(images: torch.Tensor, eps: float, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         fit_whitening(images, eps)
 

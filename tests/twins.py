@@ -27,7 +27,7 @@ from satm.methods.parts.problem import Synthetic
 class Segment:
     """Part of an expert's trajectory, from `start` to `target`, `[P]` each, with the `weight` of its loss.
 
-    A student may begin at another place than the start, and have other labels than the set.
+    The student starts from `begin` and sees `labels` where these are given, instead of `start` and the set's labels.
     """
 
     start: Tensor
@@ -181,11 +181,11 @@ def concurrent_starts(sampled: int, least: int, distance: int, count: int, beta:
 def tesla(here: Iteration, synthetic: Synthetic) -> Gradients:
     """Return the gradients of the matching loss multiplied out, with the weights of each step held constant.
 
-    With ``a`` the step size, ``g_i`` the inner gradients and ``G`` their sum, the images' gradient is the sum over the
-    steps of that of ``2 (a (target - start) + a^2 G) . g_i / |start - target|^2``. TESLA (Cui et al. 2023), section on
-    constant memory; the step size's gradient holds all ``g_i`` constant, as in its public code.
+    With ``a`` the step size, ``g_i`` the inner gradients and ``G`` their sum, the images' gradient is that of the sum of
+    ``2 (a (target - start) + a^2 G) . g_i / |start - target|^2``; the step size's gradient holds all ``g_i`` constant.
+    TESLA (Cui et al. 2023), section on constant memory, and its public code.
     """
-    synthetic, rate, steps = leaves(synthetic), synthetic.step_size, len(here.batches)
+    rate, synthetic, steps = synthetic.step_size, leaves(synthetic), len(here.batches)
     losses, products, of_step_size = [], [], []
     for segment in here.segments:
         seen = synthetic if segment.labels is None else replace(synthetic, labels=segment.labels)
@@ -231,8 +231,7 @@ def sam(
     first = len(here.batches) - here.kept if reuse else 0
     sharpest = replace(synthetic, images=synthetic.images + ascent(plain.images))
     sharp = mtt(here, sharpest, first=first, begins=[path[first] for path in plain.paths])
-    found = replace(plain, images=sharp.images, labels=sharp.labels, sharpness=sharp.loss - plain.loss)
-    return found, plain.images
+    return replace(plain, images=sharp.images, labels=sharp.labels, sharpness=sharp.loss - plain.loss), plain.images
 
 
 def steepest(gradient: Tensor, rho: float) -> Tensor:
@@ -303,10 +302,9 @@ def layer_gradients(module: nn.Module, images: Tensor, label: int) -> list[Tenso
 
 
 def dc(module: nn.Module, images: Tensor, classes: Sequence[OneClass]) -> tuple[Tensor, Tensor]:
-    """Return the distance between gradients on synthetic and real images, and its gradient.
+    """Return 1 - cosine of gradients on synthetic and real images, over classes, layers, channels; and its gradient.
 
-    1 - cosine, summed over classes, layers and output channels: DC (Zhao et al. 2021), Eq. 10 and public code. With
-    augmentation: DSA (Zhao and Bilen 2021), section 3.
+    DC (Zhao et al. 2021), Eq. 10 and public code; with augmentation: DSA (Zhao and Bilen 2021), section 3.
     """
     images, distances = leaf(images), []
     for one in classes:
