@@ -23,7 +23,7 @@ from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.outer import OuterGradient
 from satm.params import call_flat
-from satm.results import METRICS
+from satm.results.columns import METRICS
 from satm.stages.checkpoint import RunState
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from satm.config.base import Options
-from satm.errors import UsageError
+from satm.errors import UsageError, short
 
 _SOURCE_FILES = (Path(__file__).parents[1] / "data" / "sources").glob("[!_]*.py")
 SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
@@ -62,7 +62,7 @@ class DatasetOptions(Options):
     @classmethod
     def _source_exists(cls, source: str) -> str:
         if source not in SOURCES:
-            raise ValueError(f"expected one of {', '.join(map(repr, SOURCES))}")
+            raise ValueError(f"expected one of {', '.join(map(repr, SOURCES))}, got {short(source)}")
         return source
 
     @model_validator(mode="after")
