@@ -4,8 +4,9 @@ A new kind is one module here: a class with `@FIGURES.named("NAME")` that derive
 has the option `kind: Literal["NAME"] = "NAME"` and defines `files` and `draw`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas
@@ -70,6 +71,21 @@ class MetricsFigure(CellsFigure):
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
         """Return the metrics of all distillations."""
         return [layout.metrics(run) for run in self.runs()]
+
+
+class AnalysisFigure(CellsFigure):
+    """A figure of what an analysis measured at synthetic sets; the analysis has the name of the kind."""
+
+    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
+        """Return what was measured at all sets."""
+        return [layout.analysis(self.kind, cell) for cell in self.cells()]
+
+    def measured(self, reader: Reader, dataset: str, ipc: int) -> Iterator[tuple[str, pandas.DataFrame]]:
+        """Yield each method and what was measured at its sets of all seeds; without those that may be left out."""
+        for method in self.methods:
+            rows = reader.attempt(partial(reader.analysis, self.kind, self.cells_of(dataset, ipc, method)))
+            if rows is not None:
+                yield method, rows
 
 
 def figure_of(resolver: Resolver, name: str) -> FigureKind:

@@ -1,13 +1,11 @@
 """Errors of SATM's approximations beside their bounds, and the curvature that the bounds assume."""
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import pandas
 
-from satm.config import FIGURES, Layout, TableOptions, budgets
-from satm.figures.base import CellsFigure, Drawn, cell_title
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
@@ -15,25 +13,18 @@ VALUES = ["error", "relative", "bound", "lowest_curvature", "highest_curvature",
 
 
 @FIGURES.named("bounds")
-class BoundsFigure(CellsFigure):
+class BoundsFigure(AnalysisFigure):
     """Errors of a truncated hypergradient and of a reused trajectory beside their bounds."""
 
     kind: Literal["bounds"] = "bounds"
     """Errors of SATM's approximations beside their bounds."""
-
-    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the measured errors of all cells."""
-        return [layout.analysis("bounds", cell) for cell in self.cells()]
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw, in a row per cell: truncation error, trajectory distance with its bound, and curvature."""
         frames, rows = [], []
         for dataset, ipc in budgets(self.datasets):
             truncated, reused, curved, levels = [], [], [], []
-            for method in self.methods:
-                found = reader.attempt(partial(reader.analysis, "bounds", self.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
+            for method, found in self.measured(reader, dataset, ipc):
                 label = self.label(method)
                 frames.append(_tidy(found, dataset, ipc, method))
                 cut, again = (_means(found[found["quantity"] == quantity]) for quantity in ("truncation", "reuse"))

@@ -1,13 +1,11 @@
 """How far networks trained on a synthetic set are from the experts, along their whole path."""
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import pandas
 
-from satm.config import FIGURES, Layout, TableOptions, budgets
-from satm.figures.base import CellsFigure, Drawn, cell_title, counted
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
@@ -20,25 +18,18 @@ ERRORS = {"accumulated": "accumulated", "matching": "matching", "initialisation"
 
 
 @FIGURES.named("trajectory")
-class TrajectoryFigure(CellsFigure):
+class TrajectoryFigure(AnalysisFigure):
     """How far networks trained on a synthetic set are from the experts, along their whole path."""
 
     kind: Literal["trajectory"] = "trajectory"
     """Errors along the experts' path."""
-
-    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the measured errors of all cells."""
-        return [layout.analysis("trajectory", cell) for cell in self.cells()]
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw, in a row per cell, test losses minus the expert's and the parts of the error in weights."""
         frames, rows, counts = [], [], set()
         for dataset, ipc in budgets(self.datasets):
             losses, errors, expert = [], [], None
-            for method in self.methods:
-                found = reader.attempt(partial(reader.analysis, "trajectory", self.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
+            for method, found in self.measured(reader, dataset, ipc):
                 found = found[found["kind"] == "path"]
                 label = self.label(method)
                 values = {name: found[f"{name}_loss"] - found["expert_loss"] for name in DIFFERENCES}

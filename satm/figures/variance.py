@@ -1,13 +1,11 @@
 """Normalised variance of the hypergradient along the distillation."""
 
-from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 import pandas
 
-from satm.config import FIGURES, Layout, TableOptions, budgets
-from satm.figures.base import CellsFigure, Drawn, cell_title, counted
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
@@ -15,25 +13,18 @@ COLUMNS = ["dataset", "ipc", "method", "iteration", "mean", "std", "n"]
 
 
 @FIGURES.named("variance")
-class VarianceFigure(CellsFigure):
+class VarianceFigure(AnalysisFigure):
     """Normalised variance of the hypergradient along the distillation, a line per method."""
 
     kind: Literal["variance"] = "variance"
     """Variance of the hypergradient along the distillation."""
-
-    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the measured variances of all cells."""
-        return [layout.analysis("variance", cell) for cell in self.cells()]
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
         frames, panels, samples, counts = [], [], set(), set()
         for dataset, ipc in budgets(self.datasets):
             lines = []
-            for method in self.methods:
-                found = reader.attempt(partial(reader.analysis, "variance", self.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
+            for method, found in self.measured(reader, dataset, ipc):
                 samples |= set(found["samples"])
                 grouped = found.groupby("iteration")["variance"].agg(["mean", "std", "count"])
                 values = grouped.rename(columns={"count": "n"}).reset_index()

@@ -17,25 +17,12 @@ from satm.tables.reader import Reader
 from satm.tables.render import Contents, Grid, in_numbers, networks_in_words
 
 COLUMNS = {
-    "dataset": "str",
-    "ipc": "int64",
-    "network": "str",
-    "method": "str",
-    "accuracy_mean": "float64",
-    "accuracy_std": "float64",
-    "n": "Int64",
-    "diverged": "Int64",
-    "selection": "object",
-    "average": "object",
-    "split": "object",
-    "step_size": "object",
-    "published_mean": "float64",
-    "published_std": "float64",
-    "published_network": "object",
-    "published_source": "object",
-    "difference": "float64",
-    "seconds": "float64",
-    "peak_memory_bytes": "Int64",
+    **{"dataset": "str", "ipc": "int64", "network": "str", "method": "str"},
+    **{"accuracy_mean": "float64", "accuracy_std": "float64", "n": "Int64", "diverged": "Int64"},
+    **dict.fromkeys(("selection", "average", "split", "step_size"), "object"),
+    **dict.fromkeys(("published_mean", "published_std"), "float64"),
+    **dict.fromkeys(("published_network", "published_source"), "object"),
+    **{"difference": "float64", "seconds": "float64", "peak_memory_bytes": "Int64"},
 }
 """Columns of a table; capital letters mark the types that can be missing."""
 

@@ -6,20 +6,8 @@ from satm.errors import UsageError
 from satm.tables.statistics import pooled_deviations, student_interval
 
 PAIRED_COLUMNS = (
-    "dataset",
-    "ipc",
-    "network",
-    "quantity",
-    "method",
-    "reference",
-    "method_mean",
-    "reference_mean",
-    "difference",
-    "low",
-    "high",
-    "n",
-    "over",
-    "pooled_deviations",
+    *("dataset", "ipc", "network", "quantity", "method", "reference", "method_mean", "reference_mean"),
+    *("difference", "low", "high", "n", "over", "pooled_deviations"),
 )
 
 

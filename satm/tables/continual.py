@@ -21,10 +21,7 @@ METRICS = ("final", "average", "forgetting")
 """What a table shows of each method."""
 
 COLUMNS = {
-    "dataset": "str",
-    "ipc": "int64",
-    "method": "str",
-    "steps": "int64",
+    **{"dataset": "str", "ipc": "int64", "method": "str", "steps": "int64"},
     **{f"{metric}_{number}": "float64" for metric in METRICS for number in ("mean", "std")},
     **dict.fromkeys(("n", "seeds", "orders", "networks"), "Int64"),
     **dict.fromkeys(("split", "selection", "average", "step_size"), "object"),

@@ -15,17 +15,9 @@ from satm.tables.reader import Reader
 from satm.tables.render import Grid, percent, text_of
 
 COLUMNS = {
-    "dataset": "str",
-    "ipc": "int64",
-    "method": "str",
-    "start": "int64",
-    "epochs_left": "Int64",
-    "steps": "Int64",
-    "accuracy_mean": "float64",
-    "accuracy_std": "float64",
-    "n": "Int64",
-    "published_mean": "float64",
-    "published_source": "object",
+    **{"dataset": "str", "ipc": "int64", "method": "str", "start": "int64", "epochs_left": "Int64", "steps": "Int64"},
+    **{"accuracy_mean": "float64", "accuracy_std": "float64", "n": "Int64"},
+    **{"published_mean": "float64", "published_source": "object"},
 }
 """Columns of a table; all but the first four can be missing."""
 

@@ -42,16 +42,9 @@ hypergradient_norm_spikes: fraction of the iterations above `SPIKE` times the me
 _last_tenth: mean over the first and last tenth of the iterations."""
 
 COLUMNS = {
-    "dataset": "str",
-    "ipc": "int64",
-    "method": "str",
-    "measure": "str",
-    "mean": "float64",
-    "std": "float64",
-    "n": "Int64",
-    "published": "float64",
-    "published_std": "float64",
-    "published_source": "object",
+    **{"dataset": "str", "ipc": "int64", "method": "str", "measure": "str"},
+    **{"mean": "float64", "std": "float64", "n": "Int64"},
+    **{"published": "float64", "published_std": "float64", "published_source": "object"},
 }
 """Columns of a table; all but the first four can be missing."""
 

@@ -25,18 +25,10 @@ METRICS = {
 """Columns that have published numbers, and the metric in the data file."""
 
 COLUMNS = {
-    "dataset": "str",
-    "ipc": "int64",
-    "method": "str",
-    "seeds": "Int64",
-    "candidates": "Int64",
+    **{"dataset": "str", "ipc": "int64", "method": "str", "seeds": "Int64", "candidates": "Int64"},
     **{f"spearman_{top}{kind}": "float64" for top in TOPS for kind in ("", "_std")},
-    "selected_accuracy": "float64",
-    "selected_accuracy_std": "float64",
-    "best_accuracy": "float64",
-    "selected": "object",
-    "proxy_minutes": "float64",
-    "real_minutes": "float64",
+    **dict.fromkeys(("selected_accuracy", "selected_accuracy_std", "best_accuracy"), "float64"),
+    **{"selected": "object", "proxy_minutes": "float64", "real_minutes": "float64"},
     **{f"published_{column}": "float64" for column in METRICS},
     "published_source": "object",
 }
