@@ -256,7 +256,7 @@ def continual(arguments: Sequence[str]) -> None:
     known = _peek(arguments, config=None, dataset="digits", ipc=1, method="mtt", protocol="default")
     resolver = load_campaign(known.config)
     options = resolver.learning(known.protocol, Cell(known.dataset, known.ipc, known.method))
-    protocol = Annotated[str, tyro.conf.arg(help="Name of a protocol under `continual` in the campaign.")]
+    protocol = Annotated[str, tyro.conf.arg(help="Name of a table of kind `continual` in the campaign.")]
     fields = [*_cell(), ("protocol", protocol, "default")]
     flags = _parse("continual", continual.__doc__, Compute, fields, arguments, options)
     cell = Cell(flags.dataset, flags.ipc, flags.method, flags.seed)

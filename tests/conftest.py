@@ -19,7 +19,7 @@ from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_
 from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.params import flatten
-from satm.results import DistilledDataset
+from satm.results.distilled import DistilledDataset
 from satm.storage import files
 
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)

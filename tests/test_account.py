@@ -16,7 +16,9 @@ from conftest import Refuse
 import satm
 from satm.cli import main
 from satm.errors import RunError, UsageError
-from satm.results import EVALUATION, METRICS, read_rows_metadata, run_metadata
+from satm.results.circumstances import run_metadata
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.rows import read_rows_metadata
 from satm.run import machine
 from satm.run import record as account
 from satm.run.record import Record, ask_slurm, attempts, computes_on, find_record, found_done

@@ -20,7 +20,9 @@ import satm
 from satm import cli
 from satm.cli import STAGES, main
 from satm.config import REVISIONS
-from satm.results import EVALUATION, METRICS, load_distilled, read_rows, read_rows_metadata
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.distilled import load_distilled
+from satm.results.rows import read_rows, read_rows_metadata
 from satm.run.lock import exclusive
 from satm.storage import files
 from satm.storage.tensors import read_tensors

@@ -21,7 +21,17 @@ from torch import Tensor, nn
 
 import satm.evaluation.networks as evaluation
 from satm.cli import main
-from satm.config import Campaign, Cell, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
+from satm.config import (
+    Campaign,
+    Cell,
+    EvaluateOptions,
+    LearnOptions,
+    Resolver,
+    StepsOptions,
+    load_campaign,
+    load_yaml,
+    parse,
+)
 from satm.config.class_order import Step, class_order, split_classes, step_of
 from satm.data import Augmentation, ImageData, keep_classes, load_images
 from satm.errors import UsageError
@@ -30,8 +40,11 @@ from satm.evaluation.continual import Brought, among, learn, renumbered, rows, w
 from satm.evaluation.networks import Task, train
 from satm.evaluation.replay import Memory
 from satm.networks.training import TrainingImages, outputs, soft_cross_entropy
-from satm.results import CONTINUAL, DistilledDataset, load_distilled, read_rows, save_distilled
-from satm.tables import continual as continual_table
+from satm.results.columns import CONTINUAL
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
+from satm.results.rows import read_rows
+from satm.tables.base import table_of
+from satm.tables.continual import by_order
 from satm.tables.reader import Reader
 from satm.workflow import schema as schemas
 from satm.workflow.campaigns import Campaigns
@@ -387,17 +400,25 @@ def test_numbers_of_several_runs_stay_apart_and_one_step_forgets_nothing_that_ca
     forgotten = continual.forgetting(both)
     assert forgotten.index.get_level_values("order").tolist() == [0, 0, 1]
     assert forgotten.tolist()[:2] == pytest.approx([0.225, 0.0]) and pandas.isna(forgotten.iloc[2])
-    assert continual_table.by_order(continual.final_accuracy(both)).tolist() == pytest.approx([0.5125, 0.5])
+    assert by_order(continual.final_accuracy(both)).tolist() == pytest.approx([0.5125, 0.5])
 
 
 # The stage, on digits
 
-SECTION = """
-continual:
-  two: {datasets: {digits: [1]}, methods: [random, satm], steps: 2, orders: 2, repeats: 2}
-  three: {datasets: {digits: [1]}, methods: [random], steps: 3, orders: 1, repeats: 1}
-  parts: {datasets: {white: [1]}, methods: [random, mtt], seeds: [3], steps: 2, orders: 1, repeats: 1, sets: per-step}
+PROTOCOLS = """
+  two: {kind: continual, datasets: {digits: [1]}, methods: [random, satm], steps: 2, orders: 2, repeats: 2}
+  three: {kind: continual, datasets: {digits: [1]}, methods: [random], steps: 3, orders: 1, repeats: 1}
+  parts:
+    kind: continual
+    datasets: {white: [1]}
+    methods: [random, mtt]
+    seeds: [3]
+    steps: 2
+    orders: 1
+    repeats: 1
+    sets: per-step
 """
+"""Added to the campaign's tables, which are its last section."""
 RUN = Path("results/tiny")
 CONFIG = ("--config", "tiny.yaml")
 CELL = (*CONFIG, "--dataset", "digits", "--ipc", "1", "--method", "satm", "--protocol", "two")
@@ -410,7 +431,7 @@ SET = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 def steps(campaign: Path) -> Path:
     """The finished campaign with protocols of continual learning."""
     path = campaign / "tiny.yaml"
-    path.write_text(path.read_text() + SECTION)
+    path.write_text(path.read_text() + PROTOCOLS)
     return campaign
 
 
@@ -526,7 +547,8 @@ def test_a_whole_campaign_from_slices(steps: Path, capsys: pytest.CaptureFixture
     with Image.open(RUN / "figures/two.png") as picture:
         assert min(picture.size) > 200
     assert (RUN / "figures/two.pdf").read_bytes().startswith(b"%PDF")
-    curves = continual_table.curves(Reader(load_campaign(Path("tiny.yaml"))), "two")["digits", 1]["satm"]
+    loaded = load_campaign(Path("tiny.yaml"))
+    curves = table_of(loaded, "two").curves(Reader(loaded), "two")["digits", 1]["satm"]  # type: ignore[attr-defined]
     assert curves.index.tolist() == [5, 10]
     assert curves["mean"].iloc[1] == pytest.approx(row["final_mean"], rel=1e-5)
     assert curves["mean"].mean() == pytest.approx(row["average_mean"], rel=1e-5)
@@ -644,23 +666,22 @@ def test_rows_of_another_plan_are_refused_by_the_table(steps: Path, refused: Ref
 
 # Campaigns and the workflow
 
-PROTOCOL: dict[str, Any] = {"datasets": {"digits": [1]}, "methods": ["random"]}
+PROTOCOL: dict[str, Any] = {"kind": "continual", "datasets": {"digits": [1]}, "methods": ["random"]}
 
 
 @pytest.mark.parametrize(
-    ("content", "text"),
+    ("tables", "text"),
     [
-        ({"tables": {"p": {**PROTOCOL}}, "continual": {"p": PROTOCOL}}, "tables and continual both name 'p'; rename"),
-        ({"continual": {"synthetic-p": PROTOCOL}}, "the figure of 'synthetic-p' could be taken for a picture"),
-        ({"continual": {"p_q": PROTOCOL}}, "the name 'p_q' may hold letters, digits and '-' only"),
-        ({"continual": {"p": {**PROTOCOL, "step": 3}}}, "unknown option 'continual.p.step'.*Did you mean 'steps'?"),
-        ({"continual": {"p": {**PROTOCOL, "sets": "slices"}}}, "continual.p.sets: .*'sliced' or 'per-step'"),
-        ({"continual": {"p": {**PROTOCOL, "orders": 0}}}, "continual.p.orders: .*greater than or equal to 1"),
+        ({"synthetic-p": PROTOCOL}, "the figure of 'synthetic-p' could be taken for a picture"),
+        ({"p_q": PROTOCOL}, "the name 'p_q' may hold letters, digits and '-' only"),
+        ({"p": {**PROTOCOL, "step": 3}}, "unknown option 'tables.p.step'.*Did you mean 'steps'?"),
+        ({"p": {**PROTOCOL, "sets": "slices"}}, "tables.p.sets: .*'sliced' or 'per-step'"),
+        ({"p": {**PROTOCOL, "orders": 0}}, "tables.p.orders: .*greater than or equal to 1"),
     ],
 )
-def test_an_unusable_protocol_is_told_when_it_is_loaded(content: dict[str, Any], text: str) -> None:
+def test_an_unusable_protocol_is_told_when_it_is_loaded(tables: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        resolver(**content)
+        resolver(tables=tables)
     assert "\n" not in str(caught.value)
 
 
@@ -678,8 +699,8 @@ def test_an_unusable_protocol_is_told_when_it_is_loaded(content: dict[str, Any],
 def test_a_protocol_is_checked_before_any_job(change: dict[str, Any], text: str) -> None:
     datasets = {"pets": {"source": "folder"}, "some": {"source": "folder", "classes": [1, 2, 3]}}
     with pytest.raises(UsageError, match=text):
-        schemas.Checker().check(resolver(datasets=datasets, continual={"p": {**PROTOCOL, **change}}))
-    schemas.Checker().check(resolver(datasets=datasets, continual={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
+        schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, **change}}))
+    schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
 
 
 def campaigns(tmp_path: Path, text: str) -> Campaigns:
@@ -691,9 +712,9 @@ def campaigns(tmp_path: Path, text: str) -> Campaigns:
 WORKFLOW = """
 datasets:
   white: {source: digits, zca: true}
-continual:
-  parts: {datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2, sets: per-step}
-  whole: {datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2}
+tables:
+  parts: {kind: continual, datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2, sets: per-step}
+  whole: {kind: continual, datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2}
 """
 
 
@@ -730,10 +751,10 @@ def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
         ("steps: 2, orders: 2, sets", "steps: 3, orders: 2, sets", True),
         ("orders: 2}", "orders: 3}", False),
         ("methods: [mtt], steps: 2, orders: 2, sets", "methods: [mtt, satm], steps: 2, orders: 2, sets", False),
-        ("continual:", "networks: {convnet: {width: 4}}\ncontinual:", True),
-        ("continual:", "settings: [{stage: evaluate, options: {epochs: 3}}]\ncontinual:", True),
-        ("continual:", "settings: [{stage: evaluate, options: {repeats: 3}}]\ncontinual:", False),
-        ("continual:", "settings: [{method: mtt, options: {iterations: 3}}]\ncontinual:", False),
+        ("tables:", "networks: {convnet: {width: 4}}\ntables:", True),
+        ("tables:", "settings: [{stage: evaluate, options: {epochs: 3}}]\ntables:", True),
+        ("tables:", "settings: [{stage: evaluate, options: {repeats: 3}}]\ntables:", False),
+        ("tables:", "settings: [{method: mtt, options: {iterations: 3}}]\ntables:", False),
         ("zca: true}", "zca: true, augment: flip}", True),
     ],
 )
@@ -768,7 +789,7 @@ def test_the_papers_figure_2_is_in_its_campaign() -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml")
     found = {
         (dataset, ipc, one.steps): one.methods
-        for one in paper.campaign.continual.values()
+        for one in paper.campaign.tables_with(StepsOptions).values()
         for dataset, ipcs in one.datasets.items()
         for ipc in ipcs
     }
@@ -782,7 +803,7 @@ def test_the_papers_figure_2_is_in_its_campaign() -> None:
 
 def test_options_of_learning_are_those_of_the_protocol_and_of_the_evaluation() -> None:
     held = resolver(
-        continual={"p": {**PROTOCOL, "repeats": 4, "steps": 3}},
+        tables={"p": {**PROTOCOL, "repeats": 4, "steps": 3}},
         settings=[{"stage": "evaluate", "options": {"epochs": 11, "repeats": 7}}],
     )
     found = held.learning("p", Cell("digits", 1, "random"))

@@ -21,7 +21,7 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import SELECTED, Recipe
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
-from satm.results import METRICS
+from satm.results.columns import METRICS
 from satm.run.stopping import Stop, on_signals
 from satm.stages.checkpoint import RunState
 

@@ -9,7 +9,9 @@ import pytest
 from resuming import kept_rows
 
 from satm.cli import main
-from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
+from satm.results.columns import EVALUATION
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
+from satm.results.rows import read_rows
 from satm.stages import evaluate as stage
 from satm.stages.checkpoint import Generations, RowsState
 

@@ -20,7 +20,7 @@ from satm.methods import METHODS, resolve
 from satm.methods.mtt import matching_loss
 from satm.methods.parts.problem import Problem
 from satm.outer import OuterGradient
-from satm.results import METRICS
+from satm.results.columns import METRICS
 from satm.stages.checkpoint import RunState
 from satm.unroll.batches import mini_batches
 

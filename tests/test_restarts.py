@@ -13,7 +13,9 @@ import pytest
 from checkouts import make_checkout
 
 from satm.config import Cell, Layout
-from satm.results import EVALUATION, run_metadata, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import EVALUATION
+from satm.results.rows import write_rows
 from satm.run.lock import IN_WORKFLOW, KEPT, exclusive, link
 from satm.stages.common import made_already
 from satm.workflow.recovery import KEEPING, follow_up, forget_results

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.experts import differing_field
-from satm.results import DistilledDataset
+from satm.results.distilled import DistilledDataset
 
 Data = DistilledDataset | tuple[Tensor, Tensor]
 """What a memory takes: a synthetic set, or images `[m, C, H, W]` with labels `[m]` int64 or `[m, K]` float32 logits."""

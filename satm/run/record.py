@@ -1,8 +1,8 @@
 """What a job takes, written down while it runs: time, processors, memory, device and queue of each of its attempts.
 
 The record lies beside the job's log and not in its output: it differs from run to run, and the bytes of results do not.
-Files that carry circumstances (`satm.results.run_metadata`) have a copy, so that it goes where they go. An attempt that
-is killed is known up to its last heartbeat, and the next one of the same job adds itself to the record.
+Files that carry circumstances (`satm.results.circumstances`) have a copy, so that it goes where they go. An attempt
+that is killed is known up to its last heartbeat, and the next one of the same job adds itself to the record.
 """
 
 import contextlib

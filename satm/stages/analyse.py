@@ -26,16 +26,9 @@ from satm.methods.satm import SatmOptions
 from satm.networks import build
 from satm.networks.training import TrainingImages, measure
 from satm.params import load_flat
-from satm.results import (
-    BOUNDS,
-    EXPERT_SHARPNESS,
-    SHARPNESS,
-    TRAJECTORY,
-    VARIANCE,
-    Columns,
-    run_metadata,
-    write_rows,
-)
+from satm.results.circumstances import run_metadata
+from satm.results.columns import BOUNDS, EXPERT_SHARPNESS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
+from satm.results.rows import write_rows
 from satm.run.lock import exclusive
 from satm.run.progress import Progress
 from satm.seeds import make_generator

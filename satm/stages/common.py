@@ -17,7 +17,9 @@ from satm.methods.parts.problem import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages
-from satm.results import Columns, DistilledDataset, load_distilled, read_rows_metadata
+from satm.results.columns import Columns
+from satm.results.distilled import DistilledDataset, load_distilled
+from satm.results.rows import read_rows_metadata
 from satm.run.lock import Lock, link
 from satm.seeds import make_generator
 from satm.stages.checkpoint import RowsState

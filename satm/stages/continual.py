@@ -16,7 +16,10 @@ from satm.errors import UsageError
 from satm.evaluation.continual import Brought, Tested, among, learn, rows, whole_labels
 from satm.evaluation.networks import Axes, Task, settled
 from satm.networks.training import TrainingImages
-from satm.results import CONTINUAL, DistilledDataset, run_metadata, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import CONTINUAL
+from satm.results.distilled import DistilledDataset
+from satm.results.rows import write_rows
 from satm.run.lock import Lock, exclusive
 from satm.run.progress import Progress
 from satm.seeds import derive_seed

@@ -18,7 +18,10 @@ from satm.methods import Recipe
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages
-from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import METRICS
+from satm.results.distilled import DistilledDataset, History, save_distilled
+from satm.results.rows import write_rows
 from satm.run.lock import Lock, exclusive
 from satm.run.machine import describe_backend
 from satm.run.progress import Progress

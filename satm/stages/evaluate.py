@@ -14,7 +14,10 @@ from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate, settled, stacked
 from satm.methods.parts.labels import expert_labels
 from satm.networks.training import TrainingImages
-from satm.results import EVALUATION, DistilledDataset, run_metadata, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import EVALUATION
+from satm.results.distilled import DistilledDataset
+from satm.results.rows import write_rows
 from satm.run.lock import exclusive
 from satm.run.progress import Progress
 from satm.seeds import derive_seed

@@ -16,7 +16,9 @@ from satm.evaluation.networks import Axes, Task, evaluate, stacked
 from satm.evaluation.search import Candidate, candidates, sample
 from satm.networks import NETWORKS, resolve
 from satm.networks.training import TrainingImages
-from satm.results import NAS, run_metadata, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import NAS
+from satm.results.rows import write_rows
 from satm.run.lock import Lock, exclusive
 from satm.run.progress import Progress
 from satm.run.record import account

@@ -5,27 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas
 
 from satm.config import Cell, Resolver
 from satm.errors import MissingRun, UsageError
-from satm.experts import differing_field
-from satm.results import (
-    BOUNDS,
-    EVALUATION,
-    METRICS,
-    SHARPNESS,
-    TRAJECTORY,
-    VARIANCE,
-    Columns,
-    DistilledDataset,
-    load_distilled,
-    read_run,
-)
+from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
+from satm.results.rows import read_run
 from satm.storage.files import expect, hash_file
-from satm.storage.tensors import open_tensors, read_metadata
+
+if TYPE_CHECKING:
+    from satm.results.distilled import DistilledDataset
 
 T = TypeVar("T")
 
@@ -112,6 +103,9 @@ class Reader:
         Raises:
             UsageError: also where they are of another version of the run than the synthetic set that lies there.
         """
+        from satm.experts import differing_field
+        from satm.storage.tensors import open_tensors, read_metadata
+
         path = self.resolver.layout.metrics(cell)
         frame, made = self.run(path, METRICS, "distill", cell.axes)
         if (found := made.get("axes", list(cell))) != list(cell):
@@ -133,13 +127,15 @@ class Reader:
         path = self.resolver.layout.evaluation(cell, network)
         return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
-    def distilled(self, cell: Cell) -> DistilledDataset:
+    def distilled(self, cell: Cell) -> "DistilledDataset":
         """Return a synthetic set.
 
         Raises:
             MissingRun: it is missing; the text has the command that makes it.
             UsageError: the file is broken or of another run.
         """
+        from satm.results.distilled import load_distilled
+
         path = Path(self.resolver.layout.distilled(cell))
         if not path.is_file():
             raise MissingRun(
