@@ -13,8 +13,8 @@ from satm.methods.options import MatchingOptions
 from satm.methods.parts.batches import mini_batches
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
-from satm.networks.training import soft_cross_entropy
-from satm.params import flatten
+from satm.networks.training import TrainingImages, measure, soft_cross_entropy
+from satm.params import flatten, load_flat
 from satm.seeds import make_generator
 from satm.unroll import InnerLoop, Point, Sgd
 
@@ -149,3 +149,32 @@ def restart(
         accuracy, loss = test(weights)
         row = {"start": start, "epoch": store.epochs, "evaluation_accuracy": accuracy, "evaluation_loss": loss}
         yield {**row, "steps": steps}
+
+
+def measure_trajectory(
+    matching: TrajectoryMatching[MatchingOptions],
+    synthetic: Synthetic,
+    real: TrainingImages,
+    experts: Sequence[int],
+    starts: Sequence[int],
+) -> Iterator[dict[str, float | int | str]]:
+    """Yield the rows of `follow`, of kind `path`, and those of `restart`, of one expert after another.
+
+    Args:
+        matching: as `follow`, and so `synthetic`.
+        synthetic: the set.
+        real: images to test on, with integer labels.
+        experts: their indices.
+        starts: as `restart`.
+    """
+    module = matching.problem.build(0).to(real.labels.device)
+
+    def test(weights: Tensor) -> tuple[float, float]:
+        load_flat(module, weights)
+        return measure(module, real)
+
+    for expert in experts:
+        for row in follow(matching, synthetic, expert, test):
+            yield {"kind": "path", "expert": expert, "steps": matching.options.inner_steps, **row}
+        for row in restart(matching, synthetic, expert, starts, test):
+            yield {"kind": "restart", "expert": expert, **row}

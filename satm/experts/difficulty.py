@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import UsageError
-from satm.experts.store import Identity, TrajectoryStore, differing_field
+from satm.experts.store import TrajectoryStore
 from satm.networks.training import TrainingImages, outputs
 from satm.params import load_flat
+from satm.storage.identity import Identity, differing_field
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.run import record as account
+from satm.run import record
 from satm.run.machine import device_name
 from satm.version import CHECKOUT, __version__
 
@@ -22,7 +22,7 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
         options: the resolved options, JSON values.
         device: where the run computes.
     """
-    taken = account.attempts()
+    taken = record.attempts()
     return {
         "options": dict(options),
         "commit": _commit(),

@@ -227,7 +227,8 @@ def _acquire(folder: Path, what: str) -> Lock:
                     f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
                 )
             waited = True
-            stopping.saved()  # what the other one does is not lost on a run that a time limit stops here
+            stopping.saved()  # a run that a time limit stops here loses nothing: the other process goes on
+            stopping.check_stop()
             if time.monotonic() - told > 600:
                 told = time.monotonic()
                 LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
@@ -320,6 +321,7 @@ def _alive(path: Path, held: dict[str, Any]) -> bool:
         if first:
             LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), DEAD_AFTER)
             first = False
+        stopping.check_stop()
         time.sleep(min(1.0, DEAD_AFTER / 10))
     LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), DEAD_AFTER)
     return False

@@ -1,7 +1,5 @@
 """What several stages need: a dataset ready for training, experts checked, where a synthetic set is."""
 
-import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +10,17 @@ import torch
 from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
-from satm.experts import Difficulty, TrajectoryStore, differing_field, load_difficulty
+from satm.experts import Difficulty, TrajectoryStore, load_difficulty
+from satm.methods import Recipe
+from satm.methods.options import MethodOptions
+from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem
 from satm.networks import build as build_network
 from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages
-from satm.results import Columns, DistilledDataset, load_distilled, read_rows_metadata
-from satm.run.lock import Lock, link
+from satm.results import DistilledDataset, load_distilled
 from satm.seeds import make_generator
-from satm.stages.checkpoint import RowsState
-from satm.storage.tensors import read_tensors
-
-LOG = logging.getLogger("satm")
+from satm.storage.identity import differing_field
 
 
 @dataclass(frozen=True)
@@ -163,7 +160,37 @@ def open_experts(
     return store
 
 
-def make_problem(
+def open_method(
+    resolver: Resolver,
+    prepared: Prepared,
+    recipe: Recipe,
+    options: MethodOptions,
+    cell: Cell,
+    device: torch.device,
+    experts: str | None = None,
+) -> tuple[Method[Any], str]:
+    """Return a method for a cell, and the name of the network that is trained on its sets.
+
+    Args:
+        resolver: the campaign.
+        prepared: the dataset.
+        recipe: of the method.
+        options: of the method.
+        cell: names the run for its seeds.
+        device: where to compute.
+        experts: to use in place of those that the options name.
+
+    Raises:
+        UsageError: the experts are missing or others, or options, experts and data do not fit together.
+    """
+    store, network = None, getattr(options, "network", "convnet")
+    if recipe.needs_experts:
+        name: str = experts or getattr(options, "experts")  # noqa: B009 - the options of such methods have it
+        store, network = open_experts(resolver, prepared, name), resolver.experts(name, cell.dataset).network
+    return recipe(options, open_problem(resolver, prepared, network, cell, device, store)), network
+
+
+def open_problem(
     resolver: Resolver,
     prepared: Prepared,
     network: str,
@@ -224,54 +251,6 @@ def real_images(prepared: Prepared, name: str, device: torch.device, count: int 
         chosen = order[:count].sort().values
         split = Split(split.images[chosen], split.labels[chosen])
     return TrainingImages.of(split, prepared.preprocessor, device)
-
-
-def resumed_rows(held: RowsState, columns: Columns) -> list[dict[str, Any]]:
-    """Return the rows that an earlier run of the same job left."""
-    return [{**columns.since, **row} for row in held.load()]
-
-
-def made_already(lock: Lock, columns: Columns, identity: Mapping[str, Any], *results: Path) -> bool:
-    """Say whether another process has made this run's results, as `found_made`.
-
-    Args:
-        lock: of the run.
-        columns: of the first result; others are files of tensors.
-        identity: of the run, which the first result states.
-        results: all of them.
-    """
-
-    def is_ours(rows: Path, *tensors: Path) -> bool:
-        for path in tensors:
-            read_tensors(path, "synthetic set")
-        return differing_field(identity, read_rows_metadata(rows, columns)["options"]) is None
-
-    return found_made(lock, is_ours, *results)
-
-
-def found_made(lock: Lock, is_ours: Callable[..., bool], *results: Path) -> bool:
-    """Say whether another process has made a run's results, while this one waited for the lock or unseen before.
-
-    Args:
-        lock: of the run.
-        is_ours: says whether results that were found are of this run; a `UsageError` says no.
-        results: all of them; those that were kept (`satm.run.lock.KEPT`) are put back.
-    """
-    kept = lock.kept(*results)
-    if kept is None and not (lock.waited and all(path.is_file() for path in results)):
-        return False
-    try:
-        if not is_ours(*(kept or results)):
-            return False
-    except UsageError as error:
-        LOG.warning("%s", error)
-        return False
-    for source, path in zip(kept or (), results, strict=False):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        link(source, path)
-    LOG.info("%s was made by another process", results[0])
-    lock.finished(*results)
-    return True
 
 
 def _data_command(resolver: Resolver, dataset: str) -> str:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from satm.errors import UsageError
-from satm.storage.files import AGAIN, atomic_path, hash_json
+from satm.storage.files import AGAIN, atomic_path
+from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
 """Names under which files state hashes: of each tensor, of the metadata with the hashes of the tensors."""

@@ -11,7 +11,6 @@ import pandas
 
 from satm.config import Cell, Resolver
 from satm.errors import MissingRun, UsageError
-from satm.experts import differing_field
 from satm.results import (
     BOUNDS,
     EVALUATION,
@@ -24,7 +23,8 @@ from satm.results import (
     load_distilled,
     read_run,
 )
-from satm.storage.files import expect, hash_file
+from satm.storage.files import expect
+from satm.storage.identity import differing_field, hash_file
 from satm.storage.tensors import open_tensors, read_metadata
 
 T = TypeVar("T")
