@@ -26,7 +26,7 @@ from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.results import BOUNDS, EXPERT_SHARPNESS, SHARPNESS, TRAJECTORY, VARIANCE, Columns, DistilledDataset
 from satm.seeds import make_generator
-from satm.stages.common import Prepared, open_distilled, open_experts, open_method, prepare, real_images
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job
 from satm.storage.identity import Identity, hash_file
 
@@ -37,7 +37,7 @@ Row = dict[str, Any]
 
 
 def _measure(
-    resolver: Resolver,
+    inputs: Inputs,
     place: Sequence[str],
     columns: Columns,
     path: Path,
@@ -45,26 +45,24 @@ def _measure(
     steps: Iterable[Sequence[Row]],
     total: int,
     shown: Sequence[str],
-    device: torch.device,
 ) -> list[Row]:
     """Measure, and write the rows, unless another process has done so; return them, none where it has.
 
     Args:
-        resolver: the campaign.
+        inputs: the dataset.
         place: what is measured, and the names of what it is measured at.
         columns: of the rows.
         path: of the file.
-        identity: everything that makes the numbers what they are, besides the stage's revision.
+        identity: everything that makes the numbers what they are.
         steps: the rows of one step after another.
         total: number of steps.
         shown: columns that progress shows.
-        device: where the steps are computed.
     """
-    identity, rows = {"revision": REVISIONS["analyse"], **identity}, list[Row]()
-    what = f"the measurement {place[0]}"
-    with Job(resolver.layout, place, what, identity, path, columns=columns, device=device) as job:
+    layout, device, what = inputs.resolver.layout, inputs.device, f"the measurement {place[0]}"
+    with Job(layout, place, what, identity, path, columns=columns, device=device) as job:
         if job.made:
             return []
+        rows = list[Row]()
         with job.progress(total) as progress:
             for some in steps:
                 rows += some
@@ -89,7 +87,7 @@ F = TypeVar("F", MatchingOptions, UnrolledOptions)
 M = TypeVar("M", bound=Method[Any])
 
 
-class _Subject(Generic[F]):
+class _Subject(Inputs, Generic[F]):
     """A synthetic set to measure at, with its dataset and its method.
 
     Raises:
@@ -98,48 +96,41 @@ class _Subject(Generic[F]):
     """
 
     def __init__(self, resolver: Resolver, cell: Cell, family: type[F], device: torch.device) -> None:
-        self.resolver, self.cell, self.device = resolver, cell, device
+        self.cell = cell
         self.recipe, options = resolve_method(resolver.method(cell))
         if not isinstance(options, family):
             raise UsageError(f"method {cell.method} {LACKS[family]}, which this measures; leave it out")
         self.options: F = options
-        self.prepared: Prepared = prepare(resolver, cell.dataset)
-        self.distilled, self._path = open_distilled(resolver, self.prepared, cell)
+        super().__init__(resolver, cell.dataset, device)
+        self.made, self._path = self.distilled(cell)
 
     def synthetic(self, made: DistilledDataset | None = None) -> Synthetic:
         """Return the set, or a state of it, on the device."""
-        made = self.distilled if made is None else made
+        made = self.made if made is None else made
         return Synthetic(made.images.to(self.device), made.labels.to(self.device), made.step_size.to(self.device))
 
-    def method(self, kind: type[M], drawn_as: str | None = None, experts: str | None = None) -> M:
+    def own_method(self, kind: type[M], drawn_as: str | None = None, experts: str | None = None) -> M:
         """Return the set's method.
 
         Args:
             kind: its class.
             drawn_as: stands for the method where random choices are drawn, so that all methods have the same.
             experts: those to match; None: those that the method matched.
-
-        Raises:
-            UsageError: the experts are missing or others.
         """
         cell = self.cell._replace(method=drawn_as or self.cell.method)
-        made, _ = open_method(self.resolver, self.prepared, self.recipe, self.options, cell, self.device, experts)
+        made, _ = self.method(self.recipe, self.options, cell, experts)
         assert isinstance(made, kind)
         return made
 
     def measure(
-        self, what: str, columns: Columns, rows: Iterable[Row], total: int, shown: Sequence[str], identity: Identity
+        self, what: str, columns: Columns, rows: Iterable[Row], total: int, shown: Sequence[str], **identity: Any
     ) -> list[Row]:
         """Measure and write as `_measure`, a row each step; rows and file say of which set they are."""
-        identity = {
-            "distilled": hash_file(self._path),
-            **self.prepared.identity,
-            "options": self.options.model_dump(mode="json"),
-            **identity,
-        }
+        settings = self.options.model_dump(mode="json")
+        identity = self.identify("analyse", distilled=hash_file(self._path), options=settings, **identity)
         path, place = Path(self.resolver.layout.analysis(what, self.cell)), (what, *self.cell.place)
         steps = ([{**self.cell.axes, **row}] for row in rows)
-        return _measure(self.resolver, place, columns, path, identity, steps, total, shown, self.device)
+        return _measure(self, place, columns, path, identity, steps, total, shown)
 
 
 def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.device) -> None:
@@ -151,11 +142,11 @@ def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.
     _positive(segments=segments)
     rho = _shared_rho(resolver, cell)
     subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.method(TrajectoryMatching, drawn_as="sharpness")
+    matching = subject.own_method(TrajectoryMatching, drawn_as="sharpness")
     found = enumerate(measure_sharpness(matching, subject.synthetic(), rho, segments))
     rows = ({"segment": index, "rho": rho, **row} for index, row in found)
-    identity = {"experts": matching.experts.identity, "segments": segments, "rho": rho}
-    if made := subject.measure("sharpness", SHARPNESS, rows, segments, ("loss", "sharpness"), identity):
+    about, shown = {"experts": matching.experts.identity, "segments": segments, "rho": rho}, ("loss", "sharpness")
+    if made := subject.measure("sharpness", SHARPNESS, rows, segments, shown, **about):
         mean = sum(row["sharpness"] for row in made) / len(made)
         LOG.info("mean sharpness over %d segments, rho %g: %.6f", segments, rho, mean)
 
@@ -163,28 +154,27 @@ def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.
 def make_trajectory(
     resolver: Resolver, cell: Cell, experts: str | None, count: int, starts: Sequence[int], device: torch.device
 ) -> None:
-    """Measure how far networks trained on a synthetic set are from experts, along their whole path.
+    """Measure how far networks trained on a synthetic set are from the first experts, along their whole path.
 
     Args:
         resolver: the campaign.
         cell: the set.
         experts: their name; None: those that the method matched.
-        count: how many experts, the first ones.
+        count: how many experts.
         starts: epochs at which networks are begun that go on to the last one; those beyond it are left out.
         device: where to compute.
     """
     _positive(count=count)
     subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.method(TrajectoryMatching, experts=experts)
+    matching = subject.own_method(TrajectoryMatching, experts=experts)
     epochs, length = matching.experts.epochs, matching.options.expert_epochs
     begun = [start for start in starts if start < epochs]
     chosen = range(min(count, len(matching.experts)))
-    real = real_images(subject.prepared, "test", device)
-    rows = measure_trajectory(matching, subject.synthetic(), real, chosen, begun)
+    rows = measure_trajectory(matching, subject.synthetic(), subject.images("test"), chosen, begun)
     total = len(chosen) * (epochs // length + len(begun))
-    identity = {"experts": matching.experts.identity, "count": len(chosen), "starts": begun}
+    about = {"experts": matching.experts.identity, "count": len(chosen), "starts": begun}
     shown = ("kind", "expert", "start", "epoch", "accumulated", "evaluation_accuracy")
-    if made := subject.measure("trajectory", TRAJECTORY, rows, total, shown, identity):
+    if made := subject.measure("trajectory", TRAJECTORY, rows, total, shown, **about):
         last = [row for row in made if row["kind"] == "path" and row["epoch"] > epochs - length]
         worst = max(row["residual"] for row in last)
         LOG.info("errors along %d experts, the parts add up to %.1e", len(chosen), worst)
@@ -199,37 +189,31 @@ def make_variance(resolver: Resolver, cell: Cell, samples: int, device: torch.de
     if samples < 2:
         raise UsageError(f"a variance needs at least 2 samples, got {samples}; use more")
     subject = _Subject(resolver, cell, UnrolledOptions, device)
-    distilled = subject.distilled
-    if (history := distilled.history) is None:
+    if (history := subject.made.history) is None:
         raise UsageError(
             f"the synthetic set of {cell.method} was stored without its history; set snapshots above 0 for it and "
             "distil it again"
         )
-    method = subject.method(UnrolledTraining)
-    kept = (distilled.at(index) for index in range(len(history)))
+    method = subject.own_method(UnrolledTraining)
+    kept = (subject.made.at(index) for index in range(len(history)))
     rows = measure_variance(method, ((state.iteration, subject.synthetic(state)) for state in kept), samples)
-    identity = {"samples": samples, "network": resolver.network(subject.options.network, cell.dataset)}
-    if made := subject.measure("variance", VARIANCE, rows, len(history), ("iteration", "variance"), identity):
+    about, shown = {"samples": samples, "network": subject.network(subject.options.network)}, ("iteration", "variance")
+    if made := subject.measure("variance", VARIANCE, rows, len(history), shown, **about):
         LOG.info("variance of the hypergradient at %d states", len(made))
 
 
 def make_bounds(resolver: Resolver, cell: Cell, segments: int, divisors: Sequence[int], device: torch.device) -> None:
     """Measure the errors of truncated hypergradients and reused trajectories at a synthetic set.
 
-    Args:
-        resolver: the campaign.
-        cell: the set.
-        segments: expert segments.
-        divisors: the last ``int(N / divisor)`` of N inner steps are kept.
-        device: where to compute.
+    With N inner steps the last ``int(N / divisor)`` are kept, for each of the divisors.
     """
     _positive(segments=segments)
     subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.method(TrajectoryMatching)
+    matching = subject.own_method(TrajectoryMatching)
     rho, keeps = _shared_rho(resolver, cell), kept_steps(matching.options.inner_steps, divisors)
     rows = measure_bounds(matching, subject.synthetic(), rho, segments, keeps)
-    identity = {"experts": matching.experts.identity, "segments": segments, "kept": keeps, "rho": rho}
-    if subject.measure("bounds", BOUNDS, rows, 2 * segments * len(keeps), ("quantity", "kept", "error"), identity):
+    about = {"experts": matching.experts.identity, "segments": segments, "kept": keeps, "rho": rho}
+    if subject.measure("bounds", BOUNDS, rows, 2 * segments * len(keeps), ("quantity", "kept", "error"), **about):
         LOG.info("errors of %d segments", segments)
 
 
@@ -272,21 +256,21 @@ def make_expert_sharpness(
         device: where to compute.
     """
     _positive(images=images, count=count, rho=min(lengths, default=0))
-    prepared = prepare(resolver, dataset)
-    data = prepared.data
-    store = open_experts(resolver, prepared, experts)
-    network = resolver.network(resolver.experts(experts, dataset).network, dataset)
+    inputs = Inputs(resolver, dataset, device)
+    data, store = inputs.data, inputs.experts(experts)
+    network = inputs.network(resolver.experts(experts, dataset).network)
     module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
     chosen = torch.randperm(len(data.train), generator=make_generator("expert-sharpness", dataset))[:images]
     subset = Split(data.train.images[chosen], data.train.labels[chosen])
-    real = TrainingImages.of(subset, prepared.preprocessor, device)
+    real = TrainingImages.of(subset, inputs.preprocessor, device)
     found = measure_expert_sharpness(module, store, real, count, lengths)
     steps = ([{"dataset": dataset, "experts": experts, **row} for row in rows] for rows in found)
     path = Path(resolver.layout.expert_sharpness(dataset, experts))
-    identity = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
+    about = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
+    identity = {"revision": REVISIONS["analyse"], **about}
     total = min(count, len(store)) * (store.epochs + 1)
     place, shown = ("expert-sharpness", dataset, experts), ("expert", "epoch", "sharpness")
-    made = _measure(resolver, place, EXPERT_SHARPNESS, path, identity, steps, total, shown, device)
+    made = _measure(inputs, place, EXPERT_SHARPNESS, path, identity, steps, total, shown)
     for rho in lengths if made else ():
         values = [row["sharpness"] for row in made if row["rho"] == rho and row["epoch"]]
         LOG.info("mean sharpness after training began, rho %g: %.6f", rho, sum(values) / len(values))

@@ -9,6 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,10 @@ class RunState:
         states = {"now": run.now, "safe": run.safe, "recent": run.recent}
         for name, state in states.items():
             if name != "recent" or state is not run.now:
-                tensors |= _flat(_state_tree(state), name)
+                tensors |= _flat(state, name)
         if run.best:
-            tensors |= _flat(_made_tree(run.best.made), "best")
-        tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
+            tensors |= _flat(run.best.made, "best")
+        tensors |= _flat(run.history, "history")
         content = {
             "backend": self.backend,
             "iterations": {name: state.iteration for name, state in states.items()},
@@ -177,23 +178,9 @@ Tree = dict[str, Any]
 """Tensors by nested names."""
 
 
-def _state_tree(state: State) -> Tree:
-    return {
-        "numbers": state.numbers,
-        "moments": state.moments,
-        "memory": state.memory,
-        **({} if state.average is None else {"average": state.average}),
-    }
-
-
 def _state(tree: Tree, iteration: int) -> State:
     moments = {name: tree.get("moments", {}).get(name, {}) for name in tree["numbers"]}
     return State(iteration, tree["numbers"], moments, tree.get("memory", {}), tree.get("average"))
-
-
-def _made_tree(made: Made) -> Tree:
-    parts = {"synthetic": vars(made.synthetic), "numbers": made.numbers}
-    return {**parts, **({} if made.raw is None else {"raw": vars(made.raw)})}
 
 
 def _made(tree: Tree, iteration: int) -> Made:
@@ -201,20 +188,22 @@ def _made(tree: Tree, iteration: int) -> Made:
     return Made(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a tree by names joined with a point, each a copy.
+def _flat(held: object, place: str) -> dict[str, Tensor]:
+    """Return the tensors in nested mappings and dataclasses by names joined with a point, each a copy.
 
     States share tensors, and safetensors refuses tensors that share memory.
     """
+    if isinstance(held, Tensor):
+        return {place: held.clone()}
+    parts = vars(held) if is_dataclass(held) else held if isinstance(held, Mapping) else {}
     found: dict[str, Tensor] = {}
-    for name, held in tree.items():
-        place = f"{prefix}.{name}"
-        found |= {place: held.clone()} if isinstance(held, Tensor) else _flat(held, place)
+    for name, part in parts.items():
+        found |= _flat(part, f"{place}.{name}")
     return found
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> Tree:
-    """Return the tree that `_flat` was given; branches without tensors are gone."""
+    """Return the tree of tensors that `_flat` was given; branches without tensors are gone."""
     tree: Tree = {}
     for name, tensor in tensors.items():
         *branches, leaf = name.split(".")

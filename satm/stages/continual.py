@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from satm.config import REVISIONS, Cell, LearnOptions, Resolver
+from satm.config import Cell, LearnOptions, Resolver
 from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
 from satm.evaluation.continual import (
@@ -26,7 +26,7 @@ from satm.evaluation.networks import Axes, Task, settled
 from satm.evaluation.sets import kind_of
 from satm.networks.training import TrainingImages
 from satm.results import CONTINUAL, DistilledDataset
-from satm.stages.common import Prepared, open_distilled, prepare, real_images
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job
 from satm.storage.identity import hash_file
 
@@ -41,16 +41,11 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
 
     Networks that were tested before a kill are kept. Where sets are averages, the averages are learned from.
     """
-    inputs = _Inputs(resolver, cell, options, device)
+    inputs = _Sets(resolver, cell, options, device)
     target = Path(resolver.layout.continual(cell, protocol))
     place, what = ("continual", *cell.place, protocol), f"the continual learning of {cell.method}"
-    identity = {
-        "revision": REVISIONS["continual"],
-        "sets": inputs.hashes,
-        "options": options.model_dump(mode="json"),
-        "network": inputs.network,
-        **inputs.prepared.identity,
-    }
+    settings = options.model_dump(mode="json")
+    identity = inputs.identify("continual", sets=inputs.hashes, options=settings, network=inputs.values)
     with Job(resolver.layout, place, what, identity, target, columns=CONTINUAL, device=device) as job:
         if job.made:
             return
@@ -67,7 +62,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
             "average": one.average,
             "step_size": options.lr if isinstance(options.lr, str) else "fixed",
         }
-        job.write_rows(rows(results, inputs.parts, inputs.images, columns))
+        job.write_rows(rows(results, inputs.parts, inputs.counts, columns))
         last = [inputs.accuracy(each) for each in results if each.step == options.steps]
         LOG.info(
             "mean %s accuracy on all classes after %d steps, %d networks, %.4f -> %s",
@@ -75,8 +70,8 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
         )
 
 
-class _Inputs:
-    """Everything that a run reads, checked.
+class _Sets(Inputs):
+    """The dataset, and the synthetic sets that are learned from.
 
     Raises:
         UsageError: (on construction) more steps than classes, a class without images to test on, or a synthetic set
@@ -84,28 +79,27 @@ class _Inputs:
     """
 
     def __init__(self, resolver: Resolver, cell: Cell, options: LearnOptions, device: torch.device) -> None:
-        self.cell, self.options = cell, options
-        self.prepared: Prepared = prepare(resolver, cell.dataset)
-        data = self.prepared.data
+        super().__init__(resolver, cell.dataset, device)
+        self.cell, self.options, data = cell, options, self.data
         self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
-        self.real = real_images(self.prepared, options.split, device)
+        self.real = self.images(options.split)
         self.chosen_on = self.real
         if options.lr == "searched":
-            self.chosen_on = real_images(self.prepared, options.lr_images, device, options.lr_count)
-        self.images: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
-        if not min(self.images):
-            empty = self.images.index(0)
+            self.chosen_on = self.images(options.lr_images, options.lr_count)
+        self.counts: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
+        if not min(self.counts):
+            empty = self.counts.index(0)
             raise UsageError(
                 f"class {empty} ({data.class_names[empty]}) of {cell.dataset} has no {options.split} images to be "
                 "tested on; leave it out of the dataset's option classes"
             )
-        self.network = resolver.network(options.network, cell.dataset)
+        self.values = self.network(options.network)
         self.sets: dict[str, DistilledDataset] = {}
         self.hashes: dict[str, str] = {}
         labels: Iterable[Sequence[int]]
         labels = [range(data.classes)] if options.sets == "sliced" else itertools.chain.from_iterable(self.parts)
         for name, own in zip(options.sources(cell.dataset), labels, strict=True):
-            made, path = open_distilled(resolver, self.prepared, cell._replace(dataset=name))
+            made, path = self.distilled(cell._replace(dataset=name))
             if made.class_names != (expected := tuple(data.class_names[label] for label in own)):
                 raise UsageError(
                     f"{path} is of the classes {', '.join(made.class_names)}, expected {', '.join(expected)}; distil "
@@ -115,7 +109,7 @@ class _Inputs:
 
     def accuracy(self, result: StepResult) -> float:
         """Return the accuracy of a network on all classes that it has seen."""
-        return seen_accuracy(result, self.parts[result.order], self.images)
+        return seen_accuracy(result, self.parts[result.order], self.counts)
 
     def steps(self, order: int) -> list[StepImages]:
         """Return what each step of an order brings."""
@@ -123,12 +117,12 @@ class _Inputs:
         if self.options.sets == "sliced":
             return slices(self.sets[self.cell.dataset], parts)
         names = [Step(self.cell.dataset, order, step, steps).name for step in range(1, steps + 1)]
-        return one_set_a_step([self.sets[name] for name in names], parts, self.prepared.data.classes)
+        return one_set_a_step([self.sets[name] for name in names], parts, self.data.classes)
 
     def task(self, order: int, synthetic: TrainingImages, step_size: float, step: int, seen: tuple[int, ...]) -> Task:
         """Return how the networks of one step are trained; a step size that is to be searched is found here."""
         options = self.options
-        task = Task(synthetic, step_size, self.network, len(seen), options, self.prepared.augmentation)
+        task = Task(synthetic, step_size, self.values, len(seen), options, self.augmentation)
         axes = (*self.cell, options.network, "continual", options.network_seed, order, step)
         task = settled(task, lambda: among(self.chosen_on, seen), axes)
         if options.lr == "searched":
@@ -136,7 +130,7 @@ class _Inputs:
         return task
 
 
-def _learned(inputs: _Inputs, job: Job) -> list[StepResult]:
+def _learned(inputs: _Sets, job: Job) -> list[StepResult]:
     """Return all networks tested; those that an earlier process has tested are not trained again."""
     options = inputs.options
     results = [StepResult(**{**row, "right": tuple(row["right"])}) for row in job.rows()]

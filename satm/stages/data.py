@@ -7,7 +7,7 @@ from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
 from satm.errors import UsageError
 from satm.run.record import account
-from satm.stages.common import stored_images
+from satm.stages.inputs import stored_images
 
 LOG = logging.getLogger("satm")
 

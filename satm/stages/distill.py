@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, Cell, EvaluateOptions, Resolver
+from satm.config import Cell, EvaluateOptions, Resolver
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
@@ -20,7 +20,7 @@ from satm.networks.training import TrainingImages
 from satm.results import METRICS, DistilledDataset, History, save_distilled
 from satm.run.machine import describe_backend
 from satm.stages.checkpoint import RunState
-from satm.stages.common import Prepared, open_method, prepare, real_images
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job
 
 LOG = logging.getLogger("satm")
@@ -38,23 +38,22 @@ def make_distilled(
 
     At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
     """
-    prepared = prepare(resolver, cell.dataset)
-    method, network = open_method(resolver, prepared, recipe, options, cell, device)
+    inputs = Inputs(resolver, cell.dataset, device)
+    method, network = inputs.method(recipe, options, cell)
     for subject, note in method.notes.items():
         LOG.info("%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": recipe.name, **options.model_dump(mode="json")}
     resolved |= {"notes": dict(method.notes)} if method.notes else {}
-    look, schedule = _look(resolver, prepared, method, network)
+    look, schedule = _look(inputs, method, network)
     experts = method.problem.experts
-    identity = {
-        "revision": REVISIONS["distill"],
-        "axes": list(cell),
-        "options": resolved,
-        **prepared.identity,
-        "experts": None if experts is None else experts.identity,
-        "network": resolver.network(network, cell.dataset),
-        "looks": schedule.model_dump(mode="json") if schedule else None,
-    }
+    identity = inputs.identify(
+        "distill",
+        axes=list(cell),
+        options=resolved,
+        experts=None if experts is None else experts.identity,
+        network=inputs.network(network),
+        looks=schedule.model_dump(mode="json") if schedule else None,
+    )
     path = Path(resolver.layout.distilled(cell))
     results, what = (path.with_name("metrics.parquet"), path), f"the synthetic set of {cell.method}"
     place = ("distill", *cell.place)
@@ -73,13 +72,13 @@ def make_distilled(
             images=synthetic.images.cpu(),
             labels=synthetic.labels.cpu(),
             step_size=synthetic.step_size.cpu(),
-            preprocessing=prepared.preprocessor.identity,
-            class_names=prepared.data.class_names,
+            preprocessing=inputs.preprocessor.identity,
+            class_names=inputs.data.class_names,
             **cell.axes,
             options=resolved,
             iteration=found.iteration,
             selection=method.selection,
-            whitening_path=prepared.whitening_path,
+            whitening_path=inputs.whitening_path,
             average="raw" if raw is None else "ema",
             raw_images=None if raw is None else raw.images.cpu(),
             raw_labels=None if raw is None else raw.labels.cpu(),
@@ -138,9 +137,7 @@ def _iterate(
         return distill(method, run, look, on_row, on_safe, save)
 
 
-def _look(
-    resolver: Resolver, prepared: Prepared, method: Method[MethodOptions], network: str
-) -> tuple[Look | None, EvaluateOptions | None]:
+def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[Look | None, EvaluateOptions | None]:
     """Return how the loop looks at the accuracy of its set, the mean of some fresh networks, and how they are trained.
 
     Returns:
@@ -149,26 +146,23 @@ def _look(
     Raises:
         UsageError: the looks are at held-out images and the dataset holds none out.
     """
-    options = method.options
+    options, cell = method.options, method.problem.cell
     if not isinstance(options, IterativeOptions):
         return None, None
     images_of = options.watch if options.selection == "last" else options.selection
     if images_of is None:
         return None, None
-    problem = method.problem
-    cell = problem.cell
-    if not len(getattr(prepared.data, images_of)):
+    if not len(getattr(inputs.data, images_of)):
         what = "watch" if options.selection == "last" else "selection"
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
-    real, values = real_images(prepared, images_of, problem.device), resolver.network(network, cell.dataset)
-    found = resolver.evaluation(cell, network)
+    real, values, found = inputs.images(images_of), inputs.network(network), inputs.resolver.evaluation(cell, network)
     # A search at each look would cost more than the looks; the finished set has one.
     schedule = found.model_copy(update={"lr": "learned"}) if found.lr == "searched" else found
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)
-        classes, step_size = prepared.data.classes, float(synthetic.step_size)
-        task = Task(images, step_size, values, classes, schedule, prepared.augmentation)
+        classes, step_size = inputs.data.classes, float(synthetic.step_size)
+        task = Task(images, step_size, values, classes, schedule, inputs.augmentation)
         axes = [("look", *cell, iteration, repeat) for repeat in range(options.evaluate_networks)]
         return sum(score.accuracy for score in evaluate(task, real, axes)) / options.evaluate_networks
 

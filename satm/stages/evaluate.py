@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, Cell, EvaluateOptions, Resolver
+from satm.config import Cell, EvaluateOptions, Resolver
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate_tasks, settled
 from satm.evaluation.sets import Form, averages, label_variants
 from satm.methods.parts.labels import expert_labels
 from satm.results import EVALUATION
-from satm.stages.common import Prepared, open_distilled, open_experts, open_problem, prepare, real_images
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job, Row
 from satm.storage.identity import Identity, hash_file
 
@@ -53,11 +53,11 @@ def make_evaluation(
 
     A set that is an average is followed by its raw one, on networks of the same seeds, so that the two are paired.
     """
-    prepared = prepare(resolver, cell.dataset)
-    made, path = open_distilled(resolver, prepared, cell)
+    inputs = Inputs(resolver, cell.dataset, device)
+    made, path = inputs.distilled(cell)
     identity, forms = {"distilled": hash_file(path)}, averages(made, options, device)
     subject = Subject(cell, network, options, forms, identity, float(made.step_size), made.selection)
-    _run(resolver, prepared, subject, ("evaluate", *cell.place), resolver.layout.evaluation(cell, network), device)
+    _run(inputs, subject, ("evaluate", *cell.place), resolver.layout.evaluation(cell, network))
 
 
 def make_variants(
@@ -68,18 +68,16 @@ def make_variants(
     Soft labels are the set's own, or where it has hard ones those of the experts `teacher`, the mean of the logits of
     those that classify the image correctly. The networks are those of the evaluation, so that all are paired.
     """
-    prepared = prepare(resolver, cell.dataset)
-    made, path = open_distilled(resolver, prepared, cell)
+    inputs = Inputs(resolver, cell.dataset, device)
+    made, path = inputs.distilled(cell)
     identity, taught = {"distilled": hash_file(path), "teacher": None}, None
     if not made.labels.is_floating_point():
-        identity["teacher"] = teacher
-        store = open_experts(resolver, prepared, teacher)
-        known = resolver.experts(teacher, cell.dataset).network
-        problem = open_problem(resolver, prepared, known, cell, device, store)
+        identity["teacher"], store = teacher, inputs.experts(teacher)
+        problem = inputs.problem(cell, resolver.experts(teacher, cell.dataset).network, store)
         taught = expert_labels(problem, store, made.images.to(device), made.classes.to(device))
     forms = label_variants(made, taught, options, device)
     subject = Subject(cell, network, options, forms, identity, float(made.step_size), made.selection)
-    _run(resolver, prepared, subject, ("variants", *cell.place), resolver.layout.variants(cell, network), device)
+    _run(inputs, subject, ("variants", *cell.place), resolver.layout.variants(cell, network))
 
 
 def make_full(
@@ -88,41 +86,29 @@ def make_full(
     """Train fresh networks on all real training images; in the rows ipc is 0, which stands for all."""
     if isinstance(options.lr, str):
         raise UsageError(f"real images have no step size of their own, lr is {options.lr!r}; set lr to a number")
-    prepared = prepare(resolver, dataset)
-    columns = {"labels": "hard", "average": "raw", "labelled": "own"}
-    forms, cell = [Form(real_images(prepared, "train", device), options, columns)], Cell(dataset, 0, f"full-{recipe}")
+    inputs, columns = Inputs(resolver, dataset, device), {"labels": "hard", "average": "raw", "labelled": "own"}
+    forms, cell = [Form(inputs.images("train"), options, columns)], Cell(dataset, 0, f"full-{recipe}")
     subject = Subject(cell, network, options, forms, {}, options.lr, "last")
-    _run(resolver, prepared, subject, ("full", dataset, recipe), resolver.layout.full(dataset, recipe, network), device)
+    _run(inputs, subject, ("full", dataset, recipe), resolver.layout.full(dataset, recipe, network))
 
 
-def _run(
-    resolver: Resolver,
-    prepared: Prepared,
-    subject: Subject,
-    place: tuple[str, ...],
-    target: str,
-    device: torch.device,
-) -> None:
+def _run(inputs: Inputs, subject: Subject, place: tuple[str, ...], target: str) -> None:
     """Train and test the networks that have no row yet, in one form after another, and write the rows."""
     cell, options, forms = subject.cell, subject.options, subject.forms
-    network, real = resolver.network(subject.network, cell.dataset), real_images(prepared, options.split, device)
-    identity = {
-        **subject.identity,
-        "revision": REVISIONS["evaluate"],
-        "options": options.model_dump(mode="json"),
-        "network": network,
-        **prepared.identity,
-    }
+    real, settings = inputs.images(options.split), options.model_dump(mode="json")
+    network = inputs.network(subject.network)
+    identity = inputs.identify("evaluate", **subject.identity, options=settings, network=network)
 
     def axes(_: int, repeat: int) -> Axes:
         return (*cell, subject.network, repeat, options.network_seed)
 
     place, what = (*place, subject.network), f"the evaluation of {cell.method}"
-    with Job(resolver.layout, place, what, identity, Path(target), columns=EVALUATION, device=device) as job:
+    layout, results = inputs.resolver.layout, (Path(target),)
+    with Job(layout, place, what, identity, *results, columns=EVALUATION, device=inputs.device) as job:
         if job.made:
             return
         rows = job.rows()
-        tasks = [partial(_task, prepared, subject, form, network, device) for form in forms]
+        tasks = [partial(_task, inputs, subject, form, network) for form in forms]
         with job.progress(options.repeats * len(forms), len(rows)) as progress:
             for group in evaluate_tasks(tasks, axes, options.repeats, real, len(rows), job.networks):
                 form = forms[group.which]
@@ -148,12 +134,12 @@ def _run(
             _summarise(rows[which * options.repeats : (which + 1) * options.repeats], form, target)
 
 
-def _task(prepared: Prepared, subject: Subject, form: Form, network: Mapping[str, Any], device: torch.device) -> Task:
+def _task(inputs: Inputs, subject: Subject, form: Form, network: Mapping[str, Any]) -> Task:
     """Return what the networks of a form are trained on; a step size that is to be searched is found here."""
-    options, classes = form.options, prepared.data.classes
-    task = Task(form.images, subject.step_size, network, classes, options, prepared.augmentation)
+    options, classes = form.options, inputs.data.classes
+    task = Task(form.images, subject.step_size, network, classes, options, inputs.augmentation)
     axes = (*subject.cell, subject.network, options.network_seed)
-    task = settled(task, lambda: real_images(prepared, options.lr_images, device, options.lr_count), axes)
+    task = settled(task, lambda: inputs.images(options.lr_images, options.lr_count), axes)
     if options.lr == "searched":
         LOG.info("step size %g, the best of %s%s", task.rate, ", ".join(map(str, options.lr_grid)), form.text)
     return task

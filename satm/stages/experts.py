@@ -25,12 +25,12 @@ from satm.experts import (
     write_shard,
 )
 from satm.networks import build
-from satm.networks.training import TrainingImages, measure
+from satm.networks.training import measure
 from satm.params import load_flat
 from satm.run.record import account, mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
-from satm.stages.common import Prepared, expert_identity, open_experts, prepare, stored_difficulty
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import differing_field
@@ -42,11 +42,8 @@ def make_experts(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, part: str | None, device: torch.device
 ) -> None:
     """Train experts; without a part all of them, and then the manifest. Whole experts of the same recipe are kept."""
-    prepared = prepare(resolver, dataset)
-    identity = expert_identity(resolver, prepared, experts, options)
-    difficulty = stored_difficulty(resolver, prepared, experts, options)
-    network = resolver.network(options.network, dataset)
-    known = parts(options)
+    inputs, known = Inputs(resolver, dataset, device), parts(options)
+    identity, difficulty = inputs.expert_identity(experts, options), inputs.difficulty(experts, options)
     if part is not None and part not in known:
         raise UsageError(f"unknown part {part!r} of experts {experts}; known: {', '.join(known)}")
     folder = Path(resolver.layout.experts(dataset, experts))
@@ -54,7 +51,7 @@ def make_experts(
         path = Path(resolver.layout.experts_part(dataset, experts, name))
         place = ("experts", dataset, experts, f"part-{name}")
         with Job(resolver.layout, place, f"part {name} of experts {experts}", identity) as job:
-            shards = _train_part(prepared, options, difficulty, network, folder, job, _indices(name), device)
+            shards = _train_part(inputs, options, difficulty, folder, job, _indices(name))
             job.write(partial(write_record, path, {"identity": identity, "shards": shards}))
     if part is None:
         with account(Path(resolver.layout.account("experts", dataset, experts, "manifest"))):
@@ -73,8 +70,7 @@ def _indices(part: str) -> range:
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
     """Join the parts of a trajectory store into its manifest."""
-    prepared = prepare(resolver, dataset)
-    identity = expert_identity(resolver, prepared, experts, options)
+    identity = Inputs(resolver, dataset, torch.device("cpu")).expert_identity(experts, options)
     shards: list[Mapping[str, Any]] = []
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
@@ -93,9 +89,8 @@ def make_difficulty(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, device: torch.device
 ) -> None:
     """Measure how hard each training image was for finished experts."""
-    prepared = prepare(resolver, dataset)
-    data = prepared.data
-    store = open_experts(resolver, prepared, experts, options)
+    inputs = Inputs(resolver, dataset, device)
+    data, store = inputs.data, inputs.experts(experts, options)
     asked = min(options.difficulty_count, len(store))
     path = Path(resolver.layout.difficulty(dataset, experts))
 
@@ -107,9 +102,8 @@ def make_difficulty(
     with Job(resolver.layout, place, what, store.identity, path, is_ours=is_ours) as job:
         if job.made:
             return
-        network = resolver.network(options.network, dataset)
+        network, real = inputs.network(options.network), inputs.images("train")
         module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
-        real = TrainingImages.of(data.train, prepared.preprocessor, device)
         found = []
         with job.progress(asked) as progress:
             for expert in range(asked):
@@ -123,17 +117,10 @@ def make_difficulty(
 
 
 def _train_part(
-    prepared: Prepared,
-    options: ExpertsOptions,
-    difficulty: Difficulty | None,
-    network: Mapping[str, Any],
-    folder: Path,
-    job: Job,
-    indices: range,
-    device: torch.device,
+    inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
 ) -> list[dict[str, Any]]:
     """Train the experts of one part that are not there yet; return the records of all."""
-    data, identity = prepared.data, job.identity
+    data, identity, network, device = inputs.data, job.identity, inputs.network(options.network), inputs.device
     missing = []
     for index in indices:
         found = shard_identity(folder, index)
@@ -144,9 +131,8 @@ def _train_part(
     if not missing:
         mark_complete()
     else:
-        real = TrainingImages.of(data.train, prepared.preprocessor, device)
-        test = TrainingImages.of(data.test, prepared.preprocessor, device)
-        augmentation = prepared.augmentation if options.augment else Augmentation("", "image")
+        real, test = inputs.images("train"), inputs.images("test")
+        augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
         order = None
         if difficulty:
             order = difficulty.order(data.train.labels if options.order == "balanced-curriculum" else None)

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Cell, Resolver, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, Cell, Resolver, SearchOptions
 from satm.errors import UsageError
 from satm.evaluation.candidates import fitting
 from satm.evaluation.networks import Axes, Task, evaluate_tasks
 from satm.evaluation.search import Candidate, sample
 from satm.networks.training import TrainingImages
 from satm.results import NAS
-from satm.stages.common import Prepared, open_distilled, prepare, real_images
+from satm.stages.inputs import Inputs
 from satm.stages.job import Job
 from satm.storage.identity import Identity, hash_file
 
@@ -49,11 +49,11 @@ def make_search(
     Of a set that is a moving average, the average is used.
     """
     _check_part(search, options, part)
-    prepared = prepare(resolver, cell.dataset)
-    made, path = open_distilled(resolver, prepared, cell)
+    inputs = Inputs(resolver, cell.dataset, device)
+    made, path = inputs.distilled(cell)
     images = TrainingImages(made.images.to(device), made.labels.to(device))
     source = Source(cell, images, float(made.step_size), options.proxy, {"distilled": hash_file(path)})
-    _run(resolver, prepared, source, search, options, part, device)
+    _run(inputs, source, search, options, part)
 
 
 def make_real_search(
@@ -61,11 +61,10 @@ def make_real_search(
 ) -> None:
     """Train the candidates of a search on all real training images, one part or all; a row of each network."""
     _check_part(search, options, part)
-    prepared = prepare(resolver, dataset)
-    images = real_images(prepared, "train", device)
+    inputs = Inputs(resolver, dataset, device)
     # Real images have no step size of their own; the recipe's is a number (`SearchOptions`).
-    source = Source(Cell(dataset, 0, "real"), images, 0.0, options.real, {})
-    _run(resolver, prepared, source, search, options, part, device)
+    source = Source(Cell(dataset, 0, "real"), inputs.images("train"), 0.0, options.real, {})
+    _run(inputs, source, search, options, part)
 
 
 def _check_part(search: str, options: SearchOptions, part: str | None) -> None:
@@ -73,18 +72,10 @@ def _check_part(search: str, options: SearchOptions, part: str | None) -> None:
         raise UsageError(f"unknown part {part!r} of search {search}; known: {', '.join(known)}")
 
 
-def _run(
-    resolver: Resolver,
-    prepared: Prepared,
-    source: Source,
-    search: str,
-    options: SearchOptions,
-    part: str | None,
-    device: torch.device,
-) -> None:
+def _run(inputs: Inputs, source: Source, search: str, options: SearchOptions, part: str | None) -> None:
     """Train and test the candidates of the parts, those that have no row yet."""
-    data, layout, cell, recipe = prepared.data, resolver.layout, source.cell, source.options
-    real = real_images(prepared, recipe.split, device)
+    data, layout, cell, recipe = inputs.data, inputs.resolver.layout, source.cell, source.options
+    real = inputs.images(recipe.split)
     fit = fitting(data.channels, data.classes, data.size, options.width_factor)
     if left_out := CANDIDATES - len(fit):
         LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, CANDIDATES, data.size)
@@ -94,30 +85,30 @@ def _run(
         mine = chosen[first : last + 1]
         target = Path(layout.nas(cell, search, name) if cell.ipc else layout.nas_real(cell.dataset, search, name))
         place = ("nas", *(cell.place if cell.ipc else (cell.dataset, "real")), search, f"part-{name}")
-        identity = {
+        identity = inputs.identify(
+            "nas",
             **source.identity,
-            "revision": REVISIONS["nas"],
-            "options": recipe.model_dump(mode="json"),
-            "candidates": [candidate.index for candidate in mine],
-            "width_factor": options.width_factor,
-            **prepared.identity,
-        }
-        with Job(layout, place, f"part {name} of search {search}", identity, target, columns=NAS, device=device) as job:
+            options=recipe.model_dump(mode="json"),
+            candidates=[candidate.index for candidate in mine],
+            width_factor=options.width_factor,
+        )
+        what, device = f"part {name} of search {search}", inputs.device
+        with Job(layout, place, what, identity, target, columns=NAS, device=device) as job:
             if job.made:
                 continue
-            rows = _trained(prepared, source, search, mine, real, job)
+            rows = _trained(inputs, source, search, mine, real, job)
             job.write_rows(rows)
             LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), cell.method, len(rows), target)
 
 
 def _trained(
-    prepared: Prepared, source: Source, search: str, mine: list[Candidate], real: TrainingImages, job: Job
+    inputs: Inputs, source: Source, search: str, mine: list[Candidate], real: TrainingImages, job: Job
 ) -> list[dict[str, Any]]:
     """Return a row of each network, those of an earlier run included."""
     options, rows = source.options, job.rows()
 
     def task(candidate: Candidate) -> Task:
-        classes, augmentation = prepared.data.classes, prepared.augmentation
+        classes, augmentation = inputs.data.classes, inputs.augmentation
         return Task(source.images, source.step_size, candidate.network, classes, options, augmentation)
 
     def axes(which: int, repeat: int) -> Axes:
