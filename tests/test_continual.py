@@ -23,7 +23,8 @@ import satm.evaluation.networks as evaluation
 from satm.cli import main
 from satm.config import Campaign, Cell, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
 from satm.config.class_order import Step, class_order, split_classes, step_of
-from satm.data import Augmentation, ImageData, keep_classes, load_images
+from satm.data import Augmentation, keep_classes, load_images, save_images
+from satm.data.images import hash_images
 from satm.errors import UsageError
 from satm.evaluation import continual
 from satm.evaluation.continual import StepImages, among, learn, renumbered, rows, whole_labels
@@ -609,15 +610,12 @@ def test_a_set_of_other_classes_is_refused(steps: Path, refused: Refuse) -> None
     assert "is of the classes a, b, c" in refused("continual", *CELL)
 
 
-def test_a_class_without_images_to_test_on_is_refused(
-    steps: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(path: Path) -> ImageData:
-        data = load_images(path)
-        kept = data.test.labels != 4
-        return replace(data, test=replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept]))
-
-    monkeypatch.setattr("satm.stages.common.load_images", without)
+def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refuse) -> None:
+    path = RUN / "data/digits/images.safetensors"
+    data = load_images(path)
+    kept = data.test.labels != 4
+    test = replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept])
+    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)))
     assert "class 4 (4) of digits has no test images to be tested on" in refused("continual", *CELL)
 
 
