@@ -27,19 +27,16 @@ class Errors:
     """Where a network stands after one segment, trained from the start of the path on the synthetic set alone.
 
     All are Euclidean norms over the P weights.
-
-    Args:
-        accumulated: of the difference to the expert there.
-        matching: of the error that the segment alone makes, begun where the expert was.
-        initialisation: of what the segment adds because it was begun elsewhere.
-        residual: of the accumulated error minus the sum of all matching and initialisation errors so far, relative to
-            the accumulated error: rounding.
     """
 
     accumulated: float
+    """Difference to the expert there."""
     matching: float
+    """Error that the segment alone makes, begun where the expert was."""
     initialisation: float
+    """What the segment adds because it was begun elsewhere."""
     residual: float
+    """Accumulated error minus all matching and initialisation errors so far, relative to it: rounding."""
 
 
 def student(
@@ -129,14 +126,7 @@ def restart(
 ) -> Iterator[dict[str, float | int]]:
     """Yield accuracy and loss of networks that begin where the expert is after some epochs and go on to its last one.
 
-    They make N / M steps for each epoch that is left.
-
-    Args:
-        matching: as `follow`, and so `synthetic`, `expert` and `test`.
-        synthetic: the set.
-        expert: index.
-        starts: epochs, each below the expert's last one.
-        test: of weights.
+    They make N / M steps for each epoch that is left. Arguments as in `follow`; `starts` are epochs below the last one.
 
     Source: FTD A.1, Table 6.
     """
@@ -160,12 +150,7 @@ def measure_trajectory(
 ) -> Iterator[dict[str, float | int | str]]:
     """Yield the rows of `follow`, of kind `path`, and those of `restart`, of one expert after another.
 
-    Args:
-        matching: as `follow`, and so `synthetic`.
-        synthetic: the set.
-        real: images to test on, with integer labels.
-        experts: their indices.
-        starts: as `restart`.
+    Arguments as theirs; `real` are the images to test on, with integer labels.
     """
     module = matching.problem.build(0).to(real.labels.device)
 

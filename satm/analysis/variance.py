@@ -52,13 +52,7 @@ def gradient_variance(
 def measure_variance(
     method: UnrolledTraining[UnrolledOptions], states: Iterable[tuple[int, Synthetic]], samples: int
 ) -> Iterator[dict[str, float | int]]:
-    """Yield `gradient_variance` at one state of a set after another.
-
-    Args:
-        method: of unrolled training.
-        states: the set after so many iterations.
-        samples: real images, at most as many as the method takes in an iteration.
-    """
+    """Yield `gradient_variance` at one state of a set after another: the iterations done and the set there."""
     for iteration, synthetic in states:
         found = gradient_variance(method, synthetic, iteration, samples)
         yield {"iteration": iteration, "samples": min(samples, method.batch), **found}

@@ -30,38 +30,30 @@ from satm.results import DistilledDataset
 
 @dataclass(frozen=True)
 class StepImages:
-    """The synthetic images that come with one step.
-
-    Args:
-        data: with labels of the whole dataset.
-        classes: those of its images that come; None: all.
-        step_size: that belongs to them.
-    """
+    """The synthetic images that come with one step."""
 
     data: Data
+    """With labels of the whole dataset."""
     classes: tuple[int, ...] | None
+    """Classes of the images that come; None: all."""
     step_size: float
+    """That belongs to the images."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One network, tested on the real images of all classes seen.
-
-    Args:
-        order: number of the class order.
-        step: from 1.
-        repeat: which network.
-        right: images classified correctly, by class, in the order in which the classes were learned.
-        rate: step size of the first epoch.
-        seconds: of training and testing; of networks trained at once each has an equal share.
-        peak_memory_bytes: of this training on a GPU, of the process on a CPU.
-    """
+    """One network, tested on the real images of all classes seen; `seconds` and memory as in `Score`."""
 
     order: int
+    """Number of the class order."""
     step: int
+    """From 1."""
     repeat: int
+    """Number of the network."""
     right: tuple[int, ...]
+    """Images classified correctly, by class, in the order in which the classes were learned."""
     rate: float
+    """Step size of the first epoch."""
     seconds: float
     peak_memory_bytes: int
 
@@ -74,13 +66,7 @@ def slices(made: DistilledDataset, parts: Sequence[tuple[int, ...]]) -> list[Ste
 def one_set_a_step(
     sets: Sequence[DistilledDataset], parts: Sequence[tuple[int, ...]], classes: int
 ) -> list[StepImages]:
-    """Return what each step brings where a set was distilled on the classes of each step.
-
-    Args:
-        sets: one for each step.
-        parts: the classes of each step.
-        classes: K.
-    """
+    """Return what each step brings where a set was distilled on the classes of each step, of K classes in all."""
     return [
         StepImages((made.images, whole_labels(made.labels, part, classes)), None, float(made.step_size))
         for made, part in zip(sets, parts, strict=True)
@@ -190,13 +176,7 @@ def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tup
 
 
 def seen_accuracy(result: StepResult, parts: Sequence[tuple[int, ...]], images: Sequence[int]) -> float:
-    """Return the accuracy of a network on all classes that it has seen.
-
-    Args:
-        result: of the network.
-        parts: the classes of each step of its order.
-        images: real images tested on, by class.
-    """
+    """Return the accuracy on all classes seen, from the classes of each step and the real images tested on by class."""
     seen = [label for part in parts[: result.step] for label in part]
     return sum(result.right) / sum(images[label] for label in seen)
 

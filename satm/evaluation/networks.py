@@ -32,19 +32,16 @@ Axes = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Score:
-    """One network trained on a synthetic set.
-
-    Args:
-        accuracy: fraction of the real images; NaN where training diverged.
-        loss: mean cross-entropy on them; may be infinite or NaN where training diverged.
-        seconds: of training and testing; of networks trained at once each has an equal share.
-        peak_memory_bytes: of this training on a GPU, of the process on a CPU.
-    """
+    """One network trained on a synthetic set."""
 
     accuracy: float
+    """Fraction of the real images; NaN where training diverged."""
     loss: float
+    """Mean cross-entropy on them; may be infinite or NaN where training diverged."""
     seconds: float
+    """Of training and testing; of networks trained at once each has an equal share."""
     peak_memory_bytes: int
+    """Of this training on a GPU, of the process on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep 
         task: set, network and recipe; its `options.together` says whether they are trained at once.
         real: images to test on, with integer labels.
         axes: names of each network.
-        kept: where the states of networks are kept while they are trained.
+        kept: where the states of networks are kept during training.
     """
     return [
         Score(accuracy, loss, seconds, peak)
@@ -162,13 +159,9 @@ def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep 
 def train_and_test(
     task: Task, axes: Sequence[Axes], kept: Keep | None, test: Callable[[nn.Module], T]
 ) -> Iterator[tuple[T, float, int]]:
-    """Yield what a test says of each freshly trained network, with seconds and peak memory as in `Score`.
+    """Yield what a test says of each freshly trained network, with seconds, the test's included, and peak memory.
 
-    Args:
-        task: as `evaluate`, and so `axes` and `kept`.
-        axes: names of each network.
-        kept: where their states are kept.
-        test: of a trained network; its time counts.
+    Arguments as in `evaluate`; `test` is called with each network.
     """
     device = task.synthetic.labels.device
     at_once = stacked(task, device) and len(axes) > 1
@@ -185,19 +178,13 @@ def train_and_test(
 
 @dataclass(frozen=True)
 class Group:
-    """Networks of one task that were trained, at once or one alone, and tested.
-
-    Args:
-        which: index of the task.
-        task: the task.
-        repeats: number of each network among those of the task.
-        scores: of each network.
-    """
+    """Networks of one task that were trained, at once or one alone, and tested."""
 
     which: int
+    """Index of the task."""
     task: Task
-    repeats: range
-    scores: Sequence[Score]
+    scores: Mapping[int, Score]
+    """By the number of the network among those of the task."""
 
 
 def evaluate_tasks(
@@ -223,7 +210,7 @@ def evaluate_tasks(
         together = stacked(task, task.synthetic.labels.device)
         for numbers in [left] if together else [range(number, number + 1) for number in left]:
             names = [axes(which, number) for number in numbers]
-            yield Group(which, task, numbers, evaluate(task, real, names, kept))
+            yield Group(which, task, dict(zip(numbers, evaluate(task, real, names, kept), strict=True)))
 
 
 def stacked(task: Task, device: torch.device) -> bool:
@@ -298,10 +285,7 @@ def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -
 class _Progress:
     """Keeps a training between its epochs, and brings it back to where it was.
 
-    Args:
-        tensors: weights and buffers by name, changed in place by the training.
-        generators: of its draws.
-        kept: where; None: nowhere.
+    The tensors, weights and buffers by name, are changed in place by the training.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator], kept: Kept | None) -> None:
@@ -347,13 +331,7 @@ class _Progress:
 
 
 def settled(task: Task, held_out: Callable[[], TrainingImages], axes: Axes) -> Task:
-    """Return a task whose step size is known: where it is to be searched, it is found here.
-
-    Args:
-        task: the task.
-        held_out: gives the real images to choose on; called where there is a search only.
-        axes: names of the search.
-    """
+    """Return a task whose step size is known: where the options search it, with the images that `held_out` gives."""
     if task.options.lr != "searched":
         return task
     return replace(task, options=task.options.model_copy(update={"lr": search_rate(task, held_out(), axes)}))

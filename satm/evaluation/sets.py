@@ -16,19 +16,15 @@ from satm.results import DistilledDataset
 
 @dataclass(frozen=True)
 class Form:
-    """A synthetic set as networks are trained on it.
-
-    Args:
-        images: with labels, on the device.
-        options: how networks are trained.
-        columns: what rows of results say of it: `labels`, `average`, `labelled`.
-        text: the same in words, for progress; may be empty.
-    """
+    """A synthetic set as networks are trained on it."""
 
     images: TrainingImages
     options: EvaluateOptions
+    """How networks are trained."""
     columns: Mapping[str, str]
+    """What rows of results say of the form: `labels`, `average`, `labelled`."""
     text: str = ""
+    """The same in words, for progress; may be empty."""
 
 
 def averages(made: DistilledDataset, options: EvaluateOptions, device: torch.device) -> list[Form]:
@@ -54,8 +50,8 @@ def label_variants(
     Args:
         made: the set.
         taught: `[n, K]` soft labels that a teacher gives its images; None where the set has soft labels itself.
-        options: how networks are trained, beside the augmentation.
-        device: where.
+        options: how networks are trained, except for the augmentation.
+        device: of the images.
     """
     images = made.images.to(device)
     kinds = {"class": made.classes} | ({"own": made.labels} if taught is None else {"teacher": taught})

@@ -80,29 +80,18 @@ def _described(metadata: Mapping[str, object], index: int, path: Path) -> dict[s
 
 
 class Shard(Options):
-    """What a manifest says of a shard."""
+    """What a manifest says of a shard: its file, the accuracy of the last snapshot, length and hash of the file."""
 
     file: str
-    """Its name, beside the manifest."""
     index: int = Field(ge=0)
-    """Of the expert."""
     snapshots: int = Field(ge=1)
-    """How many it holds."""
     test_accuracy: float
-    """Of the last one, a fraction."""
     bytes: int
-    """Length of the file."""
     sha256: str
-    """Of the file."""
 
 
 def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the records of some shards, checked.
-
-    Args:
-        records: as `describe_shard`.
-        where: what holds them, for the message.
-        indices: of the experts that they must be of, in this order.
+    """Return the records of the shards of some experts, as `describe_shard` made them, checked.
 
     Raises:
         UsageError: one is damaged, or names a file that is not a shard's; or they are of other experts.
@@ -125,11 +114,7 @@ def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str,
 
 
 class TrajectoryStore:
-    """Experts on disk, checked against what was asked for when they are opened.
-
-    Args:
-        manifest: path of the manifest.
-        expected: what the experts must be; None: anything.
+    """Experts on disk, compared when they are opened with what they should be; None: with nothing.
 
     Raises:
         UsageError: the manifest is missing or broken; the experts are others than expected (the first field that

@@ -34,21 +34,17 @@ SIGNALS = {signal.SIGTERM: "the signal SIGTERM", signal.SIGINT: "the signal SIGI
 
 @dataclass
 class Request:
-    """A request to stop, and what this process has done about it.
-
-    Args:
-        by: what stops the run; empty while nothing does.
-        at_limit: whether the time limit was reached.
-        saved: whether this process has saved anything that a later one goes on from.
-        whole: depth of nested `uninterruptible` sections.
-        at_once: whether a signal ends the work at once (`interruptible`).
-    """
+    """Pending stop request, and what this process has done about it."""
 
     by: str = ""
+    """What stops the run; empty while nothing does."""
     at_limit: bool = False
     saved: bool = False
+    """Whether this process has saved anything that a later one goes on from."""
     whole: int = 0
+    """Depth of nested `uninterruptible` sections."""
     at_once: bool = False
+    """Whether a signal ends the work at once (`interruptible`)."""
 
 
 class Stop(BaseException):
@@ -129,13 +125,10 @@ def saved() -> None:
 
 
 def limit(minutes: float | None) -> float | None:
-    """Stop before a time limit: the one given, that of the environment, or that of the SLURM job.
-
-    Args:
-        minutes: from now; None: what the environment says.
+    """Stop before a time limit: some minutes from now, those of the environment, or the end of the SLURM job.
 
     Returns:
-        seconds from now to the limit, the nearest of all; None: there is none.
+        seconds from now to the nearest limit; None: there is none.
 
     Raises:
         UsageError: it is not a positive number.

@@ -33,12 +33,9 @@ Content = dict[str, Any]
 
 
 class Generations:
-    """The last state of something and the one before it.
+    """The last state of something and the one before it, in two files whose names begin alike.
 
-    Args:
-        folder: of the two files.
-        name: that both begin with.
-        identity: JSON values that say what the state is of.
+    The identity, JSON values, says what the state is of.
     """
 
     def __init__(self, folder: Path, name: str, identity: object) -> None:
@@ -112,13 +109,7 @@ def _content(file: TensorFile, path: Path, name: str) -> Content:
 
 
 class RunState:
-    """The run of a distillation, in two generations.
-
-    Args:
-        folder: of this run alone.
-        identity: of the run.
-        backend: what it is computed with.
-    """
+    """The run of a distillation, in two generations; the backend says what it is computed with."""
 
     def __init__(self, folder: Path, identity: Identity, backend: str) -> None:
         self.backend = backend
@@ -217,9 +208,7 @@ def _nested(tensors: Mapping[str, Tensor]) -> Tree:
 class ExpertState:
     """The epochs of one expert that are trained already, one file each, so that an epoch costs one snapshot to keep.
 
-    Args:
-        folder: of this expert alone.
-        identity: of the expert; the state of another one is dropped.
+    The folder is of this expert alone; the state of an expert of another identity is dropped.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -276,10 +265,7 @@ class ExpertState:
 class NetworkState:
     """The state of networks while they are trained, one or several at once: weights, statistics, optimiser, generators.
 
-    Args:
-        folder: of the files.
-        identity: JSON values that say what is trained; the state of something else is dropped.
-        every: at least so many seconds lie between two writes, which has no effect on the result.
+    At least `every` seconds lie between two writes, which has no effect on the result.
     """
 
     def __init__(self, folder: Path, identity: object, every: float = 60.0) -> None:

@@ -25,25 +25,20 @@ LOG = logging.getLogger("satm")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a synthetic set, or all real images.
-
-    Args:
-        cell: whose rows these are; of all real images ipc is 0.
-        network: name of the network.
-        options: how it is trained.
-        forms: in which networks are trained on it, one after another.
-        identity: JSON values that say which images these are.
-        step_size: that belongs to the set.
-        selection: which iteration of the distillation it is.
-    """
+    """What is evaluated: a synthetic set, or all real images."""
 
     cell: Cell
+    """Whose rows these are; of all real images ipc is 0."""
     network: str
     options: EvaluateOptions
     forms: Sequence[Form]
+    """In which networks are trained on it, one after another."""
     identity: Identity
+    """JSON values that say which images these are."""
     step_size: float
+    """That belongs to the set."""
     selection: str
+    """Which iteration of the distillation the set is."""
 
 
 def make_evaluation(
@@ -123,10 +118,9 @@ def _run(inputs: Inputs, subject: Subject, place: tuple[str, ...], target: str) 
                     "rate": group.task.rate,
                     "epochs": options.epochs,
                 }
-                tested = list(zip(group.repeats, group.scores, strict=True))
-                rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in tested]
+                rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in group.scores.items()]
                 job.keep(rows)
-                for repeat, score in tested:
+                for repeat, score in group.scores.items():
                     told = "diverged" if math.isnan(score.accuracy) else f"accuracy {score.accuracy:.4f}"
                     progress.step(f"network {repeat}{form.text}: {options.split} {told}")
         job.write_rows(rows)

@@ -38,14 +38,13 @@ class Job:
 
     Args:
         layout: where files are.
-        place: names of the run, which are those of its state folder and its account.
+        place: names of the run, which are those of its state folder, account and log.
         what: is made, for messages.
         identity: of the results.
-        results: all files, the first of them the rows.
+        results: all files, the first of them the rows, the others tensors.
         columns: of the rows; None: the first file holds none.
         device: where the run computes.
-        is_ours: says of results whether they are of this run; a `UsageError` says no. None: the rows state the
-            identity, and the files after them are tensors.
+        is_ours: whether results are of this run; None: their rows state the identity. A `UsageError` says no.
 
     Raises:
         UsageError: (on entering) another process works at this run.

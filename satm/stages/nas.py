@@ -24,21 +24,16 @@ LOG = logging.getLogger("satm")
 
 @dataclass(frozen=True)
 class Source:
-    """What the candidates are trained on.
-
-    Args:
-        cell: whose rows these are; of all real images ipc is 0 and the method `real`.
-        images: with labels.
-        step_size: that belongs to them, where the recipe's is `learned`.
-        options: the recipe.
-        identity: JSON values that say which images these are.
-    """
+    """What the candidates are trained on, and how."""
 
     cell: Cell
+    """Whose rows these are; of all real images ipc is 0 and the method `real`."""
     images: TrainingImages
     step_size: float
+    """That belongs to the images, where that of the options is `learned`."""
     options: CandidateOptions
     identity: Identity
+    """JSON values that say which images these are."""
 
 
 def make_search(
@@ -120,9 +115,8 @@ def _trained(
             candidate = mine[group.which]
             common = {**source.cell.axes, "search": search, "candidate": candidate.index, **candidate.choices}
             common |= {"split": options.split, "epochs": options.epochs}
-            tested = list(zip(group.repeats, group.scores, strict=True))
-            rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in tested]
+            rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in group.scores.items()]
             job.keep(rows)
-            for repeat, score in tested:
+            for repeat, score in group.scores.items():
                 progress.step(f"{candidate}, network {repeat}: {options.split} accuracy {score.accuracy:.4f}")
     return rows
