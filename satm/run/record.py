@@ -1,8 +1,8 @@
-"""What a job takes, written down while it runs: time, processors, memory, device and queue of each of its attempts.
+"""The record of a job, kept while it runs: time, processors, memory, device and queue of each of its attempts.
 
-The record lies beside the job's log and not in its output: it differs from run to run, and the bytes of results do not.
-Files that carry circumstances (`satm.results.run_metadata`) have a copy, so that it goes where they go. An attempt that
-is killed is known up to its last heartbeat, and the next one of the same job adds itself to the record.
+The record lies beside the job's log and not in its results, whose bytes do not differ from run to run. Files that carry
+circumstances (`satm.results.run_metadata`) have a copy. A killed attempt is known up to its last heartbeat; the next
+attempt at the same job adds itself to the record.
 """
 
 import contextlib
@@ -36,26 +36,25 @@ Count = Annotated[int, Field(lt=2**63)]
 
 @dataclass
 class Attempt:
-    """One process that worked at a job. Times are UTC in ISO format; what is not known is None."""
+    """One process that worked at a job. Times are UTC in ISO format; unknown values are None."""
 
     id: str = ""
-    """No other attempt has it."""
+    """Unique among all attempts."""
     began: str = ""
     ended: str = ""
     """When it ended, or was last seen."""
     seconds: Amount | None = None
     """From the start of the process to then."""
     cpu_seconds: Amount | None = None
-    """Of all processors in sum."""
+    """Sum over all processors."""
     host: str = ""
     device: str = ""
-    """Name of the GPU that it computed on, or `cpu`."""
+    """Name of the GPU, or `cpu`."""
     gpus: Count = 0
-    """How many of them."""
     peak_device_bytes: Count = 0
-    """That tensors of torch held at most on the GPU."""
+    """Largest memory of tensors on the GPU."""
     peak_host_bytes: Count | None = None
-    """That the process held at most in main memory."""
+    """Largest main memory of the process."""
     slurm: dict[str, str | None] | None = None
     """`job`, `submitted` and `started` of the SLURM job around it."""
 
@@ -93,12 +92,9 @@ def find_record(path: Path) -> Record | None:
 
 
 class Account:
-    """One attempt that runs.
+    """A running attempt at the job whose record is at `path`, begun `age` seconds ago.
 
-    Args:
-        path: of the job's record.
-        age: seconds since it began.
-        around: the account of the command that this job is a part of; None: it is the command.
+    `around` is the account of the command that the job is a part of; None: the job is the command.
     """
 
     def __init__(self, path: Path, age: float, around: "Account | None") -> None:

@@ -91,10 +91,7 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
 def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Return what `write_record` wrote. A file of an earlier version, which has no hash, is read too.
 
-    Args:
-        path: where from.
-        what: the word for the file in messages.
-        fields: its names, all of them and no others, with the type of each value.
+    `what` is the word for the file in messages; `fields` are all names that it must hold, with the type of each value.
 
     Raises:
         UsageError: the file is missing, is no such object, or was changed.
@@ -112,15 +109,10 @@ def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, 
 
 
 def expect(content: Mapping[str, object], fields: Mapping[str, type], where: str) -> dict[str, Any]:
-    """Return JSON values by name, checked; there may be others.
-
-    Args:
-        content: the values.
-        fields: type by name; `float` takes whole numbers too.
-        where: what they are of, for the message.
+    """Return JSON values by name, compared with the types in `fields`; `float` takes whole numbers too.
 
     Raises:
-        UsageError: one is missing or of another type.
+        UsageError: one is missing or of another type; `where` says in the message what they are of.
     """
     for name, kind in fields.items():
         if name not in content:

@@ -19,14 +19,10 @@ TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
-    """Write a safetensors file atomically.
+    """Write tensors, copied to the CPU, and metadata, JSON values by name, as a safetensors file, atomically.
 
-    Args:
-        path: where to.
-        tensors: by name; they are copied to the CPU and made contiguous.
-        metadata: JSON values by name; stored as one JSON text under ``satm``. One text with sorted keys, because the
-            format's own map of texts is written in an order that changes from run to run. The hash of each tensor
-            goes with them, and the hash of all metadata.
+    The metadata are stored under ``satm`` as one JSON text with sorted keys, because the format's own map of texts is
+    written in an order that changes from run to run; with the hash of each tensor, and the hash of all metadata.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     content = json.loads(json.dumps(metadata))  # numbers as names become texts here, before the hash is taken
