@@ -65,7 +65,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
     assert read_rows_metadata(EVALUATED, EVALUATION)["options"]["options"]["epochs"] == 3
     assert not list((RUN / "state").rglob("*.safetensors"))
     log = (RUN / "logs/distill/digits/ipc-1/satm/seed-0.log").read_text()
-    assert "inner-steps: 4" in log and log.index("rho: ") < log.index("distil 3/3")
+    assert "inner-steps: 4" in log and log.index("rho: ") < log.index("distill 3/3")
 
 
 @pytest.mark.parametrize(

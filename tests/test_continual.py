@@ -15,7 +15,7 @@ from conftest import Refuse, grey_set, image_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from resuming import kept_rows
+from resuming import kept_rows, stopped_after
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
 
@@ -33,10 +33,11 @@ from satm.config import (
     parse,
 )
 from satm.config.class_order import Step, class_order, split_classes, step_of
-from satm.data import Augmentation, ImageData, keep_classes, load_images
+from satm.data import Augmentation, keep_classes, load_images, save_images
+from satm.data.images import hash_images
 from satm.errors import UsageError
 from satm.evaluation import continual
-from satm.evaluation.continual import Brought, among, learn, renumbered, rows, whole_labels
+from satm.evaluation.continual import StepImages, among, learn, renumbered, rows, whole_labels
 from satm.evaluation.networks import Task, train
 from satm.evaluation.replay import Memory
 from satm.networks.training import TrainingImages, outputs, soft_cross_entropy
@@ -266,14 +267,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, tuple[Any, ...]
     return asked
 
 
-def sliced(soft: bool = False) -> list[Brought]:
-    return [Brought(synthetic(soft), part, 0.1) for part in PARTS]
+def sliced(soft: bool = False) -> list[StepImages]:
+    return [StepImages(synthetic(soft), part, 0.1) for part in PARTS]
 
 
-def per_step(soft: bool = False, rates: Sequence[float] = (0.1, 0.2, 0.6)) -> list[Brought]:
+def per_step(soft: bool = False, rates: Sequence[float] = (0.1, 0.2, 0.6)) -> list[StepImages]:
     found = [synthetic(soft, part) for part in PARTS]
     pairs = [(made.images, whole_labels(made.labels, part, 4)) for made, part in zip(found, PARTS, strict=True)]
-    return [Brought(pair, None, rate) for pair, rate in zip(pairs, rates, strict=True)]
+    return [StepImages(pair, None, rate) for pair, rate in zip(pairs, rates, strict=True)]
 
 
 @pytest.mark.parametrize("brought", [sliced, per_step])
@@ -361,7 +362,7 @@ def frame(**axes: object) -> pandas.DataFrame:
     """Three steps of classes 0 and 1, 2, 3 with 10, 30, 30 and 10 images."""
     accuracies = {1: (0.2, 0.6), 2: (1.0, 0.8, 0.6), 3: (0.6, 0.2, 0.7, 0.9)}
     right = {step: tuple(round(a * m) for a, m in zip(each, IMAGES, strict=False)) for step, each in accuracies.items()}
-    tested = [continual.Tested(0, step, 0, counts, 0.1, 1.0, 1) for step, counts in right.items()]
+    tested = [continual.StepResult(0, step, 0, counts, 0.1, 1.0, 1) for step, counts in right.items()]
     common = {"dataset": "d", "ipc": 1, "method": "m", "seed": 0, "network": "n", "protocol": "p", **axes}
     return pandas.DataFrame(rows(tested, [((0, 1), (2,), (3,))], IMAGES, common))
 
@@ -439,41 +440,32 @@ def measured(path: Path) -> list[dict[str, Any]]:
     return read_rows(path, CONTINUAL).drop(columns=["seconds", "peak_memory_bytes"]).to_dict("records")
 
 
-def test_a_run_goes_on_where_it_was_stopped(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_it_was_stopped(steps: Path) -> None:
     assert main(["continual", *CELL]) == 0
     whole = measured(FOUND)
     assert len(whole) == 2 * 2 * (5 + 10) and not STATE.exists()
     assert {row["label"] for row in whole if row["order"] == 1 and row["step"] == 1} == set(class_order(10, 1)[:5])
-    honest, names = evaluation.train, []
-
-    def stops(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
-        names.append(axes)
-        if len(names) in (1, 4, 7):
-            raise KeyboardInterrupt
-        return honest(task, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train", stops)
     FOUND.unlink()
-    for left in (0, 2, 4):
-        assert main(["continual", *CELL]) == 75 and not FOUND.exists()
-        assert not left or len(kept_rows(STATE)) == left
+    kept: list[float] = []
+    for left in (2, 4):
+        with stopped_after(2, "/rows-"):
+            assert main(["continual", *CELL]) == 75 and not FOUND.exists()
+        seconds = [row["seconds"] for row in kept_rows(STATE)]
+        assert len(seconds) == left and seconds[: len(kept)] == kept
+        kept = seconds
     assert main(["continual", *CELL]) == 0
     assert measured(FOUND) == whole and not STATE.exists()
-    assert len(names) == 8 + 3 and len(set(names)) == 8
 
 
-def test_a_state_of_other_options_is_not_gone_on_with(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, done = evaluation.train, iter(range(100))
-
-    def stops(*given: Any) -> nn.Module:
-        if next(done) == 3:
-            raise KeyboardInterrupt
-        return honest(*given)
-
-    monkeypatch.setattr(evaluation, "train", stops)
-    assert main(["continual", *CELL]) == 75
-    assert main(["continual", *CELL, "--epochs", "2"]) == 0
-    assert next(done) == 4 + 8
+def test_a_state_of_other_options_is_not_gone_on_with(steps: Path) -> None:
+    with stopped_after(3, "/rows-"):
+        assert main(["continual", *CELL]) == 75
+    other = (*CELL, "--epochs", "2")
+    assert main(["continual", *other]) == 0
+    found = measured(FOUND)
+    FOUND.unlink()
+    assert main(["continual", *other]) == 0
+    assert measured(FOUND) == found
 
 
 def test_the_flags_are_the_options_of_the_protocol_and_of_training(
@@ -640,15 +632,12 @@ def test_a_set_of_other_classes_is_refused(steps: Path, refused: Refuse) -> None
     assert "is of the classes a, b, c" in refused("continual", *CELL)
 
 
-def test_a_class_without_images_to_test_on_is_refused(
-    steps: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(path: Path) -> ImageData:
-        data = load_images(path)
-        kept = data.test.labels != 4
-        return replace(data, test=replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept]))
-
-    monkeypatch.setattr("satm.stages.common.load_images", without)
+def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refuse) -> None:
+    path = RUN / "data/digits/images.safetensors"
+    data = load_images(path)
+    kept = data.test.labels != 4
+    test = replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept])
+    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)))
     assert "class 4 (4) of digits has no test images to be tested on" in refused("continual", *CELL)
 
 

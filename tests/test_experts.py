@@ -22,7 +22,6 @@ from satm.experts import (
     Snapshot,
     TrajectoryStore,
     describe_shard,
-    differing_field,
     shard_identity,
     shard_name,
     store,
@@ -35,7 +34,7 @@ from satm.networks.training import TrainingImages
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.stages.checkpoint import ExpertState
-from satm.storage.files import hash_file
+from satm.storage.identity import differing_field, hash_file
 from satm.storage.tensors import open_tensors
 
 IDENTITY: dict[str, Any] = {

@@ -9,6 +9,7 @@ import numpy
 import pandas
 import pytest
 import torch
+from resuming import stopped_after
 from scipy import stats
 from tabulating import frame_of
 
@@ -18,7 +19,7 @@ from satm.errors import UsageError
 from satm.results.columns import EVALUATION
 from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
 from satm.results.rows import read_rows, write_rows
-from satm.stages import evaluate as stage
+from satm.storage.tensors import read_tensors
 from satm.tables.robustness import COLUMNS
 from satm.tables.statistics import augmentation_robust_score, label_robust_score
 
@@ -235,29 +236,18 @@ def test_settings_that_name_the_recipe_change_it(tmp_path: Path) -> None:
         resolver.full("stron", "digits")
 
 
-def test_a_killed_training_on_real_images_goes_on(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     command = [*FULL, "--recipe", "experts", "--repeats", "1", "--epochs", "3", "--network", "small"]
     target = RUN / "full/digits/experts/small.parquet"
     assert main(command) == 0
     whole = outcomes(read_rows(target, EVALUATION))
     target.unlink()
-    honest = stage.NetworkState
-    saved: list[int] = []
-
-    class Eager(honest):  # type: ignore[misc, valid-type]
-        def __init__(self, folder: Path, identity: object) -> None:
-            super().__init__(folder, identity, every=0)
-
-        def save(self, epoch: int, *parts: Any, **named: Any) -> None:
-            super().save(epoch, *parts, **named)
-            saved.append(epoch)
-            if len(saved) == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage, "NetworkState", Eager)
-    assert main(command) == 75 and not target.exists()
+    with stopped_after(1, "/small/.lock-"):
+        assert main(command) == 75 and not target.exists()
+    kept, content = read_tensors(RUN / "state/full/digits/experts/small/network-0.safetensors", "state")
+    assert content["epoch"] == 1 and kept
     assert main(command) == 0
-    assert saved == [1, 2, 3] and outcomes(read_rows(target, EVALUATION)) == whole
+    assert outcomes(read_rows(target, EVALUATION)) == whole
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,18 @@ import pandas
 import pytest
 import torch
 from conftest import Refuse
-from resuming import kept_rows
+from resuming import kept_rows, stopped_after
 from scipy import stats
 from tabulating import frame_of, made
 
 from satm.cli import main
 from satm.config import CANDIDATES, Campaign, Cell, Layout, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import UsageError
-from satm.evaluation.networks import Score
+from satm.evaluation.candidates import fitting
 from satm.evaluation.search import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
 from satm.networks import build
 from satm.results.columns import NAS
 from satm.results.rows import read_rows, read_rows_metadata, write_rows
-from satm.stages import nas as stage
-from satm.stages.nas import fitting
 from satm.tables.published import PUBLISHED
 from satm.tables.reader import refuse_repeats
 from satm.workflow.campaigns import Campaigns
@@ -359,56 +357,37 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
         frame_of(load_campaign(Path("search.yaml")), "quick")
 
 
-@pytest.mark.parametrize(("together", "stop", "kept"), [("no", 2, 1), ("no", 4, 3), ("yes", 2, 2)])
-def test_a_stopped_part_goes_on_to_the_same_rows(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, together: str, stop: int, kept: int
-) -> None:
+@pytest.mark.parametrize(("together", "writes", "kept"), [("no", 1, 1), ("no", 3, 3), ("yes", 1, 2)])
+def test_a_stopped_part_goes_on_to_the_same_rows(folder: Path, together: str, writes: int, kept: int) -> None:
     command = ["nas", *CELL, "--part", "0-1", "--together", together]
     assert main(command) == 0
     whole = measured(PART)
     PART.unlink()
-    honest, trained = stage.evaluate, []
-
-    def stops(task: Any, tested: Any, axes: list[Any], keep: Any) -> Any:
-        trained.append(axes)
-        if len(trained) == stop:
-            raise KeyboardInterrupt
-        return honest(task, tested, axes, keep)
-
-    monkeypatch.setattr(stage, "evaluate", stops)
-    assert main(command) == 75 and not PART.exists()
-    assert len(kept_rows(STATE)) == kept
+    with stopped_after(writes, "/rows-"):
+        assert main(command) == 75 and not PART.exists()
+    rows = kept_rows(STATE)
+    assert len(rows) == kept
     assert main(command) == 0
-    assert sum(len(axes) for axes in trained[stop:]) == 4 - kept, "only what was missing"
+    assert read_rows(PART, NAS)["seconds"].tolist()[:kept] == [row["seconds"] for row in rows], "only what was missing"
     assert measured(PART) == whole and not STATE.exists()
 
 
-def test_every_network_has_a_start_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Any] = []
-
-    def noted(task: Any, tested: Any, axes: list[Any], keep: Any) -> list[Score]:
-        found.extend(axes)
-        return [Score(0.5, 1.0, 0.1, 1) for _ in axes]
-
-    monkeypatch.setattr(stage, "evaluate", noted)
+def test_every_network_has_a_start_of_its_own(folder: Path) -> None:
+    losses: list[float] = []
     for flags in (CELL, (*CELL, "--seed", "1"), (*CELL, "--network-seed", "1"), (*CONFIG, "--real")):
         assert main(["nas", *flags]) == 0
-    assert len(found) == len(set(found)) == 4 * 3 * 2
+        seed = "seed-1" if "--seed" in flags else "seed-0"
+        place = "real" if "--real" in flags else f"ipc-2/random/{seed}"
+        parts = [RUN / f"nas/few/{place}/quick/part-{part}.parquet" for part in ("0-1", "2-2")]
+        losses += [loss for part in parts for loss in read_rows(part, NAS)["loss"]]
+    assert len(losses) == len(set(losses)) == 4 * 3 * 2
 
 
-def test_rows_of_another_recipe_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = stage.evaluate, []
-
-    def stops(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return honest(*arguments)
-
-    monkeypatch.setattr(stage, "evaluate", stops)
-    assert main(["nas", *CELL, "--part", "0-1"]) == 75
+def test_rows_of_another_recipe_are_not_kept(folder: Path) -> None:
+    with stopped_after(1, "/rows-"):
+        assert main(["nas", *CELL, "--part", "0-1"]) == 75
     assert main(["nas", *CELL, "--part", "0-1", "--epochs", "2"]) == 0
-    assert set(read_rows(PART, NAS)["epochs"]) == {2} and len(calls) == 2 + 4
+    assert set(read_rows(PART, NAS)["epochs"]) == {2}
 
 
 def test_a_candidate_that_diverges_is_a_bad_one(folder: Path) -> None:
