@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from resuming import stopped_after
 
 import satm
 from satm import cli
@@ -550,11 +551,7 @@ def test_a_kill_at_any_moment_changes_nothing(
 def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["distill", *CELL, "--method", "mtt", "--iterations", "21", "--checkpoint-seconds", "0"]
 
-    def stop(*given: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("satm.stages.distill.save_distilled", stop)
+    with stopped_after(2, "/checkpoint-"):
         assert main(arguments) == 75
     state = RUN / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint-1.safetensors"
     assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10, "recent": 20}

@@ -19,7 +19,6 @@ from resuming import kept_rows, stopped_after
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
 
-import satm.evaluation.networks as evaluation
 from satm.cli import main
 from satm.config import (
     Campaign,
@@ -33,13 +32,12 @@ from satm.config import (
     parse,
 )
 from satm.config.class_order import Step, class_order, split_classes, step_of
-from satm.data import Augmentation, keep_classes, load_images, save_images
+from satm.data import Augmentation, Preprocessor, keep_classes, load_images, save_images
 from satm.data.images import hash_images
 from satm.errors import UsageError
 from satm.evaluation import continual
-from satm.evaluation.continual import StepImages, among, learn, renumbered, rows, whole_labels
+from satm.evaluation.continual import StepImages, among, learn, one_set_a_step, renumbered, rows, whole_labels
 from satm.evaluation.networks import Task, train
-from satm.evaluation.replay import Memory
 from satm.networks.training import TrainingImages, outputs, soft_cross_entropy
 from satm.results.columns import CONTINUAL
 from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
@@ -234,15 +232,15 @@ def make_task(synthetic: TrainingImages, step_size: float, step: int, seen: tupl
 
 
 class Foretold(nn.Module):
-    """Answers with the class in a table of pixels, as the output of that number."""
+    """Answers with the class in a table of pixels, as the output of that number; with the first where it has none."""
 
     def __init__(self, answers: dict[float, int], classes: int) -> None:
         super().__init__()
-        self.answers, self.classes = answers, classes
+        self.answers, self.classes, self.weight = answers, classes, nn.Parameter(torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        answers = [self.answers[round(float(pixel), 1)] for pixel in images[:, 0, 0, 0]]
-        return nn.functional.one_hot(torch.tensor(answers), self.classes).float()
+        answers = [self.answers.get(round(float(pixel), 1), 0) for pixel in images[:, 0, 0, 0]]
+        return nn.functional.one_hot(torch.tensor(answers), self.classes).float() + 0 * self.weight
 
 
 ANSWERS = {
@@ -254,17 +252,23 @@ ANSWERS = {
 RIGHT = [(3, 2), (2, 1, 1), (1, 2, 0, 1)]
 
 
+class Trained(list[tuple[Task, tuple[Any, ...]]]):
+    """What the loop trains networks on; they have the answers of `ANSWERS`."""
+
+    def make_task(self, *given: Any) -> Task:
+        noted = self
+
+        class Noted(Task):
+            def fresh(self, axes: tuple[Any, ...]) -> nn.Module:
+                noted.append((self, axes))
+                return Foretold(ANSWERS[axes[-2]], self.classes)
+
+        return Noted(**vars(make_task(*given, epochs=1)))
+
+
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, tuple[Any, ...]]]:
-    """What the loop asks to be trained; it gets networks with the answers of `ANSWERS`."""
-    asked: list[tuple[Task, tuple[Any, ...]]] = []
-
-    def answers(task: Task, axes: tuple[Any, ...], kept: object = None) -> nn.Module:
-        asked.append((task, axes))
-        return Foretold(ANSWERS[axes[-2]], task.classes)
-
-    monkeypatch.setattr(evaluation, "train", answers)
-    return asked
+def trained() -> Trained:
+    return Trained()
 
 
 def sliced(soft: bool = False) -> list[StepImages]:
@@ -279,8 +283,8 @@ def per_step(soft: bool = False, rates: Sequence[float] = (0.1, 0.2, 0.6)) -> li
 
 @pytest.mark.parametrize("brought", [sliced, per_step])
 @pytest.mark.parametrize("soft", [False, True])
-def test_networks_see_the_seen_classes_only(trained: list, brought: Callable[[bool], list], soft: bool) -> None:
-    found = list(learn(brought(soft), PARTS, real_images(), make_task, 7, ("a",), repeats=2))
+def test_networks_see_the_seen_classes_only(trained: Trained, brought: Callable[[bool], list], soft: bool) -> None:
+    found = list(learn(brought(soft), PARTS, real_images(), trained.make_task, 7, ("a",), repeats=2))
     assert [(one.order, one.step, one.repeat) for one in found] == [(7, step, n) for step in (1, 2, 3) for n in (0, 1)]
     assert [one.right for one in found] == [right for right in RIGHT for _ in range(2)]
     assert [axes for _, axes in trained] == [("a", 7, step, n) for step in (1, 2, 3) for n in (0, 1)]
@@ -298,32 +302,19 @@ def test_networks_see_the_seen_classes_only(trained: list, brought: Callable[[bo
             assert [order[label] for label in labels.tolist()] == pixels.tolist()
 
 
-def test_the_loop_rehearses_from_a_memory(trained: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[tuple[int, ...]] = []
-    honest = Memory.add
-
-    def add(self: Memory, data: object, classes: tuple[int, ...] | None = None) -> None:
-        honest(self, data, classes)
-        added.append(self.classes)
-
-    monkeypatch.setattr(Memory, "add", add)
-    list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=1))
-    assert added == [(2, 0), (2, 0, 3), (2, 0, 3, 1)]
-
-
-def test_the_step_size_is_the_mean_of_the_sets_so_far(trained: list) -> None:
-    list(learn(per_step(), PARTS, real_images(), make_task, 0, (), repeats=1))
+def test_the_step_size_is_the_mean_of_the_sets_so_far(trained: Trained) -> None:
+    list(learn(per_step(), PARTS, real_images(), trained.make_task, 0, (), repeats=1))
     assert [task.rate for task, _ in trained] == pytest.approx([0.1, 0.15, 0.3])
     trained.clear()
-    found = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=1))
+    found = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=1))
     assert [task.rate for task, _ in trained] == [0.1, 0.1, 0.1] == [one.rate for one in found]
 
 
 @pytest.mark.parametrize("done", range(7))
-def test_what_was_tested_before_is_left_out(trained: list, done: int) -> None:
-    whole = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=2))
+def test_what_was_tested_before_is_left_out(trained: Trained, done: int) -> None:
+    whole = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=2))
     trained.clear()
-    rest = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=2, done=done))
+    rest = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=2, done=done))
     assert [(one.step, one.repeat, one.right) for one in rest] == [
         (one.step, one.repeat, one.right) for one in whole[done:]
     ]
@@ -577,26 +568,27 @@ def test_a_whole_campaign_from_sets_of_each_step(steps: Path) -> None:
     assert sorted(path.name for path in (RUN / "data").iterdir()) == ["digits", "white"], "no images are stored twice"
 
 
-def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(
-    steps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(steps: Path) -> None:
     """Random real images of each step: what networks learn from says which class it is."""
-    honest, asked = evaluation.train, []
-
-    def spied(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
-        asked.append(task)
-        return honest(task, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train", spied)
     cell = (*CONFIG, "--ipc", "2", "--method", "random")
-    for step in (1, 2, 3):
-        assert main(["distill", *cell, "--dataset", Step("digits", 0, step, 3).name]) == 0
+    names = [Step("digits", 0, step, 3).name for step in (1, 2, 3)]
+    for name in names:
+        assert main(["distill", *cell, "--dataset", name]) == 0
     assert main(["continual", *cell, "--dataset", "digits", "--protocol", "three", "--sets", "per-step"]) == 0
-    data = load_images(RUN / "data/digits/images.safetensors")
+    data, order = load_images(RUN / "data/digits/images.safetensors"), class_order(10, 0)
     mean, std = (torch.tensor(value) for value in (data.mean, data.std))
-    order = class_order(10, 0)
-    assert [len(task.synthetic) for task in asked] == [8, 14, 20]
-    for image, label in zip(asked[-1].synthetic.images, asked[-1].synthetic.labels.tolist(), strict=True):
+    sets = [load_distilled(RUN / f"distilled/{name}/ipc-2/random/seed-0/distilled.safetensors") for name in names]
+    asked: list[TrainingImages] = []
+
+    def noted(synthetic: TrainingImages, *rest: Any) -> Task:
+        asked.append(synthetic)
+        return make_task(synthetic, *rest, epochs=1)
+
+    parts = split_classes(10, 0, 3)
+    real = TrainingImages.of(data.test, Preprocessor(data.mean, data.std, None), torch.device("cpu"))
+    assert len(list(learn(one_set_a_step(sets, parts, 10), parts, real, noted, 0, ("a",), 1))) == 3
+    assert [len(images) for images in asked] == [8, 14, 20]
+    for image, label in zip(asked[-1].images, asked[-1].labels.tolist(), strict=True):
         pixels = (255 * (image * std + mean)).round().to(torch.uint8)
         found = data.train.labels[(data.train.images == pixels).flatten(1).all(1)]
         assert order[label] in found

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import satm.evaluation.networks as evaluation
 from satm.config import EvaluateOptions
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import RunError, UsageError
-from satm.evaluation.networks import Score, Task, evaluate, search_rate, train, train_together
+from satm.evaluation.networks import Score, Task, evaluate, search_rate, stacked, train, train_together
 from satm.networks import build
 from satm.networks.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
 from satm.params import flatten
@@ -157,23 +156,26 @@ def doubled(data: TrainingImages) -> TrainingImages:
     return TrainingImages(data.images.double(), labels)
 
 
+class Doubled(Task):
+    """Trains in float64."""
+
+    def fresh(self, axes: Any) -> nn.Module:
+        return super().fresh(axes).double()
+
+
 SEVERAL = [(*AXES[:-2], repeat, 0) for repeat in range(3)]
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_networks_trained_at_once_are_those_trained_alone(
-    norm: str, optimiser: str, soft: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = Task.fresh
-    monkeypatch.setattr(Task, "fresh", lambda self, axes: honest(self, axes).double())
+def test_networks_trained_at_once_are_those_trained_alone(norm: str, optimiser: str, soft: bool) -> None:
     data = bright(9, 0)
     if soft:
         labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(3))
         data = TrainingImages(data.images, labels)
     options = EvaluateOptions(epochs=5, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
-    work = task(options, doubled(data), norm=norm)
+    work = Doubled(**vars(task(options, doubled(data), norm=norm)))
     together = train_together(work, SEVERAL)
     for module, axes in zip(together, SEVERAL, strict=True):
         alone = train(work, axes)
@@ -182,22 +184,15 @@ def test_networks_trained_at_once_are_those_trained_alone(
     assert not torch.allclose(flatten(together[0]), flatten(together[1]))
 
 
-def test_one_option_decides_whether_they_are_trained_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    honest = evaluation.train_together
-
-    def counted(work: Task, axes: Any, kept: Any) -> Any:
-        seen.append(len(axes))
-        return honest(work, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train_together", counted)
+def test_one_option_decides_whether_they_are_trained_at_once() -> None:
     base = EvaluateOptions(epochs=3, decay_epoch=2, batch_size=4)
     found = {}
     for together in ("auto", "no", "yes"):
         chosen = base.model_copy(update={"together": together})
         found[together] = [one.loss for one in evaluate(task(chosen), bright(60, 1), SEVERAL)]
-    assert seen == [3], "on a CPU only where it is asked for"
-    assert found["auto"] == found["no"] and len(set(found["no"])) == 3
+        at_once = stacked(task(chosen), torch.device("cpu")), stacked(task(chosen), torch.device("cuda"))
+        assert at_once == {"auto": (False, True), "no": (False, False), "yes": (True, True)}[together]
+    assert found["auto"] == found["no"] == pytest.approx(found["yes"], rel=1e-4) and len(set(found["no"])) == 3
     assert found["yes"] == pytest.approx(found["no"], rel=1e-3)
 
 
