@@ -16,7 +16,7 @@ from satm.config.methods import IterativeOptions
 from satm.errors import RunError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
-from satm.outer import NOTHING, Memory, OuterGradient
+from satm.outer import NO_STATE, MethodState, OuterGradient
 from satm.run.machine import peak_memory, reset_peak
 from satm.run.stopping import Stop, check_stop
 from satm.unroll import Adam, Momentum, Rule
@@ -40,14 +40,14 @@ class State:
         iteration: outer steps done.
         numbers: what the set is made of by name: `images` or what they are computed from, `labels`, `step_size`.
         moments: state of the outer optimiser, by name of the number.
-        memory: what the method carries from one iteration to the next.
+        method_state: what the method carries from one iteration to the next.
         average: `images` and learned `labels` averaged over the iterations; None without `ema`.
     """
 
     iteration: int
     numbers: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
-    memory: Memory
+    method_state: MethodState
     average: Mapping[str, Tensor] | None
 
 
@@ -121,7 +121,7 @@ def begin(method: Method[IterativeOptions]) -> Run:
     moments = {name: _rule(options, name).start(numbers[name]) for name in rates}
     composed = replace(synthetic, images=method.parameterisation.join(numbers))
     average = None if options.ema is None else _averaged(composed)
-    state = State(0, numbers, moments, NOTHING, average)
+    state = State(0, numbers, moments, NO_STATE, average)
     return Run(state, state, state, rates)
 
 
@@ -243,7 +243,7 @@ def _iterate(method: Method[IterativeOptions], run: Run) -> tuple[dict[str, Any]
     options = method.options
     state = run.now
     before = compose(method, state)
-    found = method.gradient(before, state.iteration, state.memory)
+    found = method.gradient(before, state.iteration, state.method_state)
     loss, norm = float(found.loss), float(found.images.norm() if found.norm is None else found.norm)
     row: dict[str, Any] = {
         "iteration": state.iteration + 1,
@@ -262,7 +262,7 @@ def _iterate(method: Method[IterativeOptions], run: Run) -> tuple[dict[str, Any]
         return row, state, Fault(f"the loss is {loss:g} and its hypergradient's norm {whole:g}")
     if options.skip_above is not None and loss > options.skip_above:
         row["event"] = f"{SKIPPED}: the loss of {loss:g} is above skip_above={options.skip_above:g}"
-        return row, replace(state, iteration=state.iteration + 1, memory=found.memory), None
+        return row, replace(state, iteration=state.iteration + 1, method_state=found.state), None
     if loss > options.explode:
         return row, state, Fault(f"the loss of {loss:g} is above explode={options.explode:g}")
     following = _step(method, run, found)
@@ -292,7 +292,7 @@ def _step(method: Method[IterativeOptions], run: Run, found: OuterGradient) -> S
         if found.share is not None and name in ("images", "labels"):
             direction = direction * found.share.view(-1, *[1] * (direction.ndim - 1))
         numbers[name] = numbers[name] - rate * direction
-    return State(state.iteration + 1, numbers, moments, found.memory, state.average)
+    return State(state.iteration + 1, numbers, moments, found.state, state.average)
 
 
 def _rule(options: IterativeOptions, name: str) -> Rule:

@@ -114,21 +114,21 @@ def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str
             loss.backward()
             optimiser.step()
         weights = torch.cat([part.detach().reshape(-1) for part in module.parameters()])
-        found = method.gradient(synthetic, iteration, found.memory)
+        found = method.gradient(synthetic, iteration, found.state)
         loss, images = twins.dc(module, synthetic.images, list(classes(method, synthetic, iteration)))
         torch.testing.assert_close(found.loss, loss, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.images, images, rtol=1e-7, atol=1e-12)
         if iteration == 4:
-            torch.testing.assert_close(found.memory["weights"], weights, rtol=1e-10, atol=1e-12)
-    assert not found.memory  # the next iteration begins an episode
-    fresh = method.gradient(synthetic, 6, found.memory).memory["weights"]
+            torch.testing.assert_close(found.state["weights"], weights, rtol=1e-10, atol=1e-12)
+    assert not found.state  # the next iteration begins an episode
+    fresh = method.gradient(synthetic, 6, found.state).state["weights"]
     assert torch.equal(fresh, problem.fresh_weights("network", 6))
 
 
 def test_an_episode_of_one_update_does_not_train_its_network(problem: Problem) -> None:
     method = make(replace(problem, ipc=1), "dc")
     assert dc.loops(1, method.options) == (1, 1)
-    assert not method.gradient(exact(method), 5).memory
+    assert not method.gradient(exact(method), 5).state
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_resuming_within_an_episode_gives_the_same_bytes(problem: Problem, tmp_p
 
     found = distill(make(single, name, **options), begin(make(single, name, **options)), None, print_nothing, on_safe)
     again = state.load(torch.device("cpu")) or pytest.fail("nothing was kept")
-    assert set(again.now.memory) == (set() if name == "dm" else {"weights", "buffer"})  # 10 is within 8 to 11
+    assert set(again.now.method_state) == (set() if name == "dm" else {"weights", "buffer"})  # 10 is within 8 to 11
     other = distill(make(single, name, **options), again, None, print_nothing, lambda run: None)
     assert torch.equal(other.synthetic.images, found.synthetic.images)
     assert found.raw is not None and other.raw is not None and torch.equal(other.raw.images, found.raw.images)

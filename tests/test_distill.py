@@ -19,7 +19,7 @@ from satm.errors import RunError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import SELECTED, Recipe
-from satm.outer import NOTHING, Memory, OuterGradient
+from satm.outer import NO_STATE, MethodState, OuterGradient
 from satm.params import call_flat
 from satm.results.columns import METRICS
 from satm.run.stopping import Stop, on_signals
@@ -41,7 +41,7 @@ class Scripted(Method[Any]):
     def start(self) -> Synthetic:
         return self.begun
 
-    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+    def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         return self.script(synthetic, iteration)
 
 
@@ -394,7 +394,7 @@ def test_resumed_method_gives_the_same_bytes(problem: Problem, tmp_path: Path, n
     chosen = look if "selection" in REAL[name] else None
     found = distill(method, run, chosen, lambda row: None, on_safe)
     again = loaded(state)
-    assert set(again.now.memory) == ({"direction"} if name == "mtt-vasso" else set())
+    assert set(again.now.method_state) == ({"direction"} if name == "mtt-vasso" else set())
     other = distill(
         make(single(problem), name, **options, step_size=0.1), again, chosen, lambda row: None, lambda _: None
     )
@@ -675,17 +675,17 @@ def test_loop_passes_the_methods_state_on(problem: Problem) -> None:
     start = double(method)
     method.start = lambda: start
     found, run = run_all(method)
-    synthetic, memory = start, NOTHING
+    synthetic, memory = start, NO_STATE
     for iteration in range(3):
         slope = method.gradient(synthetic, iteration, memory)
-        memory = slope.memory
+        memory = slope.state
         step_size = synthetic.step_size - 1e-5 * slope.step_size
         synthetic = Synthetic(synthetic.images - 0.5 * slope.images, synthetic.labels, step_size)
     assert torch.equal(found.images, synthetic.images)
-    assert torch.equal(run.now.memory["direction"], memory["direction"])
+    assert torch.equal(run.now.method_state["direction"], memory["direction"])
     forgetful = make(problem, "mtt-vasso", **options, theta=0.3)
     forgetful.start = lambda: start
-    forgetful.gradient = lambda synthetic, iteration, memory: method.gradient(synthetic, iteration, NOTHING)
+    forgetful.gradient = lambda synthetic, iteration, state: method.gradient(synthetic, iteration, NO_STATE)
     assert not torch.equal(run_all(forgetful)[0].images, found.images)
 
 

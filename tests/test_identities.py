@@ -8,7 +8,7 @@ from matching import EXPANDING, PARTS, differing, double, make, unlike
 from torch import Tensor
 
 from satm.methods.parts.problem import Problem
-from satm.outer import NOTHING, Memory
+from satm.outer import NO_STATE, MethodState
 from satm.params import call_flat
 
 CONCURRENT: dict[str, Any] = {"concurrent": 3, "distance": 1}
@@ -110,11 +110,11 @@ def test_gsam_removes_only_an_orthogonal_part(problem: Problem) -> None:
 def followed(made: Any, images: Tensor, iterations: int) -> list[Tensor]:
     """Return the perturbed hypergradients of some iterations of plain descent, with the memory handed on."""
     start = double(made)
-    memory: Memory = NOTHING
+    state: MethodState = NO_STATE
     slopes = []
     for iteration in range(iterations):
-        found = made.gradient(type(start)(images, start.labels, start.step_size), iteration, memory)
-        memory = found.memory
+        found = made.gradient(type(start)(images, start.labels, start.step_size), iteration, state)
+        state = found.state
         images = images - 0.5 * found.images
         slopes.append(found.images)
     return slopes

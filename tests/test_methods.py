@@ -230,7 +230,7 @@ def test_every_method_starts_with_a_set(problem: Problem, name: str) -> None:
 def parts(found: OuterGradient) -> dict[str, Tensor]:
     """Return all tensors of a gradient by name."""
     held = {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
-    return {**held, **{f"memory.{name}": value for name, value in found.memory.items()}}
+    return {**held, **{f"memory.{name}": value for name, value in found.state.items()}}
 
 
 @pytest.mark.usefixtures("foreign")
@@ -246,8 +246,8 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
     first = made.gradient(synthetic, 0)
     given = {**{f"set.{part}": held for part, held in vars(synthetic).items()}, **parts(first)}
     before = {part: held.clone() for part, held in given.items()}
-    one, two = (made.gradient(synthetic, 1, first.memory) for _ in range(2))
-    other = built(problem, name).gradient(synthetic, 1, first.memory)  # nothing is hidden in the method
+    one, two = (made.gradient(synthetic, 1, first.state) for _ in range(2))
+    other = built(problem, name).gradient(synthetic, 1, first.state)  # nothing is hidden in the method
     assert all(torch.equal(held, before[part]) for part, held in given.items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first.images, made.gradient(synthetic, 0).images)
@@ -258,7 +258,7 @@ def test_every_method_keeps_the_contract(problem: Problem, name: str) -> None:
         assert (found.labels is not None) == learned
         assert found.labels is None or found.labels.shape == synthetic.labels.shape
         assert found.share is None or found.share.shape == (6,)
-        assert all(isinstance(key, str) and isinstance(held, Tensor) for key, held in found.memory.items())
+        assert all(isinstance(key, str) and isinstance(held, Tensor) for key, held in found.state.items())
         assert not any(held.requires_grad for held in parts(found).values())
         assert finite(*parts(found).values()) and float(found.images.norm()) > 0
     for same in (two, other):
@@ -288,9 +288,9 @@ def test_every_method_runs_in_the_loop_and_comes_back_from_a_checkpoint(
         RunState(two, {"name": name}, "here").save(again)
         assert next(one.iterdir()).read_bytes() == next(two.iterdir()).read_bytes()
         for here, there in ((run.now, again.now), (run.safe, again.safe)):
-            assert set(here.numbers) == set(there.numbers) and set(here.memory) == set(there.memory)
+            assert set(here.numbers) == set(there.numbers) and set(here.method_state) == set(there.method_state)
             assert all(torch.equal(held, there.numbers[key]) for key, held in here.numbers.items())
-            assert all(torch.equal(held, there.memory[key]) for key, held in here.memory.items())
+            assert all(torch.equal(held, there.method_state[key]) for key, held in here.method_state.items())
             for number, moments in here.moments.items():
                 assert set(moments) == set(there.moments[number])
                 assert all(torch.equal(held, there.moments[number][key]) for key, held in moments.items())

@@ -11,9 +11,9 @@ from torch import Tensor
 from satm.methods.parts.problem import Synthetic
 from satm.methods.satm import SatmOptions, step
 from satm.outer import (
-    NOTHING,
-    Answer,
+    NO_STATE,
     OuterGradient,
+    OuterValue,
     adaptive,
     descent,
     orthogonal,
@@ -33,12 +33,12 @@ class Watched:
         self.gradients, self.losses = list(gradients), list(losses)
         self.asked: list[tuple[Tensor, dict[str, Any]]] = []
 
-    def __call__(self, images: Tensor, **options: Any) -> Answer:
+    def __call__(self, images: Tensor, **options: Any) -> OuterValue:
         self.asked.append((images, options))
         count = len(self.asked)
         points = {index: (Point(torch.full((3,), 7.0), {}),) for index in options.get("keep_points", ())}
         labels, step_size = torch.full((2, 3), 10.0 * count), torch.tensor(float(count))
-        return Answer(torch.tensor(self.losses[count - 1]), self.gradients[count - 1], labels, step_size, points)
+        return OuterValue(torch.tensor(self.losses[count - 1]), self.gradients[count - 1], labels, step_size, points)
 
 
 def some(seed: int) -> Tensor:
@@ -52,7 +52,7 @@ def test_descent_returns_the_hypergradient() -> None:
     assert torch.equal(oracle.asked[0][0], images) and oracle.asked[0][1] == {"last": 3}
     assert torch.equal(found.images, gradient) and found.labels is not None and float(found.labels[0, 0]) == 10
     assert (float(found.loss), float(found.step_size)) == (1, 1)
-    assert found.sharpness is None and found.share is None and dict(found.memory) == {}
+    assert found.sharpness is None and found.share is None and dict(found.state) == {}
 
 
 def test_a_zero_hypergradient_divides_by_nothing() -> None:
@@ -88,7 +88,7 @@ def test_the_noise_is_in_satms_first_unroll_only() -> None:
         problem=SimpleNamespace(generator=make_generator),
         oracle=lambda synthetic, iteration: oracle,
     )
-    step(matching, Synthetic(images, torch.tensor([0, 1]), torch.tensor(0.1)), 3, NOTHING)
+    step(matching, Synthetic(images, torch.tensor([0, 1]), torch.tensor(0.1)), 3, NO_STATE)
     (first, asked), (second, again) = oracle.asked
     noise = smoothing_noise(images, make_generator("noise", 3), 0.1, "std")
     assert torch.equal(first, images + noise) and asked == {"last": 3, "keep_points": (3,)}
@@ -147,6 +147,6 @@ def test_gsam_changes_the_images_gradient_only() -> None:
 
 
 def test_default_state_is_empty_and_read_only() -> None:
-    assert OuterGradient(torch.zeros(()), some(0), None, torch.zeros(())).memory is NOTHING
+    assert OuterGradient(torch.zeros(()), some(0), None, torch.zeros(())).state is NO_STATE
     with pytest.raises(TypeError):
-        NOTHING["x"] = torch.ones(1)  # type: ignore[index]
+        NO_STATE["x"] = torch.ones(1)  # type: ignore[index]

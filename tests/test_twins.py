@@ -15,7 +15,7 @@ from satm.methods import METHODS
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import CLASS_MATCHING, MATCHING
 from satm.methods.selection import herding, k_center
-from satm.outer import NOTHING
+from satm.outer import NO_STATE
 from satm.params import load_flat
 
 Twin = Callable[[Any, Synthetic, int, dict[str, Tensor]], Gradients]
@@ -123,7 +123,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def check(problem: Problem, name: str, **options: Any) -> None:
     """Compare some iterations of a method with its twin, the set moving in between."""
     made = make(problem, name, **{**OPTIONS.get(name, {}), **options})
-    start, memory, state = double(made), NOTHING, {}
+    start, memory, state = double(made), NO_STATE, {}
     noise = torch.randn(start.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     synthetic = replace(start, images=start.images + 0.1 * noise)  # away from the real images
     for iteration in (0, 3):
@@ -139,7 +139,7 @@ def check(problem: Problem, name: str, **options: Any) -> None:
                 assert (one is None) == (other is None), part
                 assert one is None or unlike(one, other) < 1e-9, (part, iteration)
         synthetic = replace(synthetic, images=synthetic.images - 0.5 * found.images)
-        memory = found.memory if name == "mtt-vasso" else NOTHING
+        memory = found.state if name == "mtt-vasso" else NO_STATE
 
 
 def test_every_method_has_a_twin() -> None:

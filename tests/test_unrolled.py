@@ -22,7 +22,7 @@ from satm.methods.parts.boosting import stage
 from satm.methods.parts.problem import Problem
 from satm.methods.parts.unrolled import UnrolledTraining, limited, real_loss
 from satm.networks import build
-from satm.outer import NOTHING, OuterGradient
+from satm.outer import NO_STATE, OuterGradient
 from satm.params import call_flat, flatten
 from satm.stages.checkpoint import RunState
 from satm.unroll import Adam, Momentum, Rule, Scheduled, Sgd, hypergradient
@@ -181,7 +181,7 @@ def test_augmentation_of_real_and_synthetic_images_can_be_turned_off(problem: Pr
 
 def test_clipping_is_a_cap_at_a_multiple_of_the_average_norm(problem: Problem) -> None:
     options = UnrolledOptions(clip=1.5, clip_decay=0.8)
-    norms, memory, average = [2.0, 2.0, 10.0, 0.1, 40.0], NOTHING, 2.0
+    norms, memory, average = [2.0, 2.0, 10.0, 0.1, 40.0], NO_STATE, 2.0
     way = functional.normalize(torch.randn(6, 1, 8, 8, dtype=torch.float64).flatten(), dim=0).view(6, 1, 8, 8)
     clipped = []
     for norm in norms:
@@ -191,7 +191,7 @@ def test_clipping_is_a_cap_at_a_multiple_of_the_average_norm(problem: Problem) -
         clipped.append(norm > 1.5 * average)
         torch.testing.assert_close(found.images, min(norm, 1.5 * average) * way)
         assert found.norm is not None and float(found.norm) == pytest.approx(norm)
-        memory = found.memory
+        memory = found.state
         assert float(memory["norm"]) == pytest.approx(average)
     assert clipped == [False, False, True, False, True]
     made = make(problem, clip=1e-3)
@@ -229,27 +229,27 @@ def test_uniform_and_early_windows_are_drawn_as_documented() -> None:
 def test_each_method_places_its_window_as_published(problem: Problem) -> None:
     def drawn(name: str, **options: Any) -> set[tuple[int, int]]:
         made = make(problem, name, **options)
-        found = [made.window(iteration, NOTHING) for iteration in range(80)]
+        found = [made.window(iteration, NO_STATE) for iteration in range(80)]
         return {(window.start, window.length) for window in found}
 
     assert drawn("bptt") == {(0, 6)} and drawn("t-bptt", window=2) == {(4, 2)}
     assert drawn("r-bptt") == {(0, length) for length in range(1, 7)}
     assert drawn("ratbptt", window=2) == drawn("ratbptt", window=2, placement="early") == {(i, 2) for i in range(5)}
     grown = make(problem, "bptt", grow_from=2, iterations=9)
-    assert [grown.window(i, NOTHING).length for i in range(9)] == [2, 2, 3, 4, 4, 4, 5, 6, 6]
+    assert [grown.window(i, NO_STATE).length for i in range(9)] == [2, 2, 3, 4, 4, 4, 5, 6, 6]
 
 
 def test_a_window_is_drawn_for_each_iteration_or_for_each_pass(problem: Problem) -> None:
     each, once = (make(problem, window=1, real_batch=4, redraw=kind) for kind in ("iteration", "pass"))
     assert once.per_pass == 3
-    drawn = [once.window(iteration, NOTHING).start for iteration in range(120)]
+    drawn = [once.window(iteration, NO_STATE).start for iteration in range(120)]
     assert all(len(set(drawn[first : first + 3])) == 1 for first in range(0, 120, 3)) and len(set(drawn)) == 6
-    assert sum(each.window(i, NOTHING) != each.window(i + 1, NOTHING) for i in range(60)) > 30
+    assert sum(each.window(i, NO_STATE) != each.window(i + 1, NO_STATE) for i in range(60)) > 30
 
 
 def test_moving_windows_go_from_end_to_end_when_the_loss_stagnates() -> None:
     def places(placement: Any, losses: list[float]) -> list[int]:
-        memory, found = NOTHING, []
+        memory, found = NO_STATE, []
         for loss in losses:
             found.append(windows.moving(memory, placement, 10, 4))
             memory = windows.followed(memory, torch.tensor(loss, dtype=torch.float64), 3)
@@ -280,12 +280,12 @@ def test_resuming_with_a_moving_window_gives_the_same_bytes(problem: Problem, tm
 
     found = distill(made, run, None, lambda row: None, on_safe)
     again = state.load(torch.device("cpu")) or pytest.fail("nothing was kept")
-    assert int(again.now.memory["moves"]) > 0 and "norm" in again.now.memory
-    killed = made.window(0, again.now.memory)
+    assert int(again.now.method_state["moves"]) > 0 and "norm" in again.now.method_state
+    killed = made.window(0, again.now.method_state)
     other = distill(make(problem, **options), again, None, lambda row: None, lambda run: None)
     assert torch.equal(other.synthetic.images, found.synthetic.images)
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in run.rows]
-    assert made.window(0, run.now.memory) != killed
+    assert made.window(0, run.now.method_state) != killed
 
 
 @pytest.mark.parametrize("init", ["gaussian", "real"])
@@ -364,7 +364,7 @@ def test_a_prefix_is_trained_on_alone_and_a_new_block_has_a_fresh_optimiser(prob
         found = made.gradient(made.start(), iteration, {"norm": torch.tensor(0.0)})
         assert bool(found.images[rest].any()) == (iteration >= 2)
         assert found.restart == (iteration == 2)
-        assert torch.allclose(found.memory["norm"], found.norm) == (iteration == 2)  # the average norm begins anew too
+        assert torch.allclose(found.state["norm"], found.norm) == (iteration == 2)  # the average norm begins anew too
     before, after = states(made)[2:4]
     moved = (after.numbers["images"] - before.numbers["images"])[rest]
     touched = moved[moved != 0].abs()

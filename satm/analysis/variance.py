@@ -11,7 +11,7 @@ from torch import Tensor
 from satm.config.methods import UnrolledOptions
 from satm.methods.parts.problem import Synthetic
 from satm.methods.parts.unrolled import UnrolledTraining
-from satm.outer import NOTHING
+from satm.outer import NO_STATE
 
 
 def normalised_variance(gradients: Tensor) -> float:
@@ -39,7 +39,7 @@ def gradient_variance(
     Args:
         method: of unrolled training.
         synthetic: the set at that iteration.
-        iteration: outer steps done before; a window that depends on the run's memory is where it begins.
+        iteration: outer steps done before; a window that depends on the method's state is where it begins.
         samples: real images, the first ones of the iteration's batch.
     """
     problem = method.problem
@@ -65,4 +65,4 @@ def _each(
         # The same generator each time: draws of batches and augmentation are those of the iteration.
         generator = method.problem.generator("variance", iteration)
         part = (images[index : index + 1], labels[index : index + 1])
-        yield method.unroll(synthetic, iteration, NOTHING, *part, generator).images
+        yield method.unroll(synthetic, iteration, NO_STATE, *part, generator).images

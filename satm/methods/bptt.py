@@ -26,7 +26,7 @@ from satm.methods.recipe import UNROLLED, recipe
 
 if TYPE_CHECKING:
     from satm.methods.parts.unrolled import UnrolledTraining
-    from satm.outer import Memory
+    from satm.outer import MethodState
 
 
 class BpttOptions(UnrolledOptions):
@@ -57,7 +57,7 @@ def check_growth(options: BpttOptions) -> None:
         )
 
 
-def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, memory: "Memory") -> Window:
+def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, state: "MethodState") -> Window:
     """Return all inner steps, or as many as have grown until now."""
     options = training.options
     if options.grow_from is None:
@@ -66,13 +66,13 @@ def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, memory: "Me
     return Window(0, round(options.grow_from + done * (options.inner_steps - options.grow_from)))
 
 
-def last(training: "UnrolledTraining[TbpttOptions]", iteration: int, memory: "Memory") -> Window:
+def last(training: "UnrolledTraining[TbpttOptions]", iteration: int, state: "MethodState") -> Window:
     """Return the last T inner steps."""
     length = window_length(training.options)
     return Window(training.options.inner_steps - length, length)
 
 
-def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int, memory: "Memory") -> Window:
+def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int, state: "MethodState") -> Window:
     """Return the first inner steps, as many as are drawn."""
     from satm.methods.parts.placement import uniform
 

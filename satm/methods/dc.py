@@ -2,7 +2,7 @@
 
 Match the gradients of a network's weights on real and on synthetic images, class by class. An episode is a fresh
 network; each of its iterations is one image update, and between two of them the network trains on the synthetic set.
-Its weights are the memory, so a run resumes, or rolls back, in the middle of an episode.
+Its weights are the state, so a run resumes, or rolls back, in the middle of an episode.
 
 Composition of `dc`: experts none; init real; labels hard; segments none; objective class-match; estimator none; step
 size fixed; outer descent.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from satm.methods.parts.class_matching import ClassMatching, Comparison
     from satm.methods.parts.problem import Synthetic
-    from satm.outer import Memory, OuterGradient
+    from satm.outer import MethodState, OuterGradient
     from satm.unroll import Point, Rule
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -91,20 +91,20 @@ def gradient_distance(synthetic: "Sequence[Tensor]", real: "Sequence[Tensor]") -
 
 
 def step(
-    matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the gradient of the distance summed over the classes.
 
-    The memory holds the network between two image updates of an episode; without it an episode begins.
+    The state holds the network between two image updates of an episode; without it an episode begins.
     """
     import torch
 
-    from satm.outer import NOTHING, OuterGradient
+    from satm.outer import NO_STATE, OuterGradient
     from satm.unroll import Point
 
     outer_loop, _ = loops(matching.problem.ipc, matching.options)
-    if memory:
-        point = _trained(matching, synthetic, iteration, memory)
+    if state:
+        point = _trained(matching, synthetic, iteration, state)
     else:
         weights = matching.problem.fresh_weights("network", iteration).to(synthetic.images)
         point = Point(weights, _rule(matching.options).start(weights))
@@ -115,8 +115,8 @@ def step(
         distance, images[comparison.chosen] = _compare(matching, synthetic, label, comparison, point.weights)
         loss = loss + distance
     ended = (iteration + 1) % outer_loop == 0
-    kept = NOTHING if ended else {"weights": point.weights, **point.state}
-    return OuterGradient(loss, images, None, torch.zeros_like(synthetic.step_size), memory=kept)
+    kept = NO_STATE if ended else {"weights": point.weights, **point.state}
+    return OuterGradient(loss, images, None, torch.zeros_like(synthetic.step_size), state=kept)
 
 
 def _compare(
@@ -155,7 +155,9 @@ def _rule(options: DcOptions) -> "Rule":
     return Momentum(options.momentum_network, weight_decay=decay) if options.momentum_network else Sgd(decay)
 
 
-def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory") -> "Point":
+def _trained(
+    matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
+) -> "Point":
     """Return the network of the previous image update, trained on the set that came out of it."""
     import torch
 
@@ -173,7 +175,7 @@ def _trained(matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", itera
     batches = [batch.to(synthetic.images.device) for batch in batches]
     loop = InnerLoop(problem.module, soft_cross_entropy, _rule(options), len(batches), batches, augment)
     step_size = torch.full_like(synthetic.step_size, options.lr_network)
-    point = Point(memory["weights"], {name: held for name, held in memory.items() if name != "weights"})
+    point = Point(state["weights"], {name: held for name, held in state.items() if name != "weights"})
     return loop.run(point, synthetic.images, synthetic.labels, step_size)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from satm.data.augment import Draw
     from satm.methods.parts.class_matching import ClassMatching
     from satm.methods.parts.problem import Synthetic
-    from satm.outer import Memory, OuterGradient
+    from satm.outer import MethodState, OuterGradient
 
 CHUNK = 500
 """Synthetic images that are embedded in one go, or those of one class if these are more: a compromise between speed and
@@ -31,7 +31,7 @@ memory."""
 
 
 def step(
-    matching: "ClassMatching[ClassMatchingOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "ClassMatching[ClassMatchingOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the gradient of the squared distances between mean features, summed over the classes."""
     import torch

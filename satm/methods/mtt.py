@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from satm.methods.parts.matching import TrajectoryMatching
     from satm.methods.parts.problem import Synthetic
-    from satm.outer import Memory, OuterGradient
+    from satm.outer import MethodState, OuterGradient
 
 
 def matching_loss(student: "Tensor", start: "Tensor", target: "Tensor") -> "Tensor":
@@ -37,7 +37,7 @@ def matching_loss(student: "Tensor", start: "Tensor", target: "Tensor") -> "Tens
 
 
 def step(
-    matching: "TrajectoryMatching[MatchingOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[MatchingOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the hypergradient of the matching loss at the synthetic set."""
     from satm.outer import descent

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from satm.methods.parts.unrolled import UnrolledTraining
-    from satm.outer import Memory
+    from satm.outer import MethodState
 
 
 class RatBpttOptions(UnrolledOptions):
@@ -65,14 +65,14 @@ def check(options: RatBpttOptions) -> None:
         refuse_idle(options, {f"{cause} early": ("early_power",)})
 
 
-def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, memory: "Memory") -> Window:
+def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "MethodState") -> Window:
     """Return the T inner steps of an iteration, as the placement says."""
     from satm.methods.parts import placement
 
     options, length = training.options, window_length(training.options)
     most = options.inner_steps - length
     if options.moves:
-        return Window(placement.moving(memory, options.placement, most, length), length)
+        return Window(placement.moving(state, options.placement, most, length), length)
     number = iteration // training.per_pass if options.redraw == "pass" else iteration
     generator = training.problem.generator("window", number)
     if options.placement == "early":
@@ -80,12 +80,12 @@ def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, memory: 
     return Window(placement.uniform(generator, most), length)
 
 
-def remember(training: "UnrolledTraining[RatBpttOptions]", memory: "Memory", loss: "Tensor") -> "Memory":
+def remember(training: "UnrolledTraining[RatBpttOptions]", state: "MethodState", loss: "Tensor") -> "MethodState":
     """Return where a moving window is and how its loss has developed."""
     from satm.methods.parts.placement import followed
-    from satm.outer import NOTHING
+    from satm.outer import NO_STATE
 
-    return followed(memory, loss, training.options.patience) if training.options.moves else NOTHING
+    return followed(state, loss, training.options.patience) if training.options.moves else NO_STATE
 
 
 recipe("ratbptt", UNROLLED, RatBpttOptions, Windows(place, remember), {"estimator": "window"}, check)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from satm.methods.parts.matching import TrajectoryMatching
     from satm.methods.parts.problem import Synthetic
-    from satm.outer import Ascent, Memory, OuterGradient
+    from satm.outer import Ascent, MethodState, OuterGradient
 
 
 class SamOptions(MatchingOptions):
@@ -77,7 +77,7 @@ def sharpened(
 
 
 def sam(
-    matching: "TrajectoryMatching[SamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[SamOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the hypergradient at the sharpest neighbour."""
     from satm.outer import steepest
@@ -86,7 +86,7 @@ def sam(
 
 
 def gsam(
-    matching: "TrajectoryMatching[GsamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[GsamOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the hypergradient at the sharpest neighbour without part of what widens the surrogate gap."""
     from satm.outer import steepest, without_surrogate_gap
@@ -96,7 +96,7 @@ def gsam(
 
 
 def asam(
-    matching: "TrajectoryMatching[AsamOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[AsamOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the hypergradient at the sharpest neighbour, in a neighbourhood that scales with the pixels."""
     from satm.outer import adaptive
@@ -106,22 +106,22 @@ def asam(
 
 
 def vasso(
-    matching: "TrajectoryMatching[VassoOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[VassoOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
-    """Return the hypergradient at the neighbour that a moving average of hypergradients, the memory, points to."""
+    """Return the hypergradient at the neighbour that a moving average of hypergradients, the state, points to."""
     from satm.outer import steepest
 
     options = matching.options
-    theta, kept = options.theta, dict(memory)
+    theta, kept = options.theta, dict(state)
 
     def ascent(gradient: "Tensor") -> "Tensor":
-        before = memory.get("direction")
+        before = state.get("direction")
         average = theta * gradient if before is None else (1 - theta) * before + theta * gradient
         kept["direction"] = average
         return steepest(options.rho)(average)
 
     found, _ = sharpened(matching, synthetic, iteration, ascent)
-    return replace(found, memory=kept)
+    return replace(found, state=kept)
 
 
 recipe("mtt-ema", MATCHING, MatchingOptions, mtt.step, **TRUNCATED, ema=0.999)

@@ -27,7 +27,7 @@ from satm.methods.recipe import MATCHING, recipe
 if TYPE_CHECKING:
     from satm.methods.parts.matching import TrajectoryMatching
     from satm.methods.parts.problem import Synthetic
-    from satm.outer import Memory, OuterGradient
+    from satm.outer import MethodState, OuterGradient
 
 
 class SatmOptions(MatchingOptions):
@@ -62,7 +62,7 @@ def check(options: SatmOptions) -> None:
 
 
 def step(
-    matching: "TrajectoryMatching[SatmOptions]", synthetic: "Synthetic", iteration: int, memory: "Memory"
+    matching: "TrajectoryMatching[SatmOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
     """Return the hypergradient at the sharpest neighbour of the synthetic set: Algorithm 1, one outer iteration.
 

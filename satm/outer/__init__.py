@@ -1,6 +1,6 @@
 """Outer steps: which hypergradients they need, and the gradient for the synthetic set that they form."""
 
-from satm.outer.base import NOTHING, Answer, Memory, Oracle, OuterGradient, Points
+from satm.outer.base import NO_STATE, HypergradientFn, MethodState, OuterGradient, OuterValue, Points
 from satm.outer.descent import descent
 from satm.outer.noise import smoothing_noise
 from satm.outer.sharpness_aware import (
@@ -13,12 +13,12 @@ from satm.outer.sharpness_aware import (
 )
 
 __all__ = [
-    "NOTHING",
-    "Answer",
+    "NO_STATE",
     "Ascent",
-    "Memory",
-    "Oracle",
+    "HypergradientFn",
+    "MethodState",
     "OuterGradient",
+    "OuterValue",
     "Points",
     "adaptive",
     "descent",

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from satm.unroll import Point
 
-Memory = Mapping[str, Tensor]
+MethodState = Mapping[str, Tensor]
 """State of a method between iterations, by name; it is stored with the run."""
 
-NOTHING: Memory = MappingProxyType({})
+NO_STATE: MethodState = MappingProxyType({})
 """State before the first iteration."""
 
 Points = tuple[Point, ...]
@@ -32,7 +32,7 @@ class OuterGradient:
         labels: gradient of their shape; None if they are integers.
         step_size: `[]` gradient.
         sharpness: `[]` increase of the loss at the perturbed set; None if the method perturbs nothing.
-        memory: state for the next iteration.
+        state: of the method, for the next iteration.
         share: `[n]` factors on the step of each image and its label; None: all 1.
         restart: whether to reset the outer optimiser's state before this step.
         norm: `[]` norm of the images' hypergradient before scaling; None if `images` was not scaled.
@@ -43,14 +43,14 @@ class OuterGradient:
     labels: Tensor | None
     step_size: Tensor
     sharpness: Tensor | None = None
-    memory: Memory = field(default_factory=lambda: NOTHING)
+    state: MethodState = field(default_factory=lambda: NO_STATE)
     share: Tensor | None = None
     restart: bool = False
     norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
+class OuterValue:
     """Outer loss and hypergradient at some images.
 
     Args:
@@ -68,7 +68,7 @@ class Answer:
     points: Mapping[int, Points] = field(default_factory=dict)
 
 
-class Oracle(Protocol):
+class HypergradientFn(Protocol):
     """The hypergradient as a function of the images, with segments, batches and augmentation of an iteration fixed."""
 
     def __call__(
@@ -79,6 +79,6 @@ class Oracle(Protocol):
         start: Points | None = None,
         first: int = 0,
         keep_points: Sequence[int] = (),
-    ) -> Answer:
+    ) -> OuterValue:
         """Return the hypergradient at images `[n, C, H, W]`; other arguments as in `satm.hypergradient`."""
         ...

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from satm.outer.base import Oracle, OuterGradient
+from satm.outer.base import HypergradientFn, OuterGradient
 
 
-def descent(oracle: Oracle, images: Tensor, last: int | None = None) -> OuterGradient:
+def descent(oracle: HypergradientFn, images: Tensor, last: int | None = None) -> OuterGradient:
     """Return the hypergradient at the images.
 
     Args:

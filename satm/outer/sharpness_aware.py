@@ -9,14 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from satm.outer.base import Oracle, OuterGradient
+from satm.outer.base import HypergradientFn, OuterGradient
 
 Ascent = Callable[[Tensor], Tensor]
 """`[n, C, H, W]` hypergradient -> `[n, C, H, W]` perturbation of the set."""
 
 
 def sharpness_aware(
-    oracle: Oracle,
+    oracle: HypergradientFn,
     images: Tensor,
     ascent: Ascent,
     *,

@@ -171,7 +171,7 @@ Tree = dict[str, Any]
 
 def _state(tree: Tree, iteration: int) -> State:
     moments = {name: tree.get("moments", {}).get(name, {}) for name in tree["numbers"]}
-    return State(iteration, tree["numbers"], moments, tree.get("memory", {}), tree.get("average"))
+    return State(iteration, tree["numbers"], moments, tree.get("method_state", {}), tree.get("average"))
 
 
 def _made(tree: Tree, iteration: int) -> Made:

@@ -36,7 +36,7 @@ Own = TypeVar("Own", bound=ClassMatchingOptions, covariant=True)
 class ClassMatching(Method[Own]):
     """A method whose loss is a sum over classes. The step size is not learned.
 
-    A recipe's code is ``step(matching, synthetic, iteration, memory) -> OuterGradient``.
+    A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``.
 
     Raises:
         UsageError: (on construction) labels that are not hard.

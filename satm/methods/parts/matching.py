@@ -18,7 +18,7 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
-from satm.outer import Answer, Oracle, Points
+from satm.outer import HypergradientFn, OuterValue, Points
 from satm.params import call_flat
 from satm.unroll import Hypergradient, Point, hypergradient
 from satm.unroll.batches import mini_batches
@@ -44,7 +44,7 @@ Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
 class TrajectoryMatching(Method[Own]):
     """Match the end of a short training on the synthetic set to an expert's path.
 
-    A recipe's code is ``step(matching, synthetic, iteration, memory) -> OuterGradient``, which asks `oracle` for
+    A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``, which asks `oracle` for
     hypergradients.
     """
 
@@ -88,14 +88,14 @@ class TrajectoryMatching(Method[Own]):
             found[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
         return found
 
-    def oracle(self, synthetic: Synthetic, iteration: int) -> Oracle:
+    def oracle(self, synthetic: Synthetic, iteration: int) -> HypergradientFn:
         """Return the hypergradient of an iteration's matching loss as a function of the images (`oracle_of`)."""
         generator = self.problem.generator("iteration", iteration)
         return self.oracle_of(synthetic, generator, self.segments(generator, iteration))
 
     def oracle_of(
         self, synthetic: Synthetic, generator: torch.Generator, segments: Sequence[tuple[float, Segment]]
-    ) -> Oracle:
+    ) -> HypergradientFn:
         """Return the hypergradient of a matching loss as a function of the images, with all random choices made.
 
         Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
@@ -140,8 +140,8 @@ class TrajectoryMatching(Method[Own]):
             start: Points | None = None,
             first: int = 0,
             keep_points: Sequence[int] = (),
-        ) -> Answer:
-            total: Answer | None = None
+        ) -> OuterValue:
+            total: OuterValue | None = None
             for index, student in enumerate(students):
                 begin = student.begin if start is None else start[index]
                 found = unroll(student, images, begin, last=last, first=first, keep_points=keep_points)
@@ -182,14 +182,14 @@ class TrajectoryMatching(Method[Own]):
         return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)
 
 
-def _added(total: Answer | None, found: Hypergradient, weight: float) -> Answer:
+def _added(total: OuterValue | None, found: Hypergradient, weight: float) -> OuterValue:
     """Return the sum of answers with one more, weighted."""
     labels = None if found.labels is None else weight * found.labels
     points = {index: (point,) for index, point in found.points.items()}
-    one = Answer(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
+    one = OuterValue(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
     if total is None:
         return one
-    return Answer(
+    return OuterValue(
         total.loss + one.loss,
         total.images + one.images,
         None if total.labels is None or labels is None else total.labels + labels,

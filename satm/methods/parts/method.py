@@ -13,7 +13,7 @@ from satm.methods.parts.labels import LABELS
 from satm.methods.parts.parameterisation import DIRECT, Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.outer import NOTHING, Memory, OuterGradient
+from satm.outer import NO_STATE, MethodState, OuterGradient
 
 Own = TypeVar("Own", bound=MethodOptions, covariant=True)
 
@@ -82,15 +82,15 @@ class Method(Generic[Own]):
         soft = {"labels": options.lr_labels} if options.labels == "learned" else {}
         return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
 
-    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+    def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         """Return what the outer step of this iteration follows; a pure function of its arguments.
 
         Args:
             synthetic: the set.
             iteration: outer iterations done before.
-            memory: what the previous iteration left in its `OuterGradient.memory`.
+            state: what the previous iteration left in its `OuterGradient.state`.
         """
-        found: OuterGradient = self.recipe.code(self, synthetic, iteration, memory)
+        found: OuterGradient = self.recipe.code(self, synthetic, iteration, state)
         return found
 
     def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:

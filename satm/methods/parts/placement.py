@@ -6,7 +6,7 @@ N inner steps in all, T of a window.
 import torch
 from torch import Tensor
 
-from satm.outer import Memory
+from satm.outer import MethodState
 
 AVERAGE = 0.99
 """Decay of the average of the loss that tells whether it stagnates. One iteration's loss is noisy: it depends on fresh
@@ -32,35 +32,35 @@ def early(generator: torch.Generator, most: int, power: float) -> int:
     return min(most, int((most + 1) * drawn))
 
 
-def moving(memory: Memory, placement: str, most: int, length: int) -> int:
-    """Return the first step of a window that moves by its own length T, from the memory of `followed`.
+def moving(state: MethodState, placement: str, most: int, length: int) -> int:
+    """Return the first step of a window that moves by its own length T, from the state of `followed`.
 
     `forward`: it starts at the last place, `most` = N - T, and moves towards the first step; `backward`: it starts at 0
     and moves towards the last step. The last move is shortened so that the window reaches the other end and stays.
 
     Source: RaT-BPTT C.2, which does not say what happens at the other end.
     """
-    travelled = min(most, length * int(memory["moves"]) if "moves" in memory else 0)
+    travelled = min(most, length * int(state["moves"]) if "moves" in state else 0)
     return most - travelled if placement == "forward" else travelled
 
 
-def followed(memory: Memory, loss: Tensor, patience: int) -> Memory:
-    """Return the memory of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
+def followed(state: MethodState, loss: Tensor, patience: int) -> MethodState:
+    """Return the state of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
 
     The loss stagnates when its exponential moving average (decay `AVERAGE`, reset by each move, as another window has
-    another level of loss) has not fallen below its lowest value for `patience` iterations. The memory holds the number
+    another level of loss) has not fallen below its lowest value for `patience` iterations. The state holds the number
     of `moves`, the `average`, its `lowest` value and the iterations `since` then; it is empty at first.
 
     Source: RaT-BPTT C.2: the window moves when the loss has been stagnant for 2,000 steps; the definition is ours.
     Differs: its public code looks at the test loss of evaluated sets and does not forget the best one when it moves.
     """
-    moves = memory.get("moves", torch.zeros((), dtype=torch.int64, device=loss.device))
+    moves = state.get("moves", torch.zeros((), dtype=torch.int64, device=loss.device))
     none = torch.zeros_like(moves)
-    if "average" not in memory:
+    if "average" not in state:
         return {"moves": moves, "average": loss, "lowest": loss, "since": none}
-    average = AVERAGE * memory["average"] + (1 - AVERAGE) * loss
-    if average < memory["lowest"]:
+    average = AVERAGE * state["average"] + (1 - AVERAGE) * loss
+    if average < state["lowest"]:
         return {"moves": moves, "average": average, "lowest": average, "since": none}
-    if int(memory["since"]) + 1 >= patience:
+    if int(state["since"]) + 1 >= patience:
         return {"moves": moves + 1}
-    return {"moves": moves, "average": average, "lowest": memory["lowest"], "since": memory["since"] + 1}
+    return {"moves": moves, "average": average, "lowest": state["lowest"], "since": state["since"] + 1}

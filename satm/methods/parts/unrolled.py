@@ -21,7 +21,7 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.window import Window, Windows
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
-from satm.outer import NOTHING, Memory, OuterGradient
+from satm.outer import NO_STATE, MethodState, OuterGradient
 from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
 from satm.unroll.batches import mini_batches
 from satm.unroll.objectives import real_loss
@@ -67,26 +67,26 @@ class UnrolledTraining(Method[Own]):
             {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates} if self.options.basis else rates
         )
 
-    def gradient(self, synthetic: Synthetic, iteration: int, memory: Memory = NOTHING) -> OuterGradient:
+    def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
         options = self.options
         here = self._stage(iteration, len(synthetic.images))
         if here is not None and here.begins:
-            memory = NOTHING
+            state = NO_STATE
         generator = self.problem.generator("iteration", iteration)
         images, labels = self.real_images(iteration, generator)
-        found = self.unroll(synthetic, iteration, memory, images, labels, generator)
+        found = self.unroll(synthetic, iteration, state, images, labels, generator)
         step_size = found.step_size
         outer = OuterGradient(
             found.loss,
             found.images,
             found.labels if options.labels == "learned" else None,
             torch.zeros_like(step_size) if options.step_size_gradient == "fixed" else step_size,
-            memory=self.remember(memory, found.loss),
+            state=self.remember(state, found.loss),
             share=None if here is None else here.share,
             restart=here is not None and here.begins,
         )
-        return limited(outer, memory, options)
+        return limited(outer, state, options)
 
     def real_images(self, iteration: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return `[B, C, H, W]` real images of an iteration, augmented, and their labels."""
@@ -101,7 +101,7 @@ class UnrolledTraining(Method[Own]):
         self,
         synthetic: Synthetic,
         iteration: int,
-        memory: Memory,
+        state: MethodState,
         images: Tensor,
         labels: Tensor,
         generator: torch.Generator,
@@ -111,14 +111,14 @@ class UnrolledTraining(Method[Own]):
         Args:
             synthetic: the set.
             iteration: outer iterations done before.
-            memory: of the previous iteration.
+            state: of the previous iteration.
             images: `[B, C, H, W]` real images in the space of training.
             labels: `[B]` their classes.
             generator: on the CPU; draws mini-batches and augmentation of all N steps.
         """
         options, problem = self.options, self.problem
         module, like = problem.module, synthetic.images
-        window = self.window(iteration, memory)
+        window = self.window(iteration, state)
         batches = self._batches(len(like), iteration, generator)
         count = len(like) if batches is None else len(batches[0])
         augment = problem.augmentation.drawn(generator, [count] * options.inner_steps, like.shape[-1])
@@ -139,13 +139,13 @@ class UnrolledTraining(Method[Own]):
             engine=options.engine,
         )
 
-    def window(self, iteration: int, memory: Memory) -> Window:
+    def window(self, iteration: int, state: MethodState) -> Window:
         """Return the differentiated steps of an iteration."""
-        return self.windows.place(self, iteration, memory)
+        return self.windows.place(self, iteration, state)
 
-    def remember(self, memory: Memory, loss: Tensor) -> Memory:
+    def remember(self, state: MethodState, loss: Tensor) -> MethodState:
         """Return what the window's place depends on in the next iteration."""
-        return NOTHING if self.windows.remember is None else self.windows.remember(self, memory, loss)
+        return NO_STATE if self.windows.remember is None else self.windows.remember(self, state, loss)
 
     def _stage(self, iteration: int, count: int) -> Stage | None:
         """Return which block is learned; None where all images are learned at once."""
@@ -174,10 +174,10 @@ def inner_rule(options: UnrolledOptions) -> Rule:
     return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
 
 
-def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> OuterGradient:
+def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
     """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
-    The previous iteration's memory holds the average `norm`.
+    The previous iteration's state holds the average `norm`.
 
     Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
         is not changed.
@@ -187,11 +187,11 @@ def limited(found: OuterGradient, memory: Memory, options: UnrolledOptions) -> O
         return replace(found, images=found.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
     if options.clip is None:
         return found
-    before = memory.get("norm", norm)
+    before = state.get("norm", norm)
     average = options.clip_decay * before + (1 - options.clip_decay) * norm
     cap = options.clip * average
     images = torch.where(norm > cap, cap / norm, 1.0) * found.images
-    return replace(found, images=images, norm=norm, memory={**found.memory, "norm": average})
+    return replace(found, images=images, norm=norm, state={**found.state, "norm": average})
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:

@@ -28,8 +28,8 @@ class Windows:
     """The code of a recipe of unrolled training.
 
     Args:
-        place: `(training, iteration, memory) -> Window`.
-        remember: `(training, memory, loss) -> memory` for the next iteration; None: nothing is remembered.
+        place: `(training, iteration, state) -> Window`.
+        remember: `(training, state, loss) -> state` for the next iteration; None: nothing is remembered.
     """
 
     place: Callable[[Any, int, Any], Window]
