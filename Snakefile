@@ -21,7 +21,7 @@ wildcard_constraints:
     **campaigns.constraints(),
 
 
-# What SLURM would refuse is told before anything is submitted; jobs that a killed Snakemake left waiting are cancelled.
+# Report what SLURM would refuse before anything is submitted; cancel waiting jobs of a Snakemake that was killed.
 onstart:
     check_cluster(workflow),
     follow_up(workflow),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from satm.evaluation.replay import Memory
     from satm.methods import METHODS
     from satm.networks import NETWORKS
-    from satm.results import DistilledDataset, load_distilled
+    from satm.results.distilled import DistilledDataset, load_distilled
     from satm.unroll import Hypergradient, hypergradient
 
 __all__ = [
@@ -42,11 +42,11 @@ _MODULES = {
     "DATASETS": "satm.data",
     "METHODS": "satm.methods",
     "NETWORKS": "satm.networks",
-    "DistilledDataset": "satm.results",
+    "DistilledDataset": "satm.results.distilled",
     "Hypergradient": "satm.unroll",
     "Memory": "satm.evaluation.replay",
     "hypergradient": "satm.unroll",
-    "load_distilled": "satm.results",
+    "load_distilled": "satm.results.distilled",
 }
 
 

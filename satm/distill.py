@@ -18,7 +18,7 @@ from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.run.machine import peak_memory, reset_peak
-from satm.run.stopping import Stop, at_once, whole
+from satm.run.stopping import Stop, check_stop
 from satm.unroll import Adam, Momentum, Rule
 
 SAFE_EVERY = 10
@@ -145,7 +145,7 @@ def distill(
         look: accuracy of a set; None where nobody looks.
         on_row: called with each row of metrics.
         on_safe: called every `SAFE_EVERY` iterations with the run, which can be stored then.
-        on_stop: called with the run as it is before the iteration that a stop has cut off, to be stored at once.
+        on_stop: called when the process is asked to stop, with the run before the iteration that this cuts off.
 
     Returns:
         the last set, or the best one by `look`.
@@ -159,9 +159,8 @@ def distill(
     kept = kept_iterations(options)
     try:
         while run.now.iteration < options.iterations:
-            # A run is changed in whole iterations only; what takes long inside, and changes nothing, may be cut off.
-            with whole():
-                _advance(method, run, look, kept, device, on_row, on_safe)
+            check_stop()  # so do gradient and look, between their steps: neither changes the run
+            _advance(method, run, look, kept, device, on_row, on_safe)
     except Stop:
         if on_stop:
             on_stop(run)
@@ -189,17 +188,15 @@ def _advance(
         on_safe(run)
     started = time.perf_counter()
     reset_peak(device)
-    with at_once():
-        row, following, fault = _iterate(method, run)
+    row, following, fault = _iterate(method, run)
     best = run.best
     if fault is None:
         if options.skip_above is not None and following.iteration == min(MOST_SKIPPED, options.iterations):
             _stop_if_nothing_learned(options, [*run.rows, row])
         due = following.iteration % options.evaluate_every == 0 or following.iteration == options.iterations
         if look is not None and due:
-            with at_once():
-                made = finished(method, following)
-                accuracy = look(made.synthetic, following.iteration)
+            made = finished(method, following)
+            accuracy = look(made.synthetic, following.iteration)
             row[f"{options.watch or options.selection}_accuracy"] = accuracy
             if options.selection != "last" and (best is None or accuracy > best.accuracy):
                 best = Best(accuracy, made)

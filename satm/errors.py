@@ -61,4 +61,6 @@ def pick(name: str, known: Mapping[str, T], what: str) -> T:
     """
     if name in known:
         return known[name]
-    raise UsageError(f"unknown {what} {name!r}; known: {', '.join(sorted(known))}.{suggest(name, known)}")
+    raise UsageError(
+        f"unknown {what} {short(name)}; known: {', '.join(sorted(known)) or 'none'}.{suggest(name, known)}"
+    )

@@ -16,24 +16,13 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from satm.config import Cell, Resolver
+from satm.config import Cell, Resolver, StepsOptions
 from satm.config.class_order import split_classes
 from satm.evaluation.search import candidates
 from satm.methods import resolve
-from satm.results import (
-    BOUNDS,
-    CONTINUAL,
-    EVALUATION,
-    METRICS,
-    NAS,
-    TRAJECTORY,
-    VARIANCE,
-    Columns,
-    DistilledDataset,
-    History,
-    save_distilled,
-    write_rows,
-)
+from satm.results.columns import BOUNDS, CONTINUAL, EVALUATION, METRICS, NAS, TRAJECTORY, VARIANCE, Columns
+from satm.results.distilled import DistilledDataset, History, save_distilled
+from satm.results.rows import write_rows
 from satm.storage.files import hash_file
 
 Row = dict[str, Any]
@@ -101,7 +90,7 @@ def _cell_file(resolver: Resolver, path: Path, place: Path, random: Generator) -
         soft = options["labels"] in ("learned", "teacher")
         return _save(path, EVALUATION, _variants(cell, soft, place.stem, random), **stated)
     if stage == "continual":
-        protocol = resolver.campaign.continual[place.stem]
+        protocol = resolver.campaign.tables_with(StepsOptions)[place.stem]
         columns = {**cell, "protocol": place.stem, "average": averages[0]}
         return _save(path, CONTINUAL, _learned(columns, protocol, random), **stated)
     if stage == "nas":

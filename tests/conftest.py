@@ -19,8 +19,8 @@ from satm.experts import TrajectoryStore, describe_shard, write_manifest, write_
 from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.params import flatten
-from satm.results import DistilledDataset
-from satm.storage import files
+from satm.results.distilled import DistilledDataset
+from satm.run import disk
 
 hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")
@@ -54,7 +54,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk nothing is waited for."""
-    monkeypatch.setattr(files, "SPACE_WAIT", 0.0)
+    monkeypatch.setattr(disk, "SPACE_WAIT", 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ from conftest import Refuse
 import satm
 from satm.cli import main
 from satm.errors import RunError, UsageError
-from satm.results import EVALUATION, METRICS, read_rows_metadata, run_metadata
-from satm.run import machine
-from satm.run import record as account
-from satm.run.record import Record, ask_slurm, attempts, computes_on, find_record, found_done
+from satm.results.circumstances import run_metadata
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.rows import read_rows_metadata
+from satm.run import machine, record
+from satm.run.record import Record, account, ask_slurm, attempts, begun_before, computes_on, find_record, mark_complete
 
 ROOT = Path(satm.__file__).parent.parent
 RUN = Path("results/tiny")
@@ -29,7 +31,7 @@ METRICS_FILE = DISTILLED.with_name("metrics.parquet")
 KEPT = RUN / "logs/distill/digits/ipc-1/satm/seed-0.json"
 
 
-def record(path: Path) -> Record:
+def read(path: Path) -> Record:
     found = find_record(path)
     assert found is not None
     return found
@@ -37,93 +39,94 @@ def record(path: Path) -> Record:
 
 def test_a_job_adds_up_its_attempts_until_it_is_done(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
-    with pytest.raises(RunError), account.account(path):
+    with pytest.raises(RunError), account(path):
         raise RunError("the loss exploded")
-    with pytest.raises(KeyboardInterrupt), account.account(path):
+    with pytest.raises(KeyboardInterrupt), account(path):
         raise KeyboardInterrupt
-    assert [record(path).done, len(record(path).attempts)] == [False, 2]
-    with account.account(path):
+    assert [read(path).done, len(read(path).attempts)] == [False, 2]
+    with account(path):
         told = attempts()
         assert told is not None and len(told) == 3 and told[-1]["device"] == "cpu"
-    found = record(path)
+    found = read(path)
     assert found.done and len(found.attempts) == 3 and len({each.id for each in found.attempts}) == 3
     assert all(each.seconds is not None and each.seconds >= 0 for each in found.attempts)
-    with account.account(path):  # made anew
+    with account(path):  # made anew
         pass
-    assert len(record(path).attempts) == 1 and attempts() is None
+    assert len(read(path).attempts) == 1 and attempts() is None
 
 
 def test_a_refused_command_leaves_no_trace(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
-    with pytest.raises(UsageError), account.account(path):
+    with pytest.raises(UsageError), account(path):
         raise UsageError("no such method")
     assert not list(tmp_path.iterdir())
-    with account.account(path):
+    with account(path):
         pass
     before = path.read_bytes()
-    with pytest.raises(UsageError), account.account(path):
+    with pytest.raises(UsageError), account(path):
         raise UsageError("no such method")
     assert path.read_bytes() == before
 
 
 def test_a_process_that_is_refused_does_not_erase_the_one_at_work(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
-    with account.account(path):
-        other = account.Account(path, 0.0, None)  # as another process does
-        assert len(record(path).attempts) == 2
+    with account(path):
+        other = record.Account(path, 0.0, None)  # as another process does
+        assert len(read(path).attempts) == 2
         other.withdraw()
-        assert len(record(path).attempts) == 1
-    assert record(path).done and len(record(path).attempts) == 1
+        assert len(read(path).attempts) == 1
+    assert read(path).done and len(read(path).attempts) == 1
 
 
 def test_parts_of_a_command_have_accounts_of_their_own(tmp_path: Path) -> None:
     whole, part = tmp_path / "all.json", tmp_path / "part.json"
-    with account.account(whole):
+    with account(whole):
         computes_on(torch.device("cpu"))
-        with account.account(whole), account.account(part):
+        with account(whole), account(part):
             assert attempts() is not None
-            assert not record(part).done
-        assert record(part).done and not record(whole).done
-    assert record(whole).done
+            assert not read(part).done
+        assert read(part).done and not read(whole).done
+    assert read(whole).done
 
 
 def test_who_finds_a_job_done_leaves_the_record_to_those_who_did_it(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
-    with pytest.raises(RunError), account.account(path):
+    with pytest.raises(RunError), account(path):
         raise RunError("killed after the last file")
-    with account.account(path):
-        found_done()
-    assert record(path).done and len(record(path).attempts) == 2
+    with account(path):
+        mark_complete()
+    assert read(path).done and len(read(path).attempts) == 2
     before = path.read_bytes()
-    with account.account(path):
-        found_done()
+    with account(path):
+        mark_complete()
     assert path.read_bytes() == before
 
 
-def test_a_full_disk_and_a_broken_record_end_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_and_a_broken_record_end_no_job(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text('{"attempts": [{"seconds"')
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", full)
-        with account.account(path):
-            assert attempts() is not None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with account(path):
+            told = attempts()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert told is not None
     assert [each.name for each in tmp_path.iterdir()] == ["job.json"] and find_record(path) is None
-    with account.account(path):
+    with account(path):
         pass
-    assert record(path).done
+    assert read(path).done
     path.write_text('{"attempts": [{"seconds": 1, "colour": "red"}], "done": true}')  # of a later version
-    assert record(path).attempts[0].seconds == 1
+    assert read(path).attempts[0].seconds == 1
 
 
 def test_the_record_is_kept_up_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account, "BEAT", 0.01)
-    with account.account(tmp_path / "job.json"):
-        begun = record(tmp_path / "job.json").attempts[0].seconds
+    monkeypatch.setattr(record, "BEAT", 0.01)
+    with account(tmp_path / "job.json"):
+        begun = read(tmp_path / "job.json").attempts[0].seconds
         until = time.monotonic() + 30
-        while record(tmp_path / "job.json").attempts[0].seconds == begun:
+        while read(tmp_path / "job.json").attempts[0].seconds == begun:
             assert time.monotonic() < until, "the record stands still"
             time.sleep(0.01)
 
@@ -151,10 +154,10 @@ def test_a_run_that_was_killed_counts_the_time_of_both_its_attempts(campaign: Pa
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", KILLED, *longer], env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    first = record(KEPT)
+    first = read(KEPT)
     assert not first.done and len(first.attempts) == 1
     assert main(list(longer)) == 0
-    found = record(KEPT)
+    found = read(KEPT)
     assert found.done and len(found.attempts) == 2 and found.attempts[0] == first.attempts[0]
     carried = read_rows_metadata(METRICS_FILE, METRICS)["accounting"]
     assert [each["id"] for each in carried] == [each.id for each in found.attempts]
@@ -245,12 +248,12 @@ def test_what_slurm_does_not_tell_is_not_known(squeue: Path, monkeypatch: pytest
 
 def test_slurm_is_asked_once_for_a_command_and_its_parts(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    with account.account(Path("all.json")):
+    with account(Path("all.json")):
         Path("asked").unlink()
-        with account.account(Path("part.json")):
+        with account(Path("part.json")):
             pass
     assert not Path("asked").exists()
-    assert record(Path("part.json")).attempts[0].slurm == record(Path("all.json")).attempts[0].slurm
+    assert read(Path("part.json")).attempts[0].slurm == read(Path("all.json")).attempts[0].slurm
 
 
 def test_the_peak_of_a_gpu_outlives_its_resets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,11 +269,11 @@ def test_the_peak_of_a_gpu_outlives_its_resets(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_time_counts_from_the_start_of_the_process(tmp_path: Path) -> None:
-    account.begun_before(100.0)
+    begun_before(100.0)
     for name in ("first", "second"):
-        with account.account(tmp_path / f"{name}.json"):
+        with account(tmp_path / f"{name}.json"):
             pass
-    first, second = (record(tmp_path / f"{name}.json").attempts[0] for name in ("first", "second"))
+    first, second = (read(tmp_path / f"{name}.json").attempts[0] for name in ("first", "second"))
     assert first.seconds is not None and second.seconds is not None
     assert first.seconds >= 100 > second.seconds
     assert json.loads((tmp_path / "first.json").read_text())["attempts"][0]["began"] < second.began
@@ -295,7 +298,7 @@ def test_a_record_of_other_values_counts_as_none(tmp_path: Path, change: dict[st
     path = tmp_path / "job.json"
     content = {"attempts": [{"id": "a", "seconds": 1, "gpus": 0}], "done": True}
     path.write_text(json.dumps(content))
-    assert record(path).attempts[0].seconds == 1
+    assert read(path).attempts[0].seconds == 1
     content["attempts"][0] |= change
     path.write_text(json.dumps(content))
     assert find_record(path) is None

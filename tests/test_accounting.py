@@ -15,8 +15,9 @@ import satm
 from satm.cli import main
 from satm.config import Cell, Layout, load_campaign
 from satm.cost.spent import accounting, number, of_job, spent
-from satm.figures import FIGURES
-from satm.results import EVALUATION, METRICS, write_rows
+from satm.figures.base import figure_of
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.rows import write_rows
 from satm.run.record import Attempt, Record, find_record
 from satm.tables.reader import Reader
 from satm.workflow.jobs import PLACES, Job, campaigns_of, jobs, outputs, place
@@ -243,7 +244,7 @@ def test_the_account_of_a_real_campaign(campaign: Path) -> None:
 
 def drawn() -> pandas.DataFrame:
     resolver = load_campaign(Path("small.yaml"))
-    return FIGURES["accounting"](Reader(resolver), resolver.figure("accounting")).frame
+    return figure_of(resolver, "accounting").draw(Reader(resolver)).frame
 
 
 def test_the_figure_shows_methods_on_one_device_and_devices_where_there_are_several(small: dict[str, Job]) -> None:
@@ -296,7 +297,7 @@ def test_accounting_is_no_name_of_a_table_or_figure(tmp_path: Path, refused: Ref
     path = tmp_path / "it.yaml"
     for section, entry in (
         ("tables", "{datasets: {digits: [1]}, methods: [mtt]}"),
-        ("continual", "{datasets: {digits: [1]}, methods: [mtt]}"),
+        ("tables", "{kind: continual, datasets: {digits: [1]}, methods: [mtt]}"),
         ("figures", "{kind: costs, datasets: {digits: [1]}, methods: [mtt]}"),
     ):
         path.write_text(f"{section}: {{accounting: {entry}}}")

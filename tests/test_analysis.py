@@ -20,7 +20,8 @@ from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.networks.training import TEST_BATCH, TrainingImages
 from satm.params import flatten, load_flat
-from satm.results import EXPERT_SHARPNESS, SHARPNESS, read_rows, read_rows_metadata
+from satm.results.columns import EXPERT_SHARPNESS, SHARPNESS
+from satm.results.rows import read_rows, read_rows_metadata
 from satm.run.lock import IN_WORKFLOW, KEPT
 from satm.seeds import make_generator
 from satm.stages.bench import Case, relative

@@ -150,7 +150,7 @@ def test_resuming_within_an_episode_gives_the_same_bytes(problem: Problem, tmp_p
             state.save(held)
 
     found = distill(make(single, name, **options), begin(make(single, name, **options)), None, print_nothing, on_safe)
-    again = (state.load(torch.device("cpu")) or pytest.fail("nothing was kept"))[0]
+    again = state.load(torch.device("cpu")) or pytest.fail("nothing was kept")
     assert set(again.now.memory) == (set() if name == "dm" else {"weights", "buffer"})  # 10 is within 8 to 11
     other = distill(make(single, name, **options), again, None, print_nothing, lambda run: None)
     assert torch.equal(other.synthetic.images, found.synthetic.images)

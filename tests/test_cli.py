@@ -15,12 +15,15 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from resuming import stopped_after
 
 import satm
 from satm import cli
 from satm.cli import STAGES, main
 from satm.config import REVISIONS
-from satm.results import EVALUATION, METRICS, load_distilled, read_rows, read_rows_metadata
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.distilled import load_distilled
+from satm.results.rows import read_rows, read_rows_metadata
 from satm.run.lock import exclusive
 from satm.storage import files
 from satm.storage.tensors import read_tensors
@@ -63,7 +66,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
     assert read_rows_metadata(EVALUATED, EVALUATION)["options"]["options"]["epochs"] == 3
     assert not list((RUN / "state").rglob("*.safetensors"))
     log = (RUN / "logs/distill/digits/ipc-1/satm/seed-0.log").read_text()
-    assert "inner-steps: 4" in log and log.index("rho: ") < log.index("distil 3/3")
+    assert "inner-steps: 4" in log and log.index("rho: ") < log.index("distill 3/3")
 
 
 @pytest.mark.parametrize(
@@ -548,11 +551,7 @@ def test_a_kill_at_any_moment_changes_nothing(
 def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["distill", *CELL, "--method", "mtt", "--iterations", "21", "--checkpoint-seconds", "0"]
 
-    def stop(*given: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("satm.stages.distill.save_distilled", stop)
+    with stopped_after(2, "/checkpoint-"):
         assert main(arguments) == 75
     state = RUN / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint-1.safetensors"
     assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10, "recent": 20}

@@ -1,6 +1,7 @@
 """Campaigns and presets: what is refused and how, which value counts, which paths come out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from satm import config
 from satm.config import (
+    TABLES,
     Campaign,
     Cell,
     Layout,
@@ -109,10 +111,6 @@ def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text
         ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
         ({"tables": {"table2": {**TABLE["table2"], "networks": ["convnets"]}}}, "unknown network .*mean 'convnet'?"),
-        (
-            {"tables": {"table2": {**TABLE["table2"], "sharpness": ["satm"]}}},
-            "unknown method .*sharpness and compare .* 'satm'; known: mtt",
-        ),
         ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
     ],
 )
@@ -133,7 +131,7 @@ BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)
         ("[" * 3000, "it is nested too deeply"),
         ("- a\n" * 20_001, "line 20000: the file has more than 20000 values"),
         ("#" * 2**18 + "#", "the file has more than 262144 bytes"),
-        ("tables: {}\nfair: {}\ntables: {}", "line 3: the name 'tables' is there twice"),
+        ("tables: {}\nmethods: {}\ntables: {}", "line 3: the name 'tables' is there twice"),
         ("methods:\n  mine: !!python/object/apply:os.getcwd []", "line 2: the tag '!!python/.* has no meaning here"),
         ("methods: {mine: !!set {a}}", "the tag '!!set' has no meaning here"),
         ("methods: {mine: !!binary YQ==}", "the tag '!!binary' has no meaning here"),
@@ -228,12 +226,22 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
             "made of 10001 synthetic sets, the most are 10000",
         ),
         (
-            f"continual: {{t: {{{CELL}, sets: per-step, orders: 5000, steps: 10}}}}",
+            f"tables: {{t: {{kind: continual, {CELL}, sets: per-step, orders: 5000, steps: 10}}}}",
             "made of 50000 files, the most are 20000",
         ),
-        (f"searches: {{t: {{{CELL}, per_job: 1, seeds: {list(range(99))}}}}}", "made of 72000 files, the most"),
+        (
+            f"tables: {{t: {{kind: search, {CELL}, per_job: 1, seeds: {list(range(99))}}}}}",
+            "made of 72000 files, the most",
+        ),
         (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "made of 1000000000 files, the most"),
         (f"figures: {{t: {{kind: iterations, {CELL}, quantities: [loss, loss]}}}}", "quantities has 'loss' twice"),
+        (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
+        (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),
+        (f"tables: {{t: {{{CELL}, sharpness: [satm]}}}}", "tables.t: sharpness names 'satm', which is not among"),
+        (f"tables: {{t: {{{CELL}, compare: [[mtt, mt]]}}}}", "compare names 'mt', .* Did you mean 'mtt'?"),
+        ("fair: {}", "the section 'fair' has become a kind of table; move .* to tables, each with kind: robustness"),
+        ("tables: {all: {}}", "tables.all.datasets is missing"),
+        (f"tables: {{all: {{{CELL}}}}}", "tables: 'all' means all tables; rename it"),
         ("methods: {mine: {method: [mtt]}}", "mine: method must be the name of a registered method, got \\['mtt'\\]"),
         ("networks: {mine: {network: 3}}", "mine: network must be the name of a registered network, got 3"),
         (f"tables: {{{'x' * 101}: {{{CELL}}}}}", "may hold letters, digits and '-' only, 100 at most"),
@@ -466,7 +474,7 @@ def test_whole_numbers_fractions_and_names_may_be_written_in_either_form(tmp_pat
 
 
 def test_cells_of_a_table_come_in_its_order() -> None:
-    table = config.TableOptions(datasets={"d": (1, 10)}, methods=("a", "b"), seeds=(0, 1), seeds_at={10: (3,)})
+    table = TABLES["accuracy"](datasets={"d": (1, 10)}, methods=("a", "b"), seeds=(0, 1), seeds_at={10: (3,)})
     assert table.cells() == [
         *(("d", 1, method, seed) for method in "ab" for seed in (0, 1)),
         ("d", 10, "a", 3),
@@ -525,11 +533,77 @@ def test_presets_are_read_in_the_order_of_their_names() -> None:
     assert [setting.source for setting in load_presets()] == [row["source"] for _, row in PRESETS]
 
 
-def test_reading_a_campaign_needs_neither_torch_nor_snakemake() -> None:
+def test_reading_a_campaign_imports_no_heavy_library() -> None:
     code = (
         "import sys, pathlib; from satm.workflow.campaigns import Campaigns; "
-        f"Campaigns(pathlib.Path({str(ROOT)!r})).of('results/demo'); "
-        "print(sorted({'torch', 'snakemake'} & set(sys.modules)))"
+        f"held = Campaigns(pathlib.Path({str(ROOT)!r})).of('results/figures-cpu'); print(len(held.figures) > 40); "
+        "print(sorted({'torch', 'snakemake', 'matplotlib', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["True", "[]"]
+
+
+TABLE_KIND = """
+from typing import Literal
+import pandas
+from satm.config import TABLES
+from satm.tables.base import TableKind
+from satm.tables.render import Grid
+
+@TABLES.named("largest")
+class LargestTable(TableKind):
+    kind: Literal["largest"] = "largest"
+    least: int = 3
+
+    def files(self, layout, name):
+        return [layout.metrics(cell) for cell in self.cells()]
+
+    def frame(self, reader, name):
+        return pandas.DataFrame({"largest": [self.least + max(ipc for ipcs in self.datasets.values() for ipc in ipcs)]})
+
+    def grid(self, reader, name, frame):
+        return Grid(name, ["largest"], [[str(frame["largest"].iloc[0])]], (), reader.notes)
+"""
+FIGURE_KIND = """
+from typing import Literal
+import pandas
+from satm.config import FIGURES
+from satm.figures.base import CellsFigure, Drawn
+from satm.figures.curves import Line, Panel, draw_panels
+
+@FIGURES.named("dot")
+class DotFigure(CellsFigure):
+    kind: Literal["dot"] = "dot"
+
+    def files(self, layout, tables):
+        return [layout.distilled(cell) for cell in self.cells()]
+
+    def draw(self, reader):
+        panel = Panel("", "x", "y", [Line("dot", [1.0], [2.0])])
+        return Drawn(draw_panels([[panel]], self.title, reader.notes), pandas.DataFrame({"x": [1]}))
+"""
+
+
+def test_a_file_alone_adds_a_kind_of_table_and_of_figure(tmp_path: Path) -> None:
+    for room, text in (("tables", TABLE_KIND), ("figures", FIGURE_KIND)):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "added.py").write_text(text)
+    cells = {"datasets": {"digits": [1, 4]}, "methods": ["random"]}
+    tables = {"most": {"kind": "largest", **cells, "least": 5}}
+    content = {"tables": tables, "figures": {"one": {"kind": "dot", **cells, "title": "a dot"}}}
+    (tmp_path / "it.yaml").write_text(json.dumps(content))
+    code = (
+        "import sys, satm.tables, satm.figures; from pathlib import Path; from satm.cli import main; "
+        "satm.tables.__path__.append('tables'); satm.figures.__path__.append('figures'); "
+        "codes = [main([stage, '--config', 'it.yaml', '--name', name]) for stage, name in "
+        "[('table', 'most'), ('figure', 'one'), ('table', 'overview')]]; "
+        "from satm.workflow.jobs import campaigns_of, jobs; "
+        "rules = {job.rule for job in jobs(campaigns_of(Path('it.yaml')), 'results/it')}; "
+        "print(codes, rules >= {'table', 'figure', 'distill'})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0] True"
+    assert (tmp_path / "results/it/most.csv").read_text() == "largest\n9\n"
+    assert all((tmp_path / "results/it/figures" / f"one.{form}").is_file() for form in ("png", "pdf", "csv"))

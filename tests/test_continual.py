@@ -15,23 +15,35 @@ from conftest import Refuse, grey_set, image_data
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from resuming import kept_rows
+from resuming import kept_rows, stopped_after
 from test_workflow import make_checkout, planned
 from torch import Tensor, nn
 
-import satm.evaluation.networks as evaluation
 from satm.cli import main
-from satm.config import Campaign, Cell, EvaluateOptions, LearnOptions, Resolver, load_campaign, load_yaml, parse
+from satm.config import (
+    Campaign,
+    Cell,
+    EvaluateOptions,
+    LearnOptions,
+    Resolver,
+    StepsOptions,
+    load_campaign,
+    load_yaml,
+    parse,
+)
 from satm.config.class_order import Step, class_order, split_classes, step_of
-from satm.data import Augmentation, ImageData, keep_classes, load_images
+from satm.data import Augmentation, Preprocessor, keep_classes, load_images, save_images
+from satm.data.images import hash_images
 from satm.errors import UsageError
 from satm.evaluation import continual
-from satm.evaluation.continual import Brought, among, learn, renumbered, rows, whole_labels
+from satm.evaluation.continual import StepImages, among, learn, one_set_a_step, renumbered, rows, whole_labels
 from satm.evaluation.networks import Task, train
-from satm.evaluation.replay import Memory
 from satm.networks.training import TrainingImages, outputs, soft_cross_entropy
-from satm.results import CONTINUAL, DistilledDataset, load_distilled, read_rows, save_distilled
-from satm.tables import continual as continual_table
+from satm.results.columns import CONTINUAL
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
+from satm.results.rows import read_rows
+from satm.tables.base import table_of
+from satm.tables.continual import by_order
 from satm.tables.reader import Reader
 from satm.workflow import schema as schemas
 from satm.workflow.campaigns import Campaigns
@@ -220,15 +232,15 @@ def make_task(synthetic: TrainingImages, step_size: float, step: int, seen: tupl
 
 
 class Foretold(nn.Module):
-    """Answers with the class in a table of pixels, as the output of that number."""
+    """Answers with the class in a table of pixels, as the output of that number; with the first where it has none."""
 
     def __init__(self, answers: dict[float, int], classes: int) -> None:
         super().__init__()
-        self.answers, self.classes = answers, classes
+        self.answers, self.classes, self.weight = answers, classes, nn.Parameter(torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        answers = [self.answers[round(float(pixel), 1)] for pixel in images[:, 0, 0, 0]]
-        return nn.functional.one_hot(torch.tensor(answers), self.classes).float()
+        answers = [self.answers.get(round(float(pixel), 1), 0) for pixel in images[:, 0, 0, 0]]
+        return nn.functional.one_hot(torch.tensor(answers), self.classes).float() + 0 * self.weight
 
 
 ANSWERS = {
@@ -240,33 +252,39 @@ ANSWERS = {
 RIGHT = [(3, 2), (2, 1, 1), (1, 2, 0, 1)]
 
 
+class Trained(list[tuple[Task, tuple[Any, ...]]]):
+    """What the loop trains networks on; they have the answers of `ANSWERS`."""
+
+    def make_task(self, *given: Any) -> Task:
+        noted = self
+
+        class Noted(Task):
+            def fresh(self, axes: tuple[Any, ...]) -> nn.Module:
+                noted.append((self, axes))
+                return Foretold(ANSWERS[axes[-2]], self.classes)
+
+        return Noted(**vars(make_task(*given, epochs=1)))
+
+
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Task, tuple[Any, ...]]]:
-    """What the loop asks to be trained; it gets networks with the answers of `ANSWERS`."""
-    asked: list[tuple[Task, tuple[Any, ...]]] = []
-
-    def answers(task: Task, axes: tuple[Any, ...], kept: object = None) -> nn.Module:
-        asked.append((task, axes))
-        return Foretold(ANSWERS[axes[-2]], task.classes)
-
-    monkeypatch.setattr(evaluation, "train", answers)
-    return asked
+def trained() -> Trained:
+    return Trained()
 
 
-def sliced(soft: bool = False) -> list[Brought]:
-    return [Brought(synthetic(soft), part, 0.1) for part in PARTS]
+def sliced(soft: bool = False) -> list[StepImages]:
+    return [StepImages(synthetic(soft), part, 0.1) for part in PARTS]
 
 
-def per_step(soft: bool = False, rates: Sequence[float] = (0.1, 0.2, 0.6)) -> list[Brought]:
+def per_step(soft: bool = False, rates: Sequence[float] = (0.1, 0.2, 0.6)) -> list[StepImages]:
     found = [synthetic(soft, part) for part in PARTS]
     pairs = [(made.images, whole_labels(made.labels, part, 4)) for made, part in zip(found, PARTS, strict=True)]
-    return [Brought(pair, None, rate) for pair, rate in zip(pairs, rates, strict=True)]
+    return [StepImages(pair, None, rate) for pair, rate in zip(pairs, rates, strict=True)]
 
 
 @pytest.mark.parametrize("brought", [sliced, per_step])
 @pytest.mark.parametrize("soft", [False, True])
-def test_networks_see_the_seen_classes_only(trained: list, brought: Callable[[bool], list], soft: bool) -> None:
-    found = list(learn(brought(soft), PARTS, real_images(), make_task, 7, ("a",), repeats=2))
+def test_networks_see_the_seen_classes_only(trained: Trained, brought: Callable[[bool], list], soft: bool) -> None:
+    found = list(learn(brought(soft), PARTS, real_images(), trained.make_task, 7, ("a",), repeats=2))
     assert [(one.order, one.step, one.repeat) for one in found] == [(7, step, n) for step in (1, 2, 3) for n in (0, 1)]
     assert [one.right for one in found] == [right for right in RIGHT for _ in range(2)]
     assert [axes for _, axes in trained] == [("a", 7, step, n) for step in (1, 2, 3) for n in (0, 1)]
@@ -284,32 +302,19 @@ def test_networks_see_the_seen_classes_only(trained: list, brought: Callable[[bo
             assert [order[label] for label in labels.tolist()] == pixels.tolist()
 
 
-def test_the_loop_rehearses_from_a_memory(trained: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[tuple[int, ...]] = []
-    honest = Memory.add
-
-    def add(self: Memory, data: object, classes: tuple[int, ...] | None = None) -> None:
-        honest(self, data, classes)
-        added.append(self.classes)
-
-    monkeypatch.setattr(Memory, "add", add)
-    list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=1))
-    assert added == [(2, 0), (2, 0, 3), (2, 0, 3, 1)]
-
-
-def test_the_step_size_is_the_mean_of_the_sets_so_far(trained: list) -> None:
-    list(learn(per_step(), PARTS, real_images(), make_task, 0, (), repeats=1))
+def test_the_step_size_is_the_mean_of_the_sets_so_far(trained: Trained) -> None:
+    list(learn(per_step(), PARTS, real_images(), trained.make_task, 0, (), repeats=1))
     assert [task.rate for task, _ in trained] == pytest.approx([0.1, 0.15, 0.3])
     trained.clear()
-    found = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=1))
+    found = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=1))
     assert [task.rate for task, _ in trained] == [0.1, 0.1, 0.1] == [one.rate for one in found]
 
 
 @pytest.mark.parametrize("done", range(7))
-def test_what_was_tested_before_is_left_out(trained: list, done: int) -> None:
-    whole = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=2))
+def test_what_was_tested_before_is_left_out(trained: Trained, done: int) -> None:
+    whole = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=2))
     trained.clear()
-    rest = list(learn(sliced(), PARTS, real_images(), make_task, 0, (), repeats=2, done=done))
+    rest = list(learn(sliced(), PARTS, real_images(), trained.make_task, 0, (), repeats=2, done=done))
     assert [(one.step, one.repeat, one.right) for one in rest] == [
         (one.step, one.repeat, one.right) for one in whole[done:]
     ]
@@ -348,7 +353,7 @@ def frame(**axes: object) -> pandas.DataFrame:
     """Three steps of classes 0 and 1, 2, 3 with 10, 30, 30 and 10 images."""
     accuracies = {1: (0.2, 0.6), 2: (1.0, 0.8, 0.6), 3: (0.6, 0.2, 0.7, 0.9)}
     right = {step: tuple(round(a * m) for a, m in zip(each, IMAGES, strict=False)) for step, each in accuracies.items()}
-    tested = [continual.Tested(0, step, 0, counts, 0.1, 1.0, 1) for step, counts in right.items()]
+    tested = [continual.StepResult(0, step, 0, counts, 0.1, 1.0, 1) for step, counts in right.items()]
     common = {"dataset": "d", "ipc": 1, "method": "m", "seed": 0, "network": "n", "protocol": "p", **axes}
     return pandas.DataFrame(rows(tested, [((0, 1), (2,), (3,))], IMAGES, common))
 
@@ -387,17 +392,25 @@ def test_numbers_of_several_runs_stay_apart_and_one_step_forgets_nothing_that_ca
     forgotten = continual.forgetting(both)
     assert forgotten.index.get_level_values("order").tolist() == [0, 0, 1]
     assert forgotten.tolist()[:2] == pytest.approx([0.225, 0.0]) and pandas.isna(forgotten.iloc[2])
-    assert continual_table.by_order(continual.final_accuracy(both)).tolist() == pytest.approx([0.5125, 0.5])
+    assert by_order(continual.final_accuracy(both)).tolist() == pytest.approx([0.5125, 0.5])
 
 
 # The stage, on digits
 
-SECTION = """
-continual:
-  two: {datasets: {digits: [1]}, methods: [random, satm], steps: 2, orders: 2, repeats: 2}
-  three: {datasets: {digits: [1]}, methods: [random], steps: 3, orders: 1, repeats: 1}
-  parts: {datasets: {white: [1]}, methods: [random, mtt], seeds: [3], steps: 2, orders: 1, repeats: 1, sets: per-step}
+PROTOCOLS = """
+  two: {kind: continual, datasets: {digits: [1]}, methods: [random, satm], steps: 2, orders: 2, repeats: 2}
+  three: {kind: continual, datasets: {digits: [1]}, methods: [random], steps: 3, orders: 1, repeats: 1}
+  parts:
+    kind: continual
+    datasets: {white: [1]}
+    methods: [random, mtt]
+    seeds: [3]
+    steps: 2
+    orders: 1
+    repeats: 1
+    sets: per-step
 """
+"""Added to the campaign's tables, which are its last section."""
 RUN = Path("results/tiny")
 CONFIG = ("--config", "tiny.yaml")
 CELL = (*CONFIG, "--dataset", "digits", "--ipc", "1", "--method", "satm", "--protocol", "two")
@@ -410,7 +423,7 @@ SET = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 def steps(campaign: Path) -> Path:
     """The finished campaign with protocols of continual learning."""
     path = campaign / "tiny.yaml"
-    path.write_text(path.read_text() + SECTION)
+    path.write_text(path.read_text() + PROTOCOLS)
     return campaign
 
 
@@ -418,41 +431,32 @@ def measured(path: Path) -> list[dict[str, Any]]:
     return read_rows(path, CONTINUAL).drop(columns=["seconds", "peak_memory_bytes"]).to_dict("records")
 
 
-def test_a_run_goes_on_where_it_was_stopped(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_where_it_was_stopped(steps: Path) -> None:
     assert main(["continual", *CELL]) == 0
     whole = measured(FOUND)
     assert len(whole) == 2 * 2 * (5 + 10) and not STATE.exists()
     assert {row["label"] for row in whole if row["order"] == 1 and row["step"] == 1} == set(class_order(10, 1)[:5])
-    honest, names = evaluation.train, []
-
-    def stops(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
-        names.append(axes)
-        if len(names) in (1, 4, 7):
-            raise KeyboardInterrupt
-        return honest(task, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train", stops)
     FOUND.unlink()
-    for left in (0, 2, 4):
-        assert main(["continual", *CELL]) == 75 and not FOUND.exists()
-        assert not left or len(kept_rows(STATE)) == left
+    kept: list[float] = []
+    for left in (2, 4):
+        with stopped_after(2, "/rows-"):
+            assert main(["continual", *CELL]) == 75 and not FOUND.exists()
+        seconds = [row["seconds"] for row in kept_rows(STATE)]
+        assert len(seconds) == left and seconds[: len(kept)] == kept
+        kept = seconds
     assert main(["continual", *CELL]) == 0
     assert measured(FOUND) == whole and not STATE.exists()
-    assert len(names) == 8 + 3 and len(set(names)) == 8
 
 
-def test_a_state_of_other_options_is_not_gone_on_with(steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, done = evaluation.train, iter(range(100))
-
-    def stops(*given: Any) -> nn.Module:
-        if next(done) == 3:
-            raise KeyboardInterrupt
-        return honest(*given)
-
-    monkeypatch.setattr(evaluation, "train", stops)
-    assert main(["continual", *CELL]) == 75
-    assert main(["continual", *CELL, "--epochs", "2"]) == 0
-    assert next(done) == 4 + 8
+def test_a_state_of_other_options_is_not_gone_on_with(steps: Path) -> None:
+    with stopped_after(3, "/rows-"):
+        assert main(["continual", *CELL]) == 75
+    other = (*CELL, "--epochs", "2")
+    assert main(["continual", *other]) == 0
+    found = measured(FOUND)
+    FOUND.unlink()
+    assert main(["continual", *other]) == 0
+    assert measured(FOUND) == found
 
 
 def test_the_flags_are_the_options_of_the_protocol_and_of_training(
@@ -526,7 +530,8 @@ def test_a_whole_campaign_from_slices(steps: Path, capsys: pytest.CaptureFixture
     with Image.open(RUN / "figures/two.png") as picture:
         assert min(picture.size) > 200
     assert (RUN / "figures/two.pdf").read_bytes().startswith(b"%PDF")
-    curves = continual_table.curves(Reader(load_campaign(Path("tiny.yaml"))), "two")["digits", 1]["satm"]
+    loaded = load_campaign(Path("tiny.yaml"))
+    curves = table_of(loaded, "two").curves(Reader(loaded), "two")["digits", 1]["satm"]  # type: ignore[attr-defined]
     assert curves.index.tolist() == [5, 10]
     assert curves["mean"].iloc[1] == pytest.approx(row["final_mean"], rel=1e-5)
     assert curves["mean"].mean() == pytest.approx(row["average_mean"], rel=1e-5)
@@ -563,26 +568,27 @@ def test_a_whole_campaign_from_sets_of_each_step(steps: Path) -> None:
     assert sorted(path.name for path in (RUN / "data").iterdir()) == ["digits", "white"], "no images are stored twice"
 
 
-def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(
-    steps: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(steps: Path) -> None:
     """Random real images of each step: what networks learn from says which class it is."""
-    honest, asked = evaluation.train, []
-
-    def spied(task: Task, axes: tuple[Any, ...], kept: object) -> nn.Module:
-        asked.append(task)
-        return honest(task, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train", spied)
     cell = (*CONFIG, "--ipc", "2", "--method", "random")
-    for step in (1, 2, 3):
-        assert main(["distill", *cell, "--dataset", Step("digits", 0, step, 3).name]) == 0
+    names = [Step("digits", 0, step, 3).name for step in (1, 2, 3)]
+    for name in names:
+        assert main(["distill", *cell, "--dataset", name]) == 0
     assert main(["continual", *cell, "--dataset", "digits", "--protocol", "three", "--sets", "per-step"]) == 0
-    data = load_images(RUN / "data/digits/images.safetensors")
+    data, order = load_images(RUN / "data/digits/images.safetensors"), class_order(10, 0)
     mean, std = (torch.tensor(value) for value in (data.mean, data.std))
-    order = class_order(10, 0)
-    assert [len(task.synthetic) for task in asked] == [8, 14, 20]
-    for image, label in zip(asked[-1].synthetic.images, asked[-1].synthetic.labels.tolist(), strict=True):
+    sets = [load_distilled(RUN / f"distilled/{name}/ipc-2/random/seed-0/distilled.safetensors") for name in names]
+    asked: list[TrainingImages] = []
+
+    def noted(synthetic: TrainingImages, *rest: Any) -> Task:
+        asked.append(synthetic)
+        return make_task(synthetic, *rest, epochs=1)
+
+    parts = split_classes(10, 0, 3)
+    real = TrainingImages.of(data.test, Preprocessor(data.mean, data.std, None), torch.device("cpu"))
+    assert len(list(learn(one_set_a_step(sets, parts, 10), parts, real, noted, 0, ("a",), 1))) == 3
+    assert [len(images) for images in asked] == [8, 14, 20]
+    for image, label in zip(asked[-1].images, asked[-1].labels.tolist(), strict=True):
         pixels = (255 * (image * std + mean)).round().to(torch.uint8)
         found = data.train.labels[(data.train.images == pixels).flatten(1).all(1)]
         assert order[label] in found
@@ -618,15 +624,12 @@ def test_a_set_of_other_classes_is_refused(steps: Path, refused: Refuse) -> None
     assert "is of the classes a, b, c" in refused("continual", *CELL)
 
 
-def test_a_class_without_images_to_test_on_is_refused(
-    steps: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def without(path: Path) -> ImageData:
-        data = load_images(path)
-        kept = data.test.labels != 4
-        return replace(data, test=replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept]))
-
-    monkeypatch.setattr("satm.stages.common.load_images", without)
+def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refuse) -> None:
+    path = RUN / "data/digits/images.safetensors"
+    data = load_images(path)
+    kept = data.test.labels != 4
+    test = replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept])
+    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)))
     assert "class 4 (4) of digits has no test images to be tested on" in refused("continual", *CELL)
 
 
@@ -644,23 +647,22 @@ def test_rows_of_another_plan_are_refused_by_the_table(steps: Path, refused: Ref
 
 # Campaigns and the workflow
 
-PROTOCOL: dict[str, Any] = {"datasets": {"digits": [1]}, "methods": ["random"]}
+PROTOCOL: dict[str, Any] = {"kind": "continual", "datasets": {"digits": [1]}, "methods": ["random"]}
 
 
 @pytest.mark.parametrize(
-    ("content", "text"),
+    ("tables", "text"),
     [
-        ({"tables": {"p": {**PROTOCOL}}, "continual": {"p": PROTOCOL}}, "tables and continual both name 'p'; rename"),
-        ({"continual": {"synthetic-p": PROTOCOL}}, "the figure of 'synthetic-p' could be taken for a picture"),
-        ({"continual": {"p_q": PROTOCOL}}, "the name 'p_q' may hold letters, digits and '-' only"),
-        ({"continual": {"p": {**PROTOCOL, "step": 3}}}, "unknown option 'continual.p.step'.*Did you mean 'steps'?"),
-        ({"continual": {"p": {**PROTOCOL, "sets": "slices"}}}, "continual.p.sets: .*'sliced' or 'per-step'"),
-        ({"continual": {"p": {**PROTOCOL, "orders": 0}}}, "continual.p.orders: .*greater than or equal to 1"),
+        ({"synthetic-p": PROTOCOL}, "the figure of 'synthetic-p' could be taken for a picture"),
+        ({"p_q": PROTOCOL}, "the name 'p_q' may hold letters, digits and '-' only"),
+        ({"p": {**PROTOCOL, "step": 3}}, "unknown option 'tables.p.step'.*Did you mean 'steps'?"),
+        ({"p": {**PROTOCOL, "sets": "slices"}}, "tables.p.sets: .*'sliced' or 'per-step'"),
+        ({"p": {**PROTOCOL, "orders": 0}}, "tables.p.orders: .*greater than or equal to 1"),
     ],
 )
-def test_an_unusable_protocol_is_told_when_it_is_loaded(content: dict[str, Any], text: str) -> None:
+def test_an_unusable_protocol_is_told_when_it_is_loaded(tables: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        resolver(**content)
+        resolver(tables=tables)
     assert "\n" not in str(caught.value)
 
 
@@ -678,8 +680,8 @@ def test_an_unusable_protocol_is_told_when_it_is_loaded(content: dict[str, Any],
 def test_a_protocol_is_checked_before_any_job(change: dict[str, Any], text: str) -> None:
     datasets = {"pets": {"source": "folder"}, "some": {"source": "folder", "classes": [1, 2, 3]}}
     with pytest.raises(UsageError, match=text):
-        schemas.Checker().check(resolver(datasets=datasets, continual={"p": {**PROTOCOL, **change}}))
-    schemas.Checker().check(resolver(datasets=datasets, continual={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
+        schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, **change}}))
+    schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
 
 
 def campaigns(tmp_path: Path, text: str) -> Campaigns:
@@ -691,9 +693,9 @@ def campaigns(tmp_path: Path, text: str) -> Campaigns:
 WORKFLOW = """
 datasets:
   white: {source: digits, zca: true}
-continual:
-  parts: {datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2, sets: per-step}
-  whole: {datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2}
+tables:
+  parts: {kind: continual, datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2, sets: per-step}
+  whole: {kind: continual, datasets: {white: [1]}, methods: [mtt], steps: 2, orders: 2}
 """
 
 
@@ -730,10 +732,10 @@ def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
         ("steps: 2, orders: 2, sets", "steps: 3, orders: 2, sets", True),
         ("orders: 2}", "orders: 3}", False),
         ("methods: [mtt], steps: 2, orders: 2, sets", "methods: [mtt, satm], steps: 2, orders: 2, sets", False),
-        ("continual:", "networks: {convnet: {width: 4}}\ncontinual:", True),
-        ("continual:", "settings: [{stage: evaluate, options: {epochs: 3}}]\ncontinual:", True),
-        ("continual:", "settings: [{stage: evaluate, options: {repeats: 3}}]\ncontinual:", False),
-        ("continual:", "settings: [{method: mtt, options: {iterations: 3}}]\ncontinual:", False),
+        ("tables:", "networks: {convnet: {width: 4}}\ntables:", True),
+        ("tables:", "settings: [{stage: evaluate, options: {epochs: 3}}]\ntables:", True),
+        ("tables:", "settings: [{stage: evaluate, options: {repeats: 3}}]\ntables:", False),
+        ("tables:", "settings: [{method: mtt, options: {iterations: 3}}]\ntables:", False),
         ("zca: true}", "zca: true, augment: flip}", True),
     ],
 )
@@ -768,7 +770,7 @@ def test_the_papers_figure_2_is_in_its_campaign() -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml")
     found = {
         (dataset, ipc, one.steps): one.methods
-        for one in paper.campaign.continual.values()
+        for one in paper.campaign.tables_with(StepsOptions).values()
         for dataset, ipcs in one.datasets.items()
         for ipc in ipcs
     }
@@ -782,7 +784,7 @@ def test_the_papers_figure_2_is_in_its_campaign() -> None:
 
 def test_options_of_learning_are_those_of_the_protocol_and_of_the_evaluation() -> None:
     held = resolver(
-        continual={"p": {**PROTOCOL, "repeats": 4, "steps": 3}},
+        tables={"p": {**PROTOCOL, "repeats": 4, "steps": 3}},
         settings=[{"stage": "evaluate", "options": {"epochs": 11, "repeats": 7}}],
     )
     found = held.learning("p", Cell("digits", 1, "random"))

@@ -19,7 +19,8 @@ from satm.config import Resolver
 from satm.cost.forecast import STEP_WITH_GRAPH, Pace, cost, disk
 from satm.cost.workload import Piece, Share, pieces, shape, shares
 from satm.errors import UsageError
-from satm.results import PACE, read_rows, write_rows
+from satm.results.columns import PACE
+from satm.results.rows import read_rows, write_rows
 from satm.workflow.campaigns import Campaigns
 from satm.workflow.jobs import Job, campaigns_of, jobs
 
@@ -32,10 +33,8 @@ CAMPAIGN = (
     )
     + """
   worth: {datasets: {digits: [2]}, methods: [random, mtt-watched], networks: [alexnet], full: [strong]}
-searches:
-  few: {datasets: {digits: [1]}, methods: [random], sample: 5, per_job: 3, width_factor: 0.1}
-continual:
-  two: {datasets: {digits: [1]}, methods: [satm], steps: 2, orders: 2, repeats: 1}
+  few: {kind: search, datasets: {digits: [1]}, methods: [random], sample: 5, per_job: 3, width_factor: 0.1}
+  two: {kind: continual, datasets: {digits: [1]}, methods: [satm], steps: 2, orders: 2, repeats: 1}
 methods:
   mtt-watched: {method: mtt, monitor: 2, watch: test, evaluate_every: 2}
   boosted: {method: ratbptt, blocks: 2, window: 2, inner_steps: 4, iterations: 4, real_batch: 64}

@@ -21,7 +21,7 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import SELECTED, Recipe
 from satm.outer import NOTHING, Memory, OuterGradient
 from satm.params import call_flat
-from satm.results import METRICS
+from satm.results.columns import METRICS
 from satm.run.stopping import Stop, on_signals
 from satm.stages.checkpoint import RunState
 
@@ -293,8 +293,7 @@ def test_resuming_from_any_checkpoint_gives_the_same_bytes(tmp_path: Path, outer
     assert run.attempt >= 2 and len(kept) > 5  # it went back, so that is resumed too
     assert any(loaded(state).attempt for state in kept)
     for state in kept:
-        again, identity, backend = state.load(torch.device("cpu")) or pytest.fail("nothing was kept")
-        assert identity == {"name": "it"} and backend == "here"
+        again = loaded(state)
         assert again.now.iteration % SAFE_EVERY == 0
         other = distill(method, again, look, lambda row: None, lambda run: None)
         assert not unequal(other, found)
@@ -310,7 +309,7 @@ def test_resuming_from_any_checkpoint_gives_the_same_bytes(tmp_path: Path, outer
 def loaded(state: RunState) -> Run:
     found = state.load(torch.device("cpu"))
     assert found is not None
-    return found[0]
+    return found
 
 
 @pytest.mark.parametrize("within", ["gradient", "look"])
@@ -346,7 +345,7 @@ def test_a_stop_keeps_the_last_whole_iteration(tmp_path: Path, within: str) -> N
         stopped = begin(method)
         with on_signals(), pytest.raises(Stop, match="SIGTERM") as caught:
             distill(method, stopped, stopping_look, lambda row: None, lambda run: None, state.save)
-        assert caught.value.saved == bool(stopped.rows) and not caught.value.at_limit
+        assert caught.value.request.saved == bool(stopped.rows) and not caught.value.request.at_limit
         again = loaded(state)
         assert len(again.rows) == len(stopped.rows) and again.now.iteration < 30
         assert not unequal(distill(honest, again, look, lambda row: None, lambda run: None), made)

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import satm.evaluation.networks as evaluation
 from satm.config import EvaluateOptions
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import RunError, UsageError
-from satm.evaluation.networks import Score, Task, evaluate, search_rate, train, train_together
+from satm.evaluation.networks import Score, Task, evaluate, search_rate, stacked, train, train_together
 from satm.networks import build
 from satm.networks.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
 from satm.params import flatten
@@ -157,23 +156,26 @@ def doubled(data: TrainingImages) -> TrainingImages:
     return TrainingImages(data.images.double(), labels)
 
 
+class Doubled(Task):
+    """Trains in float64."""
+
+    def fresh(self, axes: Any) -> nn.Module:
+        return super().fresh(axes).double()
+
+
 SEVERAL = [(*AXES[:-2], repeat, 0) for repeat in range(3)]
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_networks_trained_at_once_are_those_trained_alone(
-    norm: str, optimiser: str, soft: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = Task.fresh
-    monkeypatch.setattr(Task, "fresh", lambda self, axes: honest(self, axes).double())
+def test_networks_trained_at_once_are_those_trained_alone(norm: str, optimiser: str, soft: bool) -> None:
     data = bright(9, 0)
     if soft:
         labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(3))
         data = TrainingImages(data.images, labels)
     options = EvaluateOptions(epochs=5, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
-    work = task(options, doubled(data), norm=norm)
+    work = Doubled(**vars(task(options, doubled(data), norm=norm)))
     together = train_together(work, SEVERAL)
     for module, axes in zip(together, SEVERAL, strict=True):
         alone = train(work, axes)
@@ -182,22 +184,15 @@ def test_networks_trained_at_once_are_those_trained_alone(
     assert not torch.allclose(flatten(together[0]), flatten(together[1]))
 
 
-def test_one_option_decides_whether_they_are_trained_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    honest = evaluation.train_together
-
-    def counted(work: Task, axes: Any, kept: Any) -> Any:
-        seen.append(len(axes))
-        return honest(work, axes, kept)
-
-    monkeypatch.setattr(evaluation, "train_together", counted)
+def test_one_option_decides_whether_they_are_trained_at_once() -> None:
     base = EvaluateOptions(epochs=3, decay_epoch=2, batch_size=4)
     found = {}
     for together in ("auto", "no", "yes"):
         chosen = base.model_copy(update={"together": together})
         found[together] = [one.loss for one in evaluate(task(chosen), bright(60, 1), SEVERAL)]
-    assert seen == [3], "on a CPU only where it is asked for"
-    assert found["auto"] == found["no"] and len(set(found["no"])) == 3
+        at_once = stacked(task(chosen), torch.device("cpu")), stacked(task(chosen), torch.device("cuda"))
+        assert at_once == {"auto": (False, True), "no": (False, False), "yes": (True, True)}[together]
+    assert found["auto"] == found["no"] == pytest.approx(found["yes"], rel=1e-4) and len(set(found["no"])) == 3
     assert found["yes"] == pytest.approx(found["no"], rel=1e-3)
 
 
@@ -205,7 +200,7 @@ def test_what_excludes_each_other_is_refused() -> None:
     with pytest.raises(UsageError, match=r"together 'yes' does not go with flat_rho 0\.1"):
         task(EvaluateOptions(together="yes", flat_rho=0.1))
     with pytest.raises(UsageError, match="lr 'searched' must be found first"):
-        task(EvaluateOptions(lr="searched"))
+        _ = task(EvaluateOptions(lr="searched")).rate
 
 
 def test_the_searched_step_size_is_the_best_on_the_given_images() -> None:
@@ -227,28 +222,28 @@ class Stops(Exception):
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_killed_training_goes_on_to_the_same_bytes(
-    tmp_path: Path, optimiser: str, stop: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    work = task(EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01), norm="batch")
-    whole = train(work, AXES).state_dict()
-    honest = evaluation.train_epoch
-    done: list[int] = []
-    allowed = stop
+@pytest.mark.parametrize("together", [False, True])
+def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path, optimiser: str, stop: int, together: bool) -> None:
+    options = EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
+    work, several = task(options, norm="batch"), [(*AXES, repeat) for repeat in range(3)]
+    epochs: list[int] = []
 
-    def counted(*arguments: Any, **named: Any) -> float:
-        if len(done) == allowed:
-            raise Stops
-        done.append(1)
-        return honest(*arguments, **named)
+    class Stopping(NetworkState):
+        def save(self, epoch: int, *rest: Any) -> None:
+            super().save(epoch, *rest)
+            epochs.append(epoch)
+            if len(epochs) == stop:
+                raise Stops
 
-    monkeypatch.setattr(evaluation, "train_epoch", counted)
+    def trained(kept: NetworkState | None) -> list[nn.Module]:
+        return train_together(work, several, kept) if together else [train(work, AXES, kept)]
+
     with pytest.raises(Stops):
-        train(work, AXES, NetworkState(tmp_path, {"name": "it"}, every=0))
-    allowed = 6
-    again = train(work, AXES, NetworkState(tmp_path, {"name": "it"}, every=0)).state_dict()
-    assert len(done) == 6, "only the epochs that were left"
-    assert all(torch.equal(again[name], held) for name, held in whole.items())
+        trained(Stopping(tmp_path, {"name": "it"}, every=0))
+    again = trained(Stopping(tmp_path, {"name": "it"}, every=0))
+    assert epochs == list(range(1, 7)), "only the epochs that were left"
+    for one, other in zip(again, trained(None), strict=True):
+        assert all(torch.equal(held, other.state_dict()[name]) for name, held in one.state_dict().items())
 
 
 def test_the_state_of_another_network_and_a_broken_one_are_dropped(tmp_path: Path) -> None:
@@ -266,48 +261,23 @@ def test_the_state_of_another_network_and_a_broken_one_are_dropped(tmp_path: Pat
         assert begins("it") == left
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_networks_trained_at_once_go_on_to_the_same_bytes(tmp_path: Path, optimiser: str, stop: int) -> None:
-    options = EvaluateOptions(epochs=6, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
-    work, several = task(options, norm="batch"), [(*AXES, repeat) for repeat in range(3)]
-    whole = train_together(work, several)
-
-    class Stopping(NetworkState):
-        def save(self, epoch: int, *rest: Any, **named: Any) -> None:
-            super().save(epoch, *rest, **named)
-            if epoch == stop:
-                raise Stops
-
-    with pytest.raises(Stops):
-        train_together(work, several, Stopping(tmp_path, {"name": "it"}, every=0))
-    begun: list[int] = []
-
-    class Counting(NetworkState):
-        def save(self, epoch: int, *rest: Any, **named: Any) -> None:
-            begun.append(epoch)
-
-    again = train_together(work, several, Counting(tmp_path, {"name": "it"}))
-    assert begun == list(range(stop + 1, 7))
-    for one, other in zip(again, whole, strict=True):
-        assert all(torch.equal(held, other.state_dict()[name]) for name, held in one.state_dict().items())
-
-
-def test_a_stop_comes_after_the_epoch_and_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work, honest, done = task(EvaluateOptions(epochs=4, decay_epoch=None, batch_size=4)), evaluation.train_epoch, []
-
-    def interrupted(*arguments: Any, **named: Any) -> float:
-        done.append(1)
-        if len(done) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return honest(*arguments, **named)
-
+def test_a_stop_comes_after_the_epoch_and_keeps_it(tmp_path: Path) -> None:
+    work = task(EvaluateOptions(epochs=4, decay_epoch=None, batch_size=4))
     whole = train(work, AXES).state_dict()
-    monkeypatch.setattr(evaluation, "train_epoch", interrupted)
-    with on_signals(), pytest.raises(Stop, match="SIGTERM"):
-        train(work, AXES, NetworkState(tmp_path, {"name": "it"}))
+    for epochs in (1, 2, 3):
+        with on_signals(), pytest.raises(Stop, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            train(work, AXES, NetworkState(tmp_path, {"name": "it"}))
+        kept = NetworkState(tmp_path, {"name": "it"}).load()
+        assert kept is not None and kept[0] == epochs
     again = train(work, AXES, NetworkState(tmp_path, {"name": "it"})).state_dict()
-    assert len(done) == 4 and all(torch.equal(again[name], held) for name, held in whole.items())
+    assert all(torch.equal(again[name], held) for name, held in whole.items())
+
+
+def test_a_stop_cuts_off_a_training_that_is_not_kept() -> None:
+    with on_signals(), pytest.raises(Stop, match="SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        train(task(EvaluateOptions(epochs=1, decay_epoch=None)), AXES)
 
 
 def test_it_learns_and_a_seed_names_a_network() -> None:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-import pytest
-from resuming import kept_rows
+from resuming import kept_rows, stopped_after
 
 from satm.cli import main
-from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled
-from satm.stages import evaluate as stage
-from satm.stages.checkpoint import Generations, RowsState
+from satm.results.columns import EVALUATION
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
+from satm.results.rows import read_rows
 
 RUN = Path("results/tiny")
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
@@ -43,42 +42,15 @@ def test_an_average_and_its_raw_set_are_trained_on_with_the_same_networks(campai
     assert rows["loss"].nunique() == 4
 
 
-def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_evaluation_of_both_goes_on(campaign: Path) -> None:
     made = load_distilled(DISTILLED)
     averaged = dataclasses.replace(made, average="ema", images=0.5 * made.images, raw_images=made.images)
     whole = evaluated(averaged)
-    honest, done = stage.evaluate, []
-
-    def stops(*arguments: Any) -> Any:
-        done.append(arguments[2])
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        return honest(*arguments)
-
-    monkeypatch.setattr(stage, "evaluate", stops)
     EVALUATED.unlink()
-    assert main(["evaluate", *CELL]) == 75 and not EVALUATED.exists()
-    assert [row["average"] for row in kept_rows(STATE)] == ["ema", "ema", "raw"]
+    with stopped_after(3, "/rows-"):
+        assert main(["evaluate", *CELL]) == 75 and not EVALUATED.exists()
+    kept = kept_rows(STATE)
+    assert [row["average"] for row in kept] == ["ema", "ema", "raw"]
     again = evaluated(averaged)
-    assert len(done) == 5 and done[3] == done[4] == done[1], "only the last network was left, of the second repeat"
+    assert again["seconds"].tolist()[:3] == [row["seconds"] for row in kept], "only the last network was left"
     assert measured(again) == measured(whole) and not STATE.exists()
-
-
-def test_rows_kept_from_before_averages_are_of_the_raw_set(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = read_rows(EVALUATED, EVALUATION)
-
-    def stops(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    honest = stage.evaluate
-    calls = iter([honest, stops])
-    monkeypatch.setattr(stage, "evaluate", lambda *arguments: next(calls)(*arguments))
-    assert main(["evaluate", *CELL]) == 75
-    found = Generations(STATE, "rows").load()
-    assert found is not None
-    RowsState(STATE, found[1]["identity"]).save(
-        [{name: value for name, value in row.items() if name != "average"} for row in found[1]["rows"]]
-    )
-    monkeypatch.setattr(stage, "evaluate", honest)
-    assert main(["evaluate", *CELL]) == 0
-    assert measured(read_rows(EVALUATED, EVALUATION)) == measured(whole)

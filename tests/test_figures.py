@@ -11,9 +11,9 @@ from conftest import grey_set
 from PIL import Image
 
 from satm.errors import UsageError
-from satm.figures.images import TIGHT, TILE, Block, clipped, draw_images, mosaic, write_animation
+from satm.figures.mosaic import TIGHT, TILE, Block, clipped, draw_images, mosaic, write_animation
 from satm.figures.style import save
-from satm.results import DistilledDataset, History
+from satm.results.distilled import DistilledDataset, History
 
 
 def synthetic(classes: int, ipc: int, channels: int = 1) -> DistilledDataset:

@@ -24,14 +24,14 @@ from satm.config.methods import MatchingOptions, UnrolledOptions
 from satm.methods import resolve
 from satm.methods.parts.boosting import check_blocks
 from satm.methods.parts.segments import check
-from satm.results import DistilledDataset
+from satm.results.distilled import DistilledDataset
 
 ROOT = Path(satm.__file__).parent.parent
 CONFIG = ROOT / "config" / "figures-cpu.yaml"
 STORED = ROOT / "results" / "reference" / "figures-cpu"
 RESOLVER = load_campaign(CONFIG)
 MADE = Path("results/figures-cpu")
-TABLES = RESOLVER.campaign.all_tables
+TABLES = RESOLVER.campaign.tables
 FIGURES = {name: options for name, options in RESOLVER.figures.items() if name != ACCOUNTING}
 
 Group = tuple[str, int, str]
@@ -40,7 +40,7 @@ Group = tuple[str, int, str]
 
 def test_it_has_every_table_and_figure_of_the_papers_by_the_same_name() -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml").campaign
-    assert set(TABLES) == set(paper.all_tables)
+    assert set(TABLES) == set(paper.tables)
     assert set(RESOLVER.campaign.figures) == set(paper.figures)
     assert {figure.kind for figure in RESOLVER.campaign.figures.values()} == {
         *("iterations", "sweep", "costs", "correlation", "trajectory", "variance", "bounds", "continual"),
@@ -52,10 +52,10 @@ def test_it_has_every_table_and_figure_of_the_papers_by_the_same_name() -> None:
 def test_the_options_of_every_campaign_fit(name: str) -> None:
     campaign = load_campaign(ROOT / "config" / f"{name}.yaml")
     needed: set[str] = set()
-    for entry, table in campaign.campaign.all_tables.items():
+    for entry, table in campaign.campaign.tables.items():
         needed |= set(table.files(campaign.layout, entry))
     for figure in campaign.campaign.figures.values():
-        needed |= set(figure.files(campaign.layout, campaign.campaign.continual))
+        needed |= set(figure.files(campaign.layout, campaign.campaign.tables))
     parts = [Path(path).relative_to(campaign.layout.root).parts for path in needed]
     runs = {found[1:4] for found in parts if found[0] in ("distilled", "evaluation")}
     assert runs
@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Known]:
     """A folder in which every stage of the campaign has run but its tables and figures, and what its files hold."""
     paths = {path for name, table in TABLES.items() for path in table.files(RESOLVER.layout, name)}
     for figure in FIGURES.values():
-        paths |= set(figure.files(RESOLVER.layout, RESOLVER.campaign.continual))
+        paths |= set(figure.files(RESOLVER.layout, RESOLVER.campaign.tables))
     place, before = tmp_path_factory.mktemp("figures-cpu"), Path.cwd()
     os.chdir(place)
     try:

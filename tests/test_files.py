@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from satm.errors import RunError, UsageError, pick, short, suggest
+from satm.run import disk
 from satm.seeds import derive_seed, make_generator
 from satm.storage import files
-from satm.storage.files import atomic_path, hash_file, read_json, read_record, write_json, write_record
+from satm.storage.files import atomic_path, read_json, read_record, write_json, write_record
+from satm.storage.identity import hash_file
 from satm.storage.tensors import hash_tensors, open_tensors, read_tensors, write_tensors
 
 
@@ -259,7 +261,7 @@ def test_seeds_come_from_names() -> None:
 
 
 def test_a_finished_result_waits_for_space(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(files, "SPACE_WAIT", 0.5)
+    monkeypatch.setattr(disk, "SPACE_WAIT", 0.5)
     tries: list[int] = []
 
     def write(works_at: int | None, number: int = errno.ENOSPC) -> None:
@@ -268,11 +270,11 @@ def test_a_finished_result_waits_for_space(monkeypatch: pytest.MonkeyPatch, capl
             with files.explain_disk(Path("there")):
                 raise OSError(number, os.strerror(number))
 
-    files.patiently(lambda: write(3))
+    disk.patiently(lambda: write(3))
     assert len(tries) == 3 and caplog.text.count("trying again for 0.5 s") == 1
     with pytest.raises(RunError, match="cannot write there: No space left on device; free some space"):
-        files.patiently(lambda: write(None))
+        disk.patiently(lambda: write(None))
     tries.clear()
     with pytest.raises(RunError, match="Permission denied"):
-        files.patiently(lambda: write(None, errno.EACCES))
+        disk.patiently(lambda: write(None, errno.EACCES))
     assert len(tries) == 1

@@ -25,17 +25,11 @@ from satm.errors import UsageError
 from satm.methods import METHODS, resolve
 from satm.methods.parts.external import External
 from satm.methods.parts.problem import Problem
-from satm.results import (
-    EVALUATION,
-    METRICS,
-    DistilledDataset,
-    load_distilled,
-    read_rows,
-    read_rows_metadata,
-    save_distilled,
-)
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
 from satm.results.external import beside
 from satm.results.fitting import CIFAR_MEAN, CIFAR_STD, doubts, fit_labels, name_labels
+from satm.results.rows import read_rows, read_rows_metadata
 
 Refuse = Callable[..., str]
 

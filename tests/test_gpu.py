@@ -11,7 +11,7 @@ from satm.cli import main
 from satm.distill import begin, distill
 from satm.methods import METHODS, resolve
 from satm.methods.parts.problem import Problem
-from satm.results import load_distilled
+from satm.results.distilled import load_distilled
 from satm.run.machine import describe_backend, peak_memory, reset_peak
 from satm.run.record import find_record
 from satm.stages.bench import Case, relative

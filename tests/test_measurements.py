@@ -15,7 +15,6 @@ from satm.analysis.correlation import correlations, triangle
 from satm.analysis.trajectory import follow, restart, student
 from satm.analysis.variance import gradient_variance, normalised_variance
 from satm.config.methods import MatchingOptions
-from satm.config.run_metrics import MEASURES, converged, measure
 from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.methods.parts.matching import TrajectoryMatching
@@ -261,42 +260,3 @@ def test_errors_of_both_approximations_as_they_are_defined(problem: Problem) -> 
         assert reuse["bound"] == pytest.approx(reuse_bound(0.1, 4 - kept, float(max(steps))), rel=1e-6)
         assert float(reuse["error"]) <= float(reuse["bound"])  # type: ignore[arg-type]
         assert float(truncation["lowest_curvature"]) < float(truncation["highest_curvature"])  # type: ignore[arg-type]
-
-
-# Measures of the metrics
-
-
-def run(**columns: list[float]) -> pandas.DataFrame:
-    count = len(next(iter(columns.values())))
-    frame = {"iteration": range(1, count + 1), "seconds": [1.0] * count, "peak_memory_bytes": [0] * count}
-    return pandas.DataFrame({**frame, "loss": [1.0] * count, "sharpness": [0.0] * count, **columns})
-
-
-def test_measures_by_hand() -> None:
-    one = run(
-        seconds=[9.0, 1.0, 2.0, 3.0],
-        peak_memory_bytes=[10**9, 3 * 10**9, 2 * 10**9, 10**9],
-        hypergradient_norm=[1.0, 1.0, 5.0, 1.0],
-        sharpness=[4.0, 3.0, 2.0, 1.0],
-    )
-    two = one.assign(seconds=[9.0, 5.0, 5.0, 5.0], peak_memory_bytes=[10**9] * 4)
-    seconds = measure("seconds", [one, two])  # without the first iteration: 1, 2, 3, 5, 5, 5
-    assert (seconds.mean, seconds.n) == (pytest.approx(3.5), 6)
-    assert measure("hours_per_1000_iterations", [one]).mean == pytest.approx(2 * 1000 / 3600)
-    assert measure("training_hours", [one, two]).mean == pytest.approx((15 + 24) / 2 / 3600)
-    memory = measure("memory_gb", [one, two])
-    assert (memory.mean, memory.std, memory.n) == (2.0, pytest.approx(2**0.5), 2)
-    norm = measure("hypergradient_norm_mean", [one])
-    assert (norm.mean, norm.std, norm.n) == (2.0, 2.0, 4)
-    assert measure("hypergradient_norm_spikes", [one]).mean == 0.25  # 5 is above three times the median of 1
-    assert measure("sharpness_first_tenth", [one]).mean == 4 and measure("sharpness_last_tenth", [one]).mean == 1
-    with pytest.raises(UsageError, match=r"unknown measure 'second'.*Did you mean 'seconds'"):
-        measure("second", [one])
-    assert all(measure(name, [one, two]).n >= 1 for name in MEASURES if name != "iterations_to_converge")
-
-
-def test_a_loss_has_converged_when_almost_all_of_its_fall_is_done() -> None:
-    falling = pandas.Series([max(0.0, 1 - step / 50) for step in range(100)])
-    # Windows of 5: the running mean at step s is 1 - (s - 2) / 50, at first 0.96; 5 % of 0.96 are left at s = 49.6.
-    assert converged(falling) == pytest.approx(51, abs=1)
-    assert numpy.isnan(converged(pandas.Series([1.0, 2.0, 3.0])))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import satm
 from satm import Memory, UsageError
-from satm.results import DistilledDataset, save_distilled
+from satm.results.distilled import DistilledDataset, save_distilled
 
 SPACE = {"space": "normalised", "mean": [0.5], "std": [0.25], "whitening_hash": None}
 

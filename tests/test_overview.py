@@ -15,7 +15,8 @@ from conftest import Refuse
 import satm
 from satm.cli import main
 from satm.config import load_campaign
-from satm.results import CONTINUAL, write_rows
+from satm.results.columns import CONTINUAL
+from satm.results.rows import write_rows
 from satm.tables.overview import agreement, markdown, overview, page
 
 ROOT = Path(satm.__file__).parent.parent
@@ -58,8 +59,8 @@ def test_the_overview_of_a_campaign_that_is_run_in_part(campaign: Path) -> None:
 
 def test_the_cost_of_a_network_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    entry = "{datasets: {digits: [1]}, methods: [mtt], steps: 2, orders: 1, repeats: 1}"
-    Path("it.yaml").write_text(f"continual:\n  two: {entry}\n")
+    entry = "{kind: continual, datasets: {digits: [1]}, methods: [mtt], steps: 2, orders: 1, repeats: 1}"
+    Path("it.yaml").write_text(f"tables:\n  two: {entry}\n")
     row: dict[str, Any] = {"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 0, "network": "convnet"}
     row |= {"protocol": "two", "sets": "sliced", "labels": "hard", "split": "test", "selection": "last"}
     row |= {

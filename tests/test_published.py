@@ -7,12 +7,14 @@ import pandas
 import pytest
 
 import satm
-from satm.config import MeasuresOptions, Resolver, SearchOptions, StartsOptions, TableOptions, load_campaign
-from satm.tables.accuracy import PUBLISHED, load_published, published_name, results_table
-from satm.tables.late_start import starts_table
+from satm.config import Resolver, load_campaign
+from satm.tables.accuracy import AccuracyTable
+from satm.tables.base import table_of
+from satm.tables.late_start import LateStartTable
+from satm.tables.published import PUBLISHED, load_published, published_name
 from satm.tables.reader import Reader
-from satm.tables.run_metrics import measure_table
-from satm.tables.search import METRICS, search_table
+from satm.tables.run_metrics import RunMetricsTable
+from satm.tables.search import METRICS, SearchTable
 
 ROOT = Path(satm.__file__).parent.parent
 
@@ -27,30 +29,27 @@ def paper() -> Resolver:
 
 def shown(resolver: Resolver, name: str) -> list[Number]:
     """Return the published numbers that stand in a table's rows as its own."""
-    options, reader = resolver.table(name), Reader(resolver, partial=True)
+    options = table_of(resolver, name)
+    frame = options.frame(Reader(resolver, partial=True), name)
     found: list[Number] = []
-    if isinstance(options, TableOptions):
+    if isinstance(options, AccuracyTable):
         own = " ".join(PUBLISHED[name][0]) if name in PUBLISHED else ""
-        frame = results_table(reader, name)
         for row in frame[frame["published_source"] == own].to_dict("records"):
             method = options.published_as.get(row["method"], row["method"])
             method = "full" if method.startswith("full-") else method
             ipc = "" if row["ipc"] == 0 else str(row["ipc"])
             place = (own, published_name(row["dataset"]), ipc, method, row["published_network"])
             found.append((*place, "test_accuracy", round(100 * row["published_mean"], 6)))
-    elif isinstance(options, MeasuresOptions):
-        frame = measure_table(reader, name)
+    elif isinstance(options, RunMetricsTable):
         for row in frame[frame["published_source"].notna()].to_dict("records"):
             method = options.published_as.get(row["method"], row["method"])
             place = (row["published_source"], published_name(row["dataset"]), "", method, "")
             found.append((*place, row["measure"], round(row["published"], 6)))
-    elif isinstance(options, StartsOptions):
-        frame = starts_table(reader, name)
+    elif isinstance(options, LateStartTable):
         for row in frame[frame["published_source"].notna()].to_dict("records"):
             place = (row["published_source"], row["dataset"], str(row["ipc"]), row["method"], "convnet")
             found.append((*place, "test_accuracy", round(100 * row["published_mean"], 6)))
-    elif isinstance(options, SearchOptions):
-        frame = search_table(reader, name)
+    elif isinstance(options, SearchTable):
         for row in frame[frame["published_source"].notna()].to_dict("records"):
             method, ipc = ("full", "") if row["method"] == "real" else (row["method"], str(row["ipc"]))
             place = (row["published_source"], row["dataset"], ipc, method, "convnet-nas-720")
@@ -86,7 +85,7 @@ def printed() -> list[Number]:
 
 
 def test_every_published_number_stands_in_exactly_one_row(paper: Resolver) -> None:
-    found = Counter(number for name in paper.campaign.all_tables for number in shown(paper, name))
+    found = Counter(number for name in paper.campaign.tables for number in shown(paper, name))
     expected = Counter(printed())
     assert len(load_published()) == 684
     assert not expected - found
@@ -95,9 +94,9 @@ def test_every_published_number_stands_in_exactly_one_row(paper: Resolver) -> No
 
 
 def test_without_runs_the_tables_hold_no_measured_number(paper: Resolver, tmp_path: Path) -> None:
-    for name, options in paper.campaign.all_tables.items():
-        if isinstance(options, TableOptions):
-            frame = results_table(Reader(paper, partial=True), name)
+    for name, options in paper.campaign.tables.items():
+        if isinstance(options, AccuracyTable):
+            frame = options.frame(Reader(paper, partial=True), name)
             assert frame[["accuracy_mean", "accuracy_std", "difference", "seconds"]].isna().all(axis=None), name
 
 
@@ -107,4 +106,4 @@ def test_the_tables_of_the_papers_are_all_there(paper: Resolver) -> None:
     contra_tables = [f"contra-table{number}" for number in (1, 2, 3, 4, 6, 7, 8)] + ["contra-table4-time"]
     ratbptt_tables = ["ratbptt-table1", "ratbptt-table2", "ratbptt-figure4", "ratbptt-c7", "ratbptt-c8"]
     wanted = {*satm_tables, *ftd_tables, *contra_tables, *ratbptt_tables}
-    assert wanted <= set(paper.campaign.all_tables)
+    assert wanted <= set(paper.campaign.tables)

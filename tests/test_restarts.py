@@ -13,9 +13,11 @@ import pytest
 from checkouts import make_checkout
 
 from satm.config import Cell, Layout
-from satm.results import EVALUATION, run_metadata, write_rows
-from satm.run.lock import IN_WORKFLOW, KEPT, exclusive, link
-from satm.stages.common import made_already
+from satm.results.circumstances import run_metadata
+from satm.results.columns import EVALUATION
+from satm.results.rows import write_rows
+from satm.run.lock import IN_WORKFLOW, KEPT, link
+from satm.stages.job import Job
 from satm.workflow.recovery import KEEPING, follow_up, forget_results
 
 ROW = {
@@ -32,44 +34,44 @@ def outcome(path: Path, identity: dict[str, Any]) -> Path:
     return path
 
 
+def job_of(folder: Path, result: Path, identity: dict[str, Any]) -> Job:
+    return Job(Layout(str(folder)), ("it",), "it", identity, result, columns=EVALUATION)
+
+
 def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, result = tmp_path / "state", outcome(tmp_path / "made.parquet", {"a": 1})
+    state, result = tmp_path / "state" / "it", outcome(tmp_path / "made.parquet", {"a": 1})
     monkeypatch.delenv(IN_WORKFLOW, raising=False)
-    with exclusive(state, "it") as lock:
-        lock.finished(result)
+    with job_of(tmp_path, result, {"a": 1}) as job:
+        assert not job.made
     assert not state.exists()
     monkeypatch.setenv(IN_WORKFLOW, "yes")
     for _ in range(2):
-        with exclusive(state, "it") as lock:
+        with job_of(tmp_path, result, {"a": 1}) as job:
             (state / "checkpoint").write_text("")
-            lock.finished(result)
         assert [each.name for each in state.rglob("*")] == [KEPT, result.name]
     result.unlink()  # by Snakemake, before the next job begins
-    with exclusive(state, "it") as lock:
-        assert not made_already(lock, EVALUATION, {"a": 2}, result)
-        assert not result.exists()
-        assert made_already(lock, EVALUATION, {"a": 1}, result)
+    with pytest.raises(KeyboardInterrupt), job_of(tmp_path, result, {"a": 2}) as job:
+        assert not job.made and not result.exists()
+        raise KeyboardInterrupt
+    with job_of(tmp_path, result, {"a": 1}) as job:
+        assert job.made
     assert result.stat().st_ino == (state / KEPT / result.name).stat().st_ino
     with (state / KEPT / result.name).open("r+b") as file:
         file.write(b"damaged")
-    with exclusive(state, "it") as lock:
-        assert not made_already(lock, EVALUATION, {"a": 1}, result)
+    with job_of(tmp_path, result, {"a": 1}) as job:
+        assert not job.made
 
 
 def test_without_space_for_a_second_name_the_result_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError
-
     result = outcome(tmp_path / "made.parquet", {})
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    monkeypatch.setattr("satm.run.lock.link", refuse)
-    with exclusive(tmp_path / "state", "it") as lock:
-        lock.finished(result)
+    with job_of(tmp_path, result, {}) as job:
+        (job.folder / KEPT).write_text("no folder can be made here")
     assert result.is_file()
-    with exclusive(tmp_path / "state", "it") as lock:
-        assert not made_already(lock, EVALUATION, {}, result)
+    with job_of(tmp_path, result, {}) as job:
+        assert not job.made
 
 
 def test_a_file_is_copied_where_it_cannot_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

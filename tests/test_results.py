@@ -16,20 +16,10 @@ import satm
 from satm.data.images import Preprocessor
 from satm.data.whitening import fit_whitening, save_whitening
 from satm.errors import UsageError
-from satm.results import (
-    EVALUATION,
-    METADATA_KEY,
-    METRICS,
-    DistilledDataset,
-    History,
-    load_distilled,
-    read_rows,
-    read_rows_metadata,
-    run_metadata,
-    save_distilled,
-    write_rows,
-)
-from satm.results.circumstances import commit_of
+from satm.results.circumstances import commit_of, run_metadata
+from satm.results.columns import EVALUATION, METRICS
+from satm.results.distilled import DistilledDataset, History, load_distilled, save_distilled
+from satm.results.rows import METADATA_KEY, read_rows, read_rows_metadata, write_rows
 from satm.storage.tensors import read_tensors, write_tensors
 
 ROW = {

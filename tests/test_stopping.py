@@ -1,6 +1,7 @@
-"""Stopping: when a signal is raised, what is saved before, and how a time limit is known."""
+"""Stopping: where a signal is heard, what is saved before, and how a time limit is known."""
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -10,10 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from satm.errors import RunError, UsageError
-from satm.run import stopping
-from satm.run.stopping import LIMIT, Stop, at_once, limit, on_signals, requeue, slurm_seconds_left, unwrapped, whole
-from satm.storage.files import atomic_path
+from satm.errors import UsageError
+from satm.run import disk
+from satm.run.stopping import (
+    LIMIT,
+    Stop,
+    check_stop,
+    interruptible,
+    limit,
+    on_signals,
+    requeue,
+    saved,
+    slurm_seconds_left,
+    stop_requested,
+    uninterruptible,
+)
+from satm.storage.files import explain_disk
 
 
 @pytest.fixture(autouse=True)
@@ -26,97 +39,81 @@ def term() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_is_raised_at_once_and_once() -> None:
+def test_a_signal_is_heard_where_it_is_checked() -> None:
     before = signal.getsignal(signal.SIGTERM)
+    told = []
     with pytest.raises(Stop, match="the signal SIGTERM"), on_signals():
-        try:
-            term()
-        except Stop:
-            term()  # it is being saved
-            os.kill(os.getpid(), signal.SIGINT)
-            with whole(lambda: pytest.fail("what is saved is saved once")):
-                pass
-            raise
-    assert signal.getsignal(signal.SIGTERM) is before
+        check_stop()
+        term()
+        term()  # as batch systems do
+        told.append("goes on")
+        assert stop_requested()
+        check_stop()
+        told.append("never")
+    assert signal.getsignal(signal.SIGTERM) is before and told == ["goes on"]
+    check_stop()
+    assert not stop_requested()
 
 
-def test_what_is_whole_ends_first_and_is_saved() -> None:
+def test_an_uninterruptible_section_ends_first() -> None:
     told = []
     with on_signals(), pytest.raises(Stop):
-        with whole(lambda: told.append("outer")):
-            with whole(lambda: told.append("inner")):
+        with uninterruptible():
+            with uninterruptible():
                 term()
-                told.append("done")
-            told.append("after")
+                check_stop()
+            check_stop()
+            told.append("done")
+        told.append("saved")
+        check_stop()
         told.append("never")
-    assert told == ["done", "inner", "after", "outer"]
+    assert told == ["done", "saved"]
 
 
-def test_inside_what_is_whole_it_may_be_raised_at_once() -> None:
+def test_a_second_interrupt_ends_the_process_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interruptible_work_is_cut_off() -> None:
     told = []
-    with on_signals(), pytest.raises(Stop), whole(lambda: told.append("saved")), at_once():
+    with on_signals(), pytest.raises(Stop), interruptible():
         term()
         told.append("never")
+    with on_signals(), pytest.raises(Stop):
+        term()
+        with interruptible():
+            told.append("never")
     assert told == []
 
 
-def test_a_signal_before_at_once_is_raised_there() -> None:
-    with on_signals(), pytest.raises(Stop), whole():
-        term()
-        with at_once():
-            pytest.fail("it was asked to stop before")
-
-
-def test_a_stop_that_was_lost_is_raised_again_before_anything_is_saved(tmp_path: Path) -> None:
-    """As Python loses what is raised in a `__del__`: what was computed meanwhile may be spoilt."""
-    told = []
-    with on_signals(), pytest.raises(Stop):
-        with contextlib.suppress(Stop):
-            term()
-        told.append("lost")
-        with whole(lambda: told.append("saved")):
-            told.append("never")
-    with on_signals(), pytest.raises(Stop), whole(lambda: told.append("saved")):
-        with at_once():
-            with contextlib.suppress(Stop):
-                term()
-            told.append("lost")
-        told.append("never")
-    assert told == ["lost", "lost"]
-    with on_signals(), pytest.raises(Stop):
-        with contextlib.suppress(Stop):
-            term()
-        with atomic_path(tmp_path / "result"):
-            told.append("never")
-    assert told == ["lost", "lost"] and not list(tmp_path.iterdir())
-
-
 class Asks:
-    """Stops the run while the class is made that it stands in."""
+    """Stops the run while the class is made that it stands in, which Python makes a RuntimeError of."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         term()
 
 
-def test_a_stop_that_something_made_a_failure_of_is_one_again() -> None:
-    with pytest.raises(Stop), on_signals(), unwrapped():
+def test_what_a_stop_breaks_is_a_stop() -> None:
+    with pytest.raises(Stop), on_signals(), interruptible():
         type("Owner", (), {"part": Asks()})
-    with pytest.raises(Stop, match="SIGTERM"), on_signals(), unwrapped():
-        with contextlib.suppress(Stop):
-            term()
-        raise UsageError("a file that cannot be read, for the stop came while it was")
-    with pytest.raises(RunError, match="no space"), on_signals(), unwrapped():
-        try:
-            term()
-        except Stop:
-            raise RunError("no space") from None
-    with pytest.raises(ValueError, match="a failure"), on_signals(), unwrapped():
+    with pytest.raises(Stop), on_signals(), interruptible(), contextlib.suppress(Stop):
+        term()
+    with pytest.raises(ValueError, match="a failure"), on_signals(), interruptible():
         raise ValueError("a failure")
 
 
-def test_without_a_signal_nothing_is_saved() -> None:
-    with on_signals(), whole(lambda: pytest.fail("nothing was asked")):
-        pass
+def test_waiting_for_space_ends_with_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "SPACE_WAIT", 60.0)
+
+    def write() -> None:
+        term()
+        with explain_disk(Path("there")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with on_signals(), pytest.raises(Stop):
+        disk.patiently(write)
 
 
 def test_in_another_thread_nothing_is_watched() -> None:
@@ -140,8 +137,10 @@ def test_a_limit_stops_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.getitimer(signal.ITIMER_REAL)[0] <= 108
         limit(0.001)
         with pytest.raises(Stop, match="its time limit") as caught:
-            time.sleep(10)
-    assert caught.value.at_limit and not caught.value.saved
+            for _ in range(100):
+                time.sleep(0.1)
+                check_stop()
+    assert caught.value.request.at_limit and not caught.value.request.saved
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
@@ -197,11 +196,11 @@ def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_state_that_was_saved_is_known() -> None:
-    with on_signals():
-        stopping.saved()
-        with pytest.raises(Stop) as caught:
+    for saves in (True, False):
+        with on_signals():
             term()
-    assert caught.value.saved
-    with on_signals(), pytest.raises(Stop) as caught:
-        term()
-    assert not caught.value.saved
+            if saves:
+                saved()
+            with pytest.raises(Stop) as caught:
+                check_stop()
+        assert caught.value.request.saved == saves

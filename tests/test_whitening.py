@@ -22,7 +22,7 @@ from satm.data import (
     save_whitening,
 )
 from satm.errors import UsageError
-from satm.stages.common import prepare
+from satm.stages.inputs import Inputs
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 from satm.workflow.campaigns import WHITENING
 
@@ -195,7 +195,7 @@ def test_the_stage_makes_the_variant_and_a_stale_one_is_refused(
     layout = load_campaign(Path("odd.yaml")).layout
     save_images(Path(layout.images("digits")), data)
     assert main(["data", "--config", "odd.yaml", "--dataset", "digits", "--make", "zca"]) == 0
-    prepared = prepare(load_campaign(Path("odd.yaml")), "digits")
+    prepared = Inputs(load_campaign(Path("odd.yaml")), "digits", torch.device("cpu"))
     expected = fit_whitening(splits[0].images, 0.1, True, True)
     assert prepared.preprocessor.identity["whitening_hash"] == expected.hash
     torch.testing.assert_close(prepared.preprocessor.apply(splits[2].images), expected.apply(splits[2].images / 255))
@@ -203,7 +203,7 @@ def test_the_stage_makes_the_variant_and_a_stale_one_is_refused(
         given = {other: str(other != name).lower() for other in variants}
         (tmp_path / "odd.yaml").write_text(text.format(*given.values()))
         with pytest.raises(UsageError, match=rf"was made with {name[4:]} True, {name} is False; make it again"):
-            prepare(load_campaign(Path("odd.yaml")), "digits")
+            Inputs(load_campaign(Path("odd.yaml")), "digits", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("count", [300, 20])  # 20 images of 48 numbers: the covariance is singular

@@ -182,8 +182,8 @@ def tesla(here: Iteration, synthetic: Synthetic) -> Gradients:
     """Return the gradients of the matching loss multiplied out, with the weights of each step held constant.
 
     With ``a`` the step size, ``g_i`` the inner gradients and ``G`` their sum, the images' gradient is that of the sum
-    of ``2 (a (target - start) + a^2 G) . g_i / |start - target|^2``; the step size's gradient holds all ``g_i``
-    constant. TESLA (Cui et al. 2023), section on constant memory, and its public code.
+    of ``2 (a (target - start) + a^2 G) . g_i / |start - target|^2``; that of the step size holds all ``g_i`` constant.
+    TESLA (Cui et al. 2023), section on constant memory, and its public code.
     """
     rate, synthetic, steps = synthetic.step_size, leaves(synthetic), len(here.batches)
     losses, products, of_step_size = [], [], []

@@ -12,8 +12,8 @@ from torch import Tensor
 from satm.config.methods import MatchingOptions
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
-from satm.networks.training import soft_cross_entropy
-from satm.params import flatten
+from satm.networks.training import TrainingImages, measure, soft_cross_entropy
+from satm.params import flatten, load_flat
 from satm.seeds import make_generator
 from satm.unroll import InnerLoop, Point, Sgd
 from satm.unroll.batches import mini_batches
@@ -27,19 +27,16 @@ class Errors:
     """Where a network stands after one segment, trained from the start of the path on the synthetic set alone.
 
     All are Euclidean norms over the P weights.
-
-    Args:
-        accumulated: of the difference to the expert there.
-        matching: of the error that the segment alone makes, begun where the expert was.
-        initialisation: of what the segment adds because it was begun elsewhere.
-        residual: of the accumulated error minus the sum of all matching and initialisation errors so far, relative to
-            the accumulated error: rounding.
     """
 
     accumulated: float
+    """Difference to the expert there."""
     matching: float
+    """Error that the segment alone makes, begun where the expert was."""
     initialisation: float
+    """What the segment adds because it was begun elsewhere."""
     residual: float
+    """Accumulated error minus all matching and initialisation errors so far, relative to it: rounding."""
 
 
 def student(
@@ -123,14 +120,7 @@ def restart(
 ) -> Iterator[dict[str, float | int]]:
     """Yield accuracy and loss of networks that begin where the expert is after some epochs and go on to its last one.
 
-    They make N / M steps for each epoch that is left.
-
-    Args:
-        matching: as `follow`, and so `synthetic`, `expert` and `test`.
-        synthetic: the set.
-        expert: index.
-        starts: epochs, each below the expert's last one.
-        test: of weights.
+    They make N / M steps for each epoch that is left. Arguments as in `follow`; `starts` are epochs below the last one.
 
     Source: FTD A.1, Table 6.
     """
@@ -143,3 +133,27 @@ def restart(
         accuracy, loss = test(weights)
         row = {"start": start, "epoch": store.epochs, "evaluation_accuracy": accuracy, "evaluation_loss": loss}
         yield {**row, "steps": steps}
+
+
+def measure_trajectory(
+    matching: TrajectoryMatching[MatchingOptions],
+    synthetic: Synthetic,
+    real: TrainingImages,
+    experts: Sequence[int],
+    starts: Sequence[int],
+) -> Iterator[dict[str, float | int | str]]:
+    """Yield the rows of `follow`, of kind `path`, and those of `restart`, of one expert after another.
+
+    Arguments as theirs; `real` are the images to test on, with integer labels.
+    """
+    module = matching.problem.build(0).to(real.labels.device)
+
+    def test(weights: Tensor) -> tuple[float, float]:
+        load_flat(module, weights)
+        return measure(module, real)
+
+    for expert in experts:
+        for row in follow(matching, synthetic, expert, test):
+            yield {"kind": "path", "expert": expert, "steps": matching.options.inner_steps, **row}
+        for row in restart(matching, synthetic, expert, starts, test):
+            yield {"kind": "restart", "expert": expert, **row}

@@ -3,7 +3,7 @@
 Shapes: n synthetic images of C x H x W.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -47,6 +47,15 @@ def gradient_variance(
     found = [gradient.flatten() for gradient in _each(method, synthetic, iteration, images[:samples], labels[:samples])]
     gradients = torch.stack(found)
     return {"variance": normalised_variance(gradients), "norm": float(gradients.mean(0).norm())}
+
+
+def measure_variance(
+    method: UnrolledTraining[UnrolledOptions], states: Iterable[tuple[int, Synthetic]], samples: int
+) -> Iterator[dict[str, float | int]]:
+    """Yield `gradient_variance` at one state of a set after another: the iterations done and the set there."""
+    for iteration, synthetic in states:
+        found = gradient_variance(method, synthetic, iteration, samples)
+        yield {"iteration": iteration, "samples": min(samples, method.batch), **found}
 
 
 def _each(

@@ -7,41 +7,33 @@ from satm.config.analysis import ANALYSES, AnalyseOptions
 from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, grouped, parse, refuse_idle, unusable
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
-from satm.config.cells import (
-    Cells,
-    ContinualOptions,
-    FairOptions,
-    LearnOptions,
-    MeasuresOptions,
-    SearchOptions,
-    StartsOptions,
-    StepsOptions,
-    TableOptions,
-    Tabulated,
-)
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
-from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
-from satm.config.figures import (
-    AT_EPOCH,
-    AccountingFigure,
-    AnimationFigure,
-    BoundsFigure,
-    CellsFigure,
-    ContinualFigure,
-    CorrelationFigure,
-    CostsFigure,
-    Figure,
+from satm.config.exhibits import (
+    FIGURES,
+    TABLES,
+    Cells,
+    Exhibit,
     FigureOptions,
-    ImagesFigure,
-    IterationsFigure,
-    SweepFigure,
-    TrajectoryFigure,
-    VarianceFigure,
+    Ipc,
+    Seeds,
+    SomeDatasets,
+    TableOptions,
+    budgets,
+    refuse_many,
 )
+from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.layout import ACCOUNTING, OVERVIEW, Layout
-from satm.config.resolver import Resolver, load_campaign, load_presets, preset_folder, root_of
+from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, preset_folder, root_of
 from satm.config.site import Site
-from satm.config.training import CANDIDATES, FULL, CandidateOptions, EvaluateOptions
+from satm.config.training import (
+    CANDIDATES,
+    FULL,
+    CandidateOptions,
+    EvaluateOptions,
+    LearnOptions,
+    SearchOptions,
+    StepsOptions,
+)
 from satm.config.yaml_file import load_yaml
 
 __all__ = [
@@ -52,48 +44,37 @@ __all__ = [
     "BUILTIN_EXPERTS",
     "CANDIDATES",
     "CLASSES",
+    "FIGURES",
     "FULL",
     "NAME",
     "OVERVIEW",
     "PATTERN",
     "REVISIONS",
     "SOURCES",
-    "AccountingFigure",
+    "TABLES",
     "AnalyseOptions",
-    "AnimationFigure",
-    "BoundsFigure",
     "Campaign",
     "CandidateOptions",
     "Cell",
     "Cells",
-    "CellsFigure",
-    "ContinualFigure",
-    "ContinualOptions",
-    "CorrelationFigure",
-    "CostsFigure",
     "DatasetOptions",
     "EvaluateOptions",
+    "Exhibit",
     "ExpertsOptions",
-    "FairOptions",
-    "Figure",
     "FigureOptions",
-    "ImagesFigure",
-    "IterationsFigure",
+    "Ipc",
     "Layout",
     "LearnOptions",
-    "MeasuresOptions",
     "Options",
     "Resolver",
     "SearchOptions",
+    "Seeds",
     "Setting",
     "Site",
-    "StartsOptions",
+    "SomeDatasets",
     "StepsOptions",
-    "SweepFigure",
     "TableOptions",
-    "Tabulated",
-    "TrajectoryFigure",
-    "VarianceFigure",
+    "budgets",
     "canonical",
     "check_name",
     "data_path",
@@ -106,6 +87,7 @@ __all__ = [
     "parts",
     "preset_folder",
     "refuse_idle",
+    "refuse_many",
     "root_of",
     "unusable",
 ]

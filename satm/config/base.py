@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from satm.errors import UsageError, short, suggest
 
@@ -43,9 +44,14 @@ class Options(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _as_written(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        given = values if isinstance(values, Mapping) else {}
+        for name in given:
+            if name not in cls.model_fields:
+                known = sorted(cls.model_fields)
+                raise PydanticCustomError("unknown_option", "unknown option", {"name": str(name), "known": known})
         # Pydantic's strict mode rejects too much: 1e3 for a whole number, a list for a tuple, a mapping for options.
         options = validate(values)
-        for name, value in values.items() if isinstance(values, Mapping) else ():
+        for name, value in given.items():
             if lost := _truths(value) - _truths(getattr(options, name)):
                 expected = "a number instead of true or false" if lost > 0 else "true or false"
                 raise ValueError(f"{name} is {short(value)}, expected {expected}")
@@ -129,28 +135,17 @@ def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = _known_at(model, first["loc"][:-1])
-            hint = f"; known: {', '.join(known)}.{suggest(str(first['loc'][-1]), known)}"
-            raise UsageError(f"{where}: unknown option {place!r}{hint}") from error
+        if first["type"] == "unknown_option":
+            name, known = first["ctx"]["name"], first["ctx"]["known"]
+            whole = ".".join([*([place] if place else []), name])
+            hint = f"; known: {', '.join(known)}.{suggest(name, known)}"
+            raise UsageError(f"{where}: unknown option {short(whole)}{hint}") from error
         if first["type"] == "missing":
             raise UsageError(f"{where}: {place} is missing; give it a value") from error
         message = first["msg"].removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
         got = "" if first["type"] == "value_error" else f", got {short(first['input'])}"
-        raise UsageError(f"{where}: {place or 'the options'}: {message}{got}") from error
-
-
-def _known_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Return the option names of the model that `path` (of a validation error) leads to."""
-    here: Any = model
-    for step in path:
-        if isinstance(here, type) and issubclass(here, BaseModel) and step in here.model_fields:
-            here = here.model_fields[str(step)].annotation
-            arguments = [found for found in getattr(here, "__args__", ()) if isinstance(found, type)]
-            models = [found for found in arguments if issubclass(found, BaseModel)]
-            here = models[0] if models else here
-    return sorted(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+        raise UsageError(": ".join(part for part in (where, place, f"{message}{got}") if part)) from error
 
 
 def canonical(values: Mapping[str, Any] | BaseModel) -> str:

@@ -1,25 +1,19 @@
 """What one YAML file holds."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
 from satm.config.base import Options, check_name
-from satm.config.cells import (
-    ContinualOptions,
-    FairOptions,
-    MeasuresOptions,
-    SearchOptions,
-    StartsOptions,
-    TableOptions,
-    Tabulated,
-)
 from satm.config.datasets import DatasetOptions
+from satm.config.exhibits import AnyFigure, AnyTable
 from satm.config.experts import ExpertsOptions
-from satm.config.figures import ContinualFigure, Figure
 from satm.config.layout import ACCOUNTING, OVERVIEW
+from satm.config.training import StepsOptions
 from satm.errors import short
+
+P = TypeVar("P", bound=Options)
 
 
 class Setting(Options):
@@ -55,11 +49,20 @@ class Setting(Options):
         )
 
 
-NAMED = (
-    *("datasets", "networks", "experts", "methods"),
-    *("tables", "fair", "searches", "continual", "measures", "starts", "figures"),
-)
-"""Sections of a campaign whose entries have names."""
+FORMER = {
+    "fair": "robustness",
+    "searches": "search",
+    "continual": "continual",
+    "measures": "run-metrics",
+    "starts": "late-start",
+}
+"""Former sections of a campaign, and the kind of table that their entries are."""
+
+MEANINGS = {
+    "tables": {"all": "all tables", OVERVIEW: "what there is of all tables", ACCOUNTING: "what the jobs have taken"},
+    "figures": {"all": "all figures", ACCOUNTING: "what the jobs have taken"},
+}
+"""Names of tables and figures that commands and paths use for something else."""
 
 
 class Campaign(Options):
@@ -75,84 +78,47 @@ class Campaign(Options):
     """Each names a registered method under `method` and fixes its options; a registered name needs no entry."""
     settings: tuple[Setting, ...] = ()
     """Options for some of the jobs, after the presets."""
-    tables: dict[str, TableOptions] = {}
-    """Results tables by name."""
-    fair: dict[str, FairOptions] = {}
-    """Tables of what images are worth by themselves, by name."""
-    searches: dict[str, SearchOptions] = {}
-    """Architecture searches by name, a table of each."""
-    continual: dict[str, ContinualOptions] = {}
-    """Continual learning by the name of the protocol, a table and a figure of each."""
-    measures: dict[str, MeasuresOptions] = {}
-    """Tables of numbers about distillations, such as memory and time, by name."""
-    starts: dict[str, StartsOptions] = {}
-    """Tables of accuracies by the epoch at which networks begin on the experts' path, by name."""
-    figures: dict[str, Figure] = {}
-    """Figures by name. Beside them every protocol has one of its name, unless there is another one of it here, the
-    synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`, and `accounting` says what jobs took."""
+    tables: dict[str, AnyTable] = {}
+    """Tables by name, each of the kind that it names; of none: accuracies."""
+    figures: dict[str, AnyFigure] = {}
+    """Figures by name. Beside them every protocol of continual learning has one of its name, unless there is another
+    one of it here, the synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`, and `accounting`
+    says what jobs took."""
 
-    @property
-    def all_tables(self) -> dict[str, Tabulated]:
-        """Everything that becomes `results/NAME.csv`, by name."""
-        sections = (self.tables, self.fair, self.searches, self.continual, self.measures, self.starts)
-        return {name: entry for section in sections for name, entry in section.items()}
+    def tables_with(self, options: type[P]) -> dict[str, P]:
+        """Return the tables whose options are also options of a stage, such as `SearchOptions`."""
+        return {name: table for name, table in self.tables.items() if isinstance(table, options)}
 
-    @model_validator(mode="after")
-    def _one_file_each(self) -> "Campaign":
-        sections: dict[str, Mapping[str, Tabulated]] = {
-            "tables": self.tables,
-            "fair": self.fair,
-            "searches": self.searches,
-            "continual": self.continual,
-            "measures": self.measures,
-            "starts": self.starts,
-        }
-        seen: dict[str, str] = {}
-        for section, entries in sections.items():
-            for name in entries:
-                if name in seen:
-                    raise ValueError(f"{seen[name]} and {section} both name {name!r}; rename one of them")
-                seen[name] = section
-        return self
-
-    @model_validator(mode="after")
-    def _protocols_of_figures(self) -> "Campaign":
-        for name, figure in self.figures.items():
-            for protocol in figure.protocols if isinstance(figure, ContinualFigure) else ():
-                if protocol not in self.continual:
-                    known = ", ".join(self.continual) or "none"
-                    raise ValueError(f"figure {name} needs the protocol {protocol!r} under continual; known: {known}")
-        return self
-
-    @field_validator("continual", "figures")
+    @model_validator(mode="before")
     @classmethod
-    def _other_figures(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in value:
+    def _sections_of_today(cls, values: object) -> object:
+        for section, kind in FORMER.items():
+            if isinstance(values, Mapping) and section in values:
+                raise ValueError(
+                    f"the section {section!r} has become a kind of table; move its entries to tables, each with "
+                    f"kind: {kind}"
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _figures_of_its_tables(self) -> "Campaign":
+        for name, figure in self.figures.items():
+            try:
+                figure.tables_shown(self.tables)
+            except ValueError as error:
+                raise ValueError(f"figure {name}: {error}") from error
+        for name in (*self.figures, *self.tables_with(StepsOptions)):
             if name.startswith("synthetic"):
                 raise ValueError(f"the figure of {name!r} could be taken for a picture of synthetic images; rename it")
-            for taken, meaning in (("all", "all figures"), (ACCOUNTING, "what the jobs have taken")):
-                if name == taken:
-                    raise ValueError(f"{name!r} means {meaning}; rename it")
-        return value
+        return self
 
-    @field_validator("tables", "fair", "searches", "continual", "measures", "starts")
+    @field_validator("datasets", "networks", "experts", "methods", "tables", "figures")
     @classmethod
-    def _not_all(cls, value: dict[str, Any]) -> dict[str, Any]:
-        meanings = {
-            "all": "all tables",
-            OVERVIEW: "what there is of all tables",
-            ACCOUNTING: "what the jobs have taken",
-        }
-        for name, meaning in meanings.items():
-            if name in value:
-                raise ValueError(f"{name!r} means {meaning}; rename it")
-        return value
-
-    @field_validator(*NAMED)
-    @classmethod
-    def _names(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _names(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         for name in value:
             check_name(name)
+            if meaning := MEANINGS.get(str(info.field_name), {}).get(name):
+                raise ValueError(f"{name!r} means {meaning}; rename it")
         return value
 
     @field_validator("networks", "methods")

@@ -14,13 +14,12 @@ from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name, parse
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import Cell
-from satm.config.cells import LearnOptions, SearchOptions, StepsOptions, Tabulated
 from satm.config.class_order import Step, step_of
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
+from satm.config.exhibits import FIGURES, FigureOptions, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
-from satm.config.figures import AT_EPOCH, AccountingFigure, ContinualFigure, Figure, ImagesFigure
-from satm.config.layout import ACCOUNTING, Layout
-from satm.config.training import FULL, EvaluateOptions
+from satm.config.layout import Layout
+from satm.config.training import FULL, EvaluateOptions, LearnOptions, SearchOptions, StepsOptions
 from satm.config.yaml_file import load_yaml
 from satm.errors import UsageError, pick
 from satm.version import shipped
@@ -152,40 +151,32 @@ class Resolver:
                 found.update(setting.options)
         return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
 
-    def table(self, name: str) -> Tabulated:
-        """Return the cells of a table that this campaign defines, of whatever kind."""
-        return pick(name, self.campaign.all_tables, f"table in {self.path or 'the built-in campaign'}")
+    def table(self, name: str) -> TableOptions:
+        """Return a table of this campaign, of whatever kind."""
+        return pick(name, self.campaign.tables, f"table in {self.path or 'the built-in campaign'}")
 
     def search(self, name: str) -> SearchOptions:
         """Return an architecture search; without a campaign every name has the defaults, for runs by hand."""
         if self.path is None:
-            return SearchOptions(datasets={}, methods=())
-        return pick(name, self.campaign.searches, f"search in {self.path}")
+            return SearchOptions()
+        table = pick(name, self.campaign.tables_with(SearchOptions), f"search in {self.path}")
+        return parse(SearchOptions, table.model_dump(include=set(SearchOptions.model_fields)), f"search {name}")
 
     def learning(self, protocol: str, cell: Cell) -> LearnOptions:
         """Return how classes are learned; without a campaign every protocol has the defaults, for runs by hand."""
-        known = self.campaign.continual
+        known = self.campaign.tables_with(StepsOptions)
         where = f"protocol of continual learning in {self.path}"
         plan = StepsOptions() if self.path is None else pick(protocol, known, where)
         training = self.evaluation(cell, plan.network).model_dump()
         return parse(LearnOptions, {**training, **plan.model_dump(include=set(StepsOptions.model_fields))}, "continual")
 
     @cached_property
-    def figures(self) -> dict[str, Figure]:
-        """Every figure by name: the campaign's own, one of each protocol, pictures of the tables' cells, accounting."""
-        protocols = {name: ContinualFigure(kind="continual", protocols=(name,)) for name in self.campaign.continual}
-        cells: dict[tuple[str, int], dict[str, int]] = {}
-        for table in self.campaign.all_tables.values():
-            for cell in table.cells():
-                cells.setdefault((cell.dataset, cell.ipc), {}).setdefault(cell.method, cell.seed)
-        pictures: dict[str, Figure] = {}
-        for (dataset, ipc), methods in cells.items():
-            pictures[f"synthetic-{dataset}-ipc-{ipc}"] = ImagesFigure(
-                kind="images", datasets={dataset: (ipc,)}, methods=tuple(methods), seeds=(next(iter(methods.values())),)
-            )
-        return {**pictures, **protocols, **self.campaign.figures, ACCOUNTING: AccountingFigure(kind="accounting")}
+    def figures(self) -> dict[str, FigureOptions]:
+        """Every figure by name: those that every campaign has, and the campaign's own."""
+        standard = [kind.standard(self.campaign.tables) for kind in FIGURES.values()]
+        return {**{name: figure for some in standard for name, figure in some.items()}, **self.campaign.figures}
 
-    def figure(self, name: str) -> Figure:
+    def figure(self, name: str) -> FigureOptions:
         """Return a figure of this campaign, of whatever kind."""
         return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
 
@@ -207,6 +198,10 @@ class Resolver:
                     found.update(setting.options)
             self._found[key] = found
         return self._found[key]
+
+
+AT_EPOCH = "-at-epoch-"
+"""Between the name of a method and the epoch that its segments start at, in the name of a derived method."""
 
 
 def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]:

@@ -1,10 +1,12 @@
-"""The options of networks that are trained to be tested."""
+"""The options of networks that are trained to be tested, alone, step by step or as candidates of a search."""
 
+import itertools
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from satm.config.base import Options, refuse_idle
+from satm.config.base import Options, grouped, refuse_idle
+from satm.config.class_order import Step
 
 
 class EvaluateOptions(Options):
@@ -80,3 +82,58 @@ class CandidateOptions(EvaluateOptions):
     def _never_searches(self) -> "CandidateOptions":
         refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images", "lr_count")})
         return self
+
+
+class SearchOptions(Options):
+    """An architecture search with synthetic sets in place of the real images."""
+
+    sample: int | None = Field(None, ge=1, le=CANDIDATES)
+    """How many of the 720 candidates are trained, chosen at random; None: all that fit the images."""
+    sample_seed: int = 0
+    """Another seed chooses others."""
+    width_factor: float = Field(1.0, gt=0)
+    """Times the width of every candidate, 32 to 256 filters, for a search where wide ones take too long."""
+    per_job: int = Field(20, ge=1)
+    """Candidates that one job trains, one after another. Does not change them."""
+    proxy: CandidateOptions = CandidateOptions()
+    """How they are trained on synthetic sets."""
+    real: CandidateOptions = CandidateOptions()
+    """How they are trained on all real images."""
+
+    @field_validator("real")
+    @classmethod
+    def _has_a_rate(cls, value: CandidateOptions) -> CandidateOptions:
+        if value.lr == "learned":
+            raise ValueError("real images have no step size of their own, so lr must be a number")
+        return value
+
+    def parts(self) -> list[str]:
+        """Return the parts in which the candidates are trained, `FIRST-LAST` by their places in the sample."""
+        return grouped(self.sample or CANDIDATES, self.per_job)
+
+
+class StepsOptions(Options):
+    """How classes are learned step by step (continual learning)."""
+
+    steps: int = Field(5, ge=1, le=10_000)
+    """Steps in which the classes are learned, as even as can be, earlier ones larger."""
+    orders: int = Field(5, ge=1, le=10_000)
+    """Orders of the classes, the first ones (`satm.config.class_order`)."""
+    repeats: int = Field(3, ge=1)
+    """Freshly initialised networks at each step of an order."""
+    network: str = "convnet"
+    """Network that is trained on the synthetic images kept."""
+    sets: Literal["sliced", "per-step"] = "sliced"
+    """`sliced`: a step brings its classes' images of one distillation of all classes; `per-step`: a set that was
+    distilled on the classes of this step only."""
+
+    def sources(self, dataset: str) -> list[str]:
+        """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""
+        if self.sets == "sliced":
+            return [dataset]
+        places = itertools.product(range(self.orders), range(1, self.steps + 1))
+        return [Step(dataset, order, step, self.steps).name for order, step in places]
+
+
+class LearnOptions(StepsOptions, EvaluateOptions):
+    """How classes are learned step by step, and how a network is trained and tested at each step."""

@@ -28,7 +28,9 @@ from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.params import flatten
-from satm.results import PACE, read_rows, run_metadata, write_rows
+from satm.results.circumstances import run_metadata
+from satm.results.columns import PACE
+from satm.results.rows import read_rows, write_rows
 from satm.run.machine import peak_memory, reset_peak
 from satm.run.progress import Progress
 from satm.seeds import make_generator

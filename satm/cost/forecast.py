@@ -67,7 +67,7 @@ class Pace:
     """Seconds and memory of pieces on one machine.
 
     Args:
-        rows: as `satm.results.PACE` says.
+        rows: as `satm.results.columns.PACE` says.
         checker: of the registered methods, for their defaults.
 
     Raises:

@@ -19,8 +19,8 @@ import pandas
 import pyarrow
 from pyarrow import parquet
 
-from satm.config import ACCOUNTING, Cell, Layout, Tabulated
-from satm.results import METADATA_KEY
+from satm.config import ACCOUNTING, Cell, Layout
+from satm.results.rows import METADATA_KEY
 from satm.run.record import Attempt, find_record
 from satm.tables.render import Grid, in_numbers
 from satm.workflow.campaigns import Campaigns
@@ -293,8 +293,8 @@ def _cell_rows(campaigns: Campaigns, root: str, found: Mapping[Job, Spent]) -> l
     """Return a row per cell of each table; experts that several cells need count in equal shares."""
     resolver, graph = campaigns.of(root), Graph(campaigns)
     behind: dict[tuple[str, Cell], set[Job]] = {}
-    for name, options in resolver.campaign.all_tables.items():
-        for path in _files(options, resolver.layout, name):
+    for name, table in resolver.campaign.tables.items():
+        for path in dict.fromkeys(table.files(resolver.layout, name)):
             if (cell := _cell(graph.maker(path))) is not None:
                 behind.setdefault((name, cell), set()).update(graph.behind([path]))
     users: dict[Job, set[Cell]] = {}
@@ -320,10 +320,6 @@ def _cell_rows(campaigns: Campaigns, root: str, found: Mapping[Job, Spent]) -> l
             }
         )
     return rows
-
-
-def _files(options: Tabulated, layout: Layout, name: str) -> list[str]:
-    return list(dict.fromkeys(options.files(layout, name)))
 
 
 def _cell(job: Job) -> Cell | None:

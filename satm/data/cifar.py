@@ -22,7 +22,8 @@ from satm.data.listing import Listing, Part, decoded_part
 from satm.data.sources.parquet import holds_parquet, parquet
 from satm.errors import RunError, UsageError
 from satm.run.progress import Progress
-from satm.storage.files import atomic_path, hash_file
+from satm.storage.files import atomic_path
+from satm.storage.identity import hash_file
 
 LOG = logging.getLogger("satm")
 

@@ -20,49 +20,57 @@ import pandas
 import torch
 from torch import Tensor, nn
 
-from satm.evaluation.networks import Axes, Keep, Task, tested
+from satm.evaluation.networks import Axes, Keep, Task, train_and_test
 from satm.evaluation.replay import Data, Memory
 from satm.networks.training import TrainingImages, outputs
+from satm.results.distilled import DistilledDataset
 
 # The loop
 
 
 @dataclass(frozen=True)
-class Brought:
-    """The synthetic images that come with one step.
-
-    Args:
-        data: with labels of the whole dataset.
-        classes: those of its images that come; None: all.
-        step_size: that belongs to them.
-    """
+class StepImages:
+    """The synthetic images that come with one step."""
 
     data: Data
+    """With labels of the whole dataset."""
     classes: tuple[int, ...] | None
+    """Classes of the images that come; None: all."""
     step_size: float
+    """That belongs to the images."""
 
 
 @dataclass(frozen=True)
-class Tested:
-    """One network, tested on the real images of all classes seen.
-
-    Args:
-        order: number of the class order.
-        step: from 1.
-        repeat: which network.
-        right: images classified correctly, by class, in the order in which the classes were learned.
-        rate: step size of the first epoch.
-        seconds: of training and testing; of networks trained at once each has an equal share.
-        peak_memory_bytes: of this training on a GPU, of the process on a CPU.
-    """
+class StepResult:
+    """One network, tested on the real images of all classes seen; `seconds` and memory as in `Score`."""
 
     order: int
+    """Number of the class order."""
     step: int
+    """From 1."""
     repeat: int
+    """Number of the network."""
     right: tuple[int, ...]
+    """Images classified correctly, by class, in the order in which the classes were learned."""
     rate: float
+    """Step size of the first epoch."""
     seconds: float
     peak_memory_bytes: int
+
+
+def slices(made: DistilledDataset, parts: Sequence[tuple[int, ...]]) -> list[StepImages]:
+    """Return what each step brings where the set of all classes is cut into their images."""
+    return [StepImages(made, part, float(made.step_size)) for part in parts]
+
+
+def one_set_a_step(
+    sets: Sequence[DistilledDataset], parts: Sequence[tuple[int, ...]], classes: int
+) -> list[StepImages]:
+    """Return what each step brings where a set was distilled on the classes of each step, of K classes in all."""
+    return [
+        StepImages((made.images, whole_labels(made.labels, part, classes)), None, float(made.step_size))
+        for made, part in zip(sets, parts, strict=True)
+    ]
 
 
 MakeTask = Callable[[TrainingImages, float, int, tuple[int, ...]], Task]
@@ -70,7 +78,7 @@ MakeTask = Callable[[TrainingImages, float, int, tuple[int, ...]], Task]
 
 
 def learn(
-    brought: Sequence[Brought],
+    brought: Sequence[StepImages],
     parts: Sequence[tuple[int, ...]],
     real: TrainingImages,
     make_task: MakeTask,
@@ -79,7 +87,7 @@ def learn(
     repeats: int,
     done: int = 0,
     kept: Keep | None = None,
-) -> Iterator[Tested]:
+) -> Iterator[StepResult]:
     """Learn the classes in one order; yield each network tested, step by step.
 
     The step size of a step is the mean of those of the sets that came so far. Classes are numbered as they are learned.
@@ -112,9 +120,9 @@ def learn(
         left = range(before, repeats)
         names = [(*axes, order, step, repeat) for repeat in left]
         test = partial(right_by_class, real=asked, classes=len(seen))
-        found = tested(task, names, kept, test)
+        found = train_and_test(task, names, kept, test)
         for repeat, (right, seconds, peak) in zip(left, found, strict=True):
-            yield Tested(order, step, repeat, right, task.rate, seconds, peak)
+            yield StepResult(order, step, repeat, right, task.rate, seconds, peak)
 
 
 def whole_labels(labels: Tensor, part: tuple[int, ...], classes: int) -> Tensor:
@@ -167,6 +175,12 @@ def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tup
     return tuple(right.tolist())
 
 
+def seen_accuracy(result: StepResult, parts: Sequence[tuple[int, ...]], images: Sequence[int]) -> float:
+    """Return the accuracy on all classes seen, from the classes of each step and the real images tested on by class."""
+    seen = [label for part in parts[: result.step] for label in part]
+    return sum(result.right) / sum(images[label] for label in seen)
+
+
 # Rows, and what they say. Frames hold rows of one or more runs, a run being one network per step of an order.
 
 RUN = ["dataset", "ipc", "method", "seed", "network", "protocol", "order", "repeat"]
@@ -174,7 +188,7 @@ RUN = ["dataset", "ipc", "method", "seed", "network", "protocol", "order", "repe
 
 
 def rows(
-    tested: Sequence[Tested],
+    results: Sequence[StepResult],
     parts: Sequence[Sequence[tuple[int, ...]]],
     images: Sequence[int],
     columns: Mapping[str, Any],
@@ -182,13 +196,13 @@ def rows(
     """Return one row per network and class seen.
 
     Args:
-        tested: the networks.
+        results: of the networks.
         parts: the classes of each step, by order.
         images: real images tested on, by class; at least one each.
         columns: that all rows share.
     """
     found = []
-    for each in tested:
+    for each in results:
         learned = [(label, step) for step, part in enumerate(parts[each.order], 1) for label in part]
         for (label, learned_at), right in zip(learned[: len(each.right)], each.right, strict=True):
             found.append(

@@ -21,7 +21,7 @@ from satm.errors import RunError, UsageError
 from satm.networks import build
 from satm.networks.training import SharpnessAware, TrainingImages, measure, soft_cross_entropy, train_epoch
 from satm.run.machine import peak_memory, reset_peak
-from satm.run.stopping import whole
+from satm.run.stopping import check_stop, uninterruptible
 from satm.seeds import derive_seed, make_generator
 
 T = TypeVar("T")
@@ -32,19 +32,16 @@ Axes = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Score:
-    """One network trained on a synthetic set.
-
-    Args:
-        accuracy: fraction of the real images; NaN where training diverged.
-        loss: mean cross-entropy on them; may be infinite or NaN where training diverged.
-        seconds: of training and testing; of networks trained at once each has an equal share.
-        peak_memory_bytes: of this training on a GPU, of the process on a CPU.
-    """
+    """One network trained on a synthetic set."""
 
     accuracy: float
+    """Fraction of the real images; NaN where training diverged."""
     loss: float
+    """Mean cross-entropy on them; may be infinite or NaN where training diverged."""
     seconds: float
+    """Of training and testing; of networks trained at once each has an equal share."""
     peak_memory_bytes: int
+    """Of this training on a GPU, of the process on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Task:
         augmentation: of the synthetic images, where the options augment.
 
     Raises:
-        UsageError: the step size is not positive or was not searched yet, or `together` excludes another option.
+        UsageError: the step size is not positive, or `together` excludes another option.
 
     Source: protocol of MTT's public code; with `flat_rho`, "MTT + Flat Minimum" of FTD section 4.3, which is SAM; with
         `adam`, RaT-BPTT's.
@@ -75,11 +72,7 @@ class Task:
     augmentation: Augmentation
 
     def __post_init__(self) -> None:
-        if self.options.lr == "searched":
-            raise UsageError(
-                "lr 'searched' must be found first (satm.evaluation.networks.search_rate); set lr to what it returns"
-            )
-        if not self.rate > 0:
+        if self.options.lr != "searched" and not self.rate > 0:
             raise UsageError(
                 f"training needs a positive step size, the synthetic set has {self.rate:g}; set lr to a number"
             )
@@ -91,7 +84,13 @@ class Task:
 
     @property
     def rate(self) -> float:
-        """Step size of the first epoch."""
+        """Step size of the first epoch.
+
+        Raises:
+            UsageError: it was not searched yet.
+        """
+        if self.options.lr == "searched":
+            raise UsageError("lr 'searched' must be found first (satm.evaluation.networks.settled); set lr to a number")
         return self.options.lr if isinstance(self.options.lr, float) else self.step_size
 
     @property
@@ -131,8 +130,11 @@ class Kept(Protocol):
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return the epochs that are done and the tensors that were kept then; None where nothing is of this one."""
 
-    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]], now: bool = False) -> None:
-        """Keep the tensors after so many epochs, unless the last ones were kept a moment ago and it is not `now`."""
+    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keep the tensors after so many epochs.
+
+        Those that follow others within a moment may be left out, unless the process is asked to stop.
+        """
 
 
 Keep = Callable[[Sequence[Axes]], Kept]
@@ -146,24 +148,20 @@ def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep 
         task: set, network and recipe; its `options.together` says whether they are trained at once.
         real: images to test on, with integer labels.
         axes: names of each network.
-        kept: where the states of networks are kept while they are trained.
+        kept: where the states of networks are kept during training.
     """
     return [
         Score(accuracy, loss, seconds, peak)
-        for (accuracy, loss), seconds, peak in tested(task, axes, kept, lambda module: measure(module, real))
+        for (accuracy, loss), seconds, peak in train_and_test(task, axes, kept, lambda module: measure(module, real))
     ]
 
 
-def tested(
+def train_and_test(
     task: Task, axes: Sequence[Axes], kept: Keep | None, test: Callable[[nn.Module], T]
 ) -> Iterator[tuple[T, float, int]]:
-    """Yield what a test says of each freshly trained network, with seconds and peak memory as in `Score`.
+    """Yield what a test says of each freshly trained network, with seconds, the test's included, and peak memory.
 
-    Args:
-        task: as `evaluate`, and so `axes` and `kept`.
-        axes: names of each network.
-        kept: where their states are kept.
-        test: of a trained network; its time counts.
+    Arguments as in `evaluate`; `test` is called with each network.
     """
     device = task.synthetic.labels.device
     at_once = stacked(task, device) and len(axes) > 1
@@ -176,6 +174,43 @@ def tested(
         seconds = (time.perf_counter() - started) / len(group)
         for one in found:
             yield one, seconds, peak_memory(device)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks of one task that were trained, at once or one alone, and tested."""
+
+    which: int
+    """Index of the task."""
+    task: Task
+    scores: Mapping[int, Score]
+    """By the number of the network among those of the task."""
+
+
+def evaluate_tasks(
+    tasks: Sequence[Callable[[], Task]],
+    axes: Callable[[int, int], Axes],
+    repeats: int,
+    real: TrainingImages,
+    done: int = 0,
+    kept: Keep | None = None,
+) -> Iterator[Group]:
+    """Train and test some networks of each of several tasks.
+
+    Args:
+        tasks: called when the first network of the task is due, because a step size may have to be searched.
+        axes: gives the names of a network from the index of its task and its number.
+        repeats: networks of each task.
+        real: images to test on, with integer labels.
+        done: networks, the first ones, that were tested before and are left out.
+        kept: where the states of networks are kept while they are trained.
+    """
+    for which in range(done // repeats, len(tasks)):
+        task, left = tasks[which](), range(max(0, done - which * repeats), repeats)
+        together = stacked(task, task.synthetic.labels.device)
+        for numbers in [left] if together else [range(number, number + 1) for number in left]:
+            names = [axes(which, number) for number in numbers]
+            yield Group(which, task, dict(zip(numbers, evaluate(task, real, names, kept), strict=True)))
 
 
 def stacked(task: Task, device: torch.device) -> bool:
@@ -231,6 +266,7 @@ def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -
         with progress.epoch(epoch, optimiser):
             orders = [torch.randperm(len(data), generator=generator) for generator in generators]
             for chosen in zip(*(order.split(size) for order in orders), strict=True):
+                check_stop()
                 batches = []
                 for part, generator in zip(chosen, generators, strict=True):
                     images, labels = data.batch(part.to(device))
@@ -249,10 +285,7 @@ def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -
 class _Progress:
     """Keeps a training between its epochs, and brings it back to where it was.
 
-    Args:
-        tensors: weights and buffers by name, changed in place by the training.
-        generators: of its draws.
-        kept: where; None: nowhere.
+    The tensors, weights and buffers by name, are changed in place by the training.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator], kept: Kept | None) -> None:
@@ -280,14 +313,14 @@ class _Progress:
 
     @contextlib.contextmanager
     def epoch(self, epoch: int, optimiser: torch.optim.Optimizer) -> Iterator[None]:
-        """Let an epoch, counted from 0, end before a stop, and keep what there is after it."""
-        kept = self._kept
-        if kept is None:
+        """Let an epoch, counted from 0, end before a stop where it can be kept, and keep what there is after it."""
+        if self._kept is None:
             yield
             return
-        with whole(lambda: kept.save(epoch + 1, partial(self._all, optimiser), now=True)):
+        with uninterruptible():
             yield
-        kept.save(epoch + 1, partial(self._all, optimiser))
+        self._kept.save(epoch + 1, partial(self._all, optimiser))
+        check_stop()
 
     def _all(self, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
         found = {f"network/{name}": held for name, held in self._tensors.items()}
@@ -297,46 +330,23 @@ class _Progress:
         return found | {f"generator/{index}": each.get_state() for index, each in enumerate(self._generators)}
 
 
-def settled(
-    synthetic: TrainingImages,
-    step_size: float,
-    network: Mapping[str, Any],
-    classes: int,
-    options: EvaluateOptions,
-    augmentation: Augmentation,
-    axes: Axes,
-    held_out: Callable[[], TrainingImages],
-) -> Task:
-    """Return a task whose step size is known: where it is to be searched, it is found here.
-
-    Args:
-        synthetic: and the next five, as in `Task`.
-        step_size: as in `Task`.
-        network: as in `Task`.
-        classes: as in `Task`.
-        options: as in `Task`; `lr` may be `searched`.
-        augmentation: as in `Task`.
-        axes: names of the search.
-        held_out: gives the real images to choose on, asked for where there is a search only.
-    """
-    first = options.model_copy(update={"lr": options.lr_grid[0]}) if options.lr == "searched" else options
-    task = Task(synthetic, step_size, network, classes, first, augmentation)
-    if options.lr != "searched":
+def settled(task: Task, held_out: Callable[[], TrainingImages], axes: Axes) -> Task:
+    """Return a task whose step size is known: where the options search it, with the images that `held_out` gives."""
+    if task.options.lr != "searched":
         return task
-    rate = search_rate(task, held_out(), axes)
-    return replace(task, options=options.model_copy(update={"lr": rate}))
+    return replace(task, options=task.options.model_copy(update={"lr": search_rate(task, held_out(), axes)}))
 
 
 def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:
-    """Return the step size of `options.lr_grid` whose network is best on real images; of equal ones the first.
-
-    Raises:
-        RunError: training diverged with every one of them.
+    """Return the step size of `options.lr_grid` whose network is best on real images; ties go to the first.
 
     Args:
         task: with any `lr`.
         real: images that are not the ones to be tested on.
         axes: names of this search; every step size trains the same fresh network.
+
+    Raises:
+        RunError: training diverged with every one of them.
     """
     best = (-1.0, 0.0)
     for rate in task.options.lr_grid:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.experts import differing_field
-from satm.results import DistilledDataset
+from satm.results.distilled import DistilledDataset
+from satm.storage.identity import differing_field
 
 Data = DistilledDataset | tuple[Tensor, Tensor]
 """What a memory takes: a synthetic set, or images `[m, C, H, W]` with labels `[m]` int64 or `[m, K]` float32 logits."""

@@ -31,12 +31,7 @@ TOPS: dict[str, int | None] = {"top5": 5, "top10": 10, "top20": 20, "all": None}
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of the space.
-
-    Args:
-        index: its place in `candidates`, which never changes.
-        width: and the other four, options of the network `convnet`.
-    """
+    """One network of the space: its place in `candidates`, which never changes, and its options of `convnet`."""
 
     index: int
     width: int
@@ -91,22 +86,18 @@ def sample(among: Iterable[Candidate], count: int | None, seed: int) -> list[Can
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well a proxy ranks the candidates.
-
-    Args:
-        spearman: rank correlation of proxy and real accuracies, by the names of `TOPS`; NaN where there are fewer
-            candidates, or where all of one kind are equal.
-        selected: index of the best candidate by the proxy; of equal ones the first.
-        selected_accuracy: of that candidate, trained on the real images.
-        best_accuracy: of the best candidate, trained on the real images.
-        candidates: how many were ranked.
-    """
+    """How well a proxy ranks the candidates."""
 
     spearman: Mapping[str, float]
+    """Rank correlation of proxy and real accuracies, by the names of `TOPS`; NaN as in `spearman`."""
     selected: int
+    """Index of the best candidate by the proxy; ties go to the first."""
     selected_accuracy: float
+    """Of that candidate, trained on the real images."""
     best_accuracy: float
+    """Of the best candidate, trained on the real images."""
     candidates: int
+    """Number of ranked candidates."""
 
 
 def mean_accuracies(rows: pandas.DataFrame) -> pandas.Series:

@@ -8,10 +8,8 @@ from satm.experts.difficulty import (
     save_difficulty,
 )
 from satm.experts.store import (
-    Identity,
     TrajectoryStore,
     describe_shard,
-    differing_field,
     read_shards,
     shard_identity,
     shard_name,
@@ -22,11 +20,9 @@ from satm.experts.train import Snapshot, train_expert
 
 __all__ = [
     "Difficulty",
-    "Identity",
     "Snapshot",
     "TrajectoryStore",
     "describe_shard",
-    "differing_field",
     "expert_difficulty",
     "load_difficulty",
     "mean_difficulty",

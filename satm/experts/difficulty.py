@@ -12,23 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import UsageError
-from satm.experts.store import Identity, TrajectoryStore, differing_field
+from satm.experts.store import TrajectoryStore
 from satm.networks.training import TrainingImages, outputs
 from satm.params import load_flat
+from satm.storage.identity import Identity, differing_field
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard each training image is.
-
-    Args:
-        epoch: `[n]` float32, epochs until it was first classified correctly, a mean over experts.
-        loss: `[n]` float32, its mean cross-entropy over their snapshots.
-    """
+    """How hard each training image is."""
 
     epoch: Tensor
+    """`[n]` float32, epochs until the image was first classified correctly, a mean over experts."""
     loss: Tensor
+    """`[n]` float32, mean cross-entropy of the image over their snapshots."""
 
     def __len__(self) -> int:
         """Return n."""
@@ -67,11 +65,7 @@ def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, da
     forgets it later or not; one that it never does, as learned one epoch after the last. The initialisation does not
     count: it answers one class to nearly every image, which would make that class easy.
 
-    Args:
-        module: of the experts' network; its weights are overwritten.
-        store: the experts.
-        expert: which one.
-        data: the training images; they are not augmented.
+    The training images are not augmented; the module's weights are overwritten.
 
     Source: ConTra Appendix B: how early an image is classified correctly in training on real data.
     Not given there: which training, and what decides between images of one epoch.
@@ -116,26 +110,13 @@ def easiest(order: Tensor, fraction: float) -> Tensor:
 
 
 def save_difficulty(path: Path, difficulty: Difficulty, identity: Identity, experts: int) -> None:
-    """Write how hard the images were for some experts.
-
-    Args:
-        path: where to.
-        difficulty: the values.
-        identity: what the experts are; holds the hash of the images.
-        experts: how many of them were asked.
-    """
+    """Write how hard the images were for some experts of an identity, which holds the hash of the images."""
     metadata = {"kind": "difficulty", "identity": identity, "experts": experts}
     write_tensors(path, {"epoch": difficulty.epoch, "loss": difficulty.loss}, metadata)
 
 
 def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -> Difficulty:
-    """Return what `save_difficulty` wrote.
-
-    Args:
-        path: where from.
-        identity: what the experts must be.
-        experts: how many of them must have been asked.
-        images: n.
+    """Return what `save_difficulty` wrote of so many experts and images.
 
     Raises:
         UsageError: the file is missing, cut short or something else, or belongs to other experts or other images.

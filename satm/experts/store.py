@@ -6,7 +6,6 @@ read by memory map, one snapshot at a time.
 Shapes: P parameters.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +16,9 @@ from torch import Tensor
 
 from satm.config import Options, parse
 from satm.errors import RunError, UsageError
-from satm.storage.files import AGAIN, expect, hash_file, read_record, write_record
+from satm.storage.files import AGAIN, expect, read_record, write_record
+from satm.storage.identity import Identity, differing_field, hash_file
 from satm.storage.tensors import open_tensors, read_metadata, read_tensors, write_tensors
-
-Identity = Mapping[str, Any]
-"""What experts are, as JSON values: dataset and its hash, preprocessing, augmentation, network, recipe, seed."""
 
 
 def shard_name(index: int) -> str:
@@ -83,29 +80,18 @@ def _described(metadata: Mapping[str, object], index: int, path: Path) -> dict[s
 
 
 class Shard(Options):
-    """What a manifest says of a shard."""
+    """What a manifest says of a shard: its file, the accuracy of the last snapshot, length and hash of the file."""
 
     file: str
-    """Its name, beside the manifest."""
     index: int = Field(ge=0)
-    """Of the expert."""
     snapshots: int = Field(ge=1)
-    """How many it holds."""
     test_accuracy: float
-    """Of the last one, a fraction."""
     bytes: int
-    """Length of the file."""
     sha256: str
-    """Of the file."""
 
 
 def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the records of some shards, checked.
-
-    Args:
-        records: as `describe_shard`.
-        where: what holds them, for the message.
-        indices: of the experts that they must be of, in this order.
+    """Return the records of the shards of some experts, as `describe_shard` made them, checked.
 
     Raises:
         UsageError: one is damaged, or names a file that is not a shard's; or they are of other experts.
@@ -127,39 +113,8 @@ def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str,
     write_record(path, {"format": 1, "identity": identity, "shards": ordered})
 
 
-ROUNDING = 1e-12
-"""Relative difference up to which two numbers of an identity are the same."""
-
-
-def differing_field(expected: object, found: object, path: str = "") -> str | None:
-    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal.
-
-    Numbers that rounding alone tells apart are equal: processors add up in different orders.
-    """
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        for key in sorted({*expected, *found}):
-            place = f"{path}.{key}" if path else str(key)
-            difference = differing_field(expected.get(key), found.get(key), place)
-            if difference:
-                return difference
-        return None
-    return None if _equal(expected, found) else f"{path}: expected {expected!r}, found {found!r}"
-
-
-def _equal(expected: object, found: object) -> bool:
-    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
-        return len(expected) == len(found) and all(map(_equal, expected, found))
-    if isinstance(expected, float) and isinstance(found, float):
-        return math.isclose(expected, found, rel_tol=ROUNDING)
-    return expected == found
-
-
 class TrajectoryStore:
-    """Experts on disk, checked against what was asked for when they are opened.
-
-    Args:
-        manifest: path of the manifest.
-        expected: what the experts must be; None: anything.
+    """Experts on disk, compared when they are opened with what they should be; None: with nothing.
 
     Raises:
         UsageError: the manifest is missing or broken; the experts are others than expected (the first field that

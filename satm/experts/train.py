@@ -19,19 +19,16 @@ from satm.seeds import make_generator
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An expert after some epochs; the tensors own their memory.
-
-    Args:
-        epoch: epochs trained; 0 is the initialisation.
-        weights: `[P]` float32 on the CPU.
-        momentum: `[P]` SGD's buffer, or None before the first step and without momentum.
-        loss: mean training loss of the last epoch; NaN at the start.
-    """
+    """An expert after some epochs; the tensors own their memory."""
 
     epoch: int
+    """Epochs trained; 0 is the initialisation."""
     weights: Tensor
+    """`[P]` float32 on the CPU."""
     momentum: Tensor | None
+    """`[P]` buffer of SGD, or None before the first step and without momentum."""
     loss: float
+    """Mean training loss of the last epoch; NaN at the start."""
 
 
 def train_expert(

@@ -1,34 +1,5 @@
-"""Figures: pure functions of the files that other stages left behind. Each kind is one file here.
+"""Figures from the files that other stages left behind; a module per kind.
 
-`draw` of a kind takes the files' reader and its options (`satm.config.figures`) and returns the picture and the numbers
-that it shows.
+Importing a module here imports neither torch nor matplotlib: a campaign looks its kinds up here, and a Snakefile reads
+campaigns each time it is parsed, in every job of a cluster. Functions that need such libraries import them.
 """
-
-from satm.figures import (
-    accounting,
-    bounds,
-    continual,
-    correlation,
-    costs,
-    iterations,
-    pictures,
-    sweep,
-    trajectory,
-    variance,
-)
-from satm.figures.base import FIGURES, Drawn
-
-__all__ = [
-    "FIGURES",
-    "Drawn",
-    "accounting",
-    "bounds",
-    "continual",
-    "correlation",
-    "costs",
-    "iterations",
-    "pictures",
-    "sweep",
-    "trajectory",
-    "variance",
-]

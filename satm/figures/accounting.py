@@ -2,18 +2,20 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas
 
-from satm.config import AccountingFigure, Resolver
-from satm.cost.spent import Spent, number, spent
+from satm.config import ACCOUNTING, FIGURES, FigureOptions, Layout, Resolver, TableOptions
 from satm.errors import UsageError
-from satm.figures.base import Drawn, register
+from satm.figures.base import Drawn, FigureKind
 from satm.figures.style import COLOURS, HATCHES, PANEL, SIZES, dress, grid_of_panels, legend
 from satm.tables.reader import Reader
 from satm.workflow.campaigns import cell_of
 from satm.workflow.jobs import campaigns_of
+
+if TYPE_CHECKING:
+    from satm.cost.spent import Spent
 
 COLUMNS = ["quantity", "rule", "of", "hours"]
 """quantity: `device`, `queue` or `run`; of: the device or the method, empty where the jobs of a rule count together."""
@@ -40,48 +42,67 @@ BELOW = 0.42
 LONGEST = 42
 """Characters of a name in the legend, at most."""
 
-Parts = Mapping[Spent, Mapping[str, float]]
+Parts = Mapping["Spent", Mapping[str, float]]
 """Seconds on devices of each job, by what has a colour of its own."""
 
 
-@register("accounting")
-def draw(reader: Reader, options: AccountingFigure) -> Drawn:
-    """Draw time on devices above, by device or, where there is only one, by method; queue and run below.
+@FIGURES.named("accounting")
+class AccountingFigure(FigureKind):
+    """What the jobs of the campaign have taken: hours on devices by rule, time in the queue and running."""
 
-    Raises:
-        UsageError: there is no campaign, or it cannot be used as it is.
-    """
-    resolver = reader.resolver
-    if resolver.path is None:
-        raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
-    found = [one for one in spent(campaigns_of(resolver.path), resolver.layout.root) if one.run is not None]
-    devices = sorted({device for one in found for device in one.devices if device})
-    frame = _frame(_of_devices(found) if len(devices) > 1 else _of_methods(resolver, found))
-    rules = list(dict.fromkeys(frame.loc[frame["quantity"] == "run", "rule"]))
-    queued = bool((frame["quantity"] == "queue").any())
-    notes = [
-        f"Devices: {', '.join(devices) or 'none'}. Time on devices: of GPUs, while a job that computes on one runs; of "
-        "all processors in sum, where a job uses none. Unfinished jobs count until they were last seen. "
-        f"{'Queue: of SLURM.' if queued else 'No job was in the queue of SLURM.'}",
-        *reader.notes,
-    ]
-    stacks = {part: _hours(frame, rules, "device", part) for part in dict.fromkeys(frame["of"]) if part}
-    sides = {name: _hours(frame, rules, name) for name in (("run", "queue") if queued else ("run",))}
-    tall = max(1.0, ROW * len(rules) + 0.2)
-    below = tall + BELOW + 0.08 * len(stacks) - PANEL[1]
-    figure, panels = grid_of_panels(2, 1, options.title, notes, below=below)
-    totals = map(sum, zip(*stacks.values(), strict=True))
-    unit = _unit(max([*totals, *(hours for some in sides.values() for hours in some)], default=0.0))
-    _stacked(panels[0][0], rules, stacks, unit, tall)
-    _beside(panels[1][0], rules, sides, unit, tall)
-    return Drawn(figure, frame)
+    kind: Literal["accounting"] = "accounting"
+    """What the jobs have taken."""
+
+    @classmethod
+    def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, FigureOptions]:
+        """Return the one of every campaign."""
+        return {ACCOUNTING: cls()}
+
+    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
+        """Return the table of the same, which is made when all jobs have run."""
+        return [layout.table(ACCOUNTING)]
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw time on devices above, by device or, where there is only one, by method; queue and run below.
+
+        Raises:
+            UsageError: there is no campaign, or it cannot be used as it is.
+        """
+        from satm.cost.spent import spent
+
+        resolver = reader.resolver
+        if resolver.path is None:
+            raise UsageError(
+                "accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml"
+            )
+        found = [one for one in spent(campaigns_of(resolver.path), resolver.layout.root) if one.run is not None]
+        devices = sorted({device for one in found for device in one.devices if device})
+        frame = _frame(_of_devices(found) if len(devices) > 1 else _of_methods(resolver, found))
+        rules = list(dict.fromkeys(frame.loc[frame["quantity"] == "run", "rule"]))
+        queued = bool((frame["quantity"] == "queue").any())
+        notes = [
+            f"Devices: {', '.join(devices) or 'none'}. Time on devices: of GPUs, while a job that computes on one "
+            "runs; of all processors in sum, where a job uses none. Unfinished jobs count until they were last seen. "
+            f"{'Queue: of SLURM.' if queued else 'No job was in the queue of SLURM.'}",
+            *reader.notes,
+        ]
+        stacks = {part: _hours(frame, rules, "device", part) for part in dict.fromkeys(frame["of"]) if part}
+        sides = {name: _hours(frame, rules, name) for name in (("run", "queue") if queued else ("run",))}
+        tall = max(1.0, ROW * len(rules) + 0.2)
+        below = tall + BELOW + 0.08 * len(stacks) - PANEL[1]
+        figure, panels = grid_of_panels(2, 1, self.title, notes, below=below)
+        totals = map(sum, zip(*stacks.values(), strict=True))
+        unit = _unit(max([*totals, *(hours for some in sides.values() for hours in some)], default=0.0))
+        _stacked(panels[0][0], rules, stacks, unit, tall)
+        _beside(panels[1][0], rules, sides, unit, tall)
+        return Drawn(figure, frame)
 
 
-def _of_devices(found: Sequence[Spent]) -> Parts:
+def _of_devices(found: "Sequence[Spent]") -> Parts:
     return {one: {device or UNKNOWN: seconds for device, seconds in one.devices.items()} for one in found}
 
 
-def _of_methods(resolver: Resolver, found: Sequence[Spent]) -> Parts:
+def _of_methods(resolver: Resolver, found: "Sequence[Spent]") -> Parts:
     """Return the method of each job; where there are many, the registered one below it, and of these the largest."""
     methods = {one: dict(one.job.names).get("method", "") for one in found}
     if len(set(methods.values()) - {""}) > LARGEST:
@@ -188,6 +209,8 @@ def _beside(
 
 def _finish(axes: Any, rules: Sequence[str], ends: Mapping[float, float], label: str) -> None:
     """Name the rules and write what each bar stands for at its end."""
+    from satm.cost.spent import number
+
     dress(axes, "", label, "")
     axes.set_yticks(range(len(rules)), rules, size=SIZES["tick"])
     axes.invert_yaxis()

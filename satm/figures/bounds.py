@@ -1,29 +1,31 @@
 """Errors of SATM's approximations beside their bounds, and the curvature that the bounds assume."""
 
-from functools import partial
+from typing import Literal
 
 import pandas
 
-from satm.config import BoundsFigure
-from satm.figures.base import Drawn, cell_title, marked, register
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title
 from satm.figures.curves import Level, Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
 VALUES = ["error", "relative", "bound", "lowest_curvature", "highest_curvature", "step_size"]
 
 
-@register("bounds")
-def draw(reader: Reader, options: BoundsFigure) -> Drawn:
-    """Draw, in a row per cell: truncation error, trajectory distance with its bound, and curvature."""
-    frames, rows = [], []
-    for dataset, ipcs in options.datasets.items():
-        for ipc in ipcs:
+@FIGURES.named("bounds")
+class BoundsFigure(AnalysisFigure):
+    """Errors of a truncated hypergradient and of a reused trajectory beside their bounds."""
+
+    kind: Literal["bounds"] = "bounds"
+    """Errors of SATM's approximations beside their bounds."""
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw, in a row per cell: truncation error, trajectory distance with its bound, and curvature."""
+        frames, rows = [], []
+        for dataset, ipc in budgets(self.datasets):
             truncated, reused, curved, levels = [], [], [], []
-            for method in options.methods:
-                found = reader.attempt(partial(reader.analysis, "bounds", options.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
-                label = options.labels.get(method, method)
+            for method, found in self.measured(reader, dataset, ipc):
+                label = self.label(method)
                 frames.append(_tidy(found, dataset, ipc, method))
                 cut, again = (_means(found[found["quantity"] == quantity]) for quantity in ("truncation", "reuse"))
                 truncated.append(_line(cut, "relative", label))
@@ -42,13 +44,13 @@ def draw(reader: Reader, options: BoundsFigure) -> Drawn:
                     Panel(title, kept, "curvature of the inner loss", curved, [zero, *levels]),
                 ]
             )
-    note = (
-        "Means over expert segments and seeds, bands one standard deviation. The bound of the truncation error assumes "
-        "a smallest curvature above 0 and a largest one below 1 / step size along the kept steps; where the right "
-        "panel shows otherwise, it does not apply."
-    )
-    frame = pandas.concat(frames) if frames else pandas.DataFrame()
-    return Drawn(draw_panels(rows, options.title, [note, *reader.notes]), frame)
+        note = (
+            "Means over expert segments and seeds, bands one standard deviation. The bound of the truncation error "
+            "assumes a smallest curvature above 0 and a largest one below 1 / step size along the kept steps; where "
+            "the right panel shows otherwise, it does not apply."
+        )
+        frame = pandas.concat(frames) if frames else pandas.DataFrame()
+        return Drawn(draw_panels(rows, self.title, [note, *reader.notes]), frame)
 
 
 def _line(told: pandas.DataFrame, column: str, label: str) -> Line:
@@ -62,4 +64,4 @@ def _means(rows: pandas.DataFrame) -> pandas.DataFrame:
 def _tidy(rows: pandas.DataFrame, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
     flat = rows.groupby(["quantity", "kept"])[VALUES].agg(["mean", "std"])
     flat.columns = pandas.Index(["_".join(column) for column in flat.columns])
-    return marked(flat.reset_index(), dataset=dataset, ipc=ipc, method=method)
+    return flat.reset_index().assign(dataset=dataset, ipc=ipc, method=method)

@@ -1,160 +1,67 @@
-"""Pictures of synthetic images, pixel by pixel, in true colours."""
+"""Synthetic images as grids in true colours, beside the images that they began from."""
 
-import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
 
-import torch
-from PIL import Image
-from torch import Tensor
+from pydantic import Field
 
-from satm.errors import UsageError
-from satm.figures.style import new_figure
-from satm.results import DistilledDataset
-from satm.storage.files import atomic_path
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-TILE = 64
-"""Least height of a shown image in the picture's pixels; every image pixel becomes a square of whole pixels."""
-
-DPI = 100
-
-TIGHT = {"bbox_inches": "tight", "pad_inches": 0.1}
-"""How a picture is saved: cut to what is drawn, since slanted class names reach beyond the last column."""
-
-FRAME = 250
-"""Milliseconds that one state of an animation is shown; the last one for four times as long."""
+from satm.config import FIGURES, Cell, FigureOptions, Layout, TableOptions
+from satm.figures.base import CellsFigure, Drawn, cell_title
+from satm.figures.mosaic import TIGHT, Block, clipped_frame, clipping_note, draw_images
+from satm.tables.reader import Reader
 
 
-@dataclass(frozen=True)
-class Block:
-    """The images of one set in a picture.
+@FIGURES.named("images")
+class ImagesFigure(CellsFigure):
+    """Synthetic images in true colours, a block per cell and method, the first seed of each."""
 
-    Args:
-        label: beside them.
-        data: the set.
-    """
+    kind: Literal["images"] = "images"
+    """Synthetic images."""
+    start: bool = False
+    """Show above each set the images that it began from, where its history was kept (option `snapshots`)."""
+    per_class: int = Field(5, ge=1)
+    """Images of each class that are shown, at most."""
+    classes: int = Field(20, ge=1)
+    """Classes that are shown, at most."""
 
-    label: str
-    data: DistilledDataset
+    @classmethod
+    def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, FigureOptions]:
+        """Return a picture of the synthetic sets of all tables, for each dataset and number of images per class."""
+        cells: dict[tuple[str, int], dict[str, int]] = {}
+        for table in tables.values():
+            for cell in table.cells():
+                cells.setdefault((cell.dataset, cell.ipc), {}).setdefault(cell.method, cell.seed)
+        return {
+            f"synthetic-{dataset}-ipc-{ipc}": cls(
+                datasets={dataset: (ipc,)}, methods=tuple(methods), seeds=(next(iter(methods.values())),)
+            )
+            for (dataset, ipc), methods in cells.items()
+        }
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What sets below one row of class names have in common."""
-        return self.data.class_names, self.data.images.shape[1:]
+    def chosen(self) -> list[Cell]:
+        """Return the cells with the first seed of each."""
+        return [cell for cell in self.cells() if cell.seed == self.seeds_for(cell.ipc)[0]]
 
+    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
+        """Return the synthetic sets."""
+        return [layout.distilled(cell) for cell in self.chosen()]
 
-def clipped(data: DistilledDataset) -> dict[str, float]:
-    """Return what showing a set takes away: pixels are shown in [0, 1], and those beyond are clipped.
-
-    Returns:
-        `clipped`, the fraction of the numbers that lie outside; `lowest` and `highest` of all.
-    """
-    pixels = data.pixels(clip=False)
-    outside = (pixels < 0) | (pixels > 1)
-    return {
-        "clipped": float(outside.float().mean()),
-        "lowest": float(pixels.min()),
-        "highest": float(pixels.max()),
-    }
-
-
-def mosaic(images: Tensor, labels: Tensor, classes: int, per_class: int) -> Tensor:
-    """Return `[rows, columns, 3]` in [0, 1]: a column per class, its images below each other, enlarged, on white.
-
-    Args:
-        images: `[n, C, H, W]` in [0, 1]; one channel is shown grey.
-        labels: `[n]` int64.
-        classes: columns; classes from 0.
-        per_class: rows of images; a class with fewer leaves white squares.
-    """
-    height, width = images.shape[2:]
-    scale = max(1, math.ceil(TILE / height))
-    gap = max(2, scale // 2)
-    large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
-    tall, wide = height * scale + gap, width * scale + gap
-    picture = torch.ones(3, per_class * tall + gap, classes * wide + gap)
-    for label in range(classes):
-        for place, image in enumerate(large[labels == label][:per_class]):
-            top, left = gap + place * tall, gap + label * wide
-            picture[:, top : top + height * scale, left : left + width * scale] = image
-    return picture.permute(1, 2, 0)
-
-
-def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: int = 20, per_class: int = 5) -> "Figure":
-    """Return a picture of synthetic images: a block per set, a column per class, class names above each kind of set.
-
-    An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay what they are.
-
-    Args:
-        blocks: the sets, from top to bottom.
-        title: above the picture.
-        note: below it, in small print.
-        classes: the first so many are shown.
-        per_class: and the first so many images of each.
-
-    Raises:
-        UsageError: there are no sets, matplotlib is not installed, or a set's whitening is missing
-            (`DistilledDataset.pixels`).
-    """
-    if not blocks:
-        raise UsageError("a picture needs at least one synthetic set, got none; name a dataset, ipc and method")
-    shown = [_mosaic(block.data, classes, per_class).numpy() for block in blocks]
-    heads = [index == 0 or block.kind != blocks[index - 1].kind for index, block in enumerate(blocks)]
-    names = [block.data.class_names[:classes] for block in blocks]
-    long = [max(map(len, each)) > 7 for each in names]
-    between, left = 12, 20 + 9 * max(len(line) for block in blocks for line in block.label.splitlines())
-    above = [(110 if slanted else 40) if head else 0 for head, slanted in zip(heads, long, strict=True)]
-    total_wide = left + max(picture.shape[1] for picture in shown) + between
-    lines = textwrap.wrap(note, max(40, total_wide // 6))
-    top, below = 24 if title else 0, 12 + 13 * len(lines)
-    total_tall = top + below + sum(above) + sum(picture.shape[0] + between for picture in shown)
-    figure = new_figure(total_wide / DPI, total_tall / DPI, DPI)
-    figure.text(between / total_wide, 1 - 4 / total_tall, title, va="top", size=12)
-    figure.text(between / total_wide, 4 / total_tall, "\n".join(lines), va="bottom", size=8, color="#444444")
-    place = top
-    for block, picture, space, slanted, columns in zip(blocks, shown, above, long, names, strict=True):
-        tall, wide, _ = picture.shape
-        place += space
-        bottom = total_tall - place - tall
-        axes = figure.add_axes((left / total_wide, bottom / total_tall, wide / total_wide, tall / total_tall))
-        axes.imshow(picture, interpolation="nearest", aspect="equal")
-        axes.set_axis_off()
-        axes.text(-8, tall / 2, block.label, ha="right", va="center", size=10)
-        for column, name in enumerate(columns if space else ()):
-            how: dict[str, Any] = {"ha": "left", "rotation": 35} if slanted else {"ha": "center"}
-            axes.text((column + 0.5) * wide / len(columns), -6, name[:20], va="bottom", size=8, **how)
-        place += tall + between
-    return figure
-
-
-def write_animation(states: Sequence[DistilledDataset], path: Path, classes: int = 20, per_class: int = 5) -> None:
-    """Write the states of a set, one after another, as an animated PNG without loss of colour, atomically.
-
-    Args:
-        states: of one set, in their order.
-        path: where to; browsers show it as a moving picture, other programs its first state.
-        classes: the first so many are shown.
-        per_class: and the first so many images of each.
-
-    Raises:
-        UsageError: there are no states, or the set's whitening is missing.
-        RunError: the disk is full or the folder cannot be written.
-    """
-    if not states:
-        raise UsageError("an animation needs at least one state of a set, got none; distil with snapshots above 0")
-    pictures = [(255 * _mosaic(state, classes, per_class)).round().byte().numpy() for state in states]
-    frames = [Image.fromarray(picture) for picture in pictures]
-    times = [FRAME] * (len(frames) - 1) + [4 * FRAME]
-    with atomic_path(path) as part:
-        frames[0].save(part, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0)
-
-
-def _mosaic(data: DistilledDataset, classes: int, per_class: int) -> Tensor:
-    fullest = int(data.classes.bincount().max())
-    return mosaic(data.pixels(), data.classes, min(classes, len(data.class_names)), min(fullest, per_class))
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw a block per set; with `start` the images it began from above it."""
+        blocks: list[Block] = []
+        cells = self.chosen()
+        several = len({cell[:2] for cell in cells}) > 1
+        for cell in cells:
+            dataset, ipc, method, _ = cell
+            data = reader.attempt(partial(reader.distilled, cell))
+            if data is None:
+                continue
+            label = self.label(method) + (f"\n{dataset}\nIPC {ipc}" if several else "")
+            if self.start:
+                blocks.append(Block(f"start of {label}", data.at(0)))
+            blocks.append(Block(label, data))
+        title = self.title or (f"{cell_title(*cells[0][:2])}, seed {cells[0].seed}" if not several else "")
+        frame = clipped_frame([block.data for block in blocks])
+        note = " ".join([clipping_note(frame), *reader.notes])
+        return Drawn(draw_images(blocks, title, note, self.classes, self.per_class), frame, tight=dict(TIGHT))

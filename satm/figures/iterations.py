@@ -1,14 +1,20 @@
 """Measurements along the distillation, such as step size, hypergradient norm, sharpness and accuracy."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas
+from pydantic import Field, model_validator
 
-from satm.config import Cell, IterationsFigure
-from satm.figures.base import Drawn, cell_title, counted, marked, register
+from satm.config import FIGURES, Cell, budgets
+from satm.figures.base import Drawn, MetricsFigure, cell_title, counted
 from satm.figures.curves import Level, Line, Panel, draw_panels
-from satm.tables.accuracy import load_published
+from satm.tables.published import load_published
 from satm.tables.reader import Reader
+
+Quantity = Literal[
+    "loss", "step_size", "hypergradient_norm", "sharpness", "test_accuracy", "validation_accuracy", "seconds"
+]
 
 AXES = {
     "loss": "loss",
@@ -25,47 +31,74 @@ PUBLISHED = {"hypergradient_norm": "hypergradient_norm_mean"}
 """Published numbers that are the mean of a quantity over the iterations."""
 
 
-@register("iterations")
-def draw(reader: Reader, options: IterationsFigure) -> Drawn:
-    """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
-    frames: list[pandas.DataFrame] = []
-    rows = []
-    for dataset, ipcs in options.datasets.items():
-        for ipc in ipcs:
-            for name, methods in (options.groups or {"": options.methods}).items():
+@FIGURES.named("iterations")
+class IterationsFigure(MetricsFigure):
+    """Measurements along the distillation: a line per method, a row of panels per cell, a column per quantity."""
+
+    kind: Literal["iterations"] = "iterations"
+    """Measurements along the distillation."""
+    quantities: tuple[Quantity, ...] = Field(min_length=1)
+    """Columns of the metrics; accuracies are there where a method's option `watch` or `selection` says so."""
+    logarithmic: tuple[Quantity, ...] = ()
+    """Quantities drawn on a logarithmic axis."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Panels of some of the methods each, by their titles; left out: one panel of all."""
+    smooth: int = Field(1, ge=1)
+    """Iterations of a centred running mean that is drawn over the pale measurements; 1: the measurements alone."""
+
+    @model_validator(mode="after")
+    def _groups_of_its_methods(self) -> "IterationsFigure":
+        for method in [method for methods in self.groups.values() for method in methods]:
+            if method not in self.methods:
+                raise ValueError(f"groups names {method!r}, which is not among methods; add it there")
+        return self
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
+        frames: list[pandas.DataFrame] = []
+        rows = []
+        for dataset, ipc in budgets(self.datasets):
+            for name, methods in (self.groups or {"": self.methods}).items():
                 title = f"{cell_title(dataset, ipc)}, {name}" if name else cell_title(dataset, ipc)
                 panels = []
-                for quantity in options.quantities:
-                    lines, levels = _lines(reader, options, dataset, ipc, methods, quantity, frames)
-                    log = quantity in options.logarithmic
+                for quantity in self.quantities:
+                    lines, levels = self._lines(reader, dataset, ipc, methods, quantity, frames)
+                    log = quantity in self.logarithmic
                     panels.append(Panel(title, "iteration", AXES[quantity], lines, levels, log_y=log))
                 rows.append(panels)
-    if all(len(row) == 1 for row in rows):  # one quantity: the cells side by side
-        rows = [[row[0] for row in rows]]
-    return Drawn(draw_panels(rows, options.title, [_spread(options), *reader.notes]), tidy(frames))
+        if all(len(row) == 1 for row in rows):  # one quantity: the cells side by side
+            rows = [[row[0] for row in rows]]
+        return Drawn(draw_panels(rows, self.title, [self._spread(), *reader.notes]), tidy(frames))
 
+    def _lines(
+        self,
+        reader: Reader,
+        dataset: str,
+        ipc: int,
+        methods: Sequence[str],
+        quantity: str,
+        frames: list[pandas.DataFrame],
+    ) -> tuple[list[Line], list[Level]]:
+        """Return the lines of one panel and what is published beside them; append their values to `frames`."""
+        lines: list[Line] = []
+        levels: list[Level] = []
+        for method in methods:
+            values = _values(reader, self.cells_of(dataset, ipc, method), quantity)
+            if values.empty:
+                continue
+            frames.append(values.assign(dataset=dataset, ipc=ipc, method=method, quantity=quantity))
+            label = self.label(method)
+            levels += _published(dataset, ipc, method, quantity, label, len(lines))
+            lines.append(_line(values, label, self.smooth, 100.0 if quantity.endswith("accuracy") else 1.0))
+        return lines, levels
 
-def _lines(
-    reader: Reader,
-    options: IterationsFigure,
-    dataset: str,
-    ipc: int,
-    methods: Sequence[str],
-    quantity: str,
-    frames: list[pandas.DataFrame],
-) -> tuple[list[Line], list[Level]]:
-    """Return the lines of one panel and what is published beside them; append their values to `frames`."""
-    lines: list[Line] = []
-    levels: list[Level] = []
-    for method in methods:
-        values = _values(reader, options.cells_of(dataset, ipc, method), quantity)
-        if values.empty:
-            continue
-        frames.append(marked(values, dataset=dataset, ipc=ipc, method=method, quantity=quantity))
-        label = options.labels.get(method, method)
-        levels += _published(dataset, ipc, method, quantity, label, len(lines))
-        lines.append(_line(values, label, options.smooth, 100.0 if quantity.endswith("accuracy") else 1.0))
-    return lines, levels
+    def _spread(self) -> str:
+        counts = sorted({len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)})
+        words = counted(counts, "seed", " of the distillation")
+        if self.smooth > 1:
+            return f"Lines: running mean over {self.smooth} iterations of the pale measurements, mean over {words}."
+        bands = "; bands: one standard deviation" if max(counts, default=0) > 1 else ""
+        return f"Lines: mean over {words}{bands}."
 
 
 def tidy(frames: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
@@ -100,12 +133,3 @@ def _published(dataset: str, ipc: int, method: str, quantity: str, label: str, l
     kept = frame["metric"].eq(PUBLISHED.get(quantity, "")) & frame["method"].eq(method)
     kept &= frame["dataset"].eq(dataset) & frame["ipc"].eq(ipc) & frame["value"].notna()
     return [Level(f"{label}, published mean", value, True, like) for value in frame.loc[kept, "value"]]
-
-
-def _spread(options: IterationsFigure) -> str:
-    counts = sorted({len(options.seeds_for(ipc)) for ipcs in options.datasets.values() for ipc in ipcs})
-    words = counted(counts, "seed", " of the distillation")
-    if options.smooth > 1:
-        return f"Lines: running mean over {options.smooth} iterations of the pale measurements, mean over {words}."
-    bands = "; bands: one standard deviation" if max(counts, default=0) > 1 else ""
-    return f"Lines: mean over {words}{bands}."

@@ -1,11 +1,11 @@
 """How far networks trained on a synthetic set are from the experts, along their whole path."""
 
-from functools import partial
+from typing import Literal
 
 import pandas
 
-from satm.config import TrajectoryFigure
-from satm.figures.base import Drawn, cell_title, counted, marked, register
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
@@ -17,25 +17,27 @@ DIFFERENCES = {"evaluation": "trained on the set alone", "distillation": "begun 
 ERRORS = {"accumulated": "accumulated", "matching": "matching", "initialisation": "initialisation"}
 
 
-@register("trajectory")
-def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
-    """Draw, in a row per cell, test losses minus the expert's and the parts of the error in weights."""
-    frames, rows, counts = [], [], set()
-    for dataset, ipcs in options.datasets.items():
-        for ipc in ipcs:
+@FIGURES.named("trajectory")
+class TrajectoryFigure(AnalysisFigure):
+    """How far networks trained on a synthetic set are from the experts, along their whole path."""
+
+    kind: Literal["trajectory"] = "trajectory"
+    """Errors along the experts' path."""
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw, in a row per cell, test losses minus the expert's and the parts of the error in weights."""
+        frames, rows, counts = [], [], set()
+        for dataset, ipc in budgets(self.datasets):
             losses, errors, expert = [], [], None
-            for method in options.methods:
-                found = reader.attempt(partial(reader.analysis, "trajectory", options.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
+            for method, found in self.measured(reader, dataset, ipc):
                 found = found[found["kind"] == "path"]
-                label = options.labels.get(method, method)
+                label = self.label(method)
                 values = {name: found[f"{name}_loss"] - found["expert_loss"] for name in DIFFERENCES}
                 values |= {name: found[name] for name in ERRORS} | {"expert": found["expert_loss"]}
                 told = {name: _by_epoch(found["epoch"], series) for name, series in values.items()}
                 counts |= set(told["expert"]["n"])
                 frames += [
-                    marked(each, dataset=dataset, ipc=ipc, method=method, quantity=name) for name, each in told.items()
+                    each.assign(dataset=dataset, ipc=ipc, method=method, quantity=name) for name, each in told.items()
                 ]
                 losses += [_line(told[name], f"{label}, {words}") for name, words in DIFFERENCES.items()]
                 errors += [_line(told[name], f"{label}, {words}") for name, words in ERRORS.items()]
@@ -48,12 +50,12 @@ def draw(reader: Reader, options: TrajectoryFigure) -> Drawn:
                     Panel(title, "epoch", "norm of the error in weights", errors),
                 ]
             )
-    note = (
-        f"Mean over {counted(counts, 'pair', ' of an expert and a seed')}, bands one standard deviation. The "
-        "accumulated error is the sum, as vectors, of all matching and initialisation errors until then."
-    )
-    frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
-    return Drawn(draw_panels(rows, options.title, [note, *reader.notes]), frame)
+        note = (
+            f"Mean over {counted(counts, 'pair', ' of an expert and a seed')}, bands one standard deviation. The "
+            "accumulated error is the sum, as vectors, of all matching and initialisation errors until then."
+        )
+        frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
+        return Drawn(draw_panels(rows, self.title, [note, *reader.notes]), frame)
 
 
 def _by_epoch(epochs: pandas.Series, values: pandas.Series) -> pandas.DataFrame:

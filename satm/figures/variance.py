@@ -1,39 +1,40 @@
 """Normalised variance of the hypergradient along the distillation."""
 
-from functools import partial
+from typing import Literal
 
 import pandas
 
-from satm.config import VarianceFigure
-from satm.figures.base import Drawn, cell_title, counted, register
+from satm.config import FIGURES, budgets
+from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
 from satm.figures.curves import Line, Panel, draw_panels
 from satm.tables.reader import Reader
 
 COLUMNS = ["dataset", "ipc", "method", "iteration", "mean", "std", "n"]
 
 
-@register("variance")
-def draw(reader: Reader, options: VarianceFigure) -> Drawn:
-    """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
-    frames, panels, samples, counts = [], [], set(), set()
-    for dataset, ipcs in options.datasets.items():
-        for ipc in ipcs:
+@FIGURES.named("variance")
+class VarianceFigure(AnalysisFigure):
+    """Normalised variance of the hypergradient along the distillation, a line per method."""
+
+    kind: Literal["variance"] = "variance"
+    """Variance of the hypergradient along the distillation."""
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw a line per method, the mean over the seeds in a band of one standard deviation."""
+        frames, panels, samples, counts = [], [], set(), set()
+        for dataset, ipc in budgets(self.datasets):
             lines = []
-            for method in options.methods:
-                found = reader.attempt(partial(reader.analysis, "variance", options.cells_of(dataset, ipc, method)))
-                if found is None:
-                    continue
+            for method, found in self.measured(reader, dataset, ipc):
                 samples |= set(found["samples"])
                 grouped = found.groupby("iteration")["variance"].agg(["mean", "std", "count"])
                 values = grouped.rename(columns={"count": "n"}).reset_index()
                 counts |= set(values["n"])
                 frames.append(values.assign(dataset=dataset, ipc=ipc, method=method))
-                label = options.labels.get(method, method)
-                lines.append(Line(label, values["iteration"], values["mean"], values["std"]))
+                lines.append(Line(self.label(method), values["iteration"], values["mean"], values["std"]))
             panels.append(Panel(cell_title(dataset, ipc), "iteration", "normalised variance", lines, log_y=True))
-    note = (
-        f"Variance of the hypergradient over {' or '.join(map(str, sorted(samples)))} single real images, mean over "
-        f"its entries, divided by its squared norm; mean over {counted(counts, 'seed')}."
-    )
-    frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
-    return Drawn(draw_panels([panels], options.title, [note, *reader.notes]), frame)
+        note = (
+            f"Variance of the hypergradient over {' or '.join(map(str, sorted(samples)))} single real images, mean "
+            f"over its entries, divided by its squared norm; mean over {counted(counts, 'seed')}."
+        )
+        frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
+        return Drawn(draw_panels([panels], self.title, [note, *reader.notes]), frame)

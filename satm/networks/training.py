@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.data import Augmentation, Preprocessor, Split
+from satm.run.stopping import check_stop
 
 TEST_BATCH = {"cpu": 100, "cuda": 1000}
 """Batch size for evaluation by kind of device, without effect on the result: a processor's caches hold the activations
@@ -176,6 +177,7 @@ def train_epoch(
         order = among[order]
     total = torch.zeros((), device=data.labels.device)
     for chosen in order.split(batch_size):
+        check_stop()
         images, labels = data.batch(chosen.to(data.labels.device))
         images = augmentation.apply(images, augmentation.draw(generator, len(images), images.shape[-1]))
         loss = soft_cross_entropy(module(images), labels)
@@ -193,6 +195,7 @@ def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, T
     """Yield `[B, K]` logits and labels of all images in order, without augmentation, in evaluation mode."""
     module.eval()
     for images, labels in data.batches():
+        check_stop()
         yield module(images), labels
 
 

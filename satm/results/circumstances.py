@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from satm.run import record as account
+from satm.run import record
 from satm.run.machine import device_name
 from satm.version import CHECKOUT, __version__
 
@@ -23,7 +23,7 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
         options: the resolved options, JSON values.
         device: where the run computes.
     """
-    taken = account.attempts()
+    taken = record.attempts()
     return {
         "options": dict(options),
         "commit": commit_of(CHECKOUT),

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from satm.errors import UsageError
 from satm.results.columns import Columns
-from satm.storage.files import AGAIN, atomic_path, expect, hash_text
+from satm.storage.files import AGAIN, atomic_path, expect
+from satm.storage.identity import hash_bytes
 
 METADATA_KEY = b"satm"
 """Under which a parquet schema holds the run's circumstances, as one JSON text."""
@@ -36,7 +37,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
     """
     table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=columns.schema(rows))
     text = json.dumps({**metadata, ROWS_HASH: hash_rows(table)}, sort_keys=True)
-    table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: hash_text(text)})
+    table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: hash_bytes(text.encode())})
     with atomic_path(path) as part:
         parquet.write_table(table, part)
 
@@ -130,7 +131,7 @@ def _circumstances(table: pyarrow.Table, path: Path, what: str) -> dict[str, Any
     stated = content.pop(ROWS_HASH, None)
     if stated is None and METADATA_HASH not in held:
         return content
-    if held.get(METADATA_HASH) != hash_text(held[METADATA_KEY]).encode() or stated != hash_rows(table):
+    if held.get(METADATA_HASH) != hash_bytes(held[METADATA_KEY]).encode() or stated != hash_rows(table):
         raise UsageError(f"{what} {path} was changed: it does not have the hash that it states; {AGAIN}")
     return content
 

@@ -1,12 +1,11 @@
 """A lock on a folder that keeps two processes off one run, on one machine or on several that share a file system.
 
-The owner writes a file of its own and changes it again and again, its heartbeat. Whoever finds such a file judges its
-owner: on the same machine by the process, elsewhere by whether the heartbeat goes on, watched on its own clock, so that
-clocks which disagree do no harm. A dead owner's file is not removed but outbid: the files are numbered, the highest
-holds, and making the next one succeeds for one process only. An owner that was taken for dead, because it stood still,
-sees the higher number and stops before it writes. Nothing but hard links, or else the exclusive creation of a file, is
-asked of the file system, so it works where locks of the system (flock) do not. Where even that fails there is a
-warning, and whoever has made the file waits whether another one takes it too: what stands in it in the end holds.
+The owner writes a file and changes it every few seconds, its heartbeat. A process that finds a lock checks whether its
+owner is alive: on the same machine by the process, elsewhere by the heartbeat, watched on its own clock, so that clocks
+may disagree. The file of a dead owner is not removed but outbid: files are numbered, the highest holds, and only one
+process succeeds in making the next one. An owner that was taken for dead because it stood still sees the higher number
+and stops before it writes. This needs hard links, or exclusive creation of files, and no locks of the file system
+(flock). Where both fail there is a warning, and a new owner waits whether another process takes the same file.
 """
 
 import contextlib
@@ -36,30 +35,22 @@ DEAD_AFTER = 60.0
 change that late."""
 
 IN_WORKFLOW = "SATM_IN_WORKFLOW"
-"""Environment variable, which the workflow sets: with any value this process is one of its jobs. It waits for a living
-owner to end instead of refusing, for jobs outlive a Snakemake that was killed, and those of the next one meet them; and
-it keeps its results (`KEPT`)."""
+"""Environment variable that the workflow sets for its jobs. They wait for a living owner to end instead of refusing, as
+jobs outlive a Snakemake that was killed and meet those of the next one; and they keep their results (`KEPT`)."""
 
 SETTLING = 5.0
 """Seconds in which another process may write into the same file, where a file system creates nothing exclusively."""
 
 KEPT = "finished"
-"""Folder, in a locked one, with second names of the results of a job of the workflow. Snakemake deletes what it did not
-see end before it makes it again: when it was killed, or the job between its result and the end of its own Snakemake."""
+"""Folder, in a locked one, with second names of the results of a job of the workflow. Of a job that it did not see end,
+Snakemake deletes the results before it runs the job again."""
 
 LENGTH = 512
 """Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
 
 
 class Lock:
-    """A folder held by this process.
-
-    Args:
-        folder: held.
-        what: is made there, for messages.
-        number: of its file.
-        waited: whether another process held it first, and ended.
-    """
+    """A folder held by this process, to make something there; `waited` if another process held it first and ended."""
 
     def __init__(self, folder: Path, what: str, number: int, waited: bool) -> None:
         self.folder, self.what, self.waited = folder, what, waited
@@ -76,7 +67,7 @@ class Lock:
         Raises:
             RunError: another process has taken this one for dead and holds it now.
         """
-        # Who makes the next number by mistake takes it back at once.
+        # A process that makes the next number by mistake takes it back at once.
         for pause in (0.0, 1.0, 2.0):
             time.sleep(pause)
             if (
@@ -90,11 +81,7 @@ class Lock:
         )
 
     def finished(self, *results: Path) -> None:
-        """Say that the folder is not needed any more: it is removed with the lock.
-
-        Args:
-            results: what was made, of which a job of the workflow keeps second names there.
-        """
+        """Let the folder be removed with the lock; a job of the workflow keeps second names of its results there."""
         self._clear = True
         if results and os.environ.get(IN_WORKFLOW):
             with contextlib.suppress(OSError):  # a disk without space for them: the results themselves are there
@@ -108,12 +95,7 @@ class Lock:
         return found if all(path.is_file() for path in found) else None
 
     def _take(self, number: int, held: dict[str, Any] | None) -> bool:
-        """Make this one's file and say whether it holds.
-
-        Args:
-            number: of the file whose owner was judged dead; 0: there was none.
-            held: what it said.
-        """
+        """Make the lock's file and return whether it holds, after one with a dead owner; number 0: there was none."""
         try:
             with explain_disk(self.path):
                 exclusive = _create(self.path, self._text(0))
@@ -186,11 +168,7 @@ class Lock:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[Lock]:
-    """Hold a folder for one process; it becomes free when the process ends, however it ends.
-
-    Args:
-        folder: to hold; made if it is missing.
-        what: is made there, for messages.
+    """Hold a folder, made if it is missing, until the process ends, however it ends; `what` is for messages.
 
     Raises:
         UsageError: another living process holds it, and the environment does not say to wait (`IN_WORKFLOW`).
@@ -227,7 +205,8 @@ def _acquire(folder: Path, what: str) -> Lock:
                     f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
                 )
             waited = True
-            stopping.saved()  # what the other one does is not lost on a run that a time limit stops here
+            stopping.saved()  # a run that a time limit stops here loses nothing: the other process goes on
+            stopping.check_stop()
             if time.monotonic() - told > 600:
                 told = time.monotonic()
                 LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
@@ -260,10 +239,7 @@ def _is_other(folder: Path) -> bool:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Create a file with its content in one step, so that a process that dies leaves all of it or nothing.
-
-    Returns:
-        Whether no other process can have done the same.
+    """Create a file with its content in one step; return whether no other process can have done the same.
 
     Raises:
         FileExistsError: there is such a file.
@@ -320,6 +296,7 @@ def _alive(path: Path, held: dict[str, Any]) -> bool:
         if first:
             LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), DEAD_AFTER)
             first = False
+        stopping.check_stop()
         time.sleep(min(1.0, DEAD_AFTER / 10))
     LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), DEAD_AFTER)
     return False

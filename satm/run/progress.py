@@ -16,13 +16,7 @@ LINE_SECONDS = 20.0
 
 
 class Progress:
-    """A context in which steps are counted.
-
-    Args:
-        what: name of the work.
-        total: steps in all.
-        done: steps done before, by an earlier run.
-    """
+    """A context in which the steps of some work are counted, `done` of them by an earlier run."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done = what, total, done

@@ -1,8 +1,8 @@
-"""What a job takes, written down while it runs: time, processors, memory, device and queue of each of its attempts.
+"""The record of a job, kept while it runs: time, processors, memory, device and queue of each of its attempts.
 
-The record lies beside the job's log and not in its output: it differs from run to run, and the bytes of results do not.
-Files that carry circumstances (`satm.results.run_metadata`) have a copy, so that it goes where they go. An attempt that
-is killed is known up to its last heartbeat, and the next one of the same job adds itself to the record.
+The record lies beside the job's log and not in its results, whose bytes do not differ from run to run. Files that carry
+circumstances (`satm.results.run_metadata`) have a copy. A killed attempt is known up to its last heartbeat; the next
+attempt at the same job adds itself to the record.
 """
 
 import contextlib
@@ -18,55 +18,55 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from satm.config import unusable
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 from satm.run.machine import device_name, highest_memory, peak_memory
+from satm.storage.files import atomic_path
 
 BEAT = 30.0
 """Seconds from one heartbeat to the next."""
 
+Amount = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(lt=2**63)]
+
 
 @dataclass
 class Attempt:
-    """One process that worked at a job. Times are UTC in ISO format; what is not known is None."""
+    """One process that worked at a job. Times are UTC in ISO format; unknown values are None."""
 
     id: str = ""
-    """No other attempt has it."""
+    """Unique among all attempts."""
     began: str = ""
     ended: str = ""
     """When it ended, or was last seen."""
-    seconds: float | None = None
+    seconds: Amount | None = None
     """From the start of the process to then."""
-    cpu_seconds: float | None = None
-    """Of all processors in sum."""
+    cpu_seconds: Amount | None = None
+    """Sum over all processors."""
     host: str = ""
     device: str = ""
-    """Name of the GPU that it computed on, or `cpu`."""
-    gpus: int = 0
-    """How many of them."""
-    peak_device_bytes: int = 0
-    """That tensors of torch held at most on the GPU."""
-    peak_host_bytes: int | None = None
-    """That the process held at most in main memory."""
+    """Name of the GPU, or `cpu`."""
+    gpus: Count = 0
+    peak_device_bytes: Count = 0
+    """Largest memory of tensors on the GPU."""
+    peak_host_bytes: Count | None = None
+    """Largest main memory of the process."""
     slurm: dict[str, str | None] | None = None
     """`job`, `submitted` and `started` of the SLURM job around it."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Attempt":
-        """Return the attempt that a file tells of; what other versions add is left out.
+        """Return the attempt that a file describes; fields that other versions add are left out.
 
         Raises:
-            ValueError: a value is of another type, or no number that can be.
+            ValueError: a value is of another type, or not a finite number of 64 bits.
         """
-        held = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        if found := unusable(held):
-            raise ValueError(f"an attempt has {found}")
-        return TypeAdapter(cls).validate_python(held)
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        return TypeAdapter(cls).validate_python(known)
 
 
 @dataclass
@@ -92,12 +92,9 @@ def find_record(path: Path) -> Record | None:
 
 
 class Account:
-    """One attempt that runs.
+    """A running attempt at the job whose record is at `path`, begun `age` seconds ago.
 
-    Args:
-        path: of the job's record.
-        age: seconds since it began.
-        around: the account of the command that this job is a part of; None: it is the command.
+    `around` is the account of the command that the job is a part of; None: the job is the command.
     """
 
     def __init__(self, path: Path, age: float, around: "Account | None") -> None:
@@ -174,19 +171,9 @@ class Account:
         self._put(Record([*others, self._now()], finished).text().encode())
 
     def _put(self, content: bytes) -> None:
-        """Write the file whole or not at all; a disk that is full ends no run for the sake of a measurement.
-
-        Not by `satm.storage.files.atomic_path`, which changes the mask of the process for a moment: this is another
-        thread.
-        """
-        part = self.path.with_name(f".{self.path.name}.{self._mine.id}.part")
-        with contextlib.suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                part.write_bytes(content)
-                part.replace(self.path)
-            finally:
-                part.unlink(missing_ok=True)
+        """Write the file whole or not at all; a full disk ends no run for the sake of a measurement."""
+        with contextlib.suppress(RunError), atomic_path(self.path) as part:
+            part.write_bytes(content)
 
 
 _open: list[Account] = []
@@ -233,8 +220,8 @@ def computes_on(device: torch.device) -> None:
         held.device = device
 
 
-def found_done() -> None:
-    """Say that what the innermost account is of was there already; the record stays that of those who did it."""
+def mark_complete() -> None:
+    """Mark the current job as already complete; its record stays that of the processes that did the work."""
     if _open:
         _open[-1].idle = True
 

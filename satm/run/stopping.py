@@ -1,7 +1,8 @@
 """Stopping in good order: on a signal or before a time limit, with the state saved.
 
-A signal raises `Stop` in the main thread, at once where nothing is lost by it, else after what may not be cut in two
-(`whole`). Whoever holds a state catches it, saves and lets it go on; the command line ends with `AGAIN`.
+A signal only sets a flag. Loops read it where nothing is half done (`check_stop`): before an inner step, a mini-batch
+or a wait. The `Stop` that this raises passes through the code that holds a state, which saves it; the command line ends
+with the exit code `AGAIN`.
 """
 
 import contextlib
@@ -10,13 +11,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 
-from satm.errors import RunError, UsageError
+from satm.errors import UsageError
 
 AGAIN = 75
 """Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
@@ -31,148 +32,103 @@ SIGNALS = {signal.SIGTERM: "the signal SIGTERM", signal.SIGINT: "the signal SIGI
 """What a run was stopped by."""
 
 
+@dataclass
+class Request:
+    """Pending stop request, and what this process has done about it."""
+
+    by: str = ""
+    """What stops the run; empty while nothing does."""
+    at_limit: bool = False
+    saved: bool = False
+    """Whether this process has saved anything that a later one goes on from."""
+    whole: int = 0
+    """Depth of nested `uninterruptible` sections."""
+    at_once: bool = False
+    """Whether a signal ends the work at once (`interruptible`)."""
+
+
 class Stop(BaseException):
-    """The run is to stop; the text says by what. No `Exception`, so that nothing takes it for a failure.
+    """The run is to stop; the text says by what. Not an `Exception`, so that nothing takes it for a failure."""
 
-    Args:
-        text: what stops it.
-        watch: what was asked and saved.
-    """
-
-    def __init__(self, text: str, watch: "_Watch") -> None:
-        super().__init__(text)
-        self._watch = watch
-
-    @property
-    def at_limit(self) -> bool:
-        """Whether the time limit is what stops the run."""
-        return self._watch.at_limit
-
-    @property
-    def saved(self) -> bool:
-        """Whether this process has saved anything that a later one goes on from."""
-        return self._watch.saved
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.by)
+        self.request = request
 
 
-class _Watch:
-    """What was asked, and how deep in what may not be cut in two the main thread is."""
-
-    def __init__(self) -> None:
-        self.asked = ""
-        self.at_limit = False
-        self.depth = 0
-        self.saved = False
-
-    def ask(self, signum: int, _frame: FrameType | None) -> None:
-        if _in(sys.exception()):
-            return  # it is saving already
-        self.asked = self.asked or SIGNALS[signal.Signals(signum)]
-        self.at_limit = self.at_limit or signum == signal.SIGALRM
-        self.now()
-
-    def now(self) -> None:
-        """Raise if asked and nothing forbids it; once more if the last one was lost, as in a `__del__`."""
-        if self.asked and not self.depth and not _in(sys.exception()):
-            raise Stop(self.asked, self)
+_request = Request()
 
 
-_watch = _Watch()
-
-
-def _in(error: BaseException | None) -> Stop | None:
-    """Return the stop that an exception is, was raised from, or was raised while it was handled."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, Stop):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
-
-
-@contextlib.contextmanager
-def unwrapped() -> Iterator[None]:
-    """Raise a stop by itself where it has become a failure.
-
-    Python makes a RuntimeError of one in a `__set_name__`; C++ that asks Python for something drops it and fails for
-    not getting that. So whatever fails after a stop was asked for is taken for the stop, and what is a failure indeed
-    will be one again. Not so a `RunError` while the state was being saved.
-    """
-    try:
-        yield
-    except Exception as error:
-        stop = _in(error)
-        if not _watch.asked or (stop is not None and isinstance(error, RunError)):
-            raise
-        raise stop or Stop(_watch.asked, _watch) from None
+def _receive(signum: int, _frame: FrameType | None) -> None:
+    """Note a signal; a second Ctrl-C ends the process as Python does by default."""
+    if _request.by and signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    _request.by = _request.by or SIGNALS[signal.Signals(signum)]
+    _request.at_limit = _request.at_limit or signum == signal.SIGALRM
+    if _request.at_once:
+        check_stop()
 
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[None]:
-    """Let the signals of `SIGNALS` raise `Stop`, in the main thread; elsewhere nothing changes."""
-    global _watch
+    """Let the signals of `SIGNALS` ask this process to stop, in the main thread; elsewhere nothing changes."""
+    global _request
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, _watch = _watch, _Watch()
-    handlers = {signum: signal.signal(signum, _watch.ask) for signum in SIGNALS}
+    before, _request = _request, Request()
+    handlers = {signum: signal.signal(signum, _receive) for signum in SIGNALS}
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-        _watch = before
+        _request = before
+
+
+def stop_requested() -> bool:
+    """Return whether this process was asked to stop."""
+    return bool(_request.by)
+
+
+def check_stop() -> None:
+    """Raise `Stop` if this process was asked to stop, except in an uninterruptible section."""
+    if _request.by and not _request.whole:
+        raise Stop(_request)
 
 
 @contextlib.contextmanager
-def whole(save: Callable[[], object] | None = None) -> Iterator[None]:
-    """Let what is inside end before a stop, and then save.
-
-    Args:
-        save: called before the stop is raised, if one was asked for; None: nothing is to be saved.
-    """
-    _watch.now()  # one that was lost may have spoilt what came before
-    _watch.depth += 1
+def uninterruptible() -> Iterator[None]:
+    """Keep `check_stop` quiet inside; the caller checks after it has saved what was done there."""
+    _request.whole += 1
     try:
         yield
-        if _watch.asked and save is not None and not _in(sys.exception()):
-            save()
     finally:
-        _watch.depth -= 1
-    _watch.now()
+        _request.whole -= 1
 
 
 @contextlib.contextmanager
-def at_once() -> Iterator[None]:
-    """Let a stop be raised inside although it is inside `whole`; at the end at the latest, should one be lost."""
-    held, _watch.depth = _watch.depth, 0
+def interruptible() -> Iterator[None]:
+    """Let a signal raise `Stop` anywhere inside: for work without loops that check, and without a state to lose."""
+    check_stop()
+    _request.at_once = True
     try:
-        _watch.now()
         yield
-        _watch.now()
     finally:
-        _watch.depth = held
-
-
-def heed() -> None:
-    """Raise a stop that was asked for and lost: what was computed since may be spoilt, and is not to be written."""
-    _watch.now()
+        _request.at_once = False
+        check_stop()  # code that was cut off anywhere may have dropped the stop, or failed because of it
 
 
 def saved() -> None:
-    """Say that this process has done and saved something that a later one goes on from."""
-    _watch.saved = True
+    """Note that this process has saved something that a later one goes on from."""
+    _request.saved = True
 
 
 def limit(minutes: float | None) -> float | None:
-    """Stop before a time limit: the one given, that of the environment, or that of the SLURM job.
-
-    Args:
-        minutes: from now; None: what the environment says.
+    """Stop before a time limit: some minutes from now, those of the environment, or the end of the SLURM job.
 
     Returns:
-        seconds from now to the limit, the nearest of all; None: there is none.
+        seconds from now to the nearest limit; None: there is none.
 
     Raises:
         UsageError: it is not a positive number.

@@ -1,14 +1,15 @@
 """What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network, rows.
 
-Every file carries a checksum of all that it holds. What is written again and again has two files that are written in
-turn, so that the state before serves where the last one is damaged.
+Files of tensors carry the hashes of all that they hold (`satm.storage.tensors`). A state that is written again and
+again has two files that are written in turn, so that the state before serves where the last one is damaged.
 """
 
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from satm.errors import RunError, UsageError
 from satm.experts import Snapshot
 from satm.methods.parts.problem import Synthetic
 from satm.run import stopping
-from satm.storage.files import disk_is_full, hash_text, patiently
-from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, read_tensors, write_tensors
+from satm.run.disk import patiently
+from satm.storage.files import disk_is_full
+from satm.storage.identity import Identity, differing_field
+from satm.storage.tensors import TensorFile, open_tensors, read_metadata, write_tensors
 
 LOG = logging.getLogger("satm")
 
@@ -30,19 +33,18 @@ Content = dict[str, Any]
 
 
 class Generations:
-    """The last state of something and the one before it.
+    """The last state of something and the one before it, in two files whose names begin alike.
 
-    Args:
-        folder: of the two files.
-        name: that both begin with.
+    The identity, JSON values, says what the state is of.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, identity: object) -> None:
         self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
+        self.identity = json.loads(json.dumps(identity))  # as it will be read
         self._last: int | None = None
 
     def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bool:
-        """Write a state in place of the one before the last; say whether there was space for it.
+        """Write a state in place of the one before the last; return whether there was space for it.
 
         Without space the state before stays, and the run that calls can go on.
         """
@@ -50,7 +52,8 @@ class Generations:
             self._last = max((number for number, _ in self._numbered()), default=-1)
         number = self._last + 1
         try:
-            write_tensors(self.paths[number % 2], tensors, _sealed(tensors, {**content, "generation": number}))
+            whole = {**content, "identity": self.identity, "generation": number}
+            write_tensors(self.paths[number % 2], tensors, whole)
         except RunError as error:
             if not disk_is_full(error):
                 raise
@@ -60,14 +63,17 @@ class Generations:
         return True
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Return the last state that is whole; None where there is none."""
+        """Return the last state that is whole; None where there is none, or one of another identity."""
+        found = self.load_any()
+        return found if found and found[1]["identity"] == self.identity else None
+
+    def load_any(self) -> tuple[dict[str, Tensor], Content] | None:
+        """Return the last state that is whole, of whatever identity; None where there is none."""
         for _, path in sorted(self._numbered(), key=lambda entry: -entry[0]):
             try:
-                tensors, content = read_sealed(path)
+                return _read(path, "generation")
             except UsageError as error:
                 LOG.warning("%s; the state before it serves", error)
-                continue
-            return tensors, content
         return None
 
     def _numbered(self) -> list[tuple[int, Path]]:
@@ -78,48 +84,36 @@ class Generations:
                 continue
             try:
                 with open_tensors(path, "state") as file:
-                    found.append((int(str(read_metadata(file, path, "state")["generation"])), path))
-            except (UsageError, KeyError, ValueError):
+                    found.append((int(_content(file, path, "generation")["generation"]), path))
+            except UsageError:
                 found.append((-1, path))
         return found
 
 
-def _sealed(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Content:
-    held: Content = json.loads(json.dumps(content))  # as it will be read
-    return {**held, "seal": _seal(tensors, held)}
-
-
-def _seal(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
-    names = sorted(tensors)
-    text = json.dumps([content, names], sort_keys=True)
-    return hash_text(text + hash_tensors(*(tensors[name] for name in names)))
-
-
-def read_sealed(path: Path) -> tuple[dict[str, Tensor], Content]:
-    """Return the tensors and the content of a state, checked.
+def _read(path: Path, name: str) -> tuple[dict[str, Tensor], Content]:
+    """Return the tensors and the content of a state, compared with their hashes.
 
     Raises:
-        UsageError: the file is missing, cut short, or was changed.
+        UsageError: the file is missing, cut short, changed, or not a state with a value of this name.
     """
-    tensors, held = read_tensors(path, "state")
-    content: Content = dict(held)
-    if content.pop("seal", None) != _seal(tensors, content):
-        raise UsageError(f"the state {path} is damaged: its checksum is not that of what it holds")
-    return tensors, content
+    with open_tensors(path, "state") as file:
+        content = _content(file, path, name)
+        return {each: file.get_tensor(each) for each in file.keys()}, content  # noqa: SIM118
+
+
+def _content(file: TensorFile, path: Path, name: str) -> Content:
+    content = read_metadata(file, path, "state")
+    if not file.hashed or not {"identity", name} <= set(content):
+        raise UsageError(f"state {path} is damaged: it does not state its hashes, identity and {name}")
+    return content
 
 
 class RunState:
-    """The run of a distillation, in two generations.
+    """The run of a distillation, in two generations; the backend says what it is computed with."""
 
-    Args:
-        folder: of this run alone.
-        identity: JSON values that say what the run is.
-        backend: what it is computed with.
-    """
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any], backend: str) -> None:
-        self.identity, self.backend = identity, backend
-        self._files = Generations(folder, "checkpoint")
+    def __init__(self, folder: Path, identity: Identity, backend: str) -> None:
+        self.backend = backend
+        self._files = Generations(folder, "checkpoint", identity)
         self._begun_with = 0
 
     def save(self, run: Run) -> bool:
@@ -128,12 +122,11 @@ class RunState:
         states = {"now": run.now, "safe": run.safe, "recent": run.recent}
         for name, state in states.items():
             if name != "recent" or state is not run.now:
-                tensors |= _flat(_state_tree(state), name)
+                tensors |= _flat(state, name)
         if run.best:
-            tensors |= _flat(_made_tree(run.best.made), "best")
-        tensors |= _flat({str(iteration): vars(held) for iteration, held in run.history.items()}, "history")
+            tensors |= _flat(run.best.made, "best")
+        tensors |= _flat(run.history, "history")
         content = {
-            "identity": self.identity,
             "backend": self.backend,
             "iterations": {name: state.iteration for name, state in states.items()},
             "rates": run.rates,
@@ -146,12 +139,19 @@ class RunState:
             stopping.saved()
         return done
 
-    def load(self, device: torch.device) -> tuple[Run, Content, str] | None:
-        """Return the run, its identity and its backend; None where no state is whole."""
-        found = self._files.load()
+    def load(self, device: torch.device) -> Run | None:
+        """Return the run that an earlier process has kept; None where there is none, or one of other options."""
+        found = self._files.load_any()
         if found is None:
             return None
         held, values = found
+        if difference := differing_field(self._files.identity, values["identity"]):
+            LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
+            return None
+        if (backend := values["backend"]) != self.backend:
+            LOG.warning(
+                "going on with %s what was begun with %s: not the same bytes as in one go", self.backend, backend
+            )
         tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
         now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
         recent = _state(tree["recent"], values["iterations"]["recent"]) if "recent" in tree else now
@@ -161,21 +161,12 @@ class RunState:
         history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
         rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
         self._begun_with = len(rows)
-        run = Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
-        return run, values["identity"], values["backend"]
+        LOG.info("going on after iteration %d", now.iteration)
+        return Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
 
 
 Tree = dict[str, Any]
 """Tensors by nested names."""
-
-
-def _state_tree(state: State) -> Tree:
-    return {
-        "numbers": state.numbers,
-        "moments": state.moments,
-        "memory": state.memory,
-        **({} if state.average is None else {"average": state.average}),
-    }
 
 
 def _state(tree: Tree, iteration: int) -> State:
@@ -183,30 +174,27 @@ def _state(tree: Tree, iteration: int) -> State:
     return State(iteration, tree["numbers"], moments, tree.get("memory", {}), tree.get("average"))
 
 
-def _made_tree(made: Made) -> Tree:
-    parts = {"synthetic": vars(made.synthetic), "numbers": made.numbers}
-    return {**parts, **({} if made.raw is None else {"raw": vars(made.raw)})}
-
-
 def _made(tree: Tree, iteration: int) -> Made:
     raw = Synthetic(**tree["raw"]) if "raw" in tree else None
     return Made(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of a tree by names joined with a point, each a copy.
+def _flat(held: object, place: str) -> dict[str, Tensor]:
+    """Return the tensors in nested mappings and dataclasses by names joined with a point, each a copy.
 
     States share tensors, and safetensors refuses tensors that share memory.
     """
+    if isinstance(held, Tensor):
+        return {place: held.clone()}
+    parts = vars(held) if is_dataclass(held) else held if isinstance(held, Mapping) else {}
     found: dict[str, Tensor] = {}
-    for name, held in tree.items():
-        place = f"{prefix}.{name}"
-        found |= {place: held.clone()} if isinstance(held, Tensor) else _flat(held, place)
+    for name, part in parts.items():
+        found |= _flat(part, f"{place}.{name}")
     return found
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> Tree:
-    """Return the tree that `_flat` was given; branches without tensors are gone."""
+    """Return the tree of tensors that `_flat` was given; branches without tensors are gone."""
     tree: Tree = {}
     for name, tensor in tensors.items():
         *branches, leaf = name.split(".")
@@ -220,12 +208,10 @@ def _nested(tensors: Mapping[str, Tensor]) -> Tree:
 class ExpertState:
     """The epochs of one expert that are trained already, one file each, so that an epoch costs one snapshot to keep.
 
-    Args:
-        folder: of this expert alone.
-        identity: JSON values that say what the expert is; the state of another one is dropped.
+    The folder is of this expert alone; the state of an expert of another identity is dropped.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.identity = identity
 
@@ -239,7 +225,7 @@ class ExpertState:
         if snapshot.momentum is not None:
             tensors["momentum"] = snapshot.momentum
         # As a text, for the loss of the start is NaN, which JSON does not know.
-        content = _sealed(tensors, {"identity": self.identity, "loss": repr(snapshot.loss)})
+        content = {"identity": self.identity, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
         stopping.saved()
 
@@ -248,7 +234,7 @@ class ExpertState:
         last: Snapshot | None = None
         while self._path(epoch := 0 if last is None else last.epoch + 1).is_file():
             try:
-                tensors, content = read_sealed(self._path(epoch))
+                tensors, content = _read(self._path(epoch), "loss")
             except UsageError as error:
                 LOG.warning("%s; the epoch before it serves", error)
                 break
@@ -266,7 +252,7 @@ class ExpertState:
             UsageError: a file was damaged since it was written.
         """
         count = len(list(self.folder.glob("epoch-*.safetensors")))
-        return [read_sealed(self._path(epoch))[0]["weights"] for epoch in range(count)]
+        return [_read(self._path(epoch), "loss")[0]["weights"] for epoch in range(count)]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -279,55 +265,23 @@ class ExpertState:
 class NetworkState:
     """The state of networks while they are trained, one or several at once: weights, statistics, optimiser, generators.
 
-    Args:
-        folder: of the files.
-        identity: JSON values that say what is trained; the state of something else is dropped.
-        every: at least so many seconds lie between two writes, which has no effect on the result.
+    At least `every` seconds lie between two writes, which has no effect on the result.
     """
 
     def __init__(self, folder: Path, identity: object, every: float = 60.0) -> None:
-        self.identity = json.loads(json.dumps(identity))
         self.every = every
-        self._files = Generations(folder, "network")
+        self._files = Generations(folder, "network", identity)
         self._written = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return the epochs that are done and the tensors that were kept then; None where nothing is of these."""
         found = self._files.load()
-        if found is None or found[1]["identity"] != self.identity:
-            return None
-        return int(found[1]["epoch"]), found[0]
+        return (int(found[1]["epoch"]), found[0]) if found else None
 
-    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]], now: bool = False) -> None:
-        """Keep the state after so many epochs, unless the last one was kept a moment ago and it is not to be now."""
-        if not now and time.monotonic() - self._written < self.every:
+    def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Keep the state after so many epochs, unless the last one was kept a moment ago and no stop is requested."""
+        if time.monotonic() - self._written < self.every and not stopping.stop_requested():
             return
-        if self._files.save(tensors(), {"identity": self.identity, "epoch": epoch}):
+        if self._files.save(tensors(), {"epoch": epoch}):
             stopping.saved()
         self._written = time.monotonic()
-
-
-class RowsState:
-    """What a stage has measured so far, as JSON values, in two generations.
-
-    Args:
-        folder: of the files.
-        identity: JSON values that say what is measured; rows of something else are dropped.
-    """
-
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.identity = json.loads(json.dumps(identity))
-        self._files = Generations(folder, "rows")
-
-    def load(self) -> list[Content]:
-        """Return the rows that an earlier process left."""
-        found = self._files.load()
-        if found is None or found[1]["identity"] != self.identity:
-            return []
-        rows: list[Content] = found[1]["rows"]
-        return rows
-
-    def save(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep all rows."""
-        if self._files.save({}, {"identity": self.identity, "rows": list(rows)}):
-            stopping.saved()

@@ -6,7 +6,8 @@ from pathlib import Path
 from satm.config import root_of
 from satm.cost.forecast import Pace, cost, cost_grid
 from satm.errors import UsageError
-from satm.results import PACE, read_rows
+from satm.results.columns import PACE
+from satm.results.rows import read_rows
 from satm.run.progress import Progress
 from satm.version import CHECKOUT
 from satm.workflow.jobs import campaigns_of, jobs

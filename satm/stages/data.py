@@ -6,32 +6,35 @@ from pathlib import Path
 from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
 from satm.errors import UsageError
-from satm.stages.common import stored_images
+from satm.run.record import account
+from satm.stages.inputs import stored_images
 
 LOG = logging.getLogger("satm")
 
 
 def make_images(resolver: Resolver, dataset: str) -> None:
     """Decode a dataset once and store it as uint8; the one of a step is part of the whole one, whose file serves it."""
-    dataset = resolver.whole(dataset)
-    data = load_dataset(dataset, resolver.dataset(dataset))
-    path = Path(resolver.layout.images(dataset))
-    save_images(path, data)
-    LOG.info(
-        "%s: %d training, %d validation and %d test images of %d classes, %d x %d x %d, hash %s -> %s",
-        *(dataset, len(data.train), len(data.validation), len(data.test), data.classes),
-        *(data.channels, data.size, data.size, data.hash[:12], path),
-    )
+    whole = resolver.whole(dataset)
+    with account(Path(resolver.layout.account("data", dataset, "images"))):
+        data = load_dataset(whole, resolver.dataset(whole))
+        path = Path(resolver.layout.images(whole))
+        save_images(path, data)
+        LOG.info(
+            "%s: %d training, %d validation and %d test images of %d classes, %d x %d x %d, hash %s -> %s",
+            *(whole, len(data.train), len(data.validation), len(data.test), data.classes),
+            *(data.channels, data.size, data.size, data.hash[:12], path),
+        )
 
 
 def make_zca(resolver: Resolver, dataset: str) -> None:
     """Fit the ZCA whitening on the training images, for a step on those of the whole dataset, and store it."""
-    dataset = resolver.whole(dataset)
-    options = resolver.dataset(dataset)
+    whole = resolver.whole(dataset)
+    options = resolver.dataset(whole)
     if not options.zca:
-        raise UsageError(f"dataset {dataset} is not whitened; set zca: true in its options, or leave this step out")
-    data = stored_images(resolver, dataset)
-    whitening = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
-    path = Path(resolver.layout.zca(dataset))
-    save_whitening(path, whitening, data.hash)
-    LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", len(whitening.mean), whitening.eps, whitening.hash[:12], path)
+        raise UsageError(f"dataset {whole} is not whitened; set zca: true in its options, or leave this step out")
+    with account(Path(resolver.layout.account("data", dataset, "zca"))):
+        data = stored_images(resolver, whole)
+        found = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
+        path = Path(resolver.layout.zca(whole))
+        save_whitening(path, found, data.hash)
+        LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", len(found.mean), found.eps, found.hash[:12], path)

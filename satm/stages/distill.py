@@ -8,23 +8,21 @@ from typing import Any
 
 import torch
 
-from satm.config import REVISIONS, Cell, Resolver
+from satm.config import Cell, EvaluateOptions, Resolver
 from satm.config.methods import IterativeOptions, MethodOptions
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
-from satm.experts import differing_field
 from satm.methods import Recipe
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages
-from satm.results import METRICS, DistilledDataset, History, run_metadata, save_distilled, write_rows
-from satm.run.lock import Lock, exclusive
+from satm.results.columns import METRICS
+from satm.results.distilled import DistilledDataset, History, save_distilled
 from satm.run.machine import describe_backend
-from satm.run.progress import Progress
 from satm.stages.checkpoint import RunState
-from satm.stages.common import Prepared, made_already, make_problem, open_experts, prepare
-from satm.storage.files import patiently
+from satm.stages.inputs import Inputs
+from satm.stages.job import Job
 
 LOG = logging.getLogger("satm")
 
@@ -32,7 +30,7 @@ LOG = logging.getLogger("satm")
 def make_distilled(
     resolver: Resolver,
     cell: Cell,
-    kind: Recipe,
+    recipe: Recipe,
     options: MethodOptions,
     device: torch.device,
     checkpoint_seconds: float,
@@ -41,69 +39,59 @@ def make_distilled(
 
     At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
     """
-    layout = resolver.layout
-    prepared = prepare(resolver, cell.dataset)
-    store, network, experts_identity = None, getattr(options, "network", "convnet"), None
-    if kind.needs_experts:
-        experts: str = getattr(options, "experts")  # noqa: B009 - every method that needs experts has the option
-        store = open_experts(resolver, prepared, experts)
-        network, experts_identity = resolver.experts(experts, cell.dataset).network, store.identity
-    problem = make_problem(resolver, prepared, network, cell, device, store)
-    made = kind(options, problem)
-    look = _look(resolver, prepared, made, network, device) if made.iterative else None
-    schedule = resolver.evaluation(cell, network) if look else None
-    for subject, note in made.notes.items():
+    inputs = Inputs(resolver, cell.dataset, device)
+    method, network = inputs.method(recipe, options, cell)
+    for subject, note in method.notes.items():
         LOG.info("%s: %s", subject.replace("_", "-"), note)
-    resolved = {"method": kind.name, **options.model_dump(mode="json")}
-    resolved |= {"notes": dict(made.notes)} if made.notes else {}
-    identity = {
-        "revision": REVISIONS["distill"],
-        "axes": list(cell),
-        "options": resolved,
-        **prepared.identity,
-        "experts": experts_identity,
-        "network": resolver.network(network, cell.dataset),
-        "looks": schedule.model_dump(mode="json") if schedule else None,
-    }
-    state = Path(layout.state("distill", *cell.place))
-    path = Path(layout.distilled(cell))
-    metrics = path.with_name("metrics.parquet")
-    with exclusive(state, f"the synthetic set of {cell.method}") as lock:
-        if made_already(lock, METRICS, identity, metrics, path):
+    resolved = {"method": recipe.name, **options.model_dump(mode="json")}
+    resolved |= {"notes": dict(method.notes)} if method.notes else {}
+    look, schedule = _look(inputs, method, network)
+    experts = method.problem.experts
+    identity = inputs.identify(
+        "distill",
+        axes=list(cell),
+        options=resolved,
+        experts=None if experts is None else experts.identity,
+        network=inputs.network(network),
+        looks=schedule.model_dump(mode="json") if schedule else None,
+    )
+    path = Path(resolver.layout.distilled(cell))
+    results, what = (path.with_name("metrics.parquet"), path), f"the synthetic set of {cell.method}"
+    place = ("distill", *cell.place)
+    with Job(resolver.layout, place, what, identity, *results, columns=METRICS, device=device) as job:
+        if job.made:
             return
-        if made.iterative:
-            kept = RunState(state, identity, describe_backend(device))
-            run = _resume(kept, device) or begin(made)
-            found = _iterate(made, run, look, kept, lock, checkpoint_seconds)
-            rows, way = run.rows, _history(run)
+        if method.iterative:
+            state = RunState(job.folder, identity, describe_backend(device))
+            run = state.load(device) or begin(method)
+            found = _iterate(method, run, look, job, state, checkpoint_seconds)
+            rows, history = run.rows, _history(run)
         else:
-            found, rows, way = Made(0, made.start(), None, {}), [], None
+            found, rows, history = Made(0, method.start(), None, {}), [], None
         synthetic, raw = found.synthetic, found.raw
         whole = DistilledDataset(
             images=synthetic.images.cpu(),
             labels=synthetic.labels.cpu(),
             step_size=synthetic.step_size.cpu(),
-            preprocessing=prepared.preprocessor.identity,
-            class_names=prepared.data.class_names,
+            preprocessing=inputs.preprocessor.identity,
+            class_names=inputs.data.class_names,
             **cell.axes,
             options=resolved,
             iteration=found.iteration,
-            selection=made.selection,
-            whitening_path=prepared.whitening_path,
+            selection=method.selection,
+            whitening_path=inputs.whitening_path,
             average="raw" if raw is None else "ema",
             raw_images=None if raw is None else raw.images.cpu(),
             raw_labels=None if raw is None else raw.labels.cpu(),
             stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
-            history=way,
+            history=history,
         )
-        lock.check()
-        patiently(lambda: write_rows(metrics, rows, METRICS, run_metadata(identity, device)))
-        patiently(lambda: save_distilled(path, whole))
+        job.write_rows(rows)
+        job.write(lambda: save_distilled(path, whole))
         LOG.info(
             "%d images of iteration %d (%s), step size %.3g -> %s",
-            *(len(synthetic.images), found.iteration, made.selection, float(synthetic.step_size), path),
+            *(len(synthetic.images), found.iteration, method.selection, float(synthetic.step_size), path),
         )
-        lock.finished(metrics, path)
 
 
 def _history(run: Run) -> History | None:
@@ -118,86 +106,65 @@ def _history(run: Run) -> History | None:
     return History(torch.tensor(iterations), **parts)
 
 
-def _resume(kept: RunState, device: torch.device) -> Run | None:
-    """Return the run that an earlier process has kept; None if there is none, or one of other options."""
-    if (held := kept.load(device)) is None:
-        return None
-    run, found, backend = held
-    if difference := differing_field(kept.identity, found):
-        LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
-        return None
-    if backend != kept.backend:
-        LOG.warning("going on with %s what was begun with %s: not the same bytes as in one go", kept.backend, backend)
-    LOG.info("going on after iteration %d", run.now.iteration)
-    return run
-
-
 def _iterate(
-    method: Method[IterativeOptions],
-    run: Run,
-    look: Look | None,
-    kept: RunState,
-    lock: Lock,
-    checkpoint_seconds: float,
+    method: Method[IterativeOptions], run: Run, look: Look | None, job: Job, state: RunState, checkpoint_seconds: float
 ) -> Made:
     """Run the loop with progress and checkpoints."""
-    options = method.options
     written = time.monotonic()
+
+    def save(held: Run) -> None:
+        job.check()
+        state.save(held)
 
     def on_safe(held: Run) -> None:
         nonlocal written
         if time.monotonic() - written >= checkpoint_seconds:
-            on_stop(held)
+            save(held)
             written = time.monotonic()
 
-    def on_stop(held: Run) -> None:
-        lock.check()
-        kept.save(held)
-
-    with Progress("distil", options.iterations, run.now.iteration) as progress:
+    with job.progress(method.options.iterations, run.now.iteration) as progress:
 
         def on_row(row: Mapping[str, Any]) -> None:
             if row["event"]:
                 LOG.warning("%s", row["event"])
+            for name in row.keys() & {"validation_accuracy", "test_accuracy"}:
+                LOG.info("iteration %d: %s %.4f", row["iteration"], name.replace("_", " "), row[name])
             progress.at(
                 run.now.iteration,
                 f"loss {row['loss']:.4f}, step size {row['step_size']:.4g}, "
                 f"hypergradient norm {row['hypergradient_norm']:.3g}",
             )
 
-        return distill(method, run, look, on_row, on_safe, on_stop)
+        return distill(method, run, look, on_row, on_safe, save)
 
 
-def _look(
-    resolver: Resolver, prepared: Prepared, method: Method[IterativeOptions], network: str, device: torch.device
-) -> Look | None:
-    """Return how the loop looks at the accuracy of its set; None where nobody looks.
+def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[Look | None, EvaluateOptions | None]:
+    """Return how the loop looks at the accuracy of its set, the mean of some fresh networks, and how they are trained.
+
+    Returns:
+        None twice where nobody looks.
 
     Raises:
         UsageError: the looks are at held-out images and the dataset holds none out.
     """
-    options = method.options
-    images_of = options.selection if options.selection != "last" else options.watch
+    options, cell = method.options, method.problem.cell
+    if not isinstance(options, IterativeOptions):
+        return None, None
+    images_of = options.watch if options.selection == "last" else options.selection
     if images_of is None:
-        return None
-    problem = method.problem
-    cell = problem.cell
-    split = prepared.data.validation if images_of == "validation" else prepared.data.test
-    if not len(split):
+        return None, None
+    if not len(getattr(inputs.data, images_of)):
         what = "watch" if options.selection == "last" else "selection"
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
-    real = TrainingImages.of(split, prepared.preprocessor, device)
-    schedule, values = resolver.evaluation(cell, network), resolver.network(network, cell.dataset)
-    if schedule.lr == "searched":  # for the finished set; a search at each look would cost more than the looks
-        schedule = schedule.model_copy(update={"lr": "learned"})
+    real, values, found = inputs.images(images_of), inputs.network(network), inputs.resolver.evaluation(cell, network)
+    # A search at each look would cost more than the looks; the finished set has one.
+    schedule = found.model_copy(update={"lr": "learned"}) if found.lr == "searched" else found
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)
-        step_size, classes = float(synthetic.step_size), prepared.data.classes
-        task = Task(images, step_size, values, classes, schedule, prepared.augmentation)
+        classes, step_size = inputs.data.classes, float(synthetic.step_size)
+        task = Task(images, step_size, values, classes, schedule, inputs.augmentation)
         axes = [("look", *cell, iteration, repeat) for repeat in range(options.evaluate_networks)]
-        total = sum(score.accuracy for score in evaluate(task, real, axes))
-        LOG.info("iteration %d: %s accuracy %.4f", iteration, images_of, total / options.evaluate_networks)
-        return total / options.evaluate_networks
+        return sum(score.accuracy for score in evaluate(task, real, axes)) / options.evaluate_networks
 
-    return look
+    return look, found

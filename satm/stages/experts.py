@@ -14,7 +14,6 @@ from satm.errors import UsageError
 from satm.experts import (
     Difficulty,
     describe_shard,
-    differing_field,
     expert_difficulty,
     load_difficulty,
     mean_difficulty,
@@ -26,15 +25,15 @@ from satm.experts import (
     write_shard,
 )
 from satm.networks import build
-from satm.networks.training import TrainingImages, measure
+from satm.networks.training import measure
 from satm.params import load_flat
-from satm.run.lock import Lock, exclusive
-from satm.run.progress import Progress
-from satm.run.record import account, found_done
+from satm.run.record import account, mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
-from satm.stages.common import Prepared, expert_identity, found_made, open_experts, prepare, stored_difficulty
-from satm.storage.files import patiently, read_record, write_record
+from satm.stages.inputs import Inputs
+from satm.stages.job import Job
+from satm.storage.files import read_record, write_record
+from satm.storage.identity import differing_field
 
 LOG = logging.getLogger("satm")
 
@@ -43,28 +42,17 @@ def make_experts(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, part: str | None, device: torch.device
 ) -> None:
     """Train experts; without a part all of them, and then the manifest. Whole experts of the same recipe are kept."""
-    prepared = prepare(resolver, dataset)
-    identity = expert_identity(resolver, prepared, experts, options)
-    difficulty = stored_difficulty(resolver, prepared, experts, options)
-    network = resolver.network(options.network, dataset)
-    known = parts(options)
+    inputs, known = Inputs(resolver, dataset, device), parts(options)
+    identity, difficulty = inputs.expert_identity(experts, options), inputs.difficulty(experts, options)
     if part is not None and part not in known:
         raise UsageError(f"unknown part {part!r} of experts {experts}; known: {', '.join(known)}")
+    folder = Path(resolver.layout.experts(dataset, experts))
     for name in known if part is None else [part]:
-        folder = Path(resolver.layout.experts(dataset, experts))
-        state = Path(resolver.layout.state("experts", dataset, experts, f"part-{name}"))
         path = Path(resolver.layout.experts_part(dataset, experts, name))
-        kept = Path(resolver.layout.account("experts", dataset, experts, f"part-{name}"))
-        with account(kept), exclusive(state, f"part {name} of experts {experts}") as lock:
-            if lock.waited and path.is_file() and not differing_field(identity, _read_part(path)["identity"]):
-                LOG.info("%s was made by another process meanwhile", path)
-                lock.finished()
-                continue
-            indices = _indices(name)
-            shards = _train_part(prepared, options, difficulty, network, identity, folder, lock, indices, device)
-            content = {"identity": identity, "shards": shards}
-            patiently(partial(write_record, path, content))
-            lock.finished()
+        place = ("experts", dataset, experts, f"part-{name}")
+        with Job(resolver.layout, place, f"part {name} of experts {experts}", identity) as job:
+            shards = _train_part(inputs, options, difficulty, folder, job, _indices(name))
+            job.write(partial(write_record, path, {"identity": identity, "shards": shards}))
     if part is None:
         with account(Path(resolver.layout.account("experts", dataset, experts, "manifest"))):
             collect_experts(resolver, dataset, experts, options)
@@ -82,8 +70,7 @@ def _indices(part: str) -> range:
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
     """Join the parts of a trajectory store into its manifest."""
-    prepared = prepare(resolver, dataset)
-    identity = expert_identity(resolver, prepared, experts, options)
+    identity = Inputs(resolver, dataset, torch.device("cpu")).expert_identity(experts, options)
     shards: list[Mapping[str, Any]] = []
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
@@ -102,9 +89,8 @@ def make_difficulty(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, device: torch.device
 ) -> None:
     """Measure how hard each training image was for finished experts."""
-    prepared = prepare(resolver, dataset)
-    data = prepared.data
-    store = open_experts(resolver, prepared, experts, options)
+    inputs = Inputs(resolver, dataset, device)
+    data, store = inputs.data, inputs.experts(experts, options)
     asked = min(options.difficulty_count, len(store))
     path = Path(resolver.layout.difficulty(dataset, experts))
 
@@ -112,40 +98,29 @@ def make_difficulty(
         load_difficulty(found, store.identity, asked, len(data.train))
         return True
 
-    state = Path(resolver.layout.state("experts", dataset, experts, "difficulty"))
-    with exclusive(state, f"the difficulty of images for experts {experts}") as lock:
-        if found_made(lock, is_ours, path):
+    place, what = ("experts", dataset, experts, "difficulty"), f"the difficulty of images for experts {experts}"
+    with Job(resolver.layout, place, what, store.identity, path, is_ours=is_ours) as job:
+        if job.made:
             return
-        network = resolver.network(options.network, dataset)
+        network, real = inputs.network(options.network), inputs.images("train")
         module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
-        real = TrainingImages.of(data.train, prepared.preprocessor, device)
         found = []
-        with Progress("difficulty", asked) as progress:
+        with job.progress(asked) as progress:
             for expert in range(asked):
                 found.append(expert_difficulty(module, store, expert, real))
                 learned = found[-1].epoch
                 never = int((learned > store.epochs).sum())
                 text = f"learned after {float(learned.mean()):.2f} epochs, {never} images never"
                 progress.step(f"expert {expert}: {text}")
-        lock.check()
-        patiently(lambda: save_difficulty(path, mean_difficulty(found), store.identity, asked))
+        job.write(lambda: save_difficulty(path, mean_difficulty(found), store.identity, asked))
         LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), asked, path)
-        lock.finished(path)
 
 
 def _train_part(
-    prepared: Prepared,
-    options: ExpertsOptions,
-    difficulty: Difficulty | None,
-    network: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    folder: Path,
-    lock: Lock,
-    indices: range,
-    device: torch.device,
+    inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
 ) -> list[dict[str, Any]]:
     """Train the experts of one part that are not there yet; return the records of all."""
-    data = prepared.data
+    data, identity, network, device = inputs.data, job.identity, inputs.network(options.network), inputs.device
     missing = []
     for index in indices:
         found = shard_identity(folder, index)
@@ -154,36 +129,34 @@ def _train_part(
         if found != identity:
             missing.append(index)
     if not missing:
-        found_done()
+        mark_complete()
     else:
-        real = TrainingImages.of(data.train, prepared.preprocessor, device)
-        test = TrainingImages.of(data.test, prepared.preprocessor, device)
-        augmentation = prepared.augmentation if options.augment else Augmentation("", "image")
+        real, test = inputs.images("train"), inputs.images("test")
+        augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
         order = None
         if difficulty:
             order = difficulty.order(data.train.labels if options.order == "balanced-curriculum" else None)
-        with Progress("experts", len(missing) * options.epochs) as progress:
+        with job.progress(len(missing) * options.epochs) as progress:
             for index in missing:
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
                 axes = ("experts", data.name, "sgd", options.seed, index)
                 module = build(network, data.channels, data.classes, data.size, derive_seed("network", *axes))
                 module.to(device)
-                held = ExpertState(lock.folder / f"expert-{index:03d}", identity)
-                after = held.load()
+                state = ExpertState(job.folder / f"expert-{index:03d}", identity)
+                after = state.load()
                 progress.skip(after.epoch if after else 0)
                 for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
-                    lock.check()
-                    held.save(snapshot)
+                    job.check()
+                    state.save(snapshot)
                     if snapshot.epoch:
                         text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"
                         if snapshot.epoch % 5 == 0 and snapshot.epoch < options.epochs:
                             text += f", test accuracy {measure(module, test)[0]:.4f}"
                         progress.step(text)
-                snapshots = held.snapshots()
+                snapshots = state.snapshots()
                 load_flat(module, snapshots[-1].to(device))
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                lock.check()
-                patiently(partial(write_shard, folder, index, snapshots, identity, accuracy))
-                held.clear()
+                job.write(partial(write_shard, folder, index, snapshots, identity, accuracy))
+                state.clear()
     return [describe_shard(folder, index) for index in indices]

@@ -1,8 +1,6 @@
 """The stage `nas`: accuracies of the candidates of an architecture search, on a synthetic set or on real images."""
 
-import functools
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,61 +8,47 @@ from typing import Any
 
 import torch
 
-from satm.config import CANDIDATES, REVISIONS, CandidateOptions, Cell, Resolver, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, Cell, Resolver, SearchOptions
 from satm.errors import UsageError
-from satm.evaluation.networks import Axes, Task, evaluate, stacked
-from satm.evaluation.search import Candidate, candidates, sample
-from satm.networks import NETWORKS, resolve
+from satm.evaluation.candidates import fitting
+from satm.evaluation.networks import Axes, Task, evaluate_tasks
+from satm.evaluation.search import Candidate, sample
 from satm.networks.training import TrainingImages
-from satm.results import NAS, run_metadata, write_rows
-from satm.run.lock import Lock, exclusive
-from satm.run.progress import Progress
-from satm.run.record import account
-from satm.seeds import derive_seed
-from satm.stages.checkpoint import NetworkState, RowsState
-from satm.stages.common import Prepared, made_already, open_distilled, prepare, real_images, resumed_rows
-from satm.storage.files import hash_file, patiently
+from satm.results.columns import NAS
+from satm.stages.inputs import Inputs
+from satm.stages.job import Job
+from satm.storage.identity import Identity, hash_file
 
 LOG = logging.getLogger("satm")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the candidates are trained on.
-
-    Args:
-        cell: whose rows these are; of all real images ipc is 0 and the method `real`.
-        images: with labels.
-        step_size: that belongs to them, where the recipe's is `learned`.
-        options: the recipe.
-        identity: JSON values that say which images these are.
-    """
+    """What the candidates are trained on, and how."""
 
     cell: Cell
+    """Whose rows these are; of all real images ipc is 0 and the method `real`."""
     images: TrainingImages
     step_size: float
+    """That belongs to the images, where that of the options is `learned`."""
     options: CandidateOptions
-    identity: Mapping[str, Any]
+    identity: Identity
+    """JSON values that say which images these are."""
 
 
 def make_search(
-    resolver: Resolver,
-    cell: Cell,
-    search: str,
-    options: SearchOptions,
-    part: str | None,
-    device: torch.device,
+    resolver: Resolver, cell: Cell, search: str, options: SearchOptions, part: str | None, device: torch.device
 ) -> None:
     """Train the candidates of a search on a synthetic set, one part or all, and write a row of each network.
 
     Of a set that is a moving average, the average is used.
     """
     _check_part(search, options, part)
-    prepared = prepare(resolver, cell.dataset)
-    made, path = open_distilled(resolver, prepared, cell)
+    inputs = Inputs(resolver, cell.dataset, device)
+    made, path = inputs.distilled(cell)
     images = TrainingImages(made.images.to(device), made.labels.to(device))
     source = Source(cell, images, float(made.step_size), options.proxy, {"distilled": hash_file(path)})
-    _run(resolver, prepared, source, search, options, part, device)
+    _run(inputs, source, search, options, part)
 
 
 def make_real_search(
@@ -72,26 +56,10 @@ def make_real_search(
 ) -> None:
     """Train the candidates of a search on all real training images, one part or all; a row of each network."""
     _check_part(search, options, part)
-    prepared = prepare(resolver, dataset)
-    images = real_images(prepared, "train", device)
+    inputs = Inputs(resolver, dataset, device)
     # Real images have no step size of their own; the recipe's is a number (`SearchOptions`).
-    source = Source(Cell(dataset, 0, "real"), images, 0.0, options.real, {})
-    _run(resolver, prepared, source, search, options, part, device)
-
-
-@functools.cache
-def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -> tuple[Candidate, ...]:
-    """Return the candidates that fit images of `size` x `size` pixels, by the rule of the network itself."""
-    found = []
-    for candidate in candidates(width_factor):
-        name, options = resolve(candidate.network)
-        try:
-            with torch.device("meta"):  # shapes only: no weights are drawn
-                NETWORKS[name].build(channels, classes, size, options)
-        except ValueError:
-            continue
-        found.append(candidate)
-    return tuple(found)
+    source = Source(Cell(dataset, 0, "real"), inputs.images("train"), 0.0, options.real, {})
+    _run(inputs, source, search, options, part)
 
 
 def _check_part(search: str, options: SearchOptions, part: str | None) -> None:
@@ -99,97 +67,56 @@ def _check_part(search: str, options: SearchOptions, part: str | None) -> None:
         raise UsageError(f"unknown part {part!r} of search {search}; known: {', '.join(known)}")
 
 
-def _run(
-    resolver: Resolver,
-    prepared: Prepared,
-    source: Source,
-    search: str,
-    options: SearchOptions,
-    part: str | None,
-    device: torch.device,
-) -> None:
+def _run(inputs: Inputs, source: Source, search: str, options: SearchOptions, part: str | None) -> None:
     """Train and test the candidates of the parts, those that have no row yet."""
-    data, layout = prepared.data, resolver.layout
-    cell = source.cell
-    tested = real_images(prepared, source.options.split, device)
+    data, layout, cell, recipe = inputs.data, inputs.resolver.layout, source.cell, source.options
+    real = inputs.images(recipe.split)
     fit = fitting(data.channels, data.classes, data.size, options.width_factor)
     if left_out := CANDIDATES - len(fit):
         LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, CANDIDATES, data.size)
     chosen = sample(fit, options.sample, options.sample_seed)
-    place = (cell.dataset, "real") if cell.ipc == 0 else cell.place
     for name in options.parts() if part is None else [part]:
         first, last = (int(number) for number in name.split("-"))
         mine = chosen[first : last + 1]
         target = Path(layout.nas(cell, search, name) if cell.ipc else layout.nas_real(cell.dataset, search, name))
-        state = Path(layout.state("nas", *place, search, f"part-{name}"))
-        identity = {
+        place = ("nas", *(cell.place if cell.ipc else (cell.dataset, "real")), search, f"part-{name}")
+        identity = inputs.identify(
+            "nas",
             **source.identity,
-            "revision": REVISIONS["nas"],
-            "options": source.options.model_dump(mode="json"),
-            "candidates": [candidate.index for candidate in mine],
-            "width_factor": options.width_factor,
-            **prepared.identity,
-        }
-        kept = Path(layout.account("nas", *place, search, f"part-{name}"))
-        with account(kept), exclusive(state, f"part {name} of search {search}") as lock:
-            if made_already(lock, NAS, identity, target):
+            options=recipe.model_dump(mode="json"),
+            candidates=[candidate.index for candidate in mine],
+            width_factor=options.width_factor,
+        )
+        what, device = f"part {name} of search {search}", inputs.device
+        with Job(layout, place, what, identity, target, columns=NAS, device=device) as job:
+            if job.made:
                 continue
-            rows = _trained(prepared, source, search, mine, tested, lock, identity, device)
-            lock.check()
-            patiently(partial(write_rows, target, rows, NAS, run_metadata(identity, device)))
+            rows = _trained(inputs, source, search, mine, real, job)
+            job.write_rows(rows)
             LOG.info("%d candidates on %s images, %d networks -> %s", len(mine), cell.method, len(rows), target)
-            lock.finished(target)
 
 
 def _trained(
-    prepared: Prepared,
-    source: Source,
-    search: str,
-    mine: Sequence[Candidate],
-    tested: TrainingImages,
-    lock: Lock,
-    identity: Mapping[str, Any],
-    device: torch.device,
+    inputs: Inputs, source: Source, search: str, mine: list[Candidate], real: TrainingImages, job: Job
 ) -> list[dict[str, Any]]:
     """Return a row of each network, those of an earlier run included."""
-    options, held = source.options, RowsState(lock.folder, identity)
-    rows = resumed_rows(held, NAS)
-    total = len(mine) * options.repeats
-    with Progress("nas", total, len(rows)) as progress:
-        while len(rows) < total:
-            which, repeat = divmod(len(rows), options.repeats)
-            candidate = mine[which]
-            task = Task(
-                source.images,
-                source.step_size,
-                candidate.network,
-                prepared.data.classes,
-                options,
-                prepared.augmentation,
-            )
-            repeats = range(repeat, options.repeats if stacked(task, device) else repeat + 1)
-            axes = [(*source.cell, f"nas-{candidate.index}", number, options.network_seed) for number in repeats]
+    options, rows = source.options, job.rows()
 
-            def keep(some: Sequence[Axes]) -> NetworkState:
-                return NetworkState(lock.folder, [[derive_seed(*one) for one in some], identity])
+    def task(candidate: Candidate) -> Task:
+        classes, augmentation = inputs.data.classes, inputs.augmentation
+        return Task(source.images, source.step_size, candidate.network, classes, options, augmentation)
 
-            for number, score in zip(repeats, evaluate(task, tested, axes, keep), strict=True):
-                rows.append(
-                    {
-                        **source.cell.axes,
-                        "search": search,
-                        "candidate": candidate.index,
-                        **candidate.choices,
-                        "repeat": number,
-                        "split": options.split,
-                        "accuracy": score.accuracy,
-                        "loss": score.loss,
-                        "epochs": options.epochs,
-                        "seconds": score.seconds,
-                        "peak_memory_bytes": score.peak_memory_bytes,
-                    }
-                )
-                progress.step(f"{candidate}, network {number}: {options.split} accuracy {score.accuracy:.4f}")
-            lock.check()
-            held.save(rows)
+    def axes(which: int, repeat: int) -> Axes:
+        return (*source.cell, f"nas-{mine[which].index}", repeat, options.network_seed)
+
+    tasks = [partial(task, candidate) for candidate in mine]
+    with job.progress(len(mine) * options.repeats, len(rows)) as progress:
+        for group in evaluate_tasks(tasks, axes, options.repeats, real, len(rows), job.networks):
+            candidate = mine[group.which]
+            common = {**source.cell.axes, "search": search, "candidate": candidate.index, **candidate.choices}
+            common |= {"split": options.split, "epochs": options.epochs}
+            rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in group.scores.items()]
+            job.keep(rows)
+            for repeat, score in group.scores.items():
+                progress.step(f"{candidate}, network {repeat}: {options.split} accuracy {score.accuracy:.4f}")
     return rows

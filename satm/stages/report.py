@@ -3,31 +3,17 @@
 import logging
 from pathlib import Path
 
-from satm.config import (
-    ACCOUNTING,
-    OVERVIEW,
-    ContinualOptions,
-    FairOptions,
-    MeasuresOptions,
-    Resolver,
-    SearchOptions,
-    StartsOptions,
-)
+from satm.config import ACCOUNTING, OVERVIEW, Resolver
 from satm.cost.spent import accounting
 from satm.errors import UsageError
-from satm.figures import FIGURES
+from satm.figures.base import figure_of
 from satm.figures.style import save
 from satm.run.progress import Progress
 from satm.storage.files import atomic_path
-from satm.tables import accuracy as tables
-from satm.tables import continual as continual_table
-from satm.tables import late_start as starts_table
-from satm.tables import robustness as fair
-from satm.tables import run_metrics as measure_table
-from satm.tables import search as nas_table
+from satm.tables.base import table_of
 from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
-from satm.tables.render import Grid, csv_text, page_of, write_forms
+from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
 from satm.workflow.jobs import campaigns_of
 
@@ -39,21 +25,11 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` cells that were not run yet are empty.
     """
-    options = resolver.table(name)
-    reader = Reader(resolver, partial, reductions(resolver, options, "table", name))
-    if isinstance(options, FairOptions):
-        fair.write_fair(reader, name, Progress.console())
-    elif isinstance(options, SearchOptions):
-        nas_table.write_search(reader, name, Progress.console())
-    elif isinstance(options, ContinualOptions):
-        continual_table.write_continual(reader, name, Progress.console())
-    elif isinstance(options, MeasuresOptions):
-        measure_table.write_measures(reader, name, Progress.console())
-    elif isinstance(options, StartsOptions):
-        starts_table.write_starts(reader, name, Progress.console())
-    else:
-        frame, paired = tables.write_table(reader, name)
-        tables.show_table(Progress.console(), frame, paired)
+    table = table_of(resolver, name)
+    reader = Reader(resolver, partial, reductions(resolver, "tables", name))
+    contents = table.make(reader, name)
+    contents.write(resolver.layout, name)
+    contents.show(Progress.console())
     _warn(reader)
 
 
@@ -75,12 +51,10 @@ def make_accounting(resolver: Resolver) -> None:
     if resolver.path is None:
         raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
     root = resolver.layout.root
-    found = accounting(campaigns_of(resolver.path), root)
-    grids, console = [found.rules, found.cells], Progress.console()
-    text, tex = ("\n".join(form(grid) for grid in grids) for form in (Grid.markdown, Grid.latex))
-    whole = page_of(f"{root}: what it took", grids)
-    write_forms(resolver.layout, ACCOUNTING, csv=csv_text(found.frame), md=text, tex=tex, html=whole)
-    found.rules.show(console)
+    found, console = accounting(campaigns_of(resolver.path), root), Progress.console()
+    contents = Contents(found.frame, [found.rules, found.cells], f"{root}: what it took", shown=[found.rules])
+    contents.write(resolver.layout, ACCOUNTING)
+    contents.show(console)
     for note in found.rules.notes:
         console.print(note)
     LOG.info("%d cells of tables -> %s", len(found.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
@@ -91,9 +65,9 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` what was not run yet is left out, and the figure says so.
     """
-    options = resolver.figure(name)
-    reader = Reader(resolver, partial, reductions(resolver, options, "figure", name))
-    drawn = FIGURES[options.kind](reader, options)
+    options = figure_of(resolver, name)
+    reader = Reader(resolver, partial, reductions(resolver, "figures", name))
+    drawn = options.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
     if drawn.png is None:

@@ -1,23 +1,18 @@
-"""Writes that are whole or absent, records, hashes. Nothing here imports torch (`satm.storage.tensors` does)."""
+"""Writes that are whole or absent, and records. Nothing here imports torch (`satm.storage.tensors` does)."""
 
 import contextlib
 import errno
-import hashlib
 import json
-import logging
 import os
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from satm.errors import RunError, UsageError
-from satm.run.stopping import heed
-
-LOG = logging.getLogger("satm")
+from satm.storage.identity import hash_json
 
 HASH = "sha256"
 """Name under which a record states the hash of all others."""
@@ -33,21 +28,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
-        Stop: one was asked for and lost (`satm.run.stopping.heed`).
     """
-    heed()
     with explain_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        part = Path(name)
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.part")
         try:
+            part.touch(exist_ok=False)  # with the rights of an ordinary file, whatever the writer would give it
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            part.chmod(0o666 & ~umask)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -102,10 +91,7 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
 def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Return what `write_record` wrote. A file of an earlier version, which has no hash, is read too.
 
-    Args:
-        path: where from.
-        what: the word for the file in messages.
-        fields: its names, all of them and no others, with the type of each value.
+    `what` is the word for the file in messages; `fields` are all names that it must hold, with the type of each value.
 
     Raises:
         UsageError: the file is missing, is no such object, or was changed.
@@ -123,15 +109,10 @@ def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, 
 
 
 def expect(content: Mapping[str, object], fields: Mapping[str, type], where: str) -> dict[str, Any]:
-    """Return JSON values by name, checked; there may be others.
-
-    Args:
-        content: the values.
-        fields: type by name; `float` takes whole numbers too.
-        where: what they are of, for the message.
+    """Return JSON values by name, compared with the types in `fields`; `float` takes whole numbers too.
 
     Raises:
-        UsageError: one is missing or of another type.
+        UsageError: one is missing or of another type; `where` says in the message what they are of.
     """
     for name, kind in fields.items():
         if name not in content:
@@ -144,46 +125,6 @@ def expect(content: Mapping[str, object], fields: Mapping[str, type], where: str
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, sorted(names))) or "nothing"
-
-
-def hash_json(content: object) -> str:
-    """Return the SHA-256 of JSON values, in hexadecimal; equal values have one, in whatever order their names are."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_text(text: str | bytes) -> str:
-    """Return the SHA-256 of a text, or of its bytes in UTF-8, in hexadecimal."""
-    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
-
-
-SPACE_WAIT = 600.0
-"""Seconds that a finished result waits for space on a full disk."""
-
-
-def patiently(write: Callable[[], object]) -> None:
-    """Write a finished result; on a full disk try again until there is space, so that what was computed is not lost.
-
-    Raises:
-        RunError: there is none after `SPACE_WAIT`, or the fault is another one.
-    """
-    until, told = time.monotonic() + SPACE_WAIT, False
-    while True:
-        try:
-            write()
-            return
-        except RunError as error:
-            if not disk_is_full(error) or time.monotonic() > until:
-                raise
-            if not told:
-                LOG.warning("%s; trying again for %g s", error, SPACE_WAIT)
-                told = True
-            time.sleep(min(5.0, SPACE_WAIT / 10))
 
 
 def disk_is_full(error: RunError) -> bool:

@@ -11,21 +11,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from satm.errors import UsageError
-from satm.storage.files import AGAIN, atomic_path, hash_json
+from satm.storage.files import AGAIN, atomic_path
+from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
 """Names under which files state hashes: of each tensor, of the metadata with the hashes of the tensors."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
-    """Write a safetensors file atomically.
+    """Write tensors, copied to the CPU, and metadata, JSON values by name, as a safetensors file, atomically.
 
-    Args:
-        path: where to.
-        tensors: by name; they are copied to the CPU and made contiguous.
-        metadata: JSON values by name; stored as one JSON text under ``satm``. One text with sorted keys, because the
-            format's own map of texts is written in an order that changes from run to run. The hash of each tensor
-            goes with them, and the hash of all metadata.
+    The metadata are stored under ``satm`` as one JSON text with sorted keys, because the format's own map of texts is
+    written in an order that changes from run to run; with the hash of each tensor, and the hash of all metadata.
     """
     held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     content = json.loads(json.dumps(metadata))  # numbers as names become texts here, before the hash is taken

@@ -4,7 +4,6 @@ Pure functions of the tables' frames and of the files behind them.
 """
 
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +11,12 @@ from typing import Any
 
 import pandas
 
-from satm.config import (
-    ContinualOptions,
-    FairOptions,
-    MeasuresOptions,
-    Resolver,
-    SearchOptions,
-    StartsOptions,
-    TableOptions,
-)
-from satm.results import CONTINUAL, EVALUATION, METRICS, NAS, read_run
-from satm.tables.accuracy import results_table
-from satm.tables.continual import continual_table
-from satm.tables.late_start import starts_table
+from satm.config import Resolver
+from satm.results.columns import CONTINUAL, EVALUATION, METRICS, NAS
+from satm.results.rows import read_run
+from satm.tables.base import Number, table_of
 from satm.tables.reader import Reader
 from satm.tables.render import Grid
-from satm.tables.robustness import fair_table
-from satm.tables.run_metrics import measure_table
-from satm.tables.search import METRICS as SEARCHED
-from satm.tables.search import search_table
 
 AGREEMENT = ("within one", "within two", "outside", "no deviation printed")
 """How far a measured number is from the published one, in published standard deviations."""
@@ -77,11 +63,11 @@ def overview(resolver: Resolver) -> Overview:
     rows: list[dict[str, Any]] = []
     missing: list[str] = []
     files: dict[str, list[str]] = {}
-    for name, options in resolver.campaign.all_tables.items():
-        reader = Reader(resolver, partial=True)
-        rows.append({"table": name, **_counts(_numbers(reader, name))})
+    for name in resolver.campaign.tables:
+        table, reader = table_of(resolver, name), Reader(resolver, partial=True)
+        rows.append({"table": name, **_counts(table.numbers(table.frame(reader, name)))})
         missing += reader.missing
-        files[name] = options.files(resolver.layout, name)
+        files[name] = table.files(resolver.layout, name)
     root = resolver.layout.root
     spent = {path: cost for paths in files.values() for path in paths if (cost := _cost(root, Path(path))) is not None}
     for row in rows:
@@ -93,37 +79,6 @@ def overview(resolver: Resolver) -> Overview:
 
 
 _COUNTED = ("cells", "measured", "missing", "published", *AGREEMENT)
-
-Number = tuple[float, float, float]
-"""A measured number, the published one and its deviation; NaN where there is none."""
-
-
-def _numbers(reader: Reader, name: str) -> list[Number]:
-    """Return every cell of a table that is measured or to be measured."""
-    options, nan = reader.resolver.table(name), math.nan
-    if isinstance(options, TableOptions):
-        frame = results_table(reader, name)
-        own = frame[frame["method"].isin(options.methods) | frame["method"].str.startswith("full-")]
-        records = own.to_dict("records")
-        return [(row["accuracy_mean"], row["published_mean"], row["published_std"]) for row in records]
-    if isinstance(options, MeasuresOptions):
-        frame = measure_table(reader, name)
-        own = frame[frame["method"].isin(options.methods)]
-        return [(row["mean"], row["published"], row["published_std"]) for row in own.to_dict("records")]
-    if isinstance(options, StartsOptions):
-        frame = starts_table(reader, name)
-        return [(row["accuracy_mean"], row["published_mean"], nan) for row in frame.to_dict("records")]
-    if isinstance(options, SearchOptions):
-        frame = search_table(reader, name).assign(minutes=lambda held: held["proxy_minutes"])
-        return [
-            (row[column], row[f"published_{column}"], nan)
-            for row in frame[frame["method"] != "real"].to_dict("records")
-            for column in SEARCHED
-        ]
-    if isinstance(options, ContinualOptions):
-        return [(value, nan, nan) for value in continual_table(reader, name)["final_mean"]]
-    assert isinstance(options, FairOptions)
-    return [(value, nan, nan) for value in fair_table(reader, name)["hard_mean"]]
 
 
 def _counts(numbers: Sequence[Number]) -> dict[str, int]:

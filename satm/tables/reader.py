@@ -11,20 +11,11 @@ import pandas
 
 from satm.config import Cell, Resolver
 from satm.errors import MissingRun, UsageError
-from satm.experts import differing_field
-from satm.results import (
-    BOUNDS,
-    EVALUATION,
-    METRICS,
-    SHARPNESS,
-    TRAJECTORY,
-    VARIANCE,
-    Columns,
-    DistilledDataset,
-    load_distilled,
-    read_run,
-)
-from satm.storage.files import expect, hash_file
+from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
+from satm.results.distilled import DistilledDataset, load_distilled
+from satm.results.rows import read_run
+from satm.storage.files import expect
+from satm.storage.identity import differing_field, hash_file
 from satm.storage.tensors import open_tensors, read_metadata
 
 T = TypeVar("T")
@@ -112,6 +103,7 @@ class Reader:
         Raises:
             UsageError: also where they are of another version of the run than the synthetic set that lies there.
         """
+
         path = self.resolver.layout.metrics(cell)
         frame, made = self.run(path, METRICS, "distill", cell.axes)
         if (found := made.get("axes", list(cell))) != list(cell):
@@ -133,13 +125,14 @@ class Reader:
         path = self.resolver.layout.evaluation(cell, network)
         return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
-    def distilled(self, cell: Cell) -> DistilledDataset:
+    def distilled(self, cell: Cell) -> "DistilledDataset":
         """Return a synthetic set.
 
         Raises:
             MissingRun: it is missing; the text has the command that makes it.
             UsageError: the file is broken or of another run.
         """
+
         path = Path(self.resolver.layout.distilled(cell))
         if not path.is_file():
             raise MissingRun(

@@ -1,16 +1,18 @@
-"""Tables of texts, as Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
+"""Tables of texts, as csv, Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas
-from rich.console import Console
-from rich.table import Table
 
 from satm.config import Layout
 from satm.storage.files import atomic_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SPECIAL = str.maketrans(
     {"\\": r"\textbackslash{}", "±": r"$\pm$", "^": r"\^{}", "~": r"\~{}"} | {sign: rf"\{sign}" for sign in "&%_#${}"}
@@ -73,12 +75,10 @@ class Grid:
         body = "\n".join(f"<tr>{row}</tr>" for row in rows)
         return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
-    def page(self) -> str:
-        """Return it as a page of HTML that needs nothing else."""
-        return page_of(self.title, [self])
-
-    def show(self, console: Console) -> None:
+    def show(self, console: "Console") -> None:
         """Print it on a terminal, without the notes."""
+        from rich.table import Table
+
         shown = Table(title=self.title)
         for heading in self.headings:
             shown.add_column(heading, justify="left" if heading in self.left else "right")
@@ -87,25 +87,50 @@ class Grid:
         console.print(shown)
 
 
-def page_of(title: str, grids: Sequence[Grid]) -> str:
-    """Return tables with their notes as one page of HTML that needs nothing else; several have their titles above."""
-    begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-    parts = []
-    for grid in grids:
-        above = f"<h2>{html.escape(grid.title)}</h2>\n" if len(grids) > 1 else ""
-        notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
-        parts.append(f"{above}{grid.table()}\n{notes}\n")
-    return f"{begin}<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>\n{''.join(parts)}</html>\n"
+@dataclass(frozen=True)
+class Contents:
+    """What is written of a table.
 
-
-def write_grid(layout: Layout, name: str, frame: pandas.DataFrame, grid: Grid, console: Console) -> None:
-    """Write the frame as csv and the grid as md, tex and html, and show it.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
+    Args:
+        frame: as csv.
+        grids: as Markdown, LaTeX and a page of HTML; several have their titles above them on the page.
+        title: of the page; empty: that of the grid.
+        beside: frames written as further csv, by what is added to the name of the table.
+        shown: on a terminal; empty: the grids.
     """
-    write_forms(layout, name, csv=csv_text(frame), md=grid.markdown(), tex=grid.latex(), html=grid.page())
-    grid.show(console)
+
+    frame: pandas.DataFrame
+    grids: Sequence[Grid]
+    title: str = ""
+    beside: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
+    shown: Sequence[Grid] = ()
+
+    def write(self, layout: Layout, name: str) -> None:
+        """Write all forms of the table of this name.
+
+        Raises:
+            RunError: the disk is full or the folder cannot be written.
+        """
+        for added, frame in self.beside.items():
+            write_forms(layout, f"{name}{added}", csv=csv_text(frame))
+        markdown, latex = ("\n".join(form(grid) for grid in self.grids) for form in (Grid.markdown, Grid.latex))
+        write_forms(layout, name, csv=csv_text(self.frame), md=markdown, tex=latex, html=self.page())
+
+    def page(self) -> str:
+        """Return the grids with their notes as one page of HTML that needs nothing else."""
+        title = html.escape(self.title or self.grids[0].title)
+        parts = []
+        for grid in self.grids:
+            above = f"<h2>{html.escape(grid.title)}</h2>\n" if len(self.grids) > 1 else ""
+            notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
+            parts.append(f"{above}{grid.table()}\n{notes}\n")
+        begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
+        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{''.join(parts)}</html>\n"
+
+    def show(self, console: "Console") -> None:
+        """Print it on a terminal."""
+        for grid in self.shown or self.grids:
+            grid.show(console)
 
 
 def write_forms(layout: Layout, name: str, **forms: str) -> None:
@@ -122,6 +147,30 @@ def write_forms(layout: Layout, name: str, **forms: str) -> None:
 def csv_text(frame: pandas.DataFrame) -> str:
     """Return a frame as csv, numbers to six digits."""
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def percent(mean: float, std: float = float("nan")) -> str:
+    """Return a fraction in percent with its deviation, where there is one; an empty text where it is missing."""
+    return number(100 * mean, 100 * std, ".1f")
+
+
+def number(mean: float, std: float = float("nan"), form: str = ".4g", form_std: str = "") -> str:
+    """Return a number with its deviation, where there is one; an empty text where it is missing.
+
+    Args:
+        mean: the number.
+        std: its deviation.
+        form: of the number, as Python formats it.
+        form_std: of the deviation; empty: as the number.
+    """
+    if pandas.isna(mean):
+        return ""
+    return f"{mean:{form}}" if pandas.isna(std) else f"{mean:{form}} ± {std:{form_std or form}}"
+
+
+def text_of(value: Any) -> str:
+    """Return a value as a text; an empty one where it is missing."""
+    return "" if pandas.isna(value) else str(value)
 
 
 def in_numbers(counts: Iterable[int], what: str, rest: str = "") -> str:

@@ -4,26 +4,12 @@ A campaign for a smaller machine names its tables and figures as `config/paper.y
 by how much it is smaller.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from satm.config import (
-    AccountingFigure,
-    Cell,
-    CellsFigure,
-    ContinualFigure,
-    CorrelationFigure,
-    Figure,
-    Resolver,
-    SearchOptions,
-    SweepFigure,
-    Tabulated,
-    load_campaign,
-)
-from satm.methods import resolve as resolve_method
-from satm.networks import resolve as resolve_network
+from satm.config import Cell, Exhibit, FigureOptions, Resolver, load_campaign
 from satm.version import shipped
 
 METHOD = {
@@ -42,18 +28,8 @@ TESTED = {"repeats": "networks tested", "epochs": "epochs of a test"}
 
 NETWORK = {"width": "width", "depth": "depth", "width_factor": "width factor"}
 
-OWN = {
-    "steps": "steps",
-    "orders": "class orders",
-    "sample": "candidates",
-    "width_factor": "times the width of candidates",
-    "epochs": "epochs on the path",
-    "classes": "",
-    "per_class": "",
-}
-"""Options of a table or figure itself that say how large it is, in words."""
-
-Entry = Tabulated | Figure
+Add = Callable[[str, object], None]
+"""Notes a value of something, given in words."""
 
 
 def paper_path() -> Path:
@@ -66,20 +42,19 @@ def _paper() -> Resolver:
     return load_campaign(paper_path())
 
 
-def reductions(resolver: Resolver, entry: Entry, kind: str, name: str) -> list[str]:
-    """Return one sentence on how an entry differs in size from the papers' one of the same name, if there is one.
+def reductions(resolver: Resolver, section: Literal["tables", "figures"], name: str) -> list[str]:
+    """Return one sentence on how a table or figure differs in size from the papers' one of the same name, if any.
 
     Args:
         resolver: the campaign.
-        entry: its table or figure.
-        kind: `table` or `figure`.
-        name: of it.
+        section: of the campaign.
+        name: of the table or figure.
     """
     paper = _paper()
-    known: Mapping[str, Entry] = paper.campaign.all_tables if kind == "table" else paper.figures
+    known = _entries(paper, section)
     if resolver.layout.root == paper.layout.root or name not in known:
         return []
-    ours, theirs = _described(resolver, entry), _described(paper, known[name])
+    ours, theirs = _described(resolver, _entries(resolver, section)[name]), _described(paper, known[name])
     if not ours:
         return []
     found = []
@@ -92,44 +67,40 @@ def reductions(resolver: Resolver, entry: Entry, kind: str, name: str) -> list[s
     return [f"Reduced; in parentheses the values of config/paper.yaml: {'; '.join(found)}."]
 
 
-def _described(resolver: Resolver, entry: Entry) -> dict[str, str]:
+def _entries(resolver: Resolver, section: Literal["tables", "figures"]) -> Mapping[str, Exhibit]:
+    return resolver.campaign.tables if section == "tables" else resolver.figures
+
+
+def _described(resolver: Resolver, entry: Exhibit) -> dict[str, str]:
     """Return what an entry is made of, in words by subject."""
     found: dict[str, list[str]] = {}
-    if isinstance(entry, ContinualFigure):
-        parts = [_described(resolver, resolver.campaign.continual[name]) for name in entry.protocols]
-        for part in parts:
-            for what, text in part.items():
-                found.setdefault(what, []).append(text)
-        return {what: _joined(texts) for what, texts in found.items()}
-    if isinstance(entry, AccountingFigure):  # of all that the campaign is made of
-        return {}
-    cells = _cells(entry)
 
     def add(what: str, value: object) -> None:
         if value is not None:
             found.setdefault(what, []).append(f"{value:g}" if isinstance(value, float) else str(value))
 
+    if isinstance(entry, FigureOptions):
+        for table in entry.tables_shown(resolver.campaign.tables).values():
+            for what, text in _described(resolver, table).items():
+                add(what, text)
+    cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for cell in cells:
         add("dataset", cell.dataset)
         add("images per class", cell.ipc)
         _add_method(resolver, cell, add)
-    for dataset, network in _networks(entry, cells):
-        _, options = resolve_network(resolver.network(network, dataset))
-        for option, words in NETWORK.items():
-            add(f"{network} {words}", getattr(options, option, None))
-    for option, words in OWN.items():
-        if words:
-            add(words, getattr(entry, option, None))
-    if isinstance(entry, SearchOptions):
-        for which in ("proxy", "real"):
-            add(f"epochs on {which} images", getattr(entry, which).epochs)
-            add(f"networks on {which} images", getattr(entry, which).repeats)
+    for dataset in dict.fromkeys(cell.dataset for cell in cells):
+        for network in entry.tested_networks() or ("convnet",):
+            _add_network(resolver, network, dataset, add)
+    for what, value in entry.size().items():
+        add(what, value)
     return {what: _joined(texts) for what, texts in found.items()}
 
 
-def _add_method(resolver: Resolver, cell: Cell, add: Any) -> None:
-    """Add how large the runs of one cell are."""
-    kind, options = resolve_method(resolver.method(cell))
+def _add_method(resolver: Resolver, cell: Cell, add: Add) -> None:
+    """Note how large the runs of one cell are."""
+    from satm.methods import resolve
+
+    kind, options = resolve(resolver.method(cell))
     for option, words in METHOD.items():
         add(words, getattr(options, option, None))
     if kind.needs_experts:
@@ -141,18 +112,13 @@ def _add_method(resolver: Resolver, cell: Cell, add: Any) -> None:
         add(words, getattr(schedule, option))
 
 
-def _cells(entry: Tabulated | CellsFigure | SweepFigure) -> list[Cell]:
-    runs = entry.runs() if isinstance(entry, CorrelationFigure) else entry.cells()
-    return list(dict.fromkeys(run._replace(seed=0) for run in runs))
+def _add_network(resolver: Resolver, network: str, dataset: str, add: Add) -> None:
+    """Note how large a network is that is tested, or the ConvNet where none is."""
+    from satm.networks import resolve
 
-
-def _networks(entry: Entry, cells: Iterable[Cell]) -> list[tuple[str, str]]:
-    """Return (dataset, network) of what is tested, or of the ConvNet where nothing is."""
-    datasets = dict.fromkeys(dataset for dataset, *_ in cells)
-    names: Iterable[str] = getattr(entry, "networks", ("convnet",))
-    if isinstance(entry, SweepFigure):
-        names = dict.fromkeys(network for _, network in entry.points())
-    return [(dataset, name) for dataset in datasets for name in names]
+    _, options = resolve(resolver.network(network, dataset))
+    for option, words in NETWORK.items():
+        add(f"{network} {words}", getattr(options, option, None))
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -1,10 +1,8 @@
-"""Intervals of means, and scores that say what distilled images are worth by themselves. Nothing here imports torch."""
+"""Intervals of means, and scores that say what distilled images are worth by themselves."""
 
 import math
 import statistics
 from collections.abc import Sequence
-
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 """Of every interval."""
@@ -17,6 +15,8 @@ def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) ->
         values: at least one; of a single one the interval is NaN.
         confidence: fraction.
     """
+    from scipy.special import stdtrit
+
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return mean, math.nan, math.nan

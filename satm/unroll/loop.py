@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from satm.params import call_flat
+from satm.run.stopping import check_stop
 from satm.unroll.rules import Rule, State
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +57,7 @@ class InnerLoop:
             labels: of all synthetic images.
             step: index of the step.
         """
+        check_stop()
         if self.batches is not None:
             images, labels = images[self.batches[step]], labels[self.batches[step]]
         if self.augment is not None:

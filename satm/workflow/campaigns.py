@@ -146,7 +146,7 @@ class Campaigns:
     def tabulated(self, wildcards: Wildcards) -> list[str]:
         """Return what overview and accounting are made after: every table of a campaign."""
         resolver = self.of(wildcards.root)
-        return self._there([resolver.layout.table(name) for name in resolver.campaign.all_tables])
+        return self._there([resolver.layout.table(name) for name in resolver.campaign.tables])
 
     def figures(self, wildcards: Wildcards) -> list[str]:
         """Return every figure of a campaign."""
@@ -204,7 +204,7 @@ class Campaigns:
     def drawn(self, wildcards: Wildcards) -> list[str]:
         """Return everything that a figure is made of."""
         resolver = self.of(wildcards.root)
-        return self._there(resolver.figure(wildcards.figure).files(resolver.layout, resolver.campaign.continual))
+        return self._there(resolver.figure(wildcards.figure).files(resolver.layout, resolver.campaign.tables))
 
     def _there(self, files: list[str]) -> list[str]:
         """Return the files, or with `partial` those that exist."""
@@ -212,7 +212,7 @@ class Campaigns:
 
     @staticmethod
     def _tables(resolver: Resolver) -> list[str]:
-        return [resolver.layout.table(name) for name in (*resolver.campaign.all_tables, OVERVIEW, ACCOUNTING)]
+        return [resolver.layout.table(name) for name in (*resolver.campaign.tables, OVERVIEW, ACCOUNTING)]
 
     @staticmethod
     def _figures(resolver: Resolver) -> list[str]:

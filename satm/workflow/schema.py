@@ -12,27 +12,20 @@ from typing import Any
 
 from satm.config import (
     BUILTIN_EXPERTS,
-    CLASSES,
-    AccountingFigure,
+    FIGURES,
+    TABLES,
     AnalyseOptions,
     Campaign,
     Cell,
-    ContinualFigure,
-    ContinualOptions,
-    CorrelationFigure,
     EvaluateOptions,
+    Exhibit,
     ExpertsOptions,
-    FairOptions,
-    Figure,
     Options,
     Resolver,
     Setting,
-    SweepFigure,
-    TableOptions,
     canonical,
     parse,
 )
-from satm.config.class_order import split_classes
 from satm.errors import UsageError, pick, short, suggest
 from satm.version import CHECKOUT
 
@@ -57,6 +50,15 @@ def build() -> dict[str, Any]:
         for name, entry in registry.items():
             defs.update(_definitions(kind, name, entry.options))
         properties[f"{kind}s"] |= _entries(kind, sorted(registry))
+    for section, kinds, default in (("tables", TABLES, "accuracy"), ("figures", FIGURES, "")):
+        for kind, options in kinds.items():
+            found = options.model_json_schema()
+            defs.update({**found.pop("$defs", {}), options.__name__: found})
+            if kind != default:
+                found["required"] = ["kind", *found.get("required", [])]
+        properties[section]["additionalProperties"] = {
+            "oneOf": [{"$ref": f"#/$defs/{options.__name__}"} for options in kinds.values()]
+        }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -120,10 +122,10 @@ class Checker:
             self._options("method", {"method": name, **entry}, f"{where}: methods.{name}")
         for index, setting in enumerate(campaign.settings):
             self._setting(resolver, setting, f"{where}: settings.{index}")
-        for name in campaign.all_tables:
-            self._table(resolver, name, f"{where}: table {name}")
+        for name, table in campaign.tables.items():
+            self._exhibit(resolver, table, f"{where}: table {name}")
         for name, figure in campaign.figures.items():
-            self._figure(resolver, figure, f"{where}: figure {name}")
+            self._exhibit(resolver, figure, f"{where}: figure {name}")
 
     def _setting(self, resolver: Resolver, setting: Setting, where: str) -> None:
         if setting.stage == "experts":
@@ -141,42 +143,19 @@ class Checker:
                 base = entries.get(name, {}).get(kind, name)
                 self._options(kind, {**setting.options, kind: base}, where)
 
-    def _table(self, resolver: Resolver, name: str, where: str) -> None:
-        table = resolver.table(name)
-        if isinstance(table, TableOptions):
-            for method in (*table.sharpness, *(name for pair in table.compare for name in pair)):
-                pick(method, dict.fromkeys(table.methods), f"method in sharpness and compare of {where}")
-        for dataset, ipcs in table.datasets.items():
+    def _exhibit(self, resolver: Resolver, entry: Exhibit, where: str) -> None:
+        """Check every synthetic set and network that a table or figure is made of."""
+        cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
+        for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
             pick(dataset, resolver.datasets, f"dataset in {where}")
-            for network in table.networks if isinstance(table, TableOptions | FairOptions) else ():
+            for network in entry.tested_networks():
                 self._options("network", resolver.network(network, dataset), where)
-            if isinstance(table, ContinualOptions):
-                self._options("network", resolver.network(table.network, dataset), where)
-                self._steps(resolver, table, dataset, where)
-            for ipc in ipcs:
-                for method in table.methods:
-                    self._cell(resolver, Cell(dataset, ipc, method), f"{where}: {method} on {dataset} at ipc {ipc}")
-
-    def _figure(self, resolver: Resolver, figure: Figure, where: str) -> None:
-        """Check every set that a figure is drawn from."""
-        if isinstance(figure, ContinualFigure | AccountingFigure):
-            return  # drawn from protocols or all jobs, which are checked as tables
-        runs = figure.runs() if isinstance(figure, CorrelationFigure) else figure.cells()
-        networks = figure.points() if isinstance(figure, SweepFigure) else []
-        for dataset, ipc, method in dict.fromkeys(run[:3] for run in runs):
-            pick(dataset, resolver.datasets, f"dataset in {where}")
-            for _, network in networks:
-                self._options("network", resolver.network(network, dataset), where)
-            self._cell(resolver, Cell(dataset, ipc, method), f"{where}: {method} on {dataset} at ipc {ipc}")
-
-    def _steps(self, resolver: Resolver, table: ContinualOptions, dataset: str, where: str) -> None:
-        """Check the number of steps, as far as the number of classes is known before the files are read."""
-        options = resolver.dataset(dataset)
         try:
-            if table.sets == "per-step" or options.classes is not None or options.source in CLASSES:
-                split_classes(resolver.classes(dataset), 0, table.steps)
+            entry.check(resolver)
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
+        for cell in cells:
+            self._cell(resolver, cell, f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}")
 
     def _cell(self, resolver: Resolver, cell: Cell, where: str) -> None:
         values = resolver.method(cell)

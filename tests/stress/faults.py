@@ -26,7 +26,7 @@ from typing import Any
 import cluster
 import pandas
 
-from satm.storage.files import hash_file
+from satm.storage.identity import hash_file
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = "results/faults/table2.csv"

@@ -113,30 +113,32 @@ def campaign(draw: DrawFn) -> dict[str, Any]:
         optional={"seeds": few, "seeds_at": st.dictionaries(st.sampled_from([1, 10]), few, max_size=1)},
     )
     tested = st.lists(st.sampled_from(networks), min_size=1, max_size=2, unique=True)
-    measured = st.lists(value_of(DEFS["MeasuresOptions"]["properties"]["measures"]["items"]), min_size=1, unique=True)
+    measured = st.lists(value_of(DEFS["RunMetricsTable"]["properties"]["measures"]["items"]), min_size=1, unique=True)
     watched = st.lists(st.sampled_from(["loss", "step_size", "seconds"]), min_size=1, unique=True)
     labels = st.sampled_from(["", "a", "$\\rho$", "$x", "<b>", "50%"])
     entries: dict[str, SearchStrategy[dict[str, Any]]] = {
-        "tables": st.fixed_dictionaries({}, optional={"networks": tested, "full": st.just(["strong"])}),
-        "fair": st.just({"baseline": "random"}),
-        "searches": st.fixed_dictionaries({"sample": st.integers(1, 40)}, optional={"per_job": st.integers(10, 40)}),
+        "accuracy": st.fixed_dictionaries({}, optional={"networks": tested, "full": st.just(["strong"])}),
+        "robustness": st.just({"baseline": "random"}),
+        "search": st.fixed_dictionaries({"sample": st.integers(1, 40)}, optional={"per_job": st.integers(10, 40)}),
         "continual": st.fixed_dictionaries(
             {}, optional={"steps": st.integers(1, 6), "orders": st.integers(1, 3), "sets": st.just("per-step")}
         ),
-        "measures": st.fixed_dictionaries({"measures": measured}, optional={"after": st.integers(0, 9)}),
-        "starts": st.just({}),
-        "figures": st.one_of(
+        "run-metrics": st.fixed_dictionaries({"measures": measured}, optional={"after": st.integers(0, 9)}),
+        "late-start": st.just({}),
+        "figure": st.one_of(
             st.fixed_dictionaries({"kind": st.just("iterations"), "quantities": watched, "title": labels}),
             st.sampled_from(["costs", "trajectory", "variance", "bounds", "images"]).map(lambda kind: {"kind": kind}),
             st.fixed_dictionaries({"kind": st.just("correlation"), "epochs": st.integers(2, 5)}),
         ),
     }
     places = iter(("one", "two-2", "Three", "f4", "five", "s6", "t7"))
-    for section in draw(st.lists(st.sampled_from(sorted(entries)), min_size=1, max_size=3, unique=True)):
-        held = {**draw(cells), **draw(entries[section])}
-        if section == "fair":
+    for kind in draw(st.lists(st.sampled_from(sorted(entries)), min_size=1, max_size=3, unique=True)):
+        held = {**draw(cells), **draw(entries[kind])}
+        if kind == "robustness":
             held["methods"] = list(dict.fromkeys([*held["methods"], "random"]))
-        found[section] = {next(places): held}
+        if kind not in ("accuracy", "figure"):
+            held["kind"] = kind
+        found.setdefault("figures" if kind == "figure" else "tables", {})[next(places)] = held
     return {section: held for section, held in found.items() if held}
 
 
@@ -158,7 +160,7 @@ def setting(draw: DrawFn, methods: list[str], networks: list[str], datasets: lis
     if stage == "experts":
         options = options_of("ExpertsOptions").map(lambda held: {k: v for k, v in held.items() if k in ("lr", "count")})
         return {**row, "experts": "sgd", "options": draw(options)}
-    options = options_of("CandidateOptions" if stage == "evaluate" else "StartsOptions", (*NAMED, *CELLS))
+    options = options_of("CandidateOptions" if stage == "evaluate" else "LateStartTable", (*NAMED, *CELLS))
     return {**row, "method": draw(st.sampled_from(methods)), "options": draw(options)}
 
 
@@ -379,7 +381,7 @@ def planned(resolver: Resolver, raw: bytes, path: Path) -> str:
 
 def commands(resolver: Resolver, path: Path) -> None:
     """Run what is quick for a campaign that loads."""
-    for name in list(resolver.campaign.all_tables)[:1]:
+    for name in list(resolver.campaign.tables)[:1]:
         command("table", "--config", str(path), "--name", name, "--partial")
     for name in list(resolver.campaign.figures)[:1]:
         command("figure", "--config", str(path), "--name", name, "--partial")

@@ -58,22 +58,22 @@ settings:
   - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}
 tables:
   table2: {datasets: {digits: [1]}, methods: [random, satm], seeds: [0, 1], sharpness: [satm], full: [strong]}
-fair:
-  worth: {datasets: {digits: [1]}, methods: [random, satm]}
-searches:
+  worth: {kind: robustness, datasets: {digits: [1]}, methods: [random, satm]}
   few:
+    kind: search
     datasets: {digits: [1]}
     methods: [satm]
     sample: 2
     width_factor: 0.05
     proxy: {repeats: 1, epochs: 1}
     real: {repeats: 1, epochs: 1}
-continual:
-  two: {datasets: {digits: [1]}, methods: [satm], steps: 2, orders: 1, repeats: 1}
-measures:
-  costs: {datasets: {digits: [1]}, methods: [satm], measures: [iterations_to_converge, hypergradient_norm_mean]}
-starts:
-  begun: {datasets: {digits: [1]}, methods: [satm]}
+  two: {kind: continual, datasets: {digits: [1]}, methods: [satm], steps: 2, orders: 1, repeats: 1}
+  costs:
+    kind: run-metrics
+    datasets: {digits: [1]}
+    methods: [satm]
+    measures: [iterations_to_converge, hypergradient_norm_mean]
+  begun: {kind: late-start, datasets: {digits: [1]}, methods: [satm]}
 figures:
   losses: {kind: iterations, datasets: {digits: [1]}, methods: [satm], quantities: [loss]}
   sets: {kind: images, datasets: {digits: [1]}, methods: [satm, boosted], start: true}

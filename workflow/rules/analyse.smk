@@ -1,4 +1,4 @@
-# One measurement at a synthetic set: its sharpness, its errors along the experts' path, and so on.
+# One measurement of a synthetic set, such as its sharpness or its errors along the experts' path.
 rule analysis:
     input:
         data=campaigns.prepared,

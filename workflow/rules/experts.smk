@@ -1,5 +1,5 @@
-# The shards of a part lie beside it and are no outputs: Snakemake deletes the outputs of a job that it starts again, and a
-# part that was cut short goes on after its last whole expert.
+# The shards of a part are beside it and are not outputs: Snakemake deletes the outputs of a job that it starts again, but an
+# interrupted part resumes after its last complete expert.
 rule experts_part:
     input:
         data=campaigns.prepared,

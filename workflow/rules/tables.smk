@@ -32,7 +32,7 @@ rule table:
         "python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial} > {log} 2>&1"
 
 
-# What there is of all tables, for the first page of the report.
+# The progress of all tables, for the first page of the report.
 rule overview:
     input:
         tables=campaigns.tabulated,
@@ -63,7 +63,7 @@ rule overview:
         "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
 
 
-# What the jobs have taken; after all tables, so that it is about those behind them.
+# The cost of the jobs so far; made after all tables, so that it covers the jobs behind them.
 rule accounting:
     input:
         tables=campaigns.tabulated,

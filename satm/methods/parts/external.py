@@ -9,7 +9,6 @@ from torch import Tensor
 
 from satm.config import expand, refuse_idle
 from satm.errors import UsageError
-from satm.experts import differing_field
 from satm.methods.external import FilesOptions
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
@@ -24,7 +23,7 @@ from satm.results.fitting import (
     fit_step_size,
     name_labels,
 )
-from satm.storage.files import hash_file
+from satm.storage.identity import differing_field, hash_file
 
 LOG = logging.getLogger("satm")
 

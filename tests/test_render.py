@@ -1,13 +1,12 @@
 """Tables of texts in their forms."""
 
-import io
 from pathlib import Path
 
 import pandas
-from rich.console import Console
+from tabulating import shown
 
 from satm.config import Layout
-from satm.tables.render import Grid, networks_in_words, write_grid
+from satm.tables.render import Contents, Grid, networks_in_words
 
 GRID = Grid(
     "title", ("method", "accuracy_%", "n"), [["a & b", "**50.0 ± 1.0**", "3"], ["c", "", ""]], ("method",), ["a note"]
@@ -37,20 +36,21 @@ def test_markdown_and_latex_hold_the_same() -> None:
 
 
 def test_the_page_holds_the_same_and_nothing_from_elsewhere() -> None:
-    text = GRID.page()
+    text = Contents(pandas.DataFrame(), [GRID]).page()
     assert '<td class="text">a &amp; b</td><td><b>50.0 ± 1.0</b></td><td>3</td>' in text
     assert '<th class="text">method</th><th>accuracy_%</th>' in text and "<p>a note</p>" in text
     assert "src=" not in text and "href=" not in text and "color-scheme: light dark" in text
 
 
 def test_all_forms_are_written_and_shown(tmp_path: Path) -> None:
-    told = io.StringIO()
     frame = pandas.DataFrame({"method": ["c"], "accuracy": [0.5]})
-    write_grid(Layout(str(tmp_path)), "one", frame, GRID, Console(file=told))
+    contents = Contents(frame, [GRID], beside={"-paired": frame})
+    contents.write(Layout(str(tmp_path)), "one")
+    assert (tmp_path / "one-paired.csv").read_text() == (tmp_path / "one.csv").read_text()
     assert (tmp_path / "one.csv").read_text() == "method,accuracy\nc,0.5\n"
     assert (tmp_path / "one.md").read_text() == GRID.markdown() and (tmp_path / "one.tex").read_text() == GRID.latex()
-    assert (tmp_path / "one.html").read_text() == GRID.page()
-    assert "title" in told.getvalue()
+    assert (tmp_path / "one.html").read_text() == contents.page()
+    assert "title" in shown(contents)
 
 
 def test_networks_are_told_in_words() -> None:

@@ -27,7 +27,7 @@ def campaign(folder: Path, **sections: Any) -> Resolver:
 def test_a_smaller_table_says_by_how_much(tmp_path: Path) -> None:
     table = {"datasets": {"digits": [1, 10]}, "methods": ["mtt", "satm"]}
     resolver = campaign(tmp_path, tables={"table2": table, "mine": table})
-    (text,) = reductions(resolver, resolver.table("table2"), "table", "table2")
+    (text,) = reductions(resolver, "tables", "table2")
     assert text.startswith("Reduced; in parentheses the values of config/paper.yaml: ")
     for part in (
         *("dataset digits (cifar10, cifar100, tiny-imagenet)", "images per class 1, 10 (1 to 50)"),
@@ -35,7 +35,7 @@ def test_a_smaller_table_says_by_how_much(tmp_path: Path) -> None:
         *("networks tested 2 (5)", "epochs of a test 20 (1000)", "convnet width 16 (128)"),
     ):
         assert part in text
-    assert reductions(resolver, resolver.table("mine"), "table", "mine") == []
+    assert reductions(resolver, "tables", "mine") == []
 
 
 def test_a_smaller_figure_says_by_how_much(tmp_path: Path) -> None:
@@ -43,15 +43,15 @@ def test_a_smaller_figure_says_by_how_much(tmp_path: Path) -> None:
         "contra-figure1": {"kind": "correlation", "datasets": {"digits": [1]}, "methods": ["mtt"], "epochs": 5},
         "figure2": {"kind": "continual", "protocols": ["two"]},
     }
-    continual = {"two": {"datasets": {"digits": [1]}, "methods": ["mtt"], "steps": 2, "orders": 2}}
-    resolver = campaign(tmp_path, figures=figures, continual=continual)
-    (text,) = reductions(resolver, resolver.figure("contra-figure1"), "figure", "contra-figure1")
+    tables = {"two": {"kind": "continual", "datasets": {"digits": [1]}, "methods": ["mtt"], "steps": 2, "orders": 2}}
+    resolver = campaign(tmp_path, figures=figures, tables=tables)
+    (text,) = reductions(resolver, "figures", "contra-figure1")
     assert "epochs on the path 5 (40)" in text and "iterations 30 (" in text
-    (text,) = reductions(resolver, resolver.figure("figure2"), "figure", "figure2")
+    (text,) = reductions(resolver, "figures", "figure2")
     assert "steps 2 (" in text and "class orders 2 (5)" in text
 
 
 def test_the_papers_own_campaign_is_not_reduced() -> None:
     paper = load_campaign(paper_path())
-    assert reductions(paper, paper.table("table2"), "table", "table2") == []
+    assert reductions(paper, "tables", "table2") == []
     assert paper_path().is_file()

@@ -6,23 +6,17 @@ from pathlib import Path
 import numpy
 import pandas
 import pytest
-from rich.console import Console
 from scipy import stats
+from tabulating import frame_of, made, shown
 
 from satm.config import Campaign, Cell, Resolver, parse
 from satm.errors import UsageError
 from satm.methods import METHODS
-from satm.results import EVALUATION, METRICS, SHARPNESS, write_rows
-from satm.tables.accuracy import (
-    COLUMNS,
-    load_published,
-    paired_table,
-    results_grid,
-    results_table,
-    show_table,
-    write_table,
-)
-from satm.tables.reader import Reader
+from satm.results.columns import EVALUATION, METRICS, SHARPNESS
+from satm.results.rows import write_rows
+from satm.tables.accuracy import COLUMNS
+from satm.tables.accuracy_grid import results_grid
+from satm.tables.published import load_published
 
 ACCURACY = {
     ("random", 0): [0.15, 0.16],
@@ -92,7 +86,7 @@ def make(
 
 
 def test_a_row_is_the_mean_over_all_networks(tmp_path: Path) -> None:
-    frame = results_table(Reader(make(tmp_path)), "table2")
+    frame = frame_of(make(tmp_path), "table2")
     assert list(frame.columns) == list(COLUMNS)
     assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", "random", "mtt", "satm"]
     mtt = frame.set_index("method").loc["mtt"]
@@ -107,27 +101,27 @@ def test_a_row_is_the_mean_over_all_networks(tmp_path: Path) -> None:
 
 
 def test_what_is_only_published_or_only_measured_is_empty_elsewhere(tmp_path: Path) -> None:
-    frame = results_table(Reader(make(tmp_path)), "table2").set_index("method")
+    frame = frame_of(make(tmp_path), "table2").set_index("method")
     assert frame.loc["dsa", "published_mean"] == pytest.approx(0.288)
     measured = ["accuracy_mean", "accuracy_std", "n", "selection", "split", "difference", "seconds"]
     assert frame.loc["dsa", [*measured, "peak_memory_bytes"]].isna().all()
     assert frame.loc["random", "seconds"] == 0 and pandas.isna(frame.loc["random", "peak_memory_bytes"])
     assert frame.loc["random", "published_mean"] == pytest.approx(0.144)  # not in SATM's table, taken from ConTra's
-    other = results_table(Reader(make(tmp_path, dataset="digits")), "table2")
+    other = frame_of(make(tmp_path, dataset="digits"), "table2")
     assert list(other["method"]) == ["random", "mtt", "satm"] and other["published_mean"].isna().all()
 
 
 def test_one_network_has_no_deviation(tmp_path: Path) -> None:
     one = {("random", 0): [0.1], ("mtt", 0): [0.2], ("satm", 0): [0.3]}
     resolver = make(tmp_path, seeds=(0,), sharpness=False, accuracies=one)
-    frame = results_table(Reader(resolver), "table2").set_index("method")
+    frame = frame_of(resolver, "table2").set_index("method")
     assert frame.loc["mtt", "n"] == 1 and math.isnan(frame.loc["mtt", "accuracy_std"])
-    paired = paired_table(Reader(resolver), "table2")
+    paired = made(resolver, "table2").beside["-paired"]
     assert paired["n"].tolist() == [1] and paired["low"].isna().all()
 
 
 def test_pairs_are_seeds_with_students_interval(tmp_path: Path) -> None:
-    frame = paired_table(Reader(make(tmp_path)), "table2").set_index("quantity")
+    frame = made(make(tmp_path), "table2").beside["-paired"].set_index("quantity")
     row = frame.loc["accuracy"]
     differences = numpy.array([0.345 - 0.31, 0.355 - 0.34])
     low, high = stats.t.interval(0.95, 1, differences.mean(), stats.sem(differences))
@@ -143,7 +137,7 @@ def test_pairs_are_seeds_with_students_interval(tmp_path: Path) -> None:
 
 
 def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
-    row = paired_table(Reader(make(tmp_path, seeds=(1,), sharpness=False)), "table2").iloc[0]
+    row = made(make(tmp_path, seeds=(1,), sharpness=False), "table2").beside["-paired"].iloc[0]
     differences = numpy.array([0.35 - 0.33, 0.36 - 0.35])
     low, high = stats.t.interval(0.95, 1, differences.mean(), stats.sem(differences))
     assert row["over"] == "repeats of one seed" and row["n"] == 2
@@ -152,7 +146,8 @@ def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
 
 def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     resolver = make(tmp_path)
-    frame, paired = write_table(Reader(resolver), "table2")
+    contents = made(resolver, "table2")
+    paired = contents.beside["-paired"]
     folder = tmp_path / "results"
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(COLUMNS)
@@ -167,10 +162,8 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     tex = (folder / "table2.tex").read_text()
     assert r"\textbf{35.0 $\pm$ 0.8} \\" in tex and "& dc (published) &" in tex and r"& mtt & satm \\" in tex
     assert tex.count("(published)") == 9 and r"\begin{tabular}{ll" + "r" * 12 + "}" in tex
-    console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
-    show_table(console, frame, paired)
-    shown = console.export_text()
-    assert "32.5 ± 2.1" in shown and "satm - mtt: 2.50" in shown
+    text = shown(contents)
+    assert "32.5 ± 2.1" in text and "satm - mtt: 2.50" in text
 
 
 def test_selections_are_named_and_not_compared() -> None:
@@ -200,8 +193,9 @@ def test_selections_are_named_and_not_compared() -> None:
 
 def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_path: Path) -> None:
     resolver = make(tmp_path, averaged=frozenset({("mtt", 0), ("mtt", 1)}))
-    plain = results_table(Reader(make(tmp_path / "plain")), "table2")
-    frame, paired = write_table(Reader(resolver), "table2")
+    plain = frame_of(make(tmp_path / "plain"), "table2")
+    contents = made(resolver, "table2")
+    frame, paired = contents.frame, contents.beside["-paired"]
     assert list(frame["method"]) == [*plain["method"][:-1], "mtt", "satm"]
     raw = (frame["method"] == "mtt") & (frame["average"] == "raw")
     held = frame[~raw].reset_index(drop=True)
@@ -212,7 +206,7 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     assert (own["accuracy_mean"], own["n"]) == (pytest.approx(values.mean()), 4)
     assert own["accuracy_std"] == pytest.approx(values.std(ddof=1)) and own["seconds"] == pytest.approx(7.5)
     assert pandas.isna(own["published_mean"]) and pandas.isna(own["difference"])
-    pandas.testing.assert_frame_equal(paired, paired_table(Reader(make(tmp_path / "plain")), "table2"))
+    pandas.testing.assert_frame_equal(paired, made(make(tmp_path / "plain"), "table2").beside["-paired"])
     folder = tmp_path / "results"
     lines = (folder / "table2.md").read_text().splitlines()
     assert lines[0].endswith("| random | mtt | mtt, raw | satm |")
@@ -220,10 +214,8 @@ def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_pat
     assert "mtt: exponential moving averages over the iterations; beside them, as `raw`," in lines[-1]
     tex = (folder / "table2.tex").read_text()
     assert r"random & mtt & mtt, raw & satm \\" in tex and "{ll" + "r" * (9 + 4) + "}" in tex
-    console = Console(record=True, width=180, file=(tmp_path / "shown").open("w"))
-    show_table(console, frame, paired)
-    assert "mtt, raw" in console.export_text()
-    write_table(Reader(make(tmp_path / "plain")), "table2")
+    assert "mtt, raw" in shown(contents)
+    made(make(tmp_path / "plain"), "table2")
     assert "moving averages" not in (tmp_path / "plain/results/table2.md").read_text()
 
 
@@ -231,22 +223,22 @@ def test_averaged_and_raw_seeds_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match="of mtt on cifar10, ipc 1, are of averaged sets at some seeds and only of raw"
     ):
-        results_table(Reader(make(tmp_path, averaged=frozenset({("mtt", 1)}))), "table2")
+        frame_of(make(tmp_path, averaged=frozenset({("mtt", 1)})), "table2")
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
     Path(resolver.layout.metrics(Cell("cifar10", 1, "satm", 1))).unlink()
     with pytest.raises(UsageError) as caught:
-        results_table(Reader(resolver), "table2")
+        frame_of(resolver, "table2")
     command = "python -m satm distill --config config/small.yaml --dataset cifar10 --ipc 1 --method satm --seed 1"
     assert str(caught.value).endswith(command) and "\n" not in str(caught.value)
     Path(resolver.layout.evaluation(Cell("cifar10", 1, "mtt", 0), "convnet")).unlink()
     with pytest.raises(UsageError, match=r"satm evaluate .* --method mtt --seed 0 --network convnet$"):
-        results_table(Reader(resolver), "table2")
+        frame_of(resolver, "table2")
     Path(resolver.layout.analysis("sharpness", Cell("cifar10", 1, "mtt", 0))).unlink()
     with pytest.raises(UsageError, match="is missing; make it with"):
-        paired_table(Reader(resolver), "table2")
+        made(resolver, "table2").beside["-paired"]
 
 
 def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -254,12 +246,12 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
     one, two = (Path(resolver.layout.evaluation(Cell("cifar10", 1, "mtt", seed), "convnet")) for seed in (0, 1))
     two.write_bytes(one.read_bytes())
     with pytest.raises(UsageError, match="is of seed 0, expected 1; make it again"):
-        results_table(Reader(resolver), "table2")
+        frame_of(resolver, "table2")
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown results table .*'table3'; known: table2\. Did you mean 'table2'"):
-        results_table(Reader(make(tmp_path)), "table3")
+    with pytest.raises(UsageError, match=r"unknown table in .*'table3'; known: table2\. Did you mean 'table2'"):
+        frame_of(make(tmp_path), "table3")
 
 
 def test_the_published_table_is_whole() -> None:
@@ -277,10 +269,10 @@ def make_published(root: Path, published: list[str]) -> Resolver:
 
 
 def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
-    plain = results_table(Reader(make(tmp_path)), "table2")
+    plain = frame_of(make(tmp_path), "table2")
     assert set(plain["published_source"].dropna()) == {"satm Table 2", "contra Table 1"}
     resolver = make_published(tmp_path, ["kip", "frepo", "dc", "linba", "mtt-ema"])
-    frame, _ = write_table(Reader(resolver), "table2")
+    frame = made(resolver, "table2").frame
     extra = ["kip", "frepo", "linba"]  # dc is in the table anyway, mtt-ema was not published for this cell
     assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", *extra, "random", "mtt", "satm"]
     rest = frame[~frame["method"].isin(extra)].reset_index(drop=True)
@@ -304,7 +296,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
 
 
 def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
-    frame = results_table(Reader(make_published(tmp_path, ["kip", "rcig"])), "table2")
+    frame = frame_of(make_published(tmp_path, ["kip", "rcig"]), "table2")
     assert frame.set_index("method").loc["rcig", "published_mean"] == pytest.approx(0.496)
     frame.loc[frame["method"] == "kip", "published_mean"] = 0.9
     assert (
@@ -315,7 +307,8 @@ def test_wide_networks_do_not_compete_with_others(tmp_path: Path) -> None:
 def test_published_rows_of_a_table_that_no_paper_has(tmp_path: Path) -> None:
     campaign = {"tables": {"mine": {"datasets": {"cifar10": [1]}, "methods": [], "published": ["rfad"]}}}
     resolver = Resolver(Campaign.model_validate(campaign), (), str(tmp_path / "results"))
-    frame, paired = write_table(Reader(resolver), "mine")
+    contents = made(resolver, "mine")
+    frame, paired = contents.frame, contents.beside["-paired"]
     assert frame["method"].tolist() == ["rfad"] and paired.empty
     assert "rfad: published in ratbptt Table 1" in (tmp_path / "results" / "mine.md").read_text()
 
@@ -323,7 +316,7 @@ def test_published_rows_of_a_table_that_no_paper_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        ({"published": ["mtt"]}, "methods names 'mtt' too, .* leave it out of published, got"),
+        ({"published": ["mtt"]}, "methods names 'mtt' too, .* leave it out of published"),
         ({"published": ["kip"], "split": "validation"}, "are of test images, split is 'validation'; leave one of them"),
     ],
 )
@@ -336,7 +329,7 @@ def test_published_options_that_exclude_each_other(cell: dict[str, object], text
 
 def test_an_unknown_published_method_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown method with published numbers in table table2 'kipp'.*'kip'\?"):
-        results_table(Reader(make_published(tmp_path, ["kipp"])), "table2")
+        frame_of(make_published(tmp_path, ["kipp"]), "table2")
 
 
 def test_the_published_rows_of_other_outer_steps_have_the_methods_names() -> None:
@@ -366,7 +359,8 @@ def make_networks(root: Path, **options: object) -> Resolver:
 
 def test_several_networks_have_a_row_each_with_their_published_numbers(tmp_path: Path) -> None:
     resolver = make_networks(tmp_path, compare=[["satm", "mtt"], ["mtt", "satm"]], full=["strong"])
-    frame, paired = write_table(Reader(resolver), "table5")
+    contents = made(resolver, "table5")
+    frame, paired = contents.frame, contents.beside["-paired"]
     cells = frame.set_index(["network", "method"])
     assert cells.loc[("convnet", "mtt"), "published_mean"] == pytest.approx(0.643)
     assert cells.loc[("resnet18", "mtt"), "published_mean"] == pytest.approx(0.464)
@@ -397,27 +391,27 @@ def test_full_data_is_a_file_of_its_own_that_is_asked_for(tmp_path: Path) -> Non
     with pytest.raises(
         UsageError, match=r"evaluate .*--dataset cifar10 --what full --recipe experts --network convnet$"
     ):
-        results_table(Reader(resolver), "table5")
+        frame_of(resolver, "table5")
 
 
 def test_numbers_of_all_real_images_stand_in_one_row(tmp_path: Path) -> None:
     table = {"datasets": {"cifar10": [1, 10]}, "methods": ["mtt"], "full": ["experts", "strong"]}
     resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table1": table}}), (), str(tmp_path / "results"))
-    frame = results_table(Reader(resolver, partial=True), "ftd-table1")
+    frame = frame_of(resolver, "ftd-table1", partial=True)
     rows = frame[frame["method"].str.startswith("full")]
     assert rows[["ipc", "method"]].values.tolist() == [[0, "full-experts"], [0, "full-strong"]]
     assert rows["published_mean"].tolist()[0] == pytest.approx(0.848) and rows["published_mean"].isna().tolist()[1]
     assert "| all |" in results_grid(frame).markdown()
     without = {**table, "full": []}
     resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table1": without}}), (), str(tmp_path / "results"))
-    last = results_table(Reader(resolver, partial=True), "ftd-table1").iloc[-1]
+    last = frame_of(resolver, "ftd-table1", partial=True).iloc[-1]
     assert (last["method"], last["ipc"]) == ("full", 0) and last["published_mean"] == pytest.approx(0.848)
 
 
 def test_raw_sets_stand_beside_what_is_published_without_averages(tmp_path: Path) -> None:
     table = {"datasets": {"cifar100": [10]}, "methods": ["ftd"]}
     resolver = Resolver(Campaign.model_validate({"tables": {"ftd-table4": table}}), (), str(tmp_path / "results"))
-    before = results_table(Reader(resolver, partial=True), "ftd-table4").set_index("method")
+    before = frame_of(resolver, "ftd-table4", partial=True).set_index("method")
     assert list(before.index) == ["mtt", "ftd-no-ema", "ftd"] and before["accuracy_mean"].isna().all()
     row = {"dataset": "cifar100", "ipc": 10, "method": "ftd", "seed": 0, "network": "convnet", "labels": "hard"}
     row |= {"split": "test", "selection": "last", "labelled": "own", "augmented": "yes", "step_size": "learned"}
@@ -425,7 +419,7 @@ def test_raw_sets_stand_beside_what_is_published_without_averages(tmp_path: Path
     rows = [{**row, "average": average, "accuracy": accuracy} for average, accuracy in (("ema", 0.3), ("raw", 0.2))]
     write_rows(Path(resolver.layout.evaluation(Cell("cifar100", 10, "ftd", 0), "convnet")), rows, EVALUATION, {})
     write_rows(Path(resolver.layout.metrics(Cell("cifar100", 10, "ftd", 0))), [], METRICS, {})
-    after = results_table(Reader(resolver), "ftd-table4").set_index(["method", "average"])
+    after = frame_of(resolver, "ftd-table4").set_index(["method", "average"])
     assert after.loc[("ftd", "ema"), "published_mean"] == pytest.approx(before.loc["ftd", "published_mean"])
     assert after.loc[("ftd", "raw"), "published_mean"] == pytest.approx(before.loc["ftd-no-ema", "published_mean"])
     assert after.loc[("ftd", "raw"), "accuracy_mean"] == 0.2 and len(after) == 3
@@ -441,7 +435,7 @@ def test_some_methods_are_tested_with_some_networks_only(tmp_path: Path) -> None
     resolver = Resolver(campaign, (), str(tmp_path / "results"))
     files = resolver.table("ratbptt-table2").files(resolver.layout, "ratbptt-table2")
     assert sum("evaluation" in path for path in files) == 3
-    frame = results_table(Reader(resolver, partial=True), "ratbptt-table2").set_index(["network", "method"])
+    frame = frame_of(resolver, "ratbptt-table2", partial=True).set_index(["network", "method"])
     assert frame.loc[("vgg11", "direct"), "published_mean"] == pytest.approx(0.477)
     assert frame.loc[("alexnet", "ratbptt-direct"), "published_mean"] == pytest.approx(
         0.637
@@ -456,9 +450,9 @@ def test_networks_that_diverged_are_told_and_have_no_accuracy(tmp_path: Path) ->
     nan = float("nan")
     accuracies = {**ACCURACY, ("mtt", 0): [0.3, nan], ("satm", 0): [nan, nan], ("satm", 1): [nan, nan]}
     resolver = make(tmp_path, accuracies=accuracies, sharpness=False)
-    frame = results_table(Reader(resolver), "table2").set_index("method")
+    frame = frame_of(resolver, "table2").set_index("method")
     assert frame.loc["mtt", ["n", "diverged"]].tolist() == [3, 1]
     assert frame.loc["mtt", "accuracy_mean"] == pytest.approx((0.3 + 0.33 + 0.35) / 3)
     assert frame.loc["satm", ["n", "diverged"]].tolist() == [0, 4] and pandas.isna(frame.loc["satm", "accuracy_mean"])
-    text = results_grid(results_table(Reader(resolver), "table2")).markdown()
+    text = results_grid(frame_of(resolver, "table2")).markdown()
     assert "| diverged |" in text and "[1 diverged]" in text

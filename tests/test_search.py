@@ -1,7 +1,6 @@
 """Architecture search: the space, its samples, rank correlations, the stage and how it resumes, and the table."""
 
 import dataclasses
-import io
 import math
 import subprocess
 import sys
@@ -14,21 +13,20 @@ import pandas
 import pytest
 import torch
 from conftest import Refuse
-from resuming import kept_rows
-from rich.console import Console
+from resuming import kept_rows, stopped_after
 from scipy import stats
+from tabulating import frame_of, made
 
 from satm.cli import main
 from satm.config import CANDIDATES, Campaign, Cell, Layout, Resolver, SearchOptions, load_campaign, parse
 from satm.errors import UsageError
-from satm.evaluation.networks import Score
+from satm.evaluation.candidates import fitting
 from satm.evaluation.search import SPACE, TOPS, candidates, mean_accuracies, rank, sample, spearman
 from satm.networks import build
-from satm.results import NAS, read_rows, read_rows_metadata, write_rows
-from satm.stages import nas as stage
-from satm.stages.nas import fitting
-from satm.tables.reader import Reader, refuse_repeats
-from satm.tables.search import PUBLISHED, search_grid, search_table, write_search
+from satm.results.columns import NAS
+from satm.results.rows import read_rows, read_rows_metadata, write_rows
+from satm.tables.published import PUBLISHED
+from satm.tables.reader import refuse_repeats
 from satm.workflow.campaigns import Campaigns
 
 ROOT = Path(__file__).parent.parent
@@ -36,8 +34,9 @@ RUN = Path("results/search")
 SEARCH = """
 datasets:
   few: {source: digits, classes: [0, 1, 2], augment: crop_scale_rotate}
-searches:
+tables:
   quick:
+    kind: search
     datasets: {few: [2]}
     methods: [random]
     seeds: [0, 1]
@@ -191,20 +190,20 @@ def test_the_mean_over_repeats_ranks() -> None:
 
 
 def searched(**content: object) -> Campaign:
-    cells = {"datasets": {"digits": [1]}, "methods": ["random"]}
-    return parse(Campaign, {"searches": {"mine": {**cells, **content}}}, "test")
+    cells = {"kind": "search", "datasets": {"digits": [1]}, "methods": ["random"]}
+    return parse(Campaign, {"tables": {"mine": {**cells, **content}}}, "test")
 
 
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"sample": 721}, "searches.mine.sample: .*less than or equal to 720, got 721"),
-        ({"sample": 0}, "searches.mine.sample: .*got 0"),
-        ({"proxy": {"epoch": 3}}, "unknown option 'searches.mine.proxy.epoch'.*Did you mean 'epochs'?"),
-        ({"proxy": {"lr": "searched"}}, "searches.mine.proxy.lr.*got 'searched'"),
+        ({"sample": 721}, "tables.mine.sample: .*less than or equal to 720, got 721"),
+        ({"sample": 0}, "tables.mine.sample: .*got 0"),
+        ({"proxy": {"epoch": 3}}, "unknown option 'tables.mine.proxy.epoch'.*Did you mean 'epochs'?"),
+        ({"proxy": {"lr": "searched"}}, "tables.mine.proxy.lr.*got 'searched'"),
         ({"proxy": {"lr_grid": [0.1]}}, "lr_grid .* has no effect with an architecture search; set lr, or leave lr_"),
-        ({"real": {"lr": "learned"}}, "searches.mine.real: real images have no step size of their own, so lr must be"),
-        ({"top_by": "both"}, "searches.mine.top_by: .*got 'both'"),
+        ({"real": {"lr": "learned"}}, "tables.mine.real: real images have no step size of their own, so lr must be"),
+        ({"top_by": "both"}, "tables.mine.top_by: .*got 'both'"),
     ],
 )
 def test_unusable_options_are_told(content: dict[str, object], text: str) -> None:
@@ -214,7 +213,7 @@ def test_unusable_options_are_told(content: dict[str, object], text: str) -> Non
 
 
 def test_what_is_not_given_is_ftds() -> None:
-    search = searched(proxy={"epochs": 100}).searches["mine"]
+    search = searched(proxy={"epochs": 100}).tables["mine"]
     assert (search.proxy.epochs, search.proxy.repeats, search.proxy.lr, search.proxy.decay_epoch) == (
         100,
         3,
@@ -224,19 +223,12 @@ def test_what_is_not_given_is_ftds() -> None:
     assert (search.real.epochs, search.real.repeats, search.sample, search.top_by) == (200, 3, None, "real")
 
 
-def test_a_name_is_of_a_table_or_of_a_search() -> None:
-    cells = {"datasets": {"digits": [1]}, "methods": ["random"]}
-    content = {"tables": {"same": cells}, "searches": {"same": cells}}
-    with pytest.raises(UsageError, match=r"tables and searches both name 'same'; rename one of them"):
-        parse(Campaign, content, "test")
-
-
 @pytest.mark.parametrize(
     ("content", "parts"),
     [({"sample": 5, "per_job": 2}, ["0-1", "2-3", "4-4"]), ({"per_job": 400}, ["0-399", "400-719"])],
 )
 def test_a_search_is_made_in_parts(content: dict[str, object], parts: list[str]) -> None:
-    options = searched(**content).searches["mine"]
+    options = searched(**content).tables["mine"]
     assert options.parts() == parts
     assert options.files(Layout("r"), "mine") == [
         *(f"r/nas/digits/ipc-1/random/seed-0/mine/part-{part}.parquet" for part in parts),
@@ -245,7 +237,7 @@ def test_a_search_is_made_in_parts(content: dict[str, object], parts: list[str])
 
 
 def test_without_a_campaign_a_search_has_the_defaults() -> None:
-    assert load_campaign(None).search("any") == SearchOptions(datasets={}, methods=())
+    assert load_campaign(None).search("any") == SearchOptions()
     with pytest.raises(UsageError, match=r"unknown search in test.yaml 'mime'; known: mine. Did you mean 'mine'"):
         Resolver(searched(), (), "results/test", Path("test.yaml")).search("mime")
 
@@ -350,71 +342,52 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
     kept = real.read_bytes()
     real.write_bytes(path.read_bytes())
     with pytest.raises(UsageError, match=r"real/quick/part-2-2.parquet is of ipc 2, expected 0; make it again"):
-        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
+        frame_of(load_campaign(Path("search.yaml")), "quick")
     real.write_bytes(kept)
     held = read_rows(path, NAS)
     write_rows(path, held.to_dict("records"), NAS, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"is of another synthetic set than .*: delete it and run `.*satm nas`"):
-        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
+        frame_of(load_campaign(Path("search.yaml")), "quick")
     write_rows(path, held.assign(candidate=5).to_dict("records"), NAS, {})
     with pytest.raises(UsageError, match=r"is in one of them only; make both with the same sample and sample_seed"):
-        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
+        frame_of(load_campaign(Path("search.yaml")), "quick")
     path.unlink()
     command = r"nas --config search.yaml --dataset few --ipc 2 --method random --seed 1 --search quick --part 2-2$"
     with pytest.raises(UsageError, match=command):
-        search_table(Reader(load_campaign(Path("search.yaml"))), "quick")
+        frame_of(load_campaign(Path("search.yaml")), "quick")
 
 
-@pytest.mark.parametrize(("together", "stop", "kept"), [("no", 2, 1), ("no", 4, 3), ("yes", 2, 2)])
-def test_a_stopped_part_goes_on_to_the_same_rows(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, together: str, stop: int, kept: int
-) -> None:
+@pytest.mark.parametrize(("together", "writes", "kept"), [("no", 1, 1), ("no", 3, 3), ("yes", 1, 2)])
+def test_a_stopped_part_goes_on_to_the_same_rows(folder: Path, together: str, writes: int, kept: int) -> None:
     command = ["nas", *CELL, "--part", "0-1", "--together", together]
     assert main(command) == 0
     whole = measured(PART)
     PART.unlink()
-    honest, trained = stage.evaluate, []
-
-    def stops(task: Any, tested: Any, axes: list[Any], keep: Any) -> Any:
-        trained.append(axes)
-        if len(trained) == stop:
-            raise KeyboardInterrupt
-        return honest(task, tested, axes, keep)
-
-    monkeypatch.setattr(stage, "evaluate", stops)
-    assert main(command) == 75 and not PART.exists()
-    assert len(kept_rows(STATE)) == kept
+    with stopped_after(writes, "/rows-"):
+        assert main(command) == 75 and not PART.exists()
+    rows = kept_rows(STATE)
+    assert len(rows) == kept
     assert main(command) == 0
-    assert sum(len(axes) for axes in trained[stop:]) == 4 - kept, "only what was missing"
+    assert read_rows(PART, NAS)["seconds"].tolist()[:kept] == [row["seconds"] for row in rows], "only what was missing"
     assert measured(PART) == whole and not STATE.exists()
 
 
-def test_every_network_has_a_start_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[Any] = []
-
-    def noted(task: Any, tested: Any, axes: list[Any], keep: Any) -> list[Score]:
-        found.extend(axes)
-        return [Score(0.5, 1.0, 0.1, 1) for _ in axes]
-
-    monkeypatch.setattr(stage, "evaluate", noted)
+def test_every_network_has_a_start_of_its_own(folder: Path) -> None:
+    losses: list[float] = []
     for flags in (CELL, (*CELL, "--seed", "1"), (*CELL, "--network-seed", "1"), (*CONFIG, "--real")):
         assert main(["nas", *flags]) == 0
-    assert len(found) == len(set(found)) == 4 * 3 * 2
+        seed = "seed-1" if "--seed" in flags else "seed-0"
+        place = "real" if "--real" in flags else f"ipc-2/random/{seed}"
+        parts = [RUN / f"nas/few/{place}/quick/part-{part}.parquet" for part in ("0-1", "2-2")]
+        losses += [loss for part in parts for loss in read_rows(part, NAS)["loss"]]
+    assert len(losses) == len(set(losses)) == 4 * 3 * 2
 
 
-def test_rows_of_another_recipe_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest, calls = stage.evaluate, []
-
-    def stops(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return honest(*arguments)
-
-    monkeypatch.setattr(stage, "evaluate", stops)
-    assert main(["nas", *CELL, "--part", "0-1"]) == 75
+def test_rows_of_another_recipe_are_not_kept(folder: Path) -> None:
+    with stopped_after(1, "/rows-"):
+        assert main(["nas", *CELL, "--part", "0-1"]) == 75
     assert main(["nas", *CELL, "--part", "0-1", "--epochs", "2"]) == 0
-    assert set(read_rows(PART, NAS)["epochs"]) == {2} and len(calls) == 2 + 4
+    assert set(read_rows(PART, NAS)["epochs"]) == {2}
 
 
 def test_a_candidate_that_diverges_is_a_bad_one(folder: Path) -> None:
@@ -493,8 +466,8 @@ def test_a_candidate_in_two_files_of_one_run_is_refused() -> None:
 
 def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = {"datasets": {"cifar10": [50]}, "methods": ["mtt", "satm"], "seeds": [0, 1], "sample": 3}
-    content = {"searches": {"ftd-table5": cells}}
+    cells = {"kind": "search", "datasets": {"cifar10": [50]}, "methods": ["mtt", "satm"], "seeds": [0, 1], "sample": 3}
+    content = {"tables": {"ftd-table5": cells}}
     resolver = Resolver(parse(Campaign, content, "test"), (), "results", Path("test.yaml"))
     real = [0.7, 0.9, 0.8]
     written(
@@ -508,7 +481,7 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
             (50, "satm", 1): [0.2, 0.4, 0.3],
         },
     )
-    mtt, satm, whole = search_table(Reader(resolver), "ftd-table5").to_dict("records")
+    mtt, satm, whole = frame_of(resolver, "ftd-table5").to_dict("records")
     assert mtt["spearman_all"] == pytest.approx((1 - 0.5) / 2)
     assert mtt["spearman_all_std"] == pytest.approx(1.5 / math.sqrt(2))
     assert mtt["selected_accuracy"] == pytest.approx((0.9 + 0.8) / 2) and mtt["best_accuracy"] == 0.9
@@ -518,7 +491,7 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
     assert math.isnan(satm["spearman_all"]) and math.isnan(satm["published_spearman_top5"])
     assert whole["method"] == "real" and whole["spearman_all"] == 1 and math.isnan(whole["proxy_minutes"])
     assert whole["published_minutes"] == 6804 and whole["published_source"] == "ftd Table 5"
-    grid = search_grid(Reader(resolver), "ftd-table5", search_table(Reader(resolver), "ftd-table5"))
+    (grid,) = made(resolver, "ftd-table5").grids
     lines = grid.markdown().splitlines()
     assert lines[0].startswith("| dataset | IPC | method | top 5 | top 5 (published) |")
     assert "| 0.25 ± 1.06 | 85.0 ± 7.1 | 3.0 | 360.0 | 90.0 | 3 |" in lines[2]
@@ -527,12 +500,12 @@ def test_a_table_of_two_sets_beside_the_published_numbers(tmp_path: Path, monkey
 
 def test_a_table_of_narrower_networks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = {"datasets": {"cifar10": [1]}, "methods": ["mtt"], "sample": 3, "width_factor": 0.125}
-    resolver = Resolver(parse(Campaign, {"searches": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
+    cells = {"kind": "search", "datasets": {"cifar10": [1]}, "methods": ["mtt"], "sample": 3, "width_factor": 0.125}
+    resolver = Resolver(parse(Campaign, {"tables": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
     written(resolver, "mine", {(0, "real", 0): [0.7, 0.9, 0.8], (1, "mtt", 0): [0.2, 0.4, 0.3]})
-    frame = search_table(Reader(resolver), "mine")
-    assert frame["selected"].tolist() == [str(candidates(0.125)[11])] * 2
-    assert "Widths are 0.125 times the papers'." in search_grid(Reader(resolver), "mine", frame).markdown()
+    contents = made(resolver, "mine")
+    assert contents.frame["selected"].tolist() == [str(candidates(0.125)[11])] * 2
+    assert "Widths are 0.125 times the papers'." in contents.grids[0].markdown()
 
 
 @pytest.mark.parametrize(("top_by", "expected"), [("real", 1 - 6 * 12 / 120), ("proxy", 0)])
@@ -540,11 +513,11 @@ def test_a_table_says_whose_accuracies_choose_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top_by: str, expected: float
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = {"datasets": {"cifar10": [1]}, "methods": ["mtt"], "sample": 6, "top_by": top_by}
-    resolver = Resolver(parse(Campaign, {"searches": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
+    cells = {"kind": "search", "datasets": {"cifar10": [1]}, "methods": ["mtt"], "sample": 6, "top_by": top_by}
+    resolver = Resolver(parse(Campaign, {"tables": {"mine": cells}}, "test"), (), "results", Path("test.yaml"))
     real, proxy = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.6, 0.1, 0.5, 0.4, 0.3, 0.9]  # the best five: without 0.4, or 0.1
     written(resolver, "mine", {(0, "real", 0): real, (1, "mtt", 0): proxy})
-    write_search(Reader(resolver), "mine", Console(file=io.StringIO()))
+    made(resolver, "mine")
     table = pandas.read_csv("results/mine.csv")
     assert table["spearman_top5"].tolist() == pytest.approx([expected, 1]) and table["spearman_top10"].isna().all()
     named = {"real": "by the real images", "proxy": "by the synthetic set"}
@@ -553,13 +526,13 @@ def test_a_table_says_whose_accuracies_choose_the_best(
 
 def test_published_numbers_are_of_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    cells = {"datasets": {"cifar10": [10]}, "methods": ["dc"], "sample": 3}
-    content = {"searches": {"contra-table7": cells, "mine": cells}}
+    cells = {"kind": "search", "datasets": {"cifar10": [10]}, "methods": ["dc"], "sample": 3}
+    content = {"tables": {"contra-table7": cells, "mine": cells}}
     resolver = Resolver(parse(Campaign, content, "test"), (), "results", Path("test.yaml"))
-    for name in content["searches"]:
+    for name in content["tables"]:
         written(resolver, name, {(0, "real", 0): [0.1, 0.2, 0.3], (10, "dc", 0): [0.1, 0.2, 0.3]})
-    dc, whole = search_table(Reader(resolver), "contra-table7").to_dict("records")
+    dc, whole = frame_of(resolver, "contra-table7").to_dict("records")
     assert (dc["published_selected_accuracy"], dc["published_spearman_top10"]) == (pytest.approx(0.845), 0.79)
     assert whole["published_selected_accuracy"] == pytest.approx(0.859)
-    assert search_table(Reader(resolver), "mine").filter(like="published").isna().all(axis=None)
-    assert set(PUBLISHED) <= set(load_campaign(ROOT / "config/paper.yaml").campaign.searches)
+    assert frame_of(resolver, "mine").filter(like="published").isna().all(axis=None)
+    assert set(PUBLISHED) <= set(load_campaign(ROOT / "config/paper.yaml").campaign.tables)

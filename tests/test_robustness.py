@@ -9,18 +9,21 @@ import numpy
 import pandas
 import pytest
 import torch
+from resuming import stopped_after
 from scipy import stats
+from tabulating import frame_of
 
 from satm.cli import main
 from satm.config import Campaign, Cell, Resolver, load_campaign, parse
 from satm.errors import UsageError
-from satm.results import EVALUATION, DistilledDataset, load_distilled, read_rows, save_distilled, write_rows
-from satm.stages import evaluate as stage
-from satm.tables.reader import Reader
-from satm.tables.robustness import COLUMNS, fair_table
+from satm.results.columns import EVALUATION
+from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
+from satm.results.rows import read_rows, write_rows
+from satm.storage.tensors import read_tensors
+from satm.tables.robustness import COLUMNS
 from satm.tables.statistics import augmentation_robust_score, label_robust_score
 
-TABLE = {"datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
+TABLE = {"kind": "robustness", "datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
 ACCURACY = {
     # method: (class, augmented), (class, plain), (soft, augmented), (soft, plain)
     "random": (0.30, 0.20, 0.40, 0.35),
@@ -38,7 +41,7 @@ def accuracy(method: str, which: int, seed: int, repeat: int) -> float:
 
 def make(root: Path, seeds: tuple[int, ...] = (0, 1, 2), lost: str = "") -> Resolver:
     """Return a campaign whose files exist; full data reaches 0.9; `lost` lacks its second network."""
-    campaign = Campaign.model_validate({"fair": {"worth": {**TABLE, "seeds": seeds}}})
+    campaign = Campaign.model_validate({"tables": {"worth": {**TABLE, "seeds": seeds}}})
     resolver = Resolver(campaign, (), str(root / "results"), Path("config/small.yaml"))
     common = {"dataset": "digits", "network": "convnet", "split": "test", "selection": "last", "average": "raw"}
     common |= {"step_size": "learned", "loss": 1.0, "epochs": 5, "seconds": 1.0, "peak_memory_bytes": 7}
@@ -75,7 +78,7 @@ def interval(values: Any) -> tuple[float, float]:
 
 
 def test_every_number_is_the_one_worked_out_from_the_rows(tmp_path: Path) -> None:
-    frame = fair_table(Reader(make(tmp_path)), "worth")
+    frame = frame_of(make(tmp_path), "worth")
     assert list(frame.columns) == list(COLUMNS) and frame["method"].tolist() == ["random", "mtt", "datm"]
     assert frame["own_labels"].tolist() == ["hard", "hard", "soft"]
     assert frame["soft_labels"].tolist() == ["teacher", "teacher", "own"]
@@ -106,14 +109,14 @@ def test_every_number_is_the_one_worked_out_from_the_rows(tmp_path: Path) -> Non
 
 
 def test_with_one_seed_the_pairs_are_networks(tmp_path: Path) -> None:
-    mtt = fair_table(Reader(make(tmp_path, seeds=(1,))), "worth").iloc[1]
+    mtt = frame_of(make(tmp_path, seeds=(1,)), "worth").iloc[1]
     assert mtt["improvement_mean"] == pytest.approx(0.30) and mtt["improvement_high"] == pytest.approx(0.30)
     assert (mtt["hard_low"], mtt["hard_high"]) == pytest.approx(interval([0.595, 0.605]))
 
 
 def test_what_cannot_be_paired_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"have different repeats \(\[0\] and \[0, 1\]\); evaluate both with the same"):
-        fair_table(Reader(make(tmp_path, seeds=(1,), lost="mtt")), "worth")
+        frame_of(make(tmp_path, seeds=(1,), lost="mtt"), "worth")
 
 
 def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
@@ -122,11 +125,11 @@ def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     write_rows(path, read_rows(path, EVALUATION).to_dict("records")[:-1], EVALUATION, {})
     with pytest.raises(UsageError, match=r"mtt/seed-1/.* is not of the same networks with each kind of labels and im"):
-        fair_table(Reader(resolver), "worth")
+        frame_of(resolver, "worth")
     path.write_bytes(whole)
     Path(resolver.layout.full("digits", "strong", "convnet")).write_bytes(whole)
     with pytest.raises(UsageError, match=r"full/.* is of method mtt, expected full-strong; make it again"):
-        fair_table(Reader(resolver), "worth")
+        frame_of(resolver, "worth")
 
 
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
@@ -134,28 +137,15 @@ def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     Path(resolver.layout.variants(Cell("digits", 1, "mtt", 2), "convnet")).unlink()
     command = "evaluate --config config/small.yaml --dataset digits --what variants --ipc 1 --method mtt --seed 2"
     with pytest.raises(UsageError, match=f"make it with: python -m satm {command} --network convnet$"):
-        fair_table(Reader(resolver), "worth")
+        frame_of(resolver, "worth")
     Path(resolver.layout.full("digits", "strong", "convnet")).unlink()
     with pytest.raises(UsageError, match=r"--dataset digits --what full --recipe strong --network convnet$"):
-        fair_table(Reader(resolver), "worth")
+        frame_of(resolver, "worth")
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (
-            {"fair": {"a": {**TABLE, "methods": ["mtt"]}}},
-            "methods lacks the baseline 'random'; add it, or name another",
-        ),
-        (
-            {"fair": {"a": TABLE}, "tables": {"a": {"datasets": {"digits": [1]}, "methods": ["mtt"]}}},
-            "tables and fair both name 'a'; rename one of them",
-        ),
-    ],
-)
-def test_unusable_tables_are_refused(content: dict[str, Any], text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        parse(Campaign, content, "small.yaml")
+def test_a_table_without_its_baseline_is_refused() -> None:
+    with pytest.raises(UsageError, match="methods lacks the baseline 'random'; add it, or name another"):
+        parse(Campaign, {"tables": {"a": {**TABLE, "methods": ["mtt"]}}}, "small.yaml")
 
 
 RUN = Path("results/tiny")
@@ -246,29 +236,18 @@ def test_settings_that_name_the_recipe_change_it(tmp_path: Path) -> None:
         resolver.full("stron", "digits")
 
 
-def test_a_killed_training_on_real_images_goes_on(campaign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     command = [*FULL, "--recipe", "experts", "--repeats", "1", "--epochs", "3", "--network", "small"]
     target = RUN / "full/digits/experts/small.parquet"
     assert main(command) == 0
     whole = outcomes(read_rows(target, EVALUATION))
     target.unlink()
-    honest = stage.NetworkState
-    saved: list[int] = []
-
-    class Eager(honest):  # type: ignore[misc, valid-type]
-        def __init__(self, folder: Path, identity: object) -> None:
-            super().__init__(folder, identity, every=0)
-
-        def save(self, epoch: int, *parts: Any, **named: Any) -> None:
-            super().save(epoch, *parts, **named)
-            saved.append(epoch)
-            if len(saved) == 2:
-                raise KeyboardInterrupt
-
-    monkeypatch.setattr(stage, "NetworkState", Eager)
-    assert main(command) == 75 and not target.exists()
+    with stopped_after(1, "/small/.lock-"):
+        assert main(command) == 75 and not target.exists()
+    kept, content = read_tensors(RUN / "state/full/digits/experts/small/network-0.safetensors", "state")
+    assert content["epoch"] == 1 and kept
     assert main(command) == 0
-    assert saved == [1, 2, 3] and outcomes(read_rows(target, EVALUATION)) == whole
+    assert outcomes(read_rows(target, EVALUATION)) == whole
 
 
 @pytest.mark.parametrize(
@@ -286,7 +265,7 @@ def test_flags_that_do_not_fit_are_refused(campaign: Path, refused: Any, argumen
 
 def test_the_commands_make_the_table(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = Path("tiny.yaml").read_text()
-    content += "fair:\n  worth: {datasets: {digits: [1]}, methods: [random, satm], full: experts}\n"
+    content += "  worth: {kind: robustness, datasets: {digits: [1]}, methods: [random, satm], full: experts}\n"
     Path("tiny.yaml").write_text(content)
     cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1"]
     assert main(["distill", *cell, "--method", "random"]) == 0

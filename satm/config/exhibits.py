@@ -1,0 +1,200 @@
+"""Tables and figures of a campaign, in one word its exhibits: what all kinds of them have in common.
+
+A kind is a class in a module of `satm.tables` or `satm.figures`, entered under its name in `TABLES` or `FIGURES`. It
+has the options of an entry of that kind, says which files the exhibit is made of, and makes it of them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from satm.config.base import Options
+from satm.config.cell import Cell
+from satm.config.layout import Layout
+from satm.errors import UsageError, pick
+from satm.registry import Registry
+
+if TYPE_CHECKING:
+    from satm.config.resolver import Resolver
+
+Ipc = Annotated[int, Field(ge=1)]
+"""Images per class."""
+
+SomeDatasets = Annotated[dict[str, Annotated[tuple[Ipc, ...], Field(min_length=1)]], Field(min_length=1)]
+"""Images per class, by dataset, of at least one cell."""
+
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+"""Seeds of the distillation."""
+
+MOST, MOST_FILES = 10_000, 20_000
+"""Synthetic sets, and files, that one table or figure is made of at most."""
+
+
+class Exhibit(Options):
+    """A table or a figure of a campaign."""
+
+    kind: str
+    """Name of its kind."""
+
+    @model_validator(mode="after")
+    def _names_nothing_twice(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for each in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(each, tuple) and (twice := [one for one in each if each.count(one) > 1]):
+                    raise ValueError(f"{name} has {twice[0]!r} twice; name it once")
+        return self
+
+    def runs(self) -> list[Cell]:
+        """Return every distillation that it is made of."""
+        return []
+
+    def tested_networks(self) -> Iterable[str]:
+        """Return the names of the networks that are trained on the synthetic sets."""
+        return ()
+
+    def size(self) -> dict[str, object]:
+        """Return the options of its own that say how large it is, by what they are in words."""
+        return {}
+
+    def check(self, resolver: "Resolver") -> None:
+        """Refuse what the datasets of a campaign do not allow.
+
+        Raises:
+            UsageError: saying what does not fit.
+        """
+
+
+class Cells(Exhibit):
+    """A table or figure of the synthetic sets of some methods on some datasets."""
+
+    datasets: dict[str, tuple[Ipc, ...]]
+    """Images per class, by dataset."""
+    methods: tuple[str, ...]
+    """Rows, in this order."""
+    seeds: Seeds = (0,)
+    """Seeds of the distillation."""
+    seeds_at: dict[Ipc, Seeds] = {}
+    """Other seeds at some numbers of images per class."""
+
+    @model_validator(mode="after")
+    def _has_not_too_many_sets(self) -> Self:
+        sets = sum(len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)) * len(self.methods)
+        if sets > MOST:
+            raise ValueError(f"it is made of {sets} synthetic sets, the most are {MOST}; make several of it")
+        return self
+
+    def seeds_for(self, ipc: int) -> tuple[int, ...]:
+        """Return the seeds at so many images per class."""
+        return self.seeds_at.get(ipc, self.seeds)
+
+    def cells_of(self, dataset: str, ipc: int, method: str) -> list[Cell]:
+        """Return the distillations of all seeds."""
+        return [Cell(dataset, ipc, method, seed) for seed in self.seeds_for(ipc)]
+
+    def cells(self, methods: tuple[str, ...] | None = None) -> list[Cell]:
+        """Return each distillation in the table's order; `methods`: only of these."""
+        return [
+            cell
+            for dataset, ipc in budgets(self.datasets)
+            for method in (self.methods if methods is None else methods)
+            for cell in self.cells_of(dataset, ipc, method)
+        ]
+
+    def runs(self) -> list[Cell]:
+        """Return every distillation that it is made of."""
+        return self.cells()
+
+
+def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """Return each dataset with each of its numbers of images per class."""
+    return [(dataset, ipc) for dataset, ipcs in datasets.items() for ipc in ipcs]
+
+
+def refuse_many(files: int) -> None:
+    """Refuse a table or figure of more files than a campaign can be planned with.
+
+    Raises:
+        ValueError: with the number.
+    """
+    if files > MOST_FILES:
+        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")
+
+
+class TableOptions(Cells):
+    """What every kind of table has; `satm.tables.base.TableKind` adds how it is made."""
+
+    def files(self, layout: Layout, name: str) -> list[str]:
+        """Return the paths of everything that the table of this name is made of."""
+        raise TypeError(f"{type(self).__name__} must define files()")
+
+
+class FigureOptions(Exhibit):
+    """What every kind of figure has; `satm.figures.base.FigureKind` adds how it is drawn."""
+
+    title: str = ""
+    """Above the figure; empty: none."""
+
+    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
+        """Return the paths of everything that the figure is drawn from.
+
+        Args:
+            layout: of the campaign.
+            tables: of the campaign, by name.
+        """
+        raise TypeError(f"{type(self).__name__} must define files()")
+
+    def tables_shown(self, tables: Mapping[str, TableOptions]) -> Mapping[str, TableOptions]:
+        """Return the tables whose numbers it shows, by name.
+
+        Args:
+            tables: of the campaign.
+
+        Raises:
+            UsageError: the campaign has no such table.
+        """
+        return {}
+
+    @classmethod
+    def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, "FigureOptions"]:
+        """Return the figures of this kind that every campaign has, by name.
+
+        Args:
+            tables: of the campaign.
+        """
+        return {}
+
+
+TABLES: Registry[type[TableOptions]] = Registry("satm.tables")
+"""Every kind of table by its name."""
+
+FIGURES: Registry[type[FigureOptions]] = Registry("satm.figures")
+"""Every kind of figure by its name."""
+
+
+def of_kind(registry: Registry[Any], what: str, default: str | None = None) -> Callable[[object], object]:
+    """Return a function that reads an entry as the options of the kind that it names.
+
+    Args:
+        registry: of the kinds.
+        what: word for an entry.
+        default: the kind of an entry that names none; None: each must.
+    """
+
+    def read(entry: object) -> object:
+        if not isinstance(entry, Mapping):
+            return entry
+        kind = entry.get("kind", default)
+        if kind is None:
+            raise UsageError(f"the kind of {what} is missing; known: {', '.join(registry)}")
+        return pick(str(kind), registry, f"kind of {what}").model_validate(entry)
+
+    return read
+
+
+AnyTable = Annotated[SerializeAsAny[TableOptions], BeforeValidator(of_kind(TABLES, "table", "accuracy"))]
+"""A table of the kind that it names; of none: a results table."""
+
+AnyFigure = Annotated[SerializeAsAny[FigureOptions], BeforeValidator(of_kind(FIGURES, "figure"))]
+"""A figure of the kind that it names."""

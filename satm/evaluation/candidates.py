@@ -1,0 +1,23 @@
+"""The candidates of an architecture search as networks; `satm.evaluation.search`, which needs no torch, names them."""
+
+import functools
+
+import torch
+
+from satm.evaluation.search import Candidate, candidates
+from satm.networks import NETWORKS, resolve
+
+
+@functools.cache
+def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -> tuple[Candidate, ...]:
+    """Return the candidates that fit images of `size` x `size` pixels, by the rule of the network itself."""
+    found = []
+    for candidate in candidates(width_factor):
+        name, options = resolve(candidate.network)
+        try:
+            with torch.device("meta"):  # shapes only: no weights are drawn
+                NETWORKS[name].build(channels, classes, size, options)
+        except ValueError:
+            continue
+        found.append(candidate)
+    return tuple(found)

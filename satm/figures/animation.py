@@ -1,0 +1,59 @@
+"""One synthetic set on its way: a moving picture, and its states below each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from satm.config import FIGURES, Layout, TableOptions
+from satm.errors import UsageError
+from satm.figures.base import CellsFigure, Drawn, cell_title
+from satm.figures.mosaic import TIGHT, Block, clipped_frame, clipping_note, draw_images, write_animation
+from satm.tables.reader import Reader
+
+
+@FIGURES.named("animation")
+class AnimationFigure(CellsFigure):
+    """One synthetic set on its way: a moving picture, and its states below each other.
+
+    The distillation's option `snapshots` says how many states there are.
+    """
+
+    kind: Literal["animation"] = "animation"
+    """A synthetic set on its way."""
+    per_class: int = Field(5, ge=1)
+    """Images of each class that are shown, at most."""
+    classes: int = Field(10, ge=1)
+    """Classes that are shown, at most."""
+
+    @model_validator(mode="after")
+    def _one_set(self) -> "AnimationFigure":
+        if len(cells := self.cells()) != 1:
+            raise ValueError(f"an animation shows one synthetic set, got {len(cells)}; name one of each")
+        return self
+
+    def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
+        """Return the synthetic set."""
+        return [layout.distilled(cell) for cell in self.cells()]
+
+    def draw(self, reader: Reader) -> Drawn:
+        """Draw the states of one set below each other, and as the pixel picture one after another."""
+        (cell,) = self.cells()
+        data = reader.distilled(cell)
+        if data.history is None:
+            raise UsageError(
+                f"the synthetic set of {cell.method} on {cell.dataset} was stored without its history; distil it with "
+                "snapshots above 1"
+            )
+        states = [data.at(place) for place in range(len(data.history))]
+        blocks = [Block(f"{state.iteration}", state) for state in states]
+        frame = clipped_frame(states)
+        set_title = f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}"
+        title = self.title or f"{set_title}: the set after so many iterations"
+        figure = draw_images(blocks, title, clipping_note(frame), self.classes, self.per_class)
+
+        def png(path: Path) -> None:
+            write_animation(states, path, self.classes, self.per_class)
+
+        return Drawn(figure, frame, png, dict(TIGHT))

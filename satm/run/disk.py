@@ -1,0 +1,35 @@
+"""Waiting for space on a full disk."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from satm.errors import RunError
+from satm.run.stopping import check_stop
+from satm.storage.files import disk_is_full
+
+LOG = logging.getLogger("satm")
+
+SPACE_WAIT = 600.0
+"""Seconds that a finished result waits for space on a full disk."""
+
+
+def patiently(write: Callable[[], object]) -> None:
+    """Write a finished result; while the disk is full, try again, so that what was computed is not lost.
+
+    Raises:
+        RunError: there is no space after `SPACE_WAIT`, or the write failed for another reason.
+    """
+    until, told = time.monotonic() + SPACE_WAIT, False
+    while True:
+        try:
+            write()
+            return
+        except RunError as error:
+            if not disk_is_full(error) or time.monotonic() > until:
+                raise
+            if not told:
+                LOG.warning("%s; trying again for %g s", error, SPACE_WAIT)
+                told = True
+            check_stop()
+            time.sleep(min(1.0, SPACE_WAIT / 10))

@@ -1,0 +1,56 @@
+"""Whether two things are the same: hashes, and the first field in which two descriptions differ.
+
+Nothing here imports torch; `satm.storage.tensors` hashes tensors.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Identity = Mapping[str, Any]
+"""Everything that makes a result what it is, as JSON values: options, revision, hashes of its inputs."""
+
+ROUNDING = 1e-12
+"""Relative difference up to which two numbers of an identity are the same."""
+
+
+def differing_field(expected: object, found: object, path: str = "") -> str | None:
+    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal.
+
+    Numbers that differ by rounding only are equal, because processors add up in different orders.
+    """
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        for key in sorted({*expected, *found}):
+            place = f"{path}.{key}" if path else str(key)
+            difference = differing_field(expected.get(key), found.get(key), place)
+            if difference:
+                return difference
+        return None
+    return None if _equal(expected, found) else f"{path}: expected {expected!r}, found {found!r}"
+
+
+def _equal(expected: object, found: object) -> bool:
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        return len(expected) == len(found) and all(map(_equal, expected, found))
+    if isinstance(expected, float) and isinstance(found, float):
+        return math.isclose(expected, found, rel_tol=ROUNDING)
+    return expected == found
+
+
+def hash_json(content: object) -> str:
+    """Return the SHA-256 of JSON values, in hexadecimal; it does not depend on the order of names."""
+    return hash_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def hash_bytes(content: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
