@@ -165,7 +165,6 @@ def test_classes_are_compared_as_their_twin_does(problem: Problem, name: str, re
     [
         *[("mtt", {"keep_divisor": divisor}) for divisor in (1, 2, 4, 6)],
         *[("mtt", {"step_size_gradient": kind, "keep_divisor": 2}) for kind in ("fixed", "first-order")],
-        *[("mtt", {"batch_size": size, "augment": augment}) for size, augment in ((None, True), (4, False))],
         *[("mtt", {"labels": "teacher", **more}) for more in ({}, {**THREE, "beta": 0.0})],
         ("mtt", {**LEARNED, **EXPANDING}),
         ("mtt", {"min_start_epoch": 1, **THREE, "expert_epochs": 1}),
@@ -200,28 +199,30 @@ def test_satm_is_its_algorithm_written_out(problem: Problem, engine: str, option
     check(problem, "satm", engine=engine, **options)
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("concurrent", [{}, THREE], ids=["one", "three"])
+@pytest.mark.parametrize(("reuse", "concurrent"), [(True, THREE), (False, {})], ids=["three", "one"])
 @pytest.mark.parametrize(
     ("name", "options"),
     [("mtt-sam", {}), ("mtt-asam", {"eta": 0.3}), ("mtt-gsam", {"alpha": 0.7}), ("mtt-vasso", {"theta": 0.3})],
     ids=str,
 )
 def test_sharpness_aware_steps_are_written_out(
-    problem: Problem, name: str, options: dict[str, Any], concurrent: dict[str, Any], reuse: bool
+    problem: Problem, name: str, options: dict[str, Any], reuse: bool, concurrent: dict[str, Any]
 ) -> None:
     check(problem, name, **options, **concurrent, **NEAR, **LEARNED, reuse=reuse)
 
 
-@pytest.mark.parametrize("engine", ["mixed", "reverse"])
 @pytest.mark.parametrize("name", ["bptt", "t-bptt", "r-bptt", "ratbptt"])
 @pytest.mark.parametrize(
-    "options",
-    [{**LEARNED, "confidence": 0.6}, {"step_size_gradient": "exact", "batch_size": None, "augment": False}],
-    ids=["labels", "step_size"],
+    ("engine", "options"),
+    [
+        ("mixed", {**LEARNED, "confidence": 0.6}),
+        ("reverse", {**LEARNED, "confidence": 0.6}),
+        ("mixed", {"step_size_gradient": "exact", "batch_size": None, "augment": False}),
+    ],
+    ids=["labels-mixed", "labels-reverse", "step_size"],
 )
 def test_unrolled_training_is_autograd_through_the_window(
-    problem: Problem, name: str, options: dict[str, Any], engine: str
+    problem: Problem, name: str, engine: str, options: dict[str, Any]
 ) -> None:
     check(replace(problem, experts=None), name, engine=engine, **options)
 
