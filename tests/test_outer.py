@@ -142,7 +142,7 @@ def test_gsam_changes_the_images_gradient_only() -> None:
     assert torch.allclose(found.images, some(1) - 0.7 * orthogonal(some(2), some(1)), rtol=1e-14)
     assert not torch.equal(found.images, sharp.images)
     assert torch.equal(without_surrogate_gap(sharp, some(2), 0.0).images, sharp.images)
-    for part in ("loss", "labels", "step_size", "sharpness", "memory"):
+    for part in ("loss", "labels", "step_size", "sharpness", "state"):
         assert getattr(found, part) is getattr(sharp, part), part
 
 
