@@ -1,9 +1,9 @@
 from snakemake.utils import min_version
 
-from satm.config import PATTERN, REVISIONS, Layout
-from satm.workflow.recovery import follow_up, forget_results
-from satm.workflow.slurm import check_cluster
 from satm.workflow.campaigns import open_campaigns
+from satm.workflow.recovery import follow_up, forget_results
+from satm.workflow.rules import ALL
+from satm.workflow.slurm import check_cluster
 
 min_version("9.19")
 
@@ -13,8 +13,8 @@ report: "workflow/report/workflow.rst"
 
 campaigns = open_campaigns(workflow)
 
-# The same layout as everywhere, with wildcards for names: `{root}` is the folder of a campaign, so a path says it all.
-layout = Layout("{root}")
+# The table of jobs: inputs, outputs, params, log and benchmark of each rule. A path says which campaign it is of.
+jobs = campaigns.rules()
 
 
 wildcard_constraints:

@@ -20,7 +20,8 @@ from satm.results.columns import EVALUATION, METRICS
 from satm.results.rows import write_rows
 from satm.run.record import Attempt, Record, find_record
 from satm.tables.reader import Reader
-from satm.workflow.jobs import PLACES, Job, campaigns_of, jobs, outputs, place
+from satm.workflow.jobs import Job, campaigns_of, jobs
+from satm.workflow.rules import RULES
 
 ROOT = Path(satm.__file__).parent.parent
 SMALL = """
@@ -59,14 +60,14 @@ IMAGES = "images dataset digits"
 
 def touch(job: Job) -> None:
     """Let a job count as done, by files that tell nothing."""
-    for path in outputs(job):
+    for path in job.outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
 
 def keep(job: Job, *attempts: Attempt, done: bool = True) -> None:
     """Leave the record of a job, and if it is done its files."""
-    path = Path(LAYOUT.account(*place(job)))
+    path = Path(LAYOUT.account(*job.place))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(Record(list(attempts), done).text())
     if done:
@@ -74,7 +75,7 @@ def keep(job: Job, *attempts: Attempt, done: bool = True) -> None:
 
 
 def benchmark(job: Job, text: str) -> None:
-    path = Path(LAYOUT.benchmark(*place(job)))
+    path = Path(LAYOUT.benchmark(*job.place))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     touch(job)
@@ -329,7 +330,7 @@ def test_every_job_is_where_the_workflow_logs_and_measures_it(tmp_path: Path) ->
     ]
     shown = {kind: set(re.findall(rf"^    {kind}: (.*)$", done.stdout, re.MULTILINE)) for kind in ("log", "benchmark")}
     assert len(shown["log"]) > len(planned)
-    assert shown["log"] >= {layout.log(*place(job)) for job in [*planned, *more]}
-    assert shown["benchmark"] >= {layout.benchmark(*place(job)) for job in [*planned, *more]}
-    assert {job.rule for job in [*planned, *more]} == set(PLACES)
+    assert shown["log"] >= {layout.log(*job.place) for job in [*planned, *more]}
+    assert shown["benchmark"] >= {layout.benchmark(*job.place) for job in [*planned, *more]}
+    assert {job.rule for job in [*planned, *more]} == set(RULES)
     assert len(spent(campaigns_of(ROOT / "config" / "paper.yaml"), "results")) == len(planned) - 2

@@ -28,6 +28,7 @@ from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
 from satm.workflow import schema as schemas
+from satm.workflow.check import check, experts_of
 
 ROOT = Path(__file__).parent.parent
 CAMPAIGNS = sorted((ROOT / "config").glob("*.yaml"))
@@ -36,11 +37,6 @@ PRESETS = [
     for path in sorted((ROOT / "config" / "presets").glob("*.yaml"))
     for row in load_yaml(path)["settings"]
 ]
-
-
-@pytest.fixture(scope="module")
-def checker() -> schemas.Checker:
-    return schemas.Checker()
 
 
 def resolver(presets: tuple[Setting, ...] = (), **content: object) -> Resolver:
@@ -86,37 +82,51 @@ def test_an_unusable_file_is_told_in_one_line(tmp_path: Path, content: str, text
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"methods": {"mtt": {"iteration": 3}}}, "methods.mtt: unknown option 'iteration' of mtt.*mean 'iterations'?"),
-        ({"methods": {"mtt": {"iterations": "many"}}}, "methods.mtt: iterations: got 'many', expected integer >= 1"),
-        ({"methods": {"mtt": {"engine": "mixt"}}}, "engine: got 'mixt', expected one of mixed, reverse"),
-        ({"methods": {"mtt": {"batch_size": 0}}}, "batch_size: got 0, expected integer >= 1 or null"),
+        (
+            {"methods": {"mtt": {"iteration": 3}}},
+            "methods.mtt: method mtt: unknown option 'iteration'.*mean 'iterations'?",
+        ),
+        (
+            {"methods": {"mtt": {"iterations": "many"}}},
+            "methods.mtt: method mtt: iterations: .*valid integer.*got 'many'",
+        ),
+        ({"methods": {"mtt": {"iterations": "3"}}}, "iterations is '3', expected a number without quotes"),
+        ({"methods": {"mine": {"method": "ratbptt", "milestones": [1, "3"]}}}, "milestones is .*without quotes"),
+        ({"methods": {"mtt": {"engine": "mixt"}}}, "engine: .*'mixed', 'reverse'.*got 'mixt'"),
+        ({"methods": {"mtt": {"batch_size": 0}}}, "batch_size: .*greater than or equal to 1, got 0"),
         (
             {"methods": {"mine": {"rho": 1}}},
-            "unknown method in test.yaml: methods.mine 'mine'; known: .*mtt, .*random, .*satm",
+            "test.yaml: methods.mine: unknown method 'mine'; known: .*mtt, .*random, .*satm",
         ),
         ({"methods": {"mine": {"method": "stam"}}}, "unknown method .*'stam'.*Did you mean 'satm'?"),
-        ({"networks": {"convnet": {"widht": 3}}}, "networks.convnet: unknown option 'widht'.*Did you mean 'width'?"),
+        (
+            {"networks": {"convnet": {"widht": 3}}},
+            "networks.convnet: network convnet: unknown option 'widht'.*Did you mean 'width'?",
+        ),
         ({"networks": {"n": {"network": "convent"}}}, "unknown network .*'convent'.*Did you mean 'convnet'?"),
         (
             {"settings": [{"method": "mtt", "options": {"itrations": 3}}]},
-            "settings.0: unknown option 'itrations' of mtt",
+            "settings.0: method mtt: unknown option 'itrations'",
         ),
-        ({"settings": [{"method": "mt", "options": {}}]}, "unknown method in test.yaml: settings.0 'mt'.*mean 'mtt'?"),
+        ({"settings": [{"method": "mt", "options": {}}]}, "test.yaml: settings.0: unknown method 'mt'.*mean 'mtt'?"),
         ({"settings": [{"stage": "experts", "options": {"learn": 3}}]}, "settings.0: unknown option 'learn'"),
         (
             {"settings": [{"stage": "evaluate", "options": {"repeat": 3}}]},
             "settings.0: unknown option 'repeat'.*'repeats'",
         ),
-        ({"settings": [{"options": {"rho": 3}}], "tables": TABLE}, "random on digits at ipc 1: unknown option 'rho'"),
+        (
+            {"settings": [{"options": {"rho": 3}}], "tables": TABLE},
+            "random on digits at ipc 1: method random: unknown option 'rho'",
+        ),
         ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
         ({"tables": {"table2": {**TABLE["table2"], "networks": ["convnets"]}}}, "unknown network .*mean 'convnet'?"),
         ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
     ],
 )
-def test_a_wrong_name_or_option_is_told_before_any_job(checker: schemas.Checker, content: dict, text: str) -> None:
+def test_a_wrong_name_or_option_is_told_before_any_job(content: dict, text: str) -> None:
     with pytest.raises(UsageError, match=text) as caught:
-        checker.check(resolver(**content))
+        check(resolver(**content))
     assert "\n" not in str(caught.value)
 
 
@@ -249,13 +259,11 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
     ],
     ids=lambda value: value[:50],
 )
-def test_a_value_that_cannot_be_meant_is_refused(
-    tmp_path: Path, checker: schemas.Checker, content: str, text: str
-) -> None:
+def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, content: str, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
     with pytest.raises(UsageError, match=text) as caught:
-        checker.check(load_campaign(path))
+        check(load_campaign(path))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
@@ -273,11 +281,9 @@ def test_a_value_that_cannot_be_meant_is_refused(
         ({"tables": {"t": {**TABLE["table2"], "networks": ["../x"]}}}, "unknown network .*'../x'"),
     ],
 )
-def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(
-    checker: schemas.Checker, content: dict, text: str
-) -> None:
+def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(content: dict, text: str) -> None:
     with pytest.raises(UsageError, match=text):
-        checker.check(resolver(**content))
+        check(resolver(**content))
 
 
 @pytest.mark.parametrize(
@@ -318,8 +324,8 @@ def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CAMPAIGNS, ids=lambda path: path.stem)
-def test_a_campaign_of_the_checkout_holds_nothing_unknown(path: Path, checker: schemas.Checker) -> None:
-    checker.check(load_campaign(path))
+def test_a_campaign_of_the_checkout_holds_nothing_unknown(path: Path) -> None:
+    check(load_campaign(path))
     schema = json.loads(schemas.SCHEMA.read_text())
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(load_yaml(path))))
 
@@ -341,13 +347,13 @@ def test_the_schema_alone_refuses_a_wrong_option() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_schema_knows_which_methods_use_experts(name: str, checker: schemas.Checker) -> None:
-    assert (checker.experts({"method": name}) is not None) == METHODS[name].needs_experts
+def test_only_methods_that_need_experts_name_some(name: str) -> None:
+    assert (experts_of({"method": name}) is not None) == METHODS[name].needs_experts
 
 
-def test_experts_of_a_method_are_its_own_or_the_default(checker: schemas.Checker) -> None:
-    assert checker.experts({"method": "satm"}) == "sgd"
-    assert checker.experts({"method": "mtt", "experts": "flat"}) == "flat"
+def test_experts_of_a_method_are_its_own_or_the_default() -> None:
+    assert experts_of({"method": "satm"}) == "sgd"
+    assert experts_of({"method": "mtt", "experts": "flat"}) == "flat"
 
 
 @pytest.mark.parametrize(("file", "row"), PRESETS, ids=[f"{file}-{index}" for index, (file, _) in enumerate(PRESETS)])
@@ -421,12 +427,12 @@ def test_what_was_looked_up_once_is_found_again_whatever_is_done_with_it() -> No
     assert "iterations" not in held.method(Cell("flowers", 1, "mtt"))
 
 
-def test_options_that_were_usable_once_are_refused_when_they_change(checker: schemas.Checker) -> None:
+def test_options_that_were_usable_once_are_refused_when_they_change() -> None:
     usable = resolver(methods={"mine": {"method": "mtt", "inner_steps": 4}})
-    checker.check(usable)
-    checker.check(usable)
+    check(usable)
+    check(usable)
     with pytest.raises(UsageError, match="inner_steps"):
-        checker.check(resolver(methods={"mine": {"method": "mtt", "inner_steps": "four"}}))
+        check(resolver(methods={"mine": {"method": "mtt", "inner_steps": "four"}}))
 
 
 def test_experts_networks_and_evaluations_are_set_by_dataset() -> None:
@@ -519,12 +525,12 @@ def test_parts_cover_every_expert_once() -> None:
     assert config.parts(config.ExpertsOptions(count=2, per_job=10)) == ["0-1"]
 
 
-def test_the_readme_of_the_campaigns_is_a_campaign(checker: schemas.Checker, tmp_path: Path) -> None:
+def test_the_readme_of_the_campaigns_is_a_campaign(tmp_path: Path) -> None:
     text = (ROOT / "config" / "README.md").read_text()
     path = tmp_path / "readme.yaml"
     path.write_text(text.split("```yaml\n")[1].split("```")[0])
     held = load_campaign(path)
-    checker.check(held)
+    check(held)
     assert set(load_yaml(path)) == set(Campaign.model_fields)
     assert len(held.table("table2").cells()) == 4 * (3 + 1)
 

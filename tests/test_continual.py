@@ -45,8 +45,8 @@ from satm.results.rows import read_rows
 from satm.tables.base import table_of
 from satm.tables.continual import by_order
 from satm.tables.reader import Reader
-from satm.workflow import schema as schemas
 from satm.workflow.campaigns import Campaigns
+from satm.workflow.check import check
 
 ROOT = Path(__file__).parent.parent
 
@@ -680,8 +680,8 @@ def test_an_unusable_protocol_is_told_when_it_is_loaded(tables: dict[str, Any], 
 def test_a_protocol_is_checked_before_any_job(change: dict[str, Any], text: str) -> None:
     datasets = {"pets": {"source": "folder"}, "some": {"source": "folder", "classes": [1, 2, 3]}}
     with pytest.raises(UsageError, match=text):
-        schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, **change}}))
-    schemas.Checker().check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
+        check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, **change}}))
+    check(resolver(datasets=datasets, tables={"p": {**PROTOCOL, "datasets": {"pets": [1]}}}))
 
 
 def campaigns(tmp_path: Path, text: str) -> Campaigns:
@@ -707,20 +707,22 @@ def wildcards(**changes: str) -> SimpleNamespace:
 def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
     held = campaigns(tmp_path, WORKFLOW)
     root = "results/steps"
-    assert held.learned(wildcards()) == [
+    assert held.inputs("continual", wildcards())["distilled"] == [
         f"{root}/distilled/white-order-{order}-step-{step}-of-2/ipc-1/mtt/seed-0/distilled.safetensors"
         for order in (0, 1)
         for step in (1, 2)
     ]
     whole = wildcards(protocol="whole")
-    assert held.learned(whole) == [f"{root}/distilled/white/ipc-1/mtt/seed-0/distilled.safetensors"]
+    assert held.inputs("continual", whole)["distilled"] == [
+        f"{root}/distilled/white/ipc-1/mtt/seed-0/distilled.safetensors"
+    ]
     files = [f"{root}/data/white/images.safetensors", f"{root}/data/white/zca.safetensors"]
     part = wildcards(dataset="white-order-1-step-2-of-2")
-    assert held.prepared(part) == held.prepared(whole) == files
-    assert held.manifest(part) == [f"{root}/experts/white-order-1-step-2-of-2/sgd/manifest.json"]
+    assert held.inputs("distill", part)["data"] == held.inputs("distill", whole)["data"] == files
+    assert held.inputs("distill", part)["experts"] == [f"{root}/experts/white-order-1-step-2-of-2/sgd/manifest.json"]
     learned = [f"{root}/continual/white/ipc-1/mtt/seed-0/whole.parquet"]
-    assert held.measured(SimpleNamespace(root=root, table="whole")) == learned
-    assert held.drawn(SimpleNamespace(root=root, figure="whole")) == learned
+    assert held.inputs("table", SimpleNamespace(root=root, table="whole")) == {"measured": learned}
+    assert held.inputs("figure", SimpleNamespace(root=root, figure="whole")) == {"measured": learned}
     wanted = held.defaults(SimpleNamespace())
     assert {f"{root}/whole.csv", f"{root}/figures/whole.png", f"{root}/parts.csv"} <= set(wanted)
 
@@ -741,8 +743,8 @@ def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
 )
 def test_a_job_knows_only_the_values_that_it_uses(tmp_path: Path, old: str, new: str, changes: bool) -> None:
     assert WORKFLOW.count(old) == 1
-    before = campaigns(tmp_path, WORKFLOW).continual_options(wildcards())
-    after = campaigns(tmp_path, WORKFLOW.replace(old, new)).continual_options(wildcards())
+    before = campaigns(tmp_path, WORKFLOW).options("continual", wildcards())
+    after = campaigns(tmp_path, WORKFLOW.replace(old, new)).options("continual", wildcards())
     assert (before != after) == changes
 
 

@@ -77,10 +77,10 @@ def test_the_plan_is_that_of_the_workflow(
 
 
 def one(planned: tuple[Campaigns, Resolver, list[Job]], rule: str, at_once: bool = False, **names: str) -> list[Share]:
-    campaigns, resolver, found = planned
+    resolver, found = planned[1:]
     chosen = [job for job in found if job.rule == rule and names.items() <= dict(job.names).items()]
     assert len(chosen) == 1, chosen
-    known = shares(resolver, campaigns.checker, chosen[0], at_once)
+    known = shares(resolver, chosen[0], at_once)
     assert known is not None
     return known
 
@@ -153,10 +153,9 @@ def share(kind: Any, key: dict[str, Any], times: float, images: int = 0) -> Shar
 
 
 def test_seconds_lie_on_the_line_through_what_was_measured(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
-    checker = planned[0].checker
     matched = {**STEP, "ipc": 1, "method": {"method": "mtt", "inner_steps": 30}}
     steps = [("step", TRAINED, 8, 1.0, 10), ("step", TRAINED, 64, 1.0, 20), ("step", TRAINED, 256, 4.0, 50)]
-    pace = Pace(rows(*steps, ("iteration", matched, 6, 1.0, 7), ("iteration", matched, 12, 2.5, 8)), checker)
+    pace = Pace(rows(*steps, ("iteration", matched, 6, 1.0, 7), ("iteration", matched, 12, 2.5, 8)))
     for images, seconds in ((2, 1.0), (30, 1.0), (160, 2.5), (512, 8.0)):
         found = pace.of(share("step", TRAINED, 10, images))
         assert found is not None and found.seconds == pytest.approx(10 * seconds) and found.known == "measured"
@@ -167,8 +166,7 @@ def test_seconds_lie_on_the_line_through_what_was_measured(planned: tuple[Campai
 
 
 def test_iterations_that_were_not_measured(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
-    checker = planned[0].checker
-    pace = Pace(rows(("step", TRAINED, 8, 1.0, 10), ("step", TRAINED, 256, 1.0, 10)), checker)
+    pace = Pace(rows(("step", TRAINED, 8, 1.0, 10), ("step", TRAINED, 256, 1.0, 10)))
     for method, passes in (
         ({"method": "mtt", "inner_steps": 30}, 30 * STEP_WITH_GRAPH),
         ({"method": "satm", "inner_steps": 30, "keep_divisor": 3}, 10 * STEP_WITH_GRAPH + 20),
@@ -183,15 +181,15 @@ def test_iterations_that_were_not_measured(planned: tuple[Campaigns, Resolver, l
 
 
 def test_a_whole_campaign_is_added_up(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
-    campaigns, resolver, found = planned
-    every = pieces(resolver, campaigns.checker, found, at_once=False)
+    resolver, found = planned[1:]
+    every = pieces(resolver, found, at_once=False)
     assert len(every) == len(set(every)) > 10
     known = [(piece.kind, piece.values, 0, 3600.0, 5) for piece in every]
-    stages = cost(resolver, campaigns.checker, found, Pace(rows(*known), campaigns.checker), at_once=False)
+    stages = cost(resolver, found, Pace(rows(*known)), at_once=False)
     assert sum(stage.jobs for stage in stages.values()) == len(found)
     total = 0.0
     for job in found:
-        parts = shares(resolver, campaigns.checker, job, at_once=False) or []
+        parts = shares(resolver, job, at_once=False) or []
         total += sum(share.times for share in parts)
     assert sum(stage.hours for stage in stages.values()) == pytest.approx(total)
     assert stages["distill"].longest == 20_000 and "method dm" in stages["distill"].longest_job
@@ -200,16 +198,15 @@ def test_a_whole_campaign_is_added_up(planned: tuple[Campaigns, Resolver, list[J
         (kind, key, amount, None if kind == "iteration" else seconds, peak)
         for kind, key, amount, seconds, peak in known
     ]
-    stages = cost(resolver, campaigns.checker, found, Pace(rows(*lost), campaigns.checker), at_once=False)
+    stages = cost(resolver, found, Pace(rows(*lost)), at_once=False)
     assert len(stages["distill"].too_large) == sum(piece.kind == "iteration" for piece in every)
 
 
 def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]], finished: Path) -> None:
     """Beside the files of a finished campaign of the same shapes."""
-    campaigns, resolver, found = planned
+    resolver, found = planned[1:]
     pace = Pace(
         rows(("step", {**TRAINED, "network": {"network": "convnet", "depth": 1, "width": 4}}, 8, 1.0, 1)),
-        campaigns.checker,
     )
     real = finished / "results/tiny"
     for rule, path in (
@@ -223,9 +220,9 @@ def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]]
             and dict(job.names).get("method", "satm") == "satm"
             and ("dataset", "digits") in job.names
         )
-        assert disk(resolver, campaigns.checker, job, pace) == pytest.approx((real / path).stat().st_size, rel=0.5)
+        assert disk(resolver, job, pace) == pytest.approx((real / path).stat().st_size, rel=0.5)
     part = next(job for job in found if job.rule == "experts_part" and ("part", "0-1") in job.names)
-    assert disk(resolver, campaigns.checker, part, pace) == 4 * 2 * 5 * 100
+    assert disk(resolver, part, pace) == 4 * 2 * 5 * 100
 
 
 def test_shapes_are_facts_or_assumptions(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
@@ -305,4 +302,4 @@ def test_what_cannot_be_predicted(
 def test_a_pace_whose_keys_are_damaged_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
     held = rows(("step", TRAINED, 8, 1.0, 10)).assign(key=key)
     with pytest.raises(UsageError, match=r"the pace has a 'step' of .*, which is no piece of a job; measure it again"):
-        Pace(held, planned[0].checker)
+        Pace(held)

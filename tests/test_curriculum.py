@@ -329,11 +329,17 @@ def test_the_workflow_measures_difficulty_before_a_curriculum(tmp_path: Path) ->
     def wild(experts: str) -> SimpleNamespace:
         return SimpleNamespace(root="results/mine", dataset="digits", experts=experts)
 
-    assert held.difficulty(wild("sgd")) == held.difficulty(wild("flat")) == []
-    assert held.difficulty(wild("late")) == ["results/mine/experts/digits/flat/difficulty.safetensors"]
-    assert held.difficulty(wild("curriculum")) == ["results/mine/experts/digits/sgd/difficulty.safetensors"]
-    assert held.difficulty_options(wild("late")) == '{"difficulty_count": 2}'
-    assert "difficulty_count" not in held.expert_options(wild("late"))
+    found = {
+        name: held.inputs("experts_part", wild(name))["difficulty"] for name in ("sgd", "flat", "late", "curriculum")
+    }
+    assert found == {
+        "sgd": [],
+        "flat": [],
+        "late": ["results/mine/experts/digits/flat/difficulty.safetensors"],
+        "curriculum": ["results/mine/experts/digits/sgd/difficulty.safetensors"],
+    }
+    assert held.options("difficulty", wild("late")) == '{"difficulty_count": 2}'
+    assert "difficulty_count" not in held.options("experts_part", wild("late"))
 
 
 @pytest.mark.workflow

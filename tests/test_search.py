@@ -263,7 +263,7 @@ def test_parameters_hold_only_what_a_job_uses(tmp_path: Path, old: str, new: str
     for text in (SEARCH, SEARCH.replace(old, new)):
         path.write_text(text)
         held = Campaigns(ROOT, [path])
-        found.append({"nas": held.nas_options(wildcards), "nas_real": held.nas_real_options(wildcards)})
+        found.append({rule: held.options(rule, wildcards) for rule in ("nas", "nas_real")})
     assert [stage for stage in found[0] if found[0][stage] != found[1][stage]] == changed.split()
 
 

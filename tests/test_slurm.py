@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from satm.config import Site
 from satm.errors import UsageError
 from satm.workflow import slurm
-from satm.workflow.jobs import OUTPUTS
+from satm.workflow.rules import RULES
 
 PROFILE = Path(__file__).parent.parent / "workflow" / "profiles" / "slurm"
 
@@ -89,7 +89,7 @@ def test_the_example_says_nothing_as_it_is_and_shows_every_name(tmp_path: Path) 
 
 def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
     text = (PROFILE / "profile.yaml").read_text()
-    assert set(re.findall(r'site\.(?:gpu|other)\("(\w+)"\)', text)) == set(OUTPUTS)
+    assert set(re.findall(r'site\.(?:gpu|other)\("(\w+)"\)', text)) == set(RULES)
     assert all(first == second for first, second in re.findall(r'^  (\w+): \?site\.\w+\("(\w+)"\)', text, re.MULTILINE))
 
 

@@ -24,7 +24,7 @@ from satm.data import (
 from satm.errors import UsageError
 from satm.stages.inputs import Inputs
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
-from satm.workflow.campaigns import WHITENING
+from satm.workflow.rules import WHITENING
 
 VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 """`per_image` and `relative`."""

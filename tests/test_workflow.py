@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from satm import config
 from satm.errors import UsageError
-from satm.workflow import campaigns as workflow
+from satm.workflow import rules
 from satm.workflow.campaigns import Campaigns
 
 pytestmark = pytest.mark.workflow
@@ -102,6 +102,28 @@ def replanned(folder: Path, old: str, new: str) -> list[tuple[str, dict[str, str
         return planned(folder, "--profile", "local", "results/tiny/table2.csv")
     finally:
         path.write_text(TINY)
+
+
+def test_the_table_of_jobs_alone_states_paths() -> None:
+    """Each rule takes its files from its own entry, and no Snakefile or module beside the layout writes a path."""
+    texts = {path: path.read_text() for path in [ROOT / "Snakefile", *(ROOT / "workflow" / "rules").glob("*.smk")]}
+    found: dict[str, str] = {}
+    for path, text in texts.items():
+        assert not re.search(r"layout|results/|\.(parquet|safetensors|json|csv|png)\b", text), path
+        for block in re.split(r"\n(?=rule )", text):
+            if (rule := re.match(r"rule (\w+):", block)) and "shell:" in block:
+                found[rule[1]] = block
+    assert set(found) == set(rules.RULES) == set(config.PLACES) - {"data"}
+    for rule, block in found.items():
+        for directive in ("input", "output", "log", "benchmark", "params"):
+            held = re.search(rf"\n    {directive}:\n((?: {{8}}.*\n)+)", block)
+            assert held is not None or (directive == "input" and not rules.RULES[rule].inputs)
+            assert held is None or set(re.findall(r"jobs\.(\w+)", held[1])) == {rule}, (rule, directive)
+        for name in re.findall(r'outputs\["(\w+)"\]', block):
+            assert name in rules.RULES[rule].outputs
+    folders = r"""["'/](data|distilled|evaluation|variants|continual|nas|analysis|logs|benchmarks|state|figures)/\{"""
+    modules = [path for path in (ROOT / "satm").rglob("*.py") if path.name != "layout.py"]
+    assert not [path for path in modules if re.search(folders, path.read_text())]
 
 
 def test_lint(checkout: Path) -> None:
@@ -320,7 +342,8 @@ def test_every_value_in_a_command_is_quoted_or_needs_no_quotes(data: st.DataObje
             assert kind == "wildcards", f"{{{name}}} may hold anything; write {{{name}:q}}"
             value = data.draw(st.from_regex(constraints[wildcard], fullmatch=True))
             assert shlex.quote(value) == value and "/.." not in f"/{value}"
-    assert {Campaigns(ROOT, partial=partial).partial(None) for partial in (True, False)} == {"", "--partial"}
+    params = [Campaigns(ROOT, partial=partial).rules().table.params["partial"] for partial in (True, False)]
+    assert params == ["--partial", ""]
 
 
 def test_a_campaign_in_a_folder_with_an_odd_name(checkout: Path, tmp_path: Path) -> None:
@@ -350,7 +373,7 @@ def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
     done = snakemake(folder, "--cores", "1", "results/tiny/table2.csv")
     assert done.returncode == 1
     line = next(line for line in done.stdout.splitlines() if "tiny.yaml" in line)
-    assert "methods.mtt-long: unknown option 'inner_step' of mtt" in line
+    assert "methods.mtt-long: method mtt: unknown option 'inner_step'" in line
     assert line.endswith("Did you mean 'inner_steps'?")
     assert not (folder / "results").exists()
 
@@ -420,7 +443,7 @@ WILDCARDS = SimpleNamespace(
     table="table2",
     what="sharpness",
 )
-STAGES = ("image", "zca", "expert", "distill", "analysis", "evaluate", "table")
+RULES = ("images", "zca", "experts", "distill", "analysis", "evaluate", "table")
 
 
 @pytest.mark.parametrize(
@@ -431,29 +454,29 @@ STAGES = ("image", "zca", "expert", "distill", "analysis", "evaluate", "table")
         ("  sgd:", "  other: {lr: 0.5}\n  sgd:", ""),
         ("count: 2", "count: 3", ""),
         ("per_job: 1", "per_job: 2", ""),
-        ("epochs: 2, per_job", "epochs: 3, per_job", "expert"),
+        ("epochs: 2, per_job", "epochs: 3, per_job", "experts"),
         ("iterations: 2", "iterations: 3", "distill analysis"),
         ("repeats: 1", "repeats: 2", "evaluate"),
         ("  mtt-long", "  satm: {rho: 0.5}\n  mtt-long", "analysis"),
-        ("augment: crop_", "augment: ", "expert distill analysis evaluate"),
-        ("augment: crop_", "size: 8, augment: crop_", "image"),
-        ("augment: crop_", "validation: 5, augment: crop_", "image"),
-        ("tables:", "networks: {convnet: {width: 64}}\ntables:", "expert evaluate"),
+        ("augment: crop_", "augment: ", "experts distill analysis evaluate"),
+        ("augment: crop_", "size: 8, augment: crop_", "images"),
+        ("augment: crop_", "validation: 5, augment: crop_", "images"),
+        ("tables:", "networks: {convnet: {width: 64}}\ntables:", "experts evaluate"),
         ("methods: [random, mtt", "methods: [mtt", "table"),
     ],
 )
 def test_parameters_hold_only_what_a_stage_uses(tmp_path: Path, old: str, new: str, changed: str) -> None:
     assert TINY.count(old) == 1
     before, after = campaigns(tmp_path, TINY), campaigns(tmp_path, TINY)
-    held = {stage: getattr(before, f"{stage}_options")(WILDCARDS) for stage in STAGES}
+    held = {rule: before.options(rule, WILDCARDS) for rule in RULES}
     (tmp_path / "tiny.yaml").write_text(TINY.replace(old, new))
-    now = {stage: getattr(after, f"{stage}_options")(WILDCARDS) for stage in STAGES}
-    assert [stage for stage in STAGES if held[stage] != now[stage]] == changed.split()
+    now = {rule: after.options(rule, WILDCARDS) for rule in RULES}
+    assert [rule for rule in RULES if held[rule] != now[rule]] == changed.split()
 
 
 def test_the_options_named_in_the_workflow_exist() -> None:
-    assert set(config.DatasetOptions.model_fields) >= workflow.DECODING | workflow.WHITENING
-    assert set(config.ExpertsOptions.model_fields) >= workflow.SHARING
+    assert set(config.DatasetOptions.model_fields) >= rules.DECODING | rules.WHITENING
+    assert set(config.ExpertsOptions.model_fields) >= rules.SHARING
 
 
 def test_a_job_does_not_check_again_what_its_plan_has_checked(tmp_path: Path) -> None:
@@ -467,8 +490,8 @@ def test_a_job_does_not_check_again_what_its_plan_has_checked(tmp_path: Path) ->
 def test_whitening_is_made_where_a_dataset_asks_for_it(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
     cifar = SimpleNamespace(root="results/tiny", dataset="cifar10")
-    assert held.prepared(WILDCARDS) == ["results/tiny/data/digits/images.safetensors"]
-    assert held.prepared(cifar)[1:] == ["results/tiny/data/cifar10/zca.safetensors"]
+    assert held.inputs("full", WILDCARDS)["data"] == ["results/tiny/data/digits/images.safetensors"]
+    assert held.inputs("full", cifar)["data"][1:] == ["results/tiny/data/cifar10/zca.safetensors"]
 
 
 def test_a_method_names_its_experts(tmp_path: Path) -> None:
@@ -477,7 +500,7 @@ def test_a_method_names_its_experts(tmp_path: Path) -> None:
     )
     held = campaigns(tmp_path, text)
     manifests = [
-        held.manifest(SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, seed="0"))
+        held.inputs("distill", SimpleNamespace(**{**vars(WILDCARDS), "method": method}))["experts"]
         for method in ("random", "satm", "mtt-long", "mtt-other")
     ]
     sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))
@@ -488,9 +511,7 @@ def test_a_path_can_be_followed_of_experts_that_the_method_did_not_match(tmp_pat
     more = "settings:\n  - {stage: analyse, method: satm, options: {experts: other}}\n"
     held = campaigns(tmp_path, TINY.replace("  sgd", "  other: {}\n  sgd").replace("settings:\n", more))
     found = [
-        held.measured_along(
-            SimpleNamespace(root="results/tiny", dataset="digits", ipc="1", method=method, seed="0", what=what)
-        )
+        held.inputs("analysis", SimpleNamespace(**{**vars(WILDCARDS), "method": method, "what": what}))["experts"]
         for method, what in (("mtt", "trajectory"), ("satm", "trajectory"), ("satm", "sharpness"))
     ]
     sgd, other = ([f"results/tiny/experts/digits/{name}/manifest.json"] for name in ("sgd", "other"))
@@ -507,9 +528,9 @@ def test_two_campaigns_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_picture_needs_a_cell_of_a_table(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
     drawn = [SimpleNamespace(root="results/tiny", figure=f"synthetic-digits-ipc-{ipc}") for ipc in (1, 7)]
-    assert len(held.drawn(drawn[0])) == 3
+    assert len(held.inputs("figure", drawn[0])["measured"]) == 3
     with pytest.raises(UsageError, match=r"unknown figure in .*tiny.yaml 'synthetic-digits-ipc-7'; known: .*-ipc-1"):
-        held.drawn(drawn[1])
+        held.inputs("figure", drawn[1])
 
 
 def test_the_path_of_a_campaign_does_not_depend_on_where_the_checkout_lies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from satm.config.exhibits import (
     refuse_many,
 )
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
-from satm.config.layout import ACCOUNTING, OVERVIEW, Layout
+from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place
 from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, preset_folder, root_of
 from satm.config.site import Site
 from satm.config.training import (
@@ -49,6 +49,7 @@ __all__ = [
     "NAME",
     "OVERVIEW",
     "PATTERN",
+    "PLACES",
     "REVISIONS",
     "SOURCES",
     "TABLES",
@@ -85,6 +86,7 @@ __all__ = [
     "load_yaml",
     "parse",
     "parts",
+    "place",
     "preset_folder",
     "refuse_idle",
     "refuse_many",

@@ -52,17 +52,20 @@ class Options(BaseModel):
         # Pydantic's strict mode rejects too much: 1e3 for a whole number, a list for a tuple, a mapping for options.
         options = validate(values)
         for name, value in given.items():
-            if lost := _truths(value) - _truths(getattr(options, name)):
+            made = getattr(options, name)
+            if lost := _count(bool, value) - _count(bool, made):
                 expected = "a number instead of true or false" if lost > 0 else "true or false"
                 raise ValueError(f"{name} is {short(value)}, expected {expected}")
+            if _count(str, value) > _count(str, made):
+                raise ValueError(f"{name} is {short(value)}, expected a number without quotes")
             if problem := unusable(value):
                 raise ValueError(f"{name} has {problem}")
         return options
 
 
-def _truths(value: object) -> int:
-    """Count the values in nested lists, mappings and options that are true or false."""
-    return sum(isinstance(one, bool) for one in _leaves(value))
+def _count(kind: type, value: object) -> int:
+    """Count the values of a type in nested lists, mappings and options."""
+    return sum(isinstance(one, kind) for one in _leaves(value))
 
 
 def unusable(value: object) -> str | None:

@@ -1,12 +1,50 @@
 """Where every file is. No path is built anywhere else."""
 
-from satm.config.cell import Cell
+from satm.config.cell import PATTERN, Cell
 
 OVERVIEW = "overview"
 """Name of the table that says what a campaign has made so far."""
 
 ACCOUNTING = "accounting"
 """Name of the table and of the figure that say what the jobs of a campaign have taken."""
+
+
+PLACES: dict[str, tuple[str, ...]] = {
+    "data": ("data", "{dataset}", "all"),
+    "images": ("data", "{dataset}", "images"),
+    "zca": ("data", "{dataset}", "zca"),
+    "experts_part": ("experts", "{dataset}", "{experts}", "part-{part}"),
+    "experts": ("experts", "{dataset}", "{experts}", "manifest"),
+    "difficulty": ("experts", "{dataset}", "{experts}", "difficulty"),
+    "distill": ("distill", *PATTERN.place),
+    "evaluate": ("evaluate", *PATTERN.place, "{network}"),
+    "variants": ("variants", *PATTERN.place, "{network}"),
+    "full": ("full", "{dataset}", "{recipe}", "{network}"),
+    "continual": ("continual", *PATTERN.place, "{protocol}"),
+    "nas": ("nas", *PATTERN.place, "{search}", "part-{part}"),
+    "nas_real": ("nas", "{dataset}", "real", "{search}", "part-{part}"),
+    "analysis": ("{what}", *PATTERN.place),
+    "expert_sharpness": ("expert-sharpness", "{dataset}", "{experts}"),
+    "overview": ("table", OVERVIEW),
+    "accounting": ("table", ACCOUNTING),
+    "table": ("table", "{table}"),
+    "figure": ("figure", "{figure}"),
+}
+"""Where the log, account, benchmark and state of a job are, by its rule in the workflow; `data` is images and whitening
+in one run."""
+
+
+def place(rule: str, **names: object) -> tuple[str, ...]:
+    """Return where the log, account, benchmark and state of a job are, for `Layout.log` and the like.
+
+    Args:
+        rule: key of `PLACES`.
+        names: the job's wildcards; a part of None stands for all parts in one run.
+    """
+    parts = PLACES[rule]
+    if names.get("part", "") is None:
+        parts = (*parts[:-1], "all")
+    return tuple(part.format(**names) for part in parts)
 
 
 class Layout:
@@ -91,21 +129,21 @@ class Layout:
         """A list of all `figures` or all `tables`, which is made after them."""
         return f"{self.root}/{what}/all"
 
-    def log(self, *parts: str | int) -> str:
-        """What a job printed."""
-        return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.log"
+    def log(self, *place: str) -> str:
+        """What a job printed; its place is `place(rule, …)`."""
+        return f"{self.root}/logs/{'/'.join(place)}.log"
 
-    def account(self, *parts: str | int) -> str:
+    def account(self, *place: str) -> str:
         """What the attempts at a job have taken, beside its log."""
-        return f"{self.root}/logs/{'/'.join(str(part) for part in parts)}.json"
+        return f"{self.root}/logs/{'/'.join(place)}.json"
 
-    def benchmark(self, *parts: str | int) -> str:
+    def benchmark(self, *place: str) -> str:
         """Seconds and memory of a job, as Snakemake measures them."""
-        return f"{self.root}/benchmarks/{'/'.join(str(part) for part in parts)}.tsv"
+        return f"{self.root}/benchmarks/{'/'.join(place)}.tsv"
 
-    def state(self, *parts: str | int) -> str:
+    def state(self, *place: str) -> str:
         """Folder for resuming one job; never an output, because Snakemake deletes the outputs of a job it restarts."""
-        return f"{self.root}/state/{'/'.join(str(part) for part in parts)}"
+        return f"{self.root}/state/{'/'.join(place)}"
 
     def _run(self, stage: str, cell: Cell) -> str:
         return f"{self.root}/{stage}/{'/'.join(cell.place)}"

@@ -13,12 +13,12 @@ from typing import Any
 import pandas
 
 from satm.config import Resolver
-from satm.cost.workload import Piece, Shape, Share, shape, shares
+from satm.cost.workload import Shape, Share, shape, shares
 from satm.errors import UsageError, short
 from satm.tables.render import Grid
-from satm.workflow.campaigns import cell_of
+from satm.workflow.check import method_options
 from satm.workflow.jobs import Job
-from satm.workflow.schema import Checker
+from satm.workflow.rules import cell_of
 
 STEP_WITH_GRAPH = 3.2
 """Inner steps that are differentiated through, in training steps of the same images, for iterations that were not
@@ -68,14 +68,12 @@ class Pace:
 
     Args:
         rows: as `satm.results.columns.PACE` says.
-        checker: of the registered methods, for their defaults.
 
     Raises:
         UsageError: a row's key is damaged.
     """
 
-    def __init__(self, rows: pandas.DataFrame, checker: Checker) -> None:
-        self._checker = checker
+    def __init__(self, rows: pandas.DataFrame) -> None:
         self._rows = {key: group.sort_values("amount") for key, group in rows.groupby(["kind", "key"])}
         self._steps = {}
         self._parameters: dict[str, int] = {}
@@ -99,44 +97,39 @@ class Pace:
             return self._estimated(share)
         if rows["seconds"].isna().any():
             return Taken(math.nan, math.nan, "measured")
-        amount = float(share.images) if share.piece.kind == "step" else self._inner_steps(share.piece)
+        amount = float(share.images or _option(share.piece.values, "inner_steps") or 0)
         return Taken(share.times * _at(rows, "seconds", amount), _at(rows, "peak_memory_bytes", amount), "measured")
 
     def parameters(self, network: Mapping[str, Any], seen: Shape) -> int | None:
         """Return the parameters of a network on images of a shape; None where no piece of it was measured."""
         return self._parameters.get(_network(network, vars(seen)))
 
-    def _inner_steps(self, piece: Piece) -> float:
-        return float(self._option(piece.values["method"], "inner_steps") or 0)
-
-    def _option(self, method: Mapping[str, Any], name: str) -> Any:
-        entry = self._checker.registered("method")[method["method"]]["properties"].get(name, {})
-        return method.get(name, entry.get("default"))
-
     def _estimated(self, share: Share) -> Taken | None:
         """Return what an iteration takes by its inner steps, each so many training steps of the same images."""
         values = share.piece.values
-        if share.piece.kind == "step" or (steps := self._inner_steps(share.piece)) == 0:
+        rows = self._steps.get(_looks(values))
+        if share.piece.kind == "step" or rows is None or (steps := _option(values, "inner_steps")) is None:
             return None
-        if (rows := self._steps.get(_looks(values))) is None:
-            return None
-        method = values["method"]
-        images = self._option(method, "batch_size") or values["ipc"] * values["classes"]
-        window = self._option(method, "window")
-        kept = float(window) if window else steps // (self._option(method, "keep_divisor") or 1)
+        images = float(_option(values, "batch_size") or values["ipc"] * values["classes"])
+        window = _option(values, "window")
+        kept = float(window) if window else steps // (_option(values, "keep_divisor") or 1)
         before = (steps - kept) / 2 if window else steps - kept
-        passes = (1 + (self._option(method, "concurrent") or 0)) * (kept * STEP_WITH_GRAPH + before)
-        passes += method.get("monitor", 0) * steps / 3 / values.get("monitor_every", 1)
-        once = _at(rows, "seconds", float(images))
-        return Taken(share.times * passes * once, _at(rows, "peak_memory_bytes", float(images)), "estimated")
+        passes = (1 + (_option(values, "concurrent") or 0)) * (kept * STEP_WITH_GRAPH + before)
+        passes += values["method"].get("monitor", 0) * steps / 3 / values.get("monitor_every", 1)
+        once = _at(rows, "seconds", images)
+        return Taken(share.times * passes * once, _at(rows, "peak_memory_bytes", images), "estimated")
 
 
-def cost(resolver: Resolver, checker: Checker, jobs: Sequence[Job], pace: Pace, at_once: bool) -> dict[str, Stage]:
+def _option(values: Mapping[str, Any], name: str) -> Any:
+    """Return an option of a piece's method; None where the method has none of that name."""
+    return getattr(method_options(values["method"]), name, None)
+
+
+def cost(resolver: Resolver, jobs: Sequence[Job], pace: Pace, at_once: bool) -> dict[str, Stage]:
     """Return what the jobs of a campaign take, by rule.
 
     Args:
         resolver: the campaign.
-        checker: of the registered methods.
         jobs: all of them (`satm.workflow.jobs.jobs`).
         pace: of the machine.
         at_once: whether that machine trains networks at once where options leave it to the device.
@@ -145,8 +138,8 @@ def cost(resolver: Resolver, checker: Checker, jobs: Sequence[Job], pace: Pace, 
     for job in jobs:
         stage = found.setdefault(job.rule, Stage())
         stage.jobs += 1
-        stage.disk += disk(resolver, checker, job, pace)
-        parts = shares(resolver, checker, job, at_once)
+        stage.disk += disk(resolver, job, pace)
+        parts = shares(resolver, job, at_once)
         taken = [pace.of(share) for share in parts or ()]
         stage.known[_how(parts, taken)] += 1
         present = [each for each in taken if each is not None]
@@ -162,7 +155,7 @@ def cost(resolver: Resolver, checker: Checker, jobs: Sequence[Job], pace: Pace, 
     return found
 
 
-def disk(resolver: Resolver, checker: Checker, job: Job, pace: Pace) -> float:
+def disk(resolver: Resolver, job: Job, pace: Pace) -> float:
     """Return bytes of the files that a job leaves, but for those of a few kilobytes."""
     names = job.wildcards
     if not hasattr(names, "dataset"):
@@ -178,11 +171,10 @@ def disk(resolver: Resolver, checker: Checker, job: Job, pace: Pace) -> float:
         size = pace.parameters(resolver.network(options.network, names.dataset), seen) or 0
         return 4.0 * (last - first + 1) * (options.epochs + 1) * size
     if job.rule == "distill":
-        values = resolver.method(cell_of(names))
-        known = checker.registered("method")[values["method"]]["properties"]
-        full = {name: values.get(name, entry.get("default")) for name, entry in known.items()}
-        states = 1 + (full.get("ema") is not None) + int(full.get("snapshots") or 0)
-        return 4.0 * states * int(names.ipc) * seen.classes * seen.pixels + 100.0 * int(full.get("iterations") or 0)
+        made = method_options(resolver.method(cell_of(names)))
+        states = 1 + (getattr(made, "ema", None) is not None) + getattr(made, "snapshots", 0)
+        rows = getattr(made, "iterations", 0)
+        return 4.0 * states * int(names.ipc) * seen.classes * seen.pixels + 100.0 * rows
     return 0.0
 
 

@@ -1,10 +1,10 @@
 """What a campaign has taken so far: hours, memory, queue and attempts by rule and by cell of its tables.
 
-Pure functions of the files that jobs left behind: the accounts in their results and beside their logs, and where there
-is none, as for files of earlier versions, Snakemake's benchmarks. Nothing is run for it, and what is not known stays
-empty. The counterpart of `satm.cost.forecast`, which tells before a start what a campaign will take.
+Jobs leave accounts in their results and beside their logs; where there is none, Snakemake's benchmarks count. What is
+not known stays empty. `satm.cost.forecast` tells before a start what a campaign will take.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas
 import pyarrow
@@ -24,19 +24,14 @@ from satm.results.rows import METADATA_KEY
 from satm.run.record import Attempt, find_record
 from satm.tables.render import Grid, in_numbers
 from satm.workflow.campaigns import Campaigns
-from satm.workflow.jobs import OUTPUTS, Graph, Job, jobs, outputs, place
+from satm.workflow.jobs import Graph, Job, jobs
+from satm.workflow.rules import RULES
 
 Source = Literal["account", "benchmark", ""]
 """How a job is known: by its own account, by Snakemake's benchmark, or not at all."""
 
 WITHOUT_DEVICE = ("images", "zca", "experts", "overview", "table", "figure")
 """Rules that compute on processors alone."""
-
-EXPERTS = ("experts_part", "experts", "difficulty")
-"""Rules of experts, which cells share."""
-
-DRAWN = ("overview", "table", "figure")
-"""Rules whose jobs run after this is made, or beside it."""
 
 COLUMNS = [
     *("part", "rule", "table", "dataset", "ipc", "method", "planned", "done", "unfinished", "unknown"),
@@ -89,25 +84,25 @@ def spent(campaigns: Campaigns, root: str) -> list[Spent]:
     Raises:
         UsageError: the campaign cannot be used as it is.
     """
-    order = list(OUTPUTS)
-    wanted = [
-        job for job in jobs(campaigns, root) if job.rule != "accounting" and ("figure", ACCOUNTING) not in job.names
-    ]
-    return [of_job(job) for job in sorted(wanted, key=lambda job: order.index(job.rule))]
+    order = list(RULES)
+    planned = sorted(jobs(campaigns, root), key=lambda job: order.index(job.rule))
+    return [of_job(job) for job in planned if job.rule != "accounting" and ("figure", ACCOUNTING) not in job.names]
 
 
 def of_job(job: Job) -> Spent:
     """Return what a job has taken, from the files that it left behind."""
-    made, layout = outputs(job), Layout(dict(job.names)["root"])
+    made, layout = job.outputs, Layout(job.wildcards.root)
     done = all(path.is_file() for path in made)
     carrier = next((path for path in made if path.suffix == ".parquet"), None)
     carried = _metadata(carrier) if done and carrier is not None else {}
-    attempts = _attempts(carried)
-    if not attempts and (record := find_record(Path(layout.account(*place(job))))) is not None:
+    attempts = []
+    with contextlib.suppress(TypeError, ValueError):
+        attempts = [Attempt.of(each) for each in carried.get("accounting", [])]
+    if not attempts and (record := find_record(Path(layout.account(*job.place)))) is not None:
         attempts = record.attempts
     if attempts:
         return _of_attempts(job, done, attempts)
-    if done and (held := _benchmark(Path(layout.benchmark(*place(job))))) is not None:
+    if done and (held := _benchmark(Path(layout.benchmark(*job.place)))) is not None:
         device = "cpu" if job.rule in WITHOUT_DEVICE else str(carried.get("device", ""))
         on_gpu = device not in ("", "cpu")
         cpu = held.get("cpu_time")
@@ -161,28 +156,19 @@ def _waited(slurm: Mapping[str, str | None], ended: str) -> float | None:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """Return the circumstances that a parquet file carries; nothing where it is broken, which its table tells."""
-    try:
+    with contextlib.suppress(pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError):
         content = json.loads((parquet.read_schema(path).metadata or {})[METADATA_KEY])
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _attempts(carried: Mapping[str, Any]) -> list[Attempt]:
-    try:
-        return [Attempt.of(each) for each in carried.get("accounting", [])]
-    except (TypeError, ValueError):
-        return []
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def _peak(path: Path) -> float | None:
     """Return the most memory that a row tells of."""
-    try:
-        table = parquet.read_table(path, columns=["peak_memory_bytes"], partitioning=None)
-    except (pyarrow.ArrowException, OSError):
-        return None
-    found = table.to_pandas().get("peak_memory_bytes", pandas.Series(dtype=float)).max()
-    return None if pandas.isna(found) else float(found)
+    with contextlib.suppress(pyarrow.ArrowException, OSError):
+        table = parquet.read_table(path, columns=["peak_memory_bytes"], partitioning=None).to_pandas()
+        found = table.get("peak_memory_bytes", pandas.Series(dtype=float)).max()
+        return None if pandas.isna(found) else float(found)
+    return None
 
 
 def _benchmark(path: Path) -> dict[str, float] | None:
@@ -196,80 +182,59 @@ def _benchmark(path: Path) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for name, text in (lines[-1] if lines else {}).items():
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             found[name] = float(text)
-        except (TypeError, ValueError):
-            continue
     found = {name: value for name, value in found.items() if math.isfinite(value)}
     return found if "s" in found else None
 
 
-@dataclass(frozen=True)
-class Accounting:
-    """What a campaign has taken.
-
-    Args:
-        frame: a row per rule, one of all, and one per cell of each table; columns `COLUMNS`.
-        rules: for people to read, and `cells` too.
-        cells: of the tables.
-    """
+class Accounting(NamedTuple):
+    """What a campaign has taken, by rule and by cell of its tables."""
 
     frame: pandas.DataFrame
+    """A row per rule, one of all, and one per cell of each table; columns `COLUMNS`."""
     rules: Grid
     cells: Grid
 
 
 def accounting(campaigns: Campaigns, root: str) -> Accounting:
-    """Return what the jobs of a campaign have taken so far.
-
-    Args:
-        campaigns: those that are known.
-        root: folder of the campaign.
-
-    Raises:
-        UsageError: the campaign cannot be used as it is.
-    """
+    """Return what the jobs of a campaign have taken so far; arguments and errors are those of `spent`."""
     found = spent(campaigns, root)
-    rules = [each for each in OUTPUTS if any(one.job.rule == each for one in found)]
+    rules = [each for each in RULES if any(one.job.rule == each for one in found)]
     rows = [{"part": "rule", "rule": rule, **_row([one for one in found if one.job.rule == rule])} for rule in rules]
     rows.append({"part": "all", "rule": "all", **_row(found)})
     cells = _cell_rows(campaigns, root, {one.job: one for one in found})
     frame = pandas.DataFrame([*rows, *cells], columns=COLUMNS).astype({"ipc": "Int64", "attempts": "Int64"})
     of_rules, of_cells = frame[frame["part"] != "cell"], frame[frame["part"] == "cell"]
-    in_hours = bool(of_rules["run_hours"].iloc[-1] >= HOURS)
+    unit = HOURS if of_rules["run_hours"].iloc[-1] >= IN_HOURS else MINUTES
     return Accounting(
         frame,
-        _grid(f"{root}: what its jobs took", of_rules, RULES, _rule_notes(found, in_hours), in_hours),
-        _grid(f"{root}: what the cells of its tables took", of_cells, CELLS, CELL_NOTES, in_hours),
+        _grid(f"{root}: what its jobs took", of_rules, OF_RULES, _rule_notes(found, unit), unit),
+        _grid(f"{root}: what the cells of its tables took", of_cells, OF_CELLS, CELL_NOTES, unit),
     )
 
 
 def _row(found: Sequence[Spent], weights: Mapping[Job, float] | None = None) -> dict[str, Any]:
-    """Return what some jobs have taken together.
-
-    Args:
-        found: of each.
-        weights: the part of a job's time that counts; None: all of each.
-    """
+    """Return what some jobs have taken together; `weights` is the part of a job's time that counts, if not all."""
     part = weights or {}
 
-    def hours(values: Iterable[tuple[Spent, float | None]]) -> float:
-        return _hours(None if value is None else value * part.get(one.job, 1.0) for one, value in values)
+    def hours(name: str) -> float:
+        known = ((one.job, getattr(one, name)) for one in found)
+        return _hours(None if value is None else value * part.get(job, 1.0) for job, value in known)
 
-    longest = max(found, key=lambda one: one.run or 0.0, default=None)
-    named = longest is not None and bool(longest.run)
+    longest = max((one for one in found if one.run), key=lambda one: one.run or 0.0, default=None)
     queue = {key: seconds * part.get(one.job, 1.0) for one in found for key, seconds in one.queue.items()}
     return {
         "planned": len(found),
         "done": sum(one.done for one in found),
         "unfinished": sum(not one.done and one.source != "" for one in found),
         "unknown": sum(one.done and one.source == "" for one in found),
-        "gpu_hours": hours((one, one.gpu) for one in found),
-        "cpu_hours": hours((one, one.cpu) for one in found),
-        "run_hours": hours((one, one.run) for one in found),
+        "gpu_hours": hours("gpu"),
+        "cpu_hours": hours("cpu"),
+        "run_hours": hours("run"),
         "queue_hours": _hours(queue.values()),
-        "longest_hours": _hours([longest.run]) if longest is not None and named else math.nan,
-        "longest_job": str(longest.job) if longest is not None and named else "",
+        "longest_hours": _hours([longest.run] if longest else []),
+        "longest_job": str(longest.job) if longest else "",
         "peak_device_gb": max((one.device_bytes for one in found if one.device_bytes), default=math.nan) / 1e9,
         "peak_host_gb": max((one.host_bytes for one in found if one.host_bytes), default=math.nan) / 1e9,
         "attempts": _total(one.attempts for one in found),
@@ -300,11 +265,11 @@ def _cell_rows(campaigns: Campaigns, root: str, found: Mapping[Job, Spent]) -> l
     users: dict[Job, set[Cell]] = {}
     for (_, cell), needed in behind.items():
         for job in needed:
-            if job.rule in EXPERTS:
+            if RULES[job.rule].stage == "experts":
                 users.setdefault(job, set()).add(cell)
     rows = []
     for (name, (dataset, ipc, method, _)), needed in behind.items():
-        shared = {job: 1 / len(users[job]) for job in needed if job.rule in EXPERTS}
+        shared = {job: 1 / len(users[job]) for job in needed if job in users}
         own = [found[job] for job in sorted(needed) if job.rule not in ("images", "zca")]
         times = {
             "experts_hours": [one for one in own if one.job in shared],
@@ -342,25 +307,24 @@ def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:
     return "; ".join(f"{name}{text}" for name, text in shared.items())
 
 
-RULES = {
-    "rule": "rule",
-    "jobs": "jobs",
-    "gpu_hours": "GPU {long}",
-    "cpu_hours": "CPU {long}",
-    "run_hours": "run ({short})",
-    "queue_hours": "queue ({short})",
-    "longest_hours": "longest job ({short})",
-    "peak_device_gb": "device memory (GB)",
-    "peak_host_gb": "host memory (GB)",
-    "attempts": "attempts",
-    "devices": "device",
+OF_RULES = {
+    **{"rule": "rule", "jobs": "jobs", "gpu_hours": "GPU {long}", "cpu_hours": "CPU {long}"},
+    **{"run_hours": "run ({short})", "queue_hours": "queue ({short})", "longest_hours": "longest job ({short})"},
+    **{"peak_device_gb": "device memory (GB)", "peak_host_gb": "host memory (GB)"},
+    **{"attempts": "attempts", "devices": "device"},
 }
 """Headings of the table of rules, by column of the frame; `jobs` is made of two; units of time are put in."""
 
-HOURS = 10.0
+Unit = tuple[int, dict[str, str]]
+"""How many of a unit of time are an hour, and its `long` and `short` name."""
+
+HOURS: Unit = (1, {"long": "hours", "short": "h"})
+MINUTES: Unit = (60, {"long": "minutes", "short": "min"})
+
+IN_HOURS = 10.0
 """From so many hours of running on times are told in hours, below in minutes."""
 
-CELLS = {
+OF_CELLS = {
     **{"table": "table", "dataset": "dataset", "ipc": "IPC", "method": "method", "jobs": "jobs"},
     **{"experts_hours": "experts ({short})", "distillation_hours": "distillation ({short})"},
     **{"evaluation_hours": "evaluation ({short})", "queue_hours": "queue ({short})"},
@@ -378,15 +342,12 @@ CELL_NOTES = (
 )
 
 
-def _grid(
-    title: str, frame: pandas.DataFrame, headings: Mapping[str, str], notes: Sequence[str], in_hours: bool
-) -> Grid:
+def _grid(title: str, frame: pandas.DataFrame, headings: Mapping[str, str], notes: Sequence[str], unit: Unit) -> Grid:
     """Return a table for people, without columns that say nothing."""
-    times, unit = (1, {"long": "hours", "short": "h"}) if in_hours else (60, {"long": "minutes", "short": "min"})
-    columns = {name: [_text(name, row, times) for row in frame.to_dict("records")] for name in headings}
+    columns = {name: [_text(name, row, unit[0]) for row in frame.to_dict("records")] for name in headings}
     shown = [name for name, texts in columns.items() if any(texts)] or list(headings)[:1]
     lines = [list(line) for line in zip(*(columns[name] for name in shown), strict=True)]
-    told = {name: headings[name].format(**unit) for name in shown}
+    told = {name: headings[name].format(**unit[1]) for name in shown}
     return Grid(title, list(told.values()), lines, [told[name] for name in TEXTS if name in told], notes)
 
 
@@ -408,8 +369,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def _rule_notes(found: Sequence[Spent], in_hours: bool) -> list[str]:
-    times, unit = (1, "h") if in_hours else (60, "min")
+def _rule_notes(found: Sequence[Spent], unit: Unit) -> list[str]:
     done = [one for one in found if one.done]
     known = Counter(one.source for one in done)
     notes = [
@@ -430,8 +390,8 @@ def _rule_notes(found: Sequence[Spent], in_hours: bool) -> list[str]:
         notes.append(f"Begun and not ended, counted until last seen: {in_numbers([begun], 'job')}.")
     longest = sorted((one for one in found if one.run), key=lambda one: -(one.run or 0.0))[:3]
     if longest:
-        told = [f"{one.job} {number((one.run or 0.0) * times / 3600)} {unit}" for one in longest]
+        told = [f"{one.job} {number((one.run or 0.0) * unit[0] / 3600)} {unit[1]['short']}" for one in longest]
         notes.append(f"The longest jobs: {'; '.join(told)}.")
-    if any(one.job.rule in DRAWN for one in found):
+    if any(RULES[one.job.rule].gathers for one in found):
         notes.append("Overview, tables and figures: those that were there when this was made.")
     return notes

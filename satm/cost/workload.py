@@ -7,15 +7,15 @@ job is so many of some pieces.
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from satm.config import CLASSES, Cell, EvaluateOptions, ExpertsOptions, Resolver, canonical
 from satm.config.class_order import split_classes
 from satm.evaluation.search import candidates, sample
-from satm.workflow.campaigns import cell_of
+from satm.workflow.check import experts_of, method_options
 from satm.workflow.jobs import Job
-from satm.workflow.schema import Checker
+from satm.workflow.rules import cell_of
 
 PIXELS = {"digits": 8, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
 """Height and width of the images of the sources that always have one size."""
@@ -119,7 +119,7 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
     return Shape(channels, size or PIXELS["tiny-imagenet"], count, images, tested, known and size is not None)
 
 
-def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> list[Share] | None:
+def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:
     """Return what a job consists of.
 
     A test image counts as a third of a training image, for it goes through the network once, forwards. Reading and
@@ -127,7 +127,6 @@ def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> lis
 
     Args:
         resolver: of the job's campaign.
-        checker: of the registered methods.
         job: which.
         at_once: whether networks are trained at once where their options leave it to the device, as on a GPU.
 
@@ -138,7 +137,7 @@ def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> lis
     if job.rule == "experts_part":
         return _experts(resolver, names.dataset, names.experts, _count(names.part))
     if job.rule == "distill":
-        return _distillation(resolver, checker, cell_of(names), at_once)
+        return _distillation(resolver, cell_of(names), at_once)
     if job.rule in ("evaluate", "variants"):
         options = resolver.evaluation(cell_of(names), names.network)
         values = resolver.network(names.network, names.dataset)
@@ -156,9 +155,9 @@ def shares(resolver: Resolver, checker: Checker, job: Job, at_once: bool) -> lis
     return None if job.rule in ("analysis", "expert_sharpness", "difficulty") else []
 
 
-def pieces(resolver: Resolver, checker: Checker, found: list[Job], at_once: bool) -> list[Piece]:
+def pieces(resolver: Resolver, found: list[Job], at_once: bool) -> list[Piece]:
     """Return every piece of some jobs once, those that take little to measure first."""
-    all_shares = (shares(resolver, checker, job, at_once) or () for job in found)
+    all_shares = (shares(resolver, job, at_once) or () for job in found)
     every = {share.piece for some in all_shares for share in some}
     return sorted(every, key=lambda piece: (_effort(piece), piece.key))
 
@@ -245,20 +244,18 @@ def _evaluation(
     return [*trained, _test(piece, shape(resolver, dataset).tested, runs)]
 
 
-def _distillation(resolver: Resolver, checker: Checker, cell: Cell, at_once: bool) -> list[Share]:
+def _distillation(resolver: Resolver, cell: Cell, at_once: bool) -> list[Share]:
     dataset, ipc = cell.dataset, cell.ipc
     values = resolver.method(cell)
-    known = checker.registered("method")[values["method"]]["properties"]
-    if "iterations" not in known:
+    options: Any = method_options(values)
+    if not hasattr(options, "iterations"):
         return []
-    full = {name: values.get(name, entry.get("default")) for name, entry in known.items() if name != "method"}
-    experts = checker.experts(values)
-    chosen = resolver.experts(experts, dataset).network if experts else full.get("network") or "convnet"
+    experts = experts_of(values)
+    chosen = resolver.experts(experts, dataset).network if experts else getattr(options, "network", "convnet")
     network = resolver.network(chosen, dataset)
     seen = shape(resolver, dataset)
-    kept = {name: value for name, value in values.items() if name not in IDLE}
     key = {
-        "method": kept,
+        "method": {name: value for name, value in values.items() if name not in IDLE},
         "ipc": ipc,
         "network": dict(network),
         "channels": seen.channels,
@@ -266,16 +263,14 @@ def _distillation(resolver: Resolver, checker: Checker, cell: Cell, at_once: boo
         "classes": seen.classes,
         "augment": resolver.dataset(dataset).augment,
     }
-    if full.get("monitor"):
-        key["monitor_every"] = full["monitor_every"]
-    found = [Share(Piece("iteration", canonical(key)), float(full["iterations"]))]
-    if full.get("watch") or full.get("selection") != "last":
-        options = resolver.evaluation(cell, chosen)
-        networks = int(full["evaluate_networks"])
-        looks = math.ceil(full["iterations"] / full["evaluate_every"])
-        once = options.model_copy(update={"repeats": networks})
+    if getattr(options, "monitor", 0):
+        key["monitor_every"] = options.monitor_every
+    found = [Share(Piece("iteration", canonical(key)), float(options.iterations))]
+    if options.watch or options.selection != "last":
+        once = resolver.evaluation(cell, chosen).model_copy(update={"repeats": options.evaluate_networks})
+        looks = math.ceil(options.iterations / options.evaluate_every)
         found += [
-            Share(share.piece, share.times * looks, share.images)
+            replace(share, times=share.times * looks)
             for share in _evaluation(resolver, dataset, network, once, ipc * seen.classes, at_once)
         ]
     return found

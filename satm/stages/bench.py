@@ -222,7 +222,7 @@ def bench_pace(
     place = choose_device(device)
     campaigns, root = campaigns_of(config), root_of(config)
     resolver = campaigns.of(root)
-    wanted = pieces(resolver, campaigns.checker, jobs(campaigns, root), at_once=place.type == "cuda")
+    wanted = pieces(resolver, jobs(campaigns, root), at_once=place.type == "cuda")
     with Progress("pace", len(wanted)) as progress:
         left = measure_pace(wanted, out, place, seconds, progress)
     console = Progress.console()

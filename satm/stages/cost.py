@@ -29,9 +29,9 @@ def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
     rows = read_rows(pace, PACE)
     if rows.empty:
         raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
-    known = Pace(rows, campaigns.checker)
+    known = Pace(rows)
     # The device's name says of what kind it is: a processor is just `cpu`.
-    found = cost(resolver, campaigns.checker, jobs(campaigns, root), known, at_once=known.device != "cpu")
+    found = cost(resolver, jobs(campaigns, root), known, at_once=known.device != "cpu")
     grid, console = cost_grid(f"{config}: what it takes", found, known, start_seconds), Progress.console()
     grid.show(console)
     for note in grid.notes:

@@ -2,8 +2,8 @@
 
 Its jobs go on, or wait in the queue, and what they have finished it did not see. Snakemake makes all of that again, and
 the first thing that it does to a job is to delete what is there. Jobs therefore keep second names of their results
-(`satm.run.lock.KEPT`) and put them back when they are made again, until the workflow has succeeded. Those that only
-wait are taken out of the queue.
+(`satm.run.lock.KEPT`) and put them back when they are made again, until the workflow has succeeded. Experts are kept
+one by one; images, tables and pictures take little. Jobs that only wait are taken out of the queue.
 """
 
 import shutil
@@ -11,16 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from satm.config import Layout
+from satm.config import Layout, place
 from satm.run.lock import KEPT
-from satm.workflow.jobs import Job, place
+from satm.workflow.rules import RULES
 from satm.workflow.slurm import cancel_waiting
-
-KEEPING = (
-    *("distill", "evaluate", "variants", "full", "continual", "nas", "nas_real"),
-    *("difficulty", "analysis", "expert_sharpness"),
-)
-"""Rules whose jobs keep their results. Experts are kept one by one; images, tables and pictures take little."""
 
 
 def follow_up(workflow: Any) -> None:
@@ -46,15 +40,11 @@ def forget_results(workflow: Any) -> None:
 
 def _forget(jobs: Iterable[Any]) -> None:
     for job in jobs:
-        if job.rule.name in KEEPING:
-            shutil.rmtree(folder := _kept(job), ignore_errors=True)
+        if (rule := RULES.get(job.rule.name)) and rule.keeps and not rule.gathers:
+            names = job.wildcards_dict
+            folder = Path(Layout(names["root"]).state(*place(job.rule.name, **names), KEPT))
+            shutil.rmtree(folder, ignore_errors=True)
             _remove_empty(folder.parents)
-
-
-def _kept(job: Any) -> Path:
-    """Return the folder in which a job's results are kept."""
-    names = job.wildcards_dict
-    return Path(Layout(names["root"]).state(*place(Job(job.rule.name, tuple(names.items()))), KEPT))
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:

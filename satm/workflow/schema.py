@@ -1,36 +1,31 @@
-"""The JSON schema of a campaign, for editors and for checks that must not import torch.
+"""The JSON schema of a campaign, for editors: `python -m satm.workflow.schema` writes it into a checkout.
 
-`python -m satm.workflow.schema` writes `workflow/schemas/campaign.schema.json` from the options of `satm.config` and of
-every registered method and network. The workflow reads that file instead of the classes, because those need torch and
-every cluster job parses the workflow again.
+A class of methods' options defines only what it adds to the one below it, so that shared options are described once.
 """
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from satm.config import (
-    BUILTIN_EXPERTS,
-    FIGURES,
-    TABLES,
-    AnalyseOptions,
-    Campaign,
-    Cell,
-    EvaluateOptions,
-    Exhibit,
-    ExpertsOptions,
-    Options,
-    Resolver,
-    Setting,
-    canonical,
-    parse,
-)
-from satm.errors import UsageError, pick, short, suggest
+from pydantic.json_schema import GenerateJsonSchema
+
+from satm.config import FIGURES, TABLES, Campaign, Options
+from satm.methods import METHODS
+from satm.networks import NETWORKS
 from satm.version import CHECKOUT
 
 SCHEMA = CHECKOUT / "workflow" / "schemas" / "campaign.schema.json"
 """Where a checkout keeps the schema."""
+
+LONGEST = 120
+"""Characters of a line that holds several values."""
+
+
+class _Untitled(GenerateJsonSchema):
+    """Leaves out titles, which repeat the names of options."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def build() -> dict[str, Any]:
@@ -38,169 +33,76 @@ def build() -> dict[str, Any]:
 
     Under `$defs`, `method-NAME` and `network-NAME` hold the options of each registered method and network.
     """
-    from satm.methods import METHODS
-    from satm.networks import NETWORKS
-
-    schema = Campaign.model_json_schema()
+    schema = Campaign.model_json_schema(schema_generator=_Untitled)
     defs, properties = schema["$defs"], schema["properties"]
     for axis in ("method", "experts", "network", "dataset", "ipc"):  # one name stands for a list of one
         values = defs["Setting"]["properties"][axis]
         values["anyOf"] = [values["items"], {"type": values.pop("type"), "items": values.pop("items")}]
     for kind, registry in (("method", METHODS), ("network", NETWORKS)):
         for name, entry in registry.items():
-            defs.update(_definitions(kind, name, entry.options))
-        properties[f"{kind}s"] |= _entries(kind, sorted(registry))
+            below = entry.options.__bases__[0]  # of the same name where only defaults differ
+            shared = below if below.__name__ == entry.options.__name__ else entry.options
+            _define(defs, f"{kind}-{name}", entry.options, [shared], {kind: {"const": name}})
+        known = {name: {"$ref": f"#/$defs/{kind}-{name}"} for name in registry}
+        other = {"type": "object", "required": [kind], "anyOf": list(known.values())}  # a name of one's own
+        properties[f"{kind}s"] |= {"properties": known, "additionalProperties": other}
     for section, kinds, default in (("tables", TABLES, "accuracy"), ("figures", FIGURES, "")):
         for kind, options in kinds.items():
-            found = options.model_json_schema()
-            defs.update({**found.pop("$defs", {}), options.__name__: found})
-            if kind != default:
-                found["required"] = ["kind", *found.get("required", [])]
-        properties[section]["additionalProperties"] = {
-            "oneOf": [{"$ref": f"#/$defs/{options.__name__}"} for options in kinds.values()]
-        }
+            _define(defs, f"{section}-{kind}", options, _below(options), {"kind": {"const": kind}})
+            required = {name for name, field in options.model_fields.items() if field.is_required()}
+            defs[f"{section}-{kind}"]["required"] = sorted(
+                required - {"kind"} if kind == default else required | {"kind"}
+            )
+        entries = [{"$ref": f"#/$defs/{section}-{kind}"} for kind in kinds]
+        properties[section]["additionalProperties"] = {"oneOf": entries}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _definitions(kind: str, name: str, options: type[Options]) -> dict[str, Any]:
-    """Return the definition of one registered method or network, and of the models that it uses."""
-    found = options.model_json_schema()
-    inner: dict[str, Any] = found.pop("$defs", {})
-    found["properties"] = {**found.get("properties", {}), kind: {"const": name}}
-    found.pop("required", None)  # an entry may leave options to the presets
-    return {**inner, f"{kind}-{name}": found}
+def _define(
+    defs: dict[str, Any], name: str, model: type[Options], below: list[type[Options]], fixed: Mapping[str, Any]
+) -> None:
+    """Define an entry of a campaign, which has no other options."""
+    found = _added(defs, model, below)
+    defs[name] = found | {"type": "object", "properties": found["properties"] | fixed, "unevaluatedProperties": False}
 
 
-def _entries(kind: str, names: list[str]) -> dict[str, Any]:
-    """Return the schema of a campaign's `methods` or `networks`; a name of one's own must say the registered one."""
-    branches = [
-        {"if": {"properties": {kind: {"const": name}}}, "then": {"$ref": f"#/$defs/{kind}-{name}"}} for name in names
-    ]
-    return {
-        "properties": {name: {"$ref": f"#/$defs/{kind}-{name}"} for name in names},
-        "additionalProperties": {
-            "type": "object",
-            "properties": {kind: {"enum": names}},
-            "required": [kind],
-            "allOf": branches,
-        },
-    }
+def _below(model: type[Options]) -> list[type[Options]]:
+    return [each for each in model.__bases__ if each is not Options]
 
 
-class Checker:
-    """Checks campaigns by the schema file and knows what the registered methods need, without torch."""
-
-    def __init__(self, path: Path = SCHEMA) -> None:
-        self._defs: dict[str, Any] = json.loads(path.read_text())["$defs"]
-        self._registered: dict[str, dict[str, dict[str, Any]]] = {"method": {}, "network": {}}
-        for name, held in self._defs.items():
-            kind, dash, registered = name.partition("-")
-            if dash and kind in self._registered:
-                self._registered[kind][registered] = held
-        # Many cells have the same options, and a look at a schema is slow: what was usable once is not asked again.
-        self._usable: set[str] = set()
-
-    def registered(self, kind: str) -> Mapping[str, dict[str, Any]]:
-        """Return the schemas of the registered methods or networks by name; `kind` is `method` or `network`."""
-        return self._registered[kind]
-
-    def experts(self, values: Mapping[str, Any]) -> str | None:
-        """Return the name of the experts that a method with these values matches; None: it uses none."""
-        option = self.registered("method")[values["method"]]["properties"].get("experts")
-        return None if option is None else values.get("experts", option["default"])
-
-    def check(self, resolver: Resolver) -> None:
-        """Check every name and option of a campaign.
-
-        Raises:
-            UsageError: an unknown name or option, or an unusable value; one line, the first problem.
-        """
-        where, campaign = str(resolver.path), resolver.campaign
-        for name, entry in campaign.networks.items():
-            self._options("network", {"network": name, **entry}, f"{where}: networks.{name}")
-        for name, entry in campaign.methods.items():
-            self._options("method", {"method": name, **entry}, f"{where}: methods.{name}")
-        for index, setting in enumerate(campaign.settings):
-            self._setting(resolver, setting, f"{where}: settings.{index}")
-        for name, table in campaign.tables.items():
-            self._exhibit(resolver, table, f"{where}: table {name}")
-        for name, figure in campaign.figures.items():
-            self._exhibit(resolver, figure, f"{where}: figure {name}")
-
-    def _setting(self, resolver: Resolver, setting: Setting, where: str) -> None:
-        if setting.stage == "experts":
-            parse(ExpertsOptions, setting.options, where)
-        elif setting.stage == "evaluate":
-            parse(EvaluateOptions, setting.options, where)
-        elif setting.stage == "analyse":
-            named = parse(AnalyseOptions, setting.options, where).experts
-            if named is not None:
-                pick(named, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, f"experts in {where}")
-        else:
-            kind = "method" if setting.stage == "distill" else "network"
-            entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
-            for name in getattr(setting, kind):
-                base = entries.get(name, {}).get(kind, name)
-                self._options(kind, {**setting.options, kind: base}, where)
-
-    def _exhibit(self, resolver: Resolver, entry: Exhibit, where: str) -> None:
-        """Check every synthetic set and network that a table or figure is made of."""
-        cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
-        for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
-            pick(dataset, resolver.datasets, f"dataset in {where}")
-            for network in entry.tested_networks():
-                self._options("network", resolver.network(network, dataset), where)
-        try:
-            entry.check(resolver)
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-        for cell in cells:
-            self._cell(resolver, cell, f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}")
-
-    def _cell(self, resolver: Resolver, cell: Cell, where: str) -> None:
-        values = resolver.method(cell)
-        self._options("method", values, where)
-        resolver.evaluation(cell)
-        experts = self.experts(values)
-        if experts is not None:
-            recipe = resolver.experts(experts, cell.dataset)
-            self._options("network", resolver.network(recipe.network, cell.dataset), f"{where}: experts {experts}")
-
-    def _options(self, kind: str, values: Mapping[str, Any], where: str) -> None:
-        """Check `{kind: registered name, option: value…}`."""
-        import jsonschema  # type: ignore[import-untyped]  # comes with Snakemake, which is optional
-
-        name = str(values[kind])
-        pick(name, self.registered(kind), f"{kind} in {where}")
-        if (text := canonical(values)) in self._usable:
-            return
-        validator = jsonschema.Draft202012Validator({"$ref": f"#/$defs/{kind}-{name}", "$defs": self._defs})
-        for error in validator.iter_errors(json.loads(text)):
-            place = ".".join(str(step) for step in error.path)
-            if error.validator == "additionalProperties":
-                known = sorted(set(error.schema["properties"]) - {kind})
-                wrong = sorted(set(error.instance) - set(known) - {kind})[0]
-                hint = suggest(wrong, known)
-                raise UsageError(f"{where}: unknown option {wrong!r} of {name}; known: {', '.join(known)}.{hint}")
-            expected = _expected(error.schema)
-            raise UsageError(f"{where}: {place}: got {short(error.instance)}, expected {expected}; correct it")
-        self._usable.add(text)
+def _added(defs: dict[str, Any], model: type[Options], below: list[type[Options]]) -> dict[str, Any]:
+    """Return what a class of options has beside those of other ones, which are defined for all that share them."""
+    inherited: dict[str, Any] = {}
+    for each in below:
+        inherited |= _schema(defs, each)
+        if f"shared-{each.__name__}" not in defs:
+            defs[f"shared-{each.__name__}"] = _added(defs, each, _below(each))
+    own = {name: option for name, option in _schema(defs, model).items() if option != inherited.get(name)}
+    shared = {"allOf": [{"$ref": f"#/$defs/shared-{each.__name__}"} for each in below]} if below else {}
+    return {"properties": own, **shared}
 
 
-def _expected(schema: Mapping[str, Any]) -> str:
-    """Return a schema of one value in words."""
-    if "anyOf" in schema:
-        return " or ".join(_expected(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return repr(schema["const"])
-    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-    words = [str(schema.get("type", "another value"))]
-    return " ".join(words + [f"{sign} {schema[key]}" for key, sign in bounds.items() if key in schema])
+def _schema(defs: dict[str, Any], model: type[Options]) -> dict[str, Any]:
+    """Return the options of a class, after defining what they consist of."""
+    found = model.model_json_schema(schema_generator=_Untitled)
+    for name, inner in found.get("$defs", {}).items():
+        defs.setdefault(name, inner)
+    properties: dict[str, Any] = found.get("properties", {})
+    return properties
+
+
+def text(content: Any, indent: str = "") -> str:
+    """Return JSON with sorted keys, of which all that fits into a line is on one line."""
+    line = json.dumps(content, sort_keys=True)
+    if len(indent + line) <= LONGEST or not isinstance(content, dict | list):
+        return line
+    deeper = f"{indent}  "
+    if isinstance(content, list):
+        lines, (first, last) = [text(value, deeper) for value in content], "[]"
+    else:
+        lines, (first, last) = [f"{json.dumps(key)}: {text(content[key], deeper)}" for key in sorted(content)], "{}"
+    return f"{first}\n{deeper}" + f",\n{deeper}".join(lines) + f"\n{indent}{last}"
 
 
 if __name__ == "__main__":
-    from satm.storage.files import write_json
-
-    write_json(SCHEMA, build())
+    SCHEMA.write_text(text(build()) + "\n")

@@ -5,6 +5,7 @@ too much memory, and takes jobs of a wrong account or of too long a time, to let
 itself (`sbatch --test-only`), once for each kind of job.
 """
 
+import contextlib
 import getpass
 import re
 import shlex
@@ -17,10 +18,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from satm.config import Site, load_yaml, parse
 from satm.errors import UsageError, pick
 from satm.version import CHECKOUT
-from satm.workflow.jobs import OUTPUTS
+from satm.workflow.rules import RULES
 
 PLUGIN = "snakemake-executor-plugin-slurm"
 OLDEST = "2.8"
@@ -62,13 +65,14 @@ def check_plugin() -> None:
     Raises:
         UsageError: it is missing or too old.
     """
-    install = "install it with `pip install '.[workflow]' -c constraints.txt`"
-    try:
+    found = "none"
+    with contextlib.suppress(PackageNotFoundError):
         found = version(PLUGIN)
-    except PackageNotFoundError:
-        raise UsageError(f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got none; {install}") from None
-    if _numbers(found) < _numbers(OLDEST):
-        raise UsageError(f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {found}; {install}")
+    if found == "none" or Version(found) < Version(OLDEST):
+        raise UsageError(
+            f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {found}; install it with "
+            "`pip install '.[workflow]' -c constraints.txt`"
+        )
 
 
 def keep_nodes() -> None:
@@ -97,10 +101,8 @@ def find_site() -> tuple[Site, Path | None]:
     Raises:
         UsageError: it holds an unknown name or an unusable value.
     """
-    for folder in (Path("slurm"), PROFILE):
-        if (path := folder / "site.yaml").is_file():
-            return load_site(path), path
-    return Site(), None
+    path = next((path for folder in (Path("slurm"), PROFILE) if (path := folder / "site.yaml").is_file()), None)
+    return (load_site(path) if path else Site()), path
 
 
 def load_site(path: Path) -> Site:
@@ -111,7 +113,7 @@ def load_site(path: Path) -> Site:
     """
     site = parse(Site, load_yaml(path, empty=True), str(path))
     for rule in site.rules():
-        pick(rule, OUTPUTS, f"rule in {path}")
+        pick(rule, RULES, f"rule in {path}")
     return site
 
 
@@ -213,9 +215,10 @@ def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int]
             raise UsageError(f"{reason} in slurm/site.yaml")
         done = _ask("sbatch", "--test-only", *given, "--wrap=true")
         if done.returncode and not LATER.search(words := _words(done)):
-            of = _accounts() if "account" in words.lower() else ""
+            mine = _from_database("associations", "user", "account") if "account" in words.lower() else []
+            yours = f", yours: {_list(mine)}" if mine else ""
             raise UsageError(
-                f"SLURM refuses jobs of {rule} ({words}){of}: {' '.join(given)}; change that in slurm/site.yaml"
+                f"SLURM refuses jobs of {rule} ({words}){yours}: {' '.join(given)}; change that in slurm/site.yaml"
             )
 
 
@@ -269,24 +272,19 @@ def partitions() -> dict[str, Partition]:
     found: dict[str, Partition] = {}
     for line in _ask("scontrol", "-ao", "show", "partition").stdout.splitlines():
         held = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" not in held:
-            continue
         accounts = held.get("AllowAccounts", "ALL")
-        found[held["PartitionName"]] = Partition(
-            held.get("Default") == "YES",
-            () if accounts == "ALL" else tuple(accounts.split(",")),
-            _minutes(held.get("MaxTime", "UNLIMITED")),
-        )
+        if "PartitionName" in held:
+            found[held["PartitionName"]] = Partition(
+                held.get("Default") == "YES",
+                () if accounts == "ALL" else tuple(accounts.split(",")),
+                _minutes(held.get("MaxTime", "UNLIMITED")),
+            )
     for line in _ask("sinfo", "-ahe", "-o", "%R|%m|%c|%G").stdout.splitlines():
         name, *most = line.split("|")
         if (here := found.get(name)) is not None and len(most) == 3:
-            memory, processors, gres = most
-            found[name] = replace(
-                here,
-                memory=max(here.memory, int(memory)),
-                processors=max(here.processors, int(processors)),
-                gres=(*here.gres, *gres.split(",")),
-            )
+            memory, processors = max(here.memory, int(most[0])), max(here.processors, int(most[1]))
+            gres = (*here.gres, *most[2].split(","))
+            found[name] = replace(here, memory=memory, processors=processors, gres=gres)
     return found
 
 
@@ -350,17 +348,15 @@ def _other_account(account: str | None, those: Collection[str]) -> str | None:
         return None if account in those else f"account {account!r}"
     if not _has_database():
         return "no account"
-    told = _ask("sacctmgr", "-nP", "show", "user", "where", f"name={getpass.getuser()}", "format=defaultaccount")
-    usual = told.stdout.strip() if told.returncode == 0 else ""
+    usual = ", ".join(_from_database("user", "name", "defaultaccount"))
     return f"account {usual!r}, your default one" if usual and usual not in those else None
 
 
-def _accounts() -> str:
-    """Return in words the accounts that this user has, if SLURM tells."""
-    who = f"user={getpass.getuser()}"
-    told = _ask("sacctmgr", "-nP", "show", "associations", "where", who, "format=account")
-    found = sorted(set(told.stdout.split())) if told.returncode == 0 else []
-    return f", yours: {_list(found)}" if found else ""
+def _from_database(what: str, key: str, column: str) -> list[str]:
+    """Return what SLURM's accounting database says of this user; nothing where there is none."""
+    who = f"{key}={getpass.getuser()}"
+    told = _ask("sacctmgr", "-nP", "show", what, "where", who, f"format={column}")
+    return sorted(set(told.stdout.split())) if told.returncode == 0 else []
 
 
 def _has_database() -> bool:
@@ -386,11 +382,6 @@ def _words(done: subprocess.CompletedProcess[str]) -> str:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """Return the first three numbers of a version."""
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def _minutes(limit: str) -> int | None:

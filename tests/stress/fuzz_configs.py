@@ -29,12 +29,14 @@ from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, Mapping
 
 from satm.config import BUILTIN_EXPERTS, Resolver, load_campaign, load_yaml
 from satm.errors import UsageError
+from satm.methods import METHODS
+from satm.networks import NETWORKS
 from satm.workflow.jobs import campaigns_of, jobs
 from satm.workflow.schema import SCHEMA
 
 DEFS = json.loads(SCHEMA.read_text())["$defs"]
-METHODS = sorted(name.removeprefix("method-") for name in DEFS if name.startswith("method-"))
-NETWORKS = sorted(name.removeprefix("network-") for name in DEFS if name.startswith("network-"))
+DEFS |= {f"method-{name}": recipe.options.model_json_schema() for name, recipe in METHODS.items()}
+DEFS |= {f"network-{name}": architecture.options.model_json_schema() for name, architecture in NETWORKS.items()}
 OWN = ("mine", "another-1", "X")
 """Names that campaigns give."""
 
@@ -88,7 +90,7 @@ def campaign(draw: DrawFn) -> dict[str, Any]:
     if held := draw(names):
         found["networks"] = {}
         for name in held:
-            kind = draw(st.sampled_from(NETWORKS))
+            kind = draw(st.sampled_from(sorted(NETWORKS)))
             found["networks"][name] = {"network": kind, **draw(options_of(f"network-{kind}", ("network",)))}
         networks += held
     if held := draw(names):
@@ -99,7 +101,7 @@ def campaign(draw: DrawFn) -> dict[str, Any]:
     if held := draw(names):
         found["methods"] = {}
         for name in held:
-            kind = draw(st.sampled_from(METHODS))
+            kind = draw(st.sampled_from(sorted(METHODS)))
             own = draw(options_of(f"method-{kind}", ("method", "experts", "network")))
             found["methods"][name] = {"method": kind, **own}
         methods += held
@@ -154,7 +156,7 @@ def setting(draw: DrawFn, methods: list[str], networks: list[str], datasets: lis
         row["dataset"] = draw(st.sampled_from(datasets) | st.lists(st.sampled_from(datasets), max_size=2))
     if stage in ("distill", "network"):
         kind = {"distill": "method", "network": "network"}[stage]
-        name = draw(st.sampled_from(METHODS if kind == "method" else NETWORKS))
+        name = draw(st.sampled_from(sorted(METHODS if kind == "method" else NETWORKS)))
         left = ("method", "network", "experts")
         return {**row, kind: name, "options": draw(options_of(f"{kind}-{name}", left))}
     if stage == "experts":

@@ -20,16 +20,15 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from checkouts import ROOT, make_checkout
 
-from satm.config import Layout
 from satm.workflow.campaigns import Campaigns
-from satm.workflow.jobs import OUTPUTS, campaigns_of, jobs
+from satm.workflow.jobs import campaigns_of, jobs
+from satm.workflow.rules import RULES
 
 COMPLETED = Path("/var/tmp/satm-slurm/completed.txt")
 """Where the test cluster's SLURM writes a line for each job that ended (tests/stress/cluster.py)."""
@@ -52,18 +51,17 @@ def act(every: int, seconds: float) -> None:
 
     command = f"sleep {seconds}; for file in {{output:q}}; do echo made > $file; done"
     snakemake.workflow.parse = functools.partial(snakemake.workflow.parse, overwrite_shellcmd=command)
-    for name, least in (("_there", 0), ("parts", 1), ("learned", 1)):
-        setattr(Campaigns, name, thinned(getattr(Campaigns, name), every, least))
+    plain = Campaigns.inputs
 
+    def inputs(self: Campaigns, rule: str, wildcards: Any) -> dict[str, list[str]]:
+        """Return the inputs that few experiments have in place of all, but at least one of parts and of steps."""
+        found = plain(self, rule, wildcards)
+        if not RULES[rule].gathers and rule not in ("experts", "continual"):
+            return found
+        few = {name: [path for path in files if kept(path, every)] for name, files in found.items()}
+        return few if RULES[rule].gathers else {name: few[name] or files[:1] for name, files in found.items()}
 
-def thinned(function: Callable[..., list[str]], every: int, least: int) -> Callable[..., list[str]]:
-    """Return a method that gives the paths of few experiments in place of all, but at least so many."""
-
-    def few(*arguments: Any) -> list[str]:
-        found = function(*arguments)
-        return [path for path in found if kept(path, every)] or found[:least]
-
-    return few
+    Campaigns.inputs = inputs
 
 
 def kept(path: str, every: int) -> bool:
@@ -74,9 +72,8 @@ def kept(path: str, every: int) -> bool:
 
 def targets(every: int) -> list[str]:
     """Return the files of few of the paper's experiments, of its tables and of its figures."""
-    layout = Layout("{root}")
     planned = jobs(campaigns_of(ROOT / "config" / "paper.yaml"), "results")
-    found = [OUTPUTS[job.rule](layout)[0].format(**dict(job.names)) for job in planned if job.rule not in PREPARING]
+    found = [str(job.outputs[0]) for job in planned if job.rule not in PREPARING]
     return [path for path in found if kept(path, every)]
 
 

@@ -1,15 +1,13 @@
 # One measurement of a synthetic set, such as its sharpness or its errors along the experts' path.
 rule analysis:
     input:
-        data=campaigns.prepared,
-        experts=campaigns.measured_along,
-        distilled=rules.distill.output.distilled,
+        unpack(jobs.analysis.inputs),
     output:
-        rows=layout.analysis("{what}", PATTERN),
+        **jobs.analysis.outputs,
     log:
-        layout.log("{what}", *PATTERN.place),
+        jobs.analysis.log,
     benchmark:
-        layout.benchmark("{what}", *PATTERN.place)
+        jobs.analysis.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -18,9 +16,7 @@ rule analysis:
         runtime=240,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.analysis_options,
-        revision=REVISIONS["analyse"],
+        **jobs.analysis.params,
     shell:
         "python -m satm analyse --config {params.config:q} --what {wildcards.what} --dataset {wildcards.dataset}"
         " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} > {log} 2>&1"
@@ -28,14 +24,13 @@ rule analysis:
 
 rule expert_sharpness:
     input:
-        data=campaigns.prepared,
-        experts=rules.experts.output.manifest,
+        unpack(jobs.expert_sharpness.inputs),
     output:
-        sharpness=layout.expert_sharpness("{dataset}", "{experts}"),
+        **jobs.expert_sharpness.outputs,
     log:
-        layout.log("expert-sharpness", "{dataset}", "{experts}"),
+        jobs.expert_sharpness.log,
     benchmark:
-        layout.benchmark("expert-sharpness", "{dataset}", "{experts}")
+        jobs.expert_sharpness.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -44,8 +39,7 @@ rule expert_sharpness:
         runtime=240,
         gpu=0,
     params:
-        config=campaigns.config,
-        revision=REVISIONS["analyse"],
+        **jobs.expert_sharpness.params,
     shell:
         "python -m satm analyse --config {params.config:q} --what expert-sharpness --dataset {wildcards.dataset}"
         " --experts {wildcards.experts} --threads {threads} > {log} 2>&1"

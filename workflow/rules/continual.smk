@@ -1,21 +1,12 @@
 rule continual:
     input:
-        data=campaigns.prepared,
-        distilled=campaigns.learned,
+        unpack(jobs.continual.inputs),
     output:
-        accuracies=layout.continual(PATTERN, "{protocol}"),
+        **jobs.continual.outputs,
     log:
-        layout.log(
-            "continual",
-            *PATTERN.place,
-            "{protocol}",
-        ),
+        jobs.continual.log,
     benchmark:
-        layout.benchmark(
-            "continual",
-            *PATTERN.place,
-            "{protocol}",
-        )
+        jobs.continual.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -24,9 +15,7 @@ rule continual:
         runtime=2880,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.continual_options,
-        revision=REVISIONS["continual"],
+        **jobs.continual.params,
     shell:
         "python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads}"

@@ -1,10 +1,10 @@
 rule images:
     output:
-        images=layout.images("{dataset}"),
+        **jobs.images.outputs,
     log:
-        layout.log("data", "{dataset}", "images"),
+        jobs.images.log,
     benchmark:
-        layout.benchmark("data", "{dataset}", "images")
+        jobs.images.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -13,22 +13,20 @@ rule images:
         runtime=120,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.image_options,
-        revision=REVISIONS["data"],
+        **jobs.images.params,
     shell:
         "python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make images > {log} 2>&1"
 
 
 rule zca:
     input:
-        images=rules.images.output.images,
+        unpack(jobs.zca.inputs),
     output:
-        zca=layout.zca("{dataset}"),
+        **jobs.zca.outputs,
     log:
-        layout.log("data", "{dataset}", "zca"),
+        jobs.zca.log,
     benchmark:
-        layout.benchmark("data", "{dataset}", "zca")
+        jobs.zca.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -37,8 +35,6 @@ rule zca:
         runtime=120,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.zca_options,
-        revision=REVISIONS["data"],
+        **jobs.zca.params,
     shell:
         "python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make zca > {log} 2>&1"

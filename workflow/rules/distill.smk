@@ -1,14 +1,12 @@
 rule distill:
     input:
-        data=campaigns.prepared,
-        experts=campaigns.manifest,
+        unpack(jobs.distill.inputs),
     output:
-        distilled=layout.distilled(PATTERN),
-        metrics=layout.metrics(PATTERN),
+        **jobs.distill.outputs,
     log:
-        layout.log("distill", *PATTERN.place),
+        jobs.distill.log,
     benchmark:
-        layout.benchmark("distill", *PATTERN.place)
+        jobs.distill.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -17,9 +15,7 @@ rule distill:
         runtime=2880,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.distill_options,
-        revision=REVISIONS["distill"],
+        **jobs.distill.params,
     shell:
         "python -m satm distill --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --threads {threads} > {log} 2>&1"

@@ -1,21 +1,12 @@
 rule evaluate:
     input:
-        data=campaigns.prepared,
-        distilled=rules.distill.output.distilled,
+        unpack(jobs.evaluate.inputs),
     output:
-        evaluation=layout.evaluation(PATTERN, "{network}"),
+        **jobs.evaluate.outputs,
     log:
-        layout.log(
-            "evaluate",
-            *PATTERN.place,
-            "{network}",
-        ),
+        jobs.evaluate.log,
     benchmark:
-        layout.benchmark(
-            "evaluate",
-            *PATTERN.place,
-            "{network}",
-        )
+        jobs.evaluate.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -24,9 +15,7 @@ rule evaluate:
         runtime=480,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.evaluate_options,
-        revision=REVISIONS["evaluate"],
+        **jobs.evaluate.params,
     shell:
         "python -m satm evaluate --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads}"
@@ -35,23 +24,13 @@ rule evaluate:
 
 rule variants:
     input:
-        data=campaigns.prepared,
-        teacher=campaigns.teacher,
-        distilled=rules.distill.output.distilled,
+        unpack(jobs.variants.inputs),
     output:
-        evaluation=layout.variants(PATTERN, "{network}"),
+        **jobs.variants.outputs,
     log:
-        layout.log(
-            "variants",
-            *PATTERN.place,
-            "{network}",
-        ),
+        jobs.variants.log,
     benchmark:
-        layout.benchmark(
-            "variants",
-            *PATTERN.place,
-            "{network}",
-        )
+        jobs.variants.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -60,9 +39,7 @@ rule variants:
         runtime=960,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.evaluate_options,
-        revision=REVISIONS["evaluate"],
+        **jobs.variants.params,
     shell:
         "python -m satm evaluate --config {params.config:q} --what variants --dataset {wildcards.dataset}"
         " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network}"
@@ -71,13 +48,13 @@ rule variants:
 
 rule full:
     input:
-        data=campaigns.prepared,
+        unpack(jobs.full.inputs),
     output:
-        evaluation=layout.full("{dataset}", "{recipe}", "{network}"),
+        **jobs.full.outputs,
     log:
-        layout.log("full", "{dataset}", "{recipe}", "{network}"),
+        jobs.full.log,
     benchmark:
-        layout.benchmark("full", "{dataset}", "{recipe}", "{network}")
+        jobs.full.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -86,9 +63,7 @@ rule full:
         runtime=2880,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.full_options,
-        revision=REVISIONS["evaluate"],
+        **jobs.full.params,
     shell:
         "python -m satm evaluate --config {params.config:q} --what full --dataset {wildcards.dataset}"
         " --recipe {wildcards.recipe} --network {wildcards.network} --threads {threads} > {log} 2>&1"

@@ -2,14 +2,13 @@
 # interrupted part resumes after its last complete expert.
 rule experts_part:
     input:
-        data=campaigns.prepared,
-        difficulty=campaigns.difficulty,
+        unpack(jobs.experts_part.inputs),
     output:
-        part=layout.experts_part("{dataset}", "{experts}", "{part}"),
+        **jobs.experts_part.outputs,
     log:
-        layout.log("experts", "{dataset}", "{experts}", "part-{part}"),
+        jobs.experts_part.log,
     benchmark:
-        layout.benchmark("experts", "{dataset}", "{experts}", "part-{part}")
+        jobs.experts_part.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -18,9 +17,7 @@ rule experts_part:
         runtime=720,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.expert_options,
-        revision=REVISIONS["experts"],
+        **jobs.experts_part.params,
     shell:
         "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
         " --part {wildcards.part} --threads {threads} > {log} 2>&1"
@@ -28,13 +25,13 @@ rule experts_part:
 
 rule experts:
     input:
-        parts=campaigns.parts,
+        unpack(jobs.experts.inputs),
     output:
-        manifest=layout.manifest("{dataset}", "{experts}"),
+        **jobs.experts.outputs,
     log:
-        layout.log("experts", "{dataset}", "{experts}", "manifest"),
+        jobs.experts.log,
     benchmark:
-        layout.benchmark("experts", "{dataset}", "{experts}", "manifest")
+        jobs.experts.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -43,9 +40,7 @@ rule experts:
         runtime=60,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.expert_options,
-        revision=REVISIONS["experts"],
+        **jobs.experts.params,
     shell:
         "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
         " --collect > {log} 2>&1"
@@ -53,14 +48,13 @@ rule experts:
 
 rule difficulty:
     input:
-        data=campaigns.prepared,
-        experts=rules.experts.output.manifest,
+        unpack(jobs.difficulty.inputs),
     output:
-        difficulty=layout.difficulty("{dataset}", "{experts}"),
+        **jobs.difficulty.outputs,
     log:
-        layout.log("experts", "{dataset}", "{experts}", "difficulty"),
+        jobs.difficulty.log,
     benchmark:
-        layout.benchmark("experts", "{dataset}", "{experts}", "difficulty")
+        jobs.difficulty.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -69,9 +63,7 @@ rule difficulty:
         runtime=240,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.difficulty_options,
-        revision=REVISIONS["experts"],
+        **jobs.difficulty.params,
     shell:
         "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
         " --measure-difficulty --threads {threads} > {log} 2>&1"

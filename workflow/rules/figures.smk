@@ -1,19 +1,19 @@
 rule figure:
     input:
-        measured=campaigns.drawn,
+        unpack(jobs.figure.inputs),
     output:
         png=report(
-            layout.figure("{figure}", "png"),
+            jobs.figure.outputs["png"],
             caption="../report/figure.rst",
             category="Figures",
             labels={"campaign": "{root}", "figure": "{figure}"},
         ),
-        pdf=layout.figure("{figure}", "pdf"),
-        csv=layout.figure("{figure}", "csv"),
+        pdf=jobs.figure.outputs["pdf"],
+        csv=jobs.figure.outputs["csv"],
     log:
-        layout.log("figure", "{figure}"),
+        jobs.figure.log,
     benchmark:
-        layout.benchmark("figure", "{figure}")
+        jobs.figure.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -22,10 +22,7 @@ rule figure:
         runtime=30,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.figure_options,
-        partial=campaigns.partial,
-        revision=REVISIONS["figure"],
+        **jobs.figure.params,
     shell:
         "python -m satm figure --config {params.config:q} --name {wildcards.figure} {params.partial} > {log} 2>&1"
 
@@ -34,7 +31,7 @@ rule all_figures:
     input:
         campaigns.figures,
     output:
-        touch(layout.all("figures")),
+        touch(ALL["figures"]),
     localrule: True
 
 
@@ -42,5 +39,5 @@ rule all_tables:
     input:
         campaigns.tables,
     output:
-        touch(layout.all("tables")),
+        touch(ALL["tables"]),
     localrule: True

@@ -1,23 +1,12 @@
 rule nas:
     input:
-        data=campaigns.prepared,
-        distilled=rules.distill.output.distilled,
+        unpack(jobs.nas.inputs),
     output:
-        accuracies=layout.nas(PATTERN, "{search}", "{part}"),
+        **jobs.nas.outputs,
     log:
-        layout.log(
-            "nas",
-            *PATTERN.place,
-            "{search}",
-            "part-{part}",
-        ),
+        jobs.nas.log,
     benchmark:
-        layout.benchmark(
-            "nas",
-            *PATTERN.place,
-            "{search}",
-            "part-{part}",
-        )
+        jobs.nas.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -26,9 +15,7 @@ rule nas:
         runtime=480,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.nas_options,
-        revision=REVISIONS["nas"],
+        **jobs.nas.params,
     shell:
         "python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --search {wildcards.search} --part {wildcards.part}"
@@ -37,13 +24,13 @@ rule nas:
 
 rule nas_real:
     input:
-        data=campaigns.prepared,
+        unpack(jobs.nas_real.inputs),
     output:
-        accuracies=layout.nas_real("{dataset}", "{search}", "{part}"),
+        **jobs.nas_real.outputs,
     log:
-        layout.log("nas", "{dataset}", "real", "{search}", "part-{part}"),
+        jobs.nas_real.log,
     benchmark:
-        layout.benchmark("nas", "{dataset}", "real", "{search}", "part-{part}")
+        jobs.nas_real.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 4
@@ -52,9 +39,7 @@ rule nas_real:
         runtime=2880,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.nas_real_options,
-        revision=REVISIONS["nas"],
+        **jobs.nas_real.params,
     shell:
         "python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --real --search {wildcards.search}"
         " --part {wildcards.part} --threads {threads} > {log} 2>&1"

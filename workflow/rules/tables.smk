@@ -1,21 +1,21 @@
-# A results table has -paired.csv beside these, which the other kinds of table lack.
+# A table of accuracies has one of paired differences beside these, which the other kinds of table lack.
 rule table:
     input:
-        measured=campaigns.measured,
+        unpack(jobs.table.inputs),
     output:
-        csv=layout.table("{table}", "csv"),
-        md=layout.table("{table}", "md"),
-        tex=layout.table("{table}", "tex"),
-        page=report(
-            layout.table("{table}", "html"),
+        csv=jobs.table.outputs["csv"],
+        md=jobs.table.outputs["md"],
+        tex=jobs.table.outputs["tex"],
+        html=report(
+            jobs.table.outputs["html"],
             caption="../report/table.rst",
             category="Tables",
             labels={"campaign": "{root}", "table": "{table}"},
         ),
     log:
-        layout.log("table", "{table}"),
+        jobs.table.log,
     benchmark:
-        layout.benchmark("table", "{table}")
+        jobs.table.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -24,10 +24,7 @@ rule table:
         runtime=30,
         gpu=0,
     params:
-        config=campaigns.config,
-        options=campaigns.table_options,
-        partial=campaigns.partial,
-        revision=REVISIONS["table"],
+        **jobs.table.params,
     shell:
         "python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial} > {log} 2>&1"
 
@@ -35,20 +32,20 @@ rule table:
 # The progress of all tables, for the first page of the report.
 rule overview:
     input:
-        tables=campaigns.tabulated,
+        unpack(jobs.overview.inputs),
     output:
-        csv=layout.table("overview", "csv"),
-        md=layout.table("overview", "md"),
-        page=report(
-            layout.table("overview", "html"),
+        csv=jobs.overview.outputs["csv"],
+        md=jobs.overview.outputs["md"],
+        html=report(
+            jobs.overview.outputs["html"],
             caption="../report/overview.rst",
             category="Overview",
             labels={"campaign": "{root}"},
         ),
     log:
-        layout.log("table", "overview"),
+        jobs.overview.log,
     benchmark:
-        layout.benchmark("table", "overview")
+        jobs.overview.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -57,8 +54,7 @@ rule overview:
         runtime=30,
         gpu=0,
     params:
-        config=campaigns.config,
-        revision=REVISIONS["table"],
+        **jobs.overview.params,
     shell:
         "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
 
@@ -66,21 +62,21 @@ rule overview:
 # The cost of the jobs so far; made after all tables, so that it covers the jobs behind them.
 rule accounting:
     input:
-        tables=campaigns.tabulated,
+        unpack(jobs.accounting.inputs),
     output:
-        csv=layout.table("accounting", "csv"),
-        md=layout.table("accounting", "md"),
-        tex=layout.table("accounting", "tex"),
-        page=report(
-            layout.table("accounting", "html"),
+        csv=jobs.accounting.outputs["csv"],
+        md=jobs.accounting.outputs["md"],
+        tex=jobs.accounting.outputs["tex"],
+        html=report(
+            jobs.accounting.outputs["html"],
             caption="../report/accounting.rst",
             category="Accounting",
             labels={"campaign": "{root}"},
         ),
     log:
-        layout.log("table", "accounting"),
+        jobs.accounting.log,
     benchmark:
-        layout.benchmark("table", "accounting")
+        jobs.accounting.benchmark
     conda:
         "../envs/satm.yaml"
     threads: 1
@@ -89,7 +85,6 @@ rule accounting:
         runtime=30,
         gpu=0,
     params:
-        config=campaigns.config,
-        revision=REVISIONS["table"],
+        **jobs.accounting.params,
     shell:
         "python -m satm table --config {params.config:q} --name accounting > {log} 2>&1"

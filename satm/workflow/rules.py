@@ -1,0 +1,268 @@
+"""The table of jobs: what each rule of the workflow makes, reads and depends on. Nothing here imports torch.
+
+The Snakefiles, the plan, the forecast and the accounting read it. Wildcards are named like the flags of the command
+line. Options are only those that a job uses, and of these only what differs from the default, so that a new option,
+method or network schedules nothing that does not use it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, Layout, Options, Resolver, parts
+from satm.workflow.check import experts_of, method_options
+
+Wildcards = Any
+"""Snakemake's wildcards of a job: attributes, all of them texts."""
+
+Input = Callable[[Resolver, Wildcards], list[str]]
+"""Files that a job reads."""
+
+DECODING = {
+    *("source", "path", "train", "test", "image_column", "label_column", "classes", "size"),
+    *("validation", "split_seed", "mean", "std"),
+}
+"""The options of a dataset that decide its stored images; they reach later stages through that file."""
+
+WHITENING = {"zca_eps", "zca_per_image", "zca_relative"}
+"""The options of a dataset that decide its whitening."""
+
+SHARING = {"count", "per_job", "difficulty_count"}
+"""The options of experts that say how many there are, which job trains them and how many are asked, not what one is."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One kind of job; its place (log, account, benchmark, state) is in `satm.config.PLACES`.
+
+    Args:
+        stage: the command that runs, as `satm.config.REVISIONS` names it.
+        outputs: patterns of files by name.
+        inputs: files by name.
+        options: what the result depends on beside its inputs; None: nothing.
+        keeps: results have second names until the workflow has succeeded (`satm.workflow.recovery`).
+        gathers: made of other results in a moment; where the user asks for what there is, of those that exist.
+    """
+
+    stage: str
+    outputs: Mapping[str, str]
+    inputs: Mapping[str, Input]
+    options: Callable[[Resolver, Wildcards], Mapping[str, Any] | BaseModel] | None = None
+    keeps: bool = True
+    gathers: bool = False
+
+
+def cell_of(names: Wildcards) -> Cell:
+    """Return the synthetic set that a job is about."""
+    return Cell(names.dataset, int(names.ipc), names.method, int(names.seed))
+
+
+# Files
+
+
+def _prepared(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the decoded images and, if asked for, the whitening of a dataset; those of a whole serve its parts."""
+    whole = resolver.whole(names.dataset)
+    images = [resolver.layout.images(whole)]
+    return [*images, resolver.layout.zca(whole)] if resolver.dataset(whole).zca else images
+
+
+def _difficulty(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the file that says how hard each image is, for experts that see the easy ones first."""
+    recipe = resolver.experts(names.experts, names.dataset)
+    asked = resolver.difficulty(names.experts, names.dataset, recipe)
+    return [] if asked is None else [resolver.layout.difficulty(names.dataset, asked)]
+
+
+def _parts(resolver: Resolver, names: Wildcards) -> list[str]:
+    recipe = resolver.experts(names.experts, names.dataset)
+    return [resolver.layout.experts_part(names.dataset, names.experts, part) for part in parts(recipe)]
+
+
+def _matched(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the manifest of the experts that a method matches; nothing if it uses none."""
+    experts = experts_of(resolver.method(cell_of(names)))
+    return [] if experts is None else [resolver.layout.manifest(names.dataset, experts)]
+
+
+def _followed(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the manifest of the experts whose path the options of a measurement name, or else that are matched."""
+    named = resolver.analysis(cell_of(names)).experts
+    if named is None or "experts" not in ANALYSES[names.what]:
+        return _matched(resolver, names)
+    return [resolver.layout.manifest(names.dataset, named)]
+
+
+def _learned(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the synthetic sets that classes are learned from, step by step."""
+    cell = cell_of(names)
+    sources = resolver.learning(names.protocol, cell).sources(names.dataset)
+    return [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
+
+
+def _drawn(resolver: Resolver, names: Wildcards) -> list[str]:
+    return resolver.figure(names.figure).files(resolver.layout, resolver.campaign.tables)
+
+
+# Options
+
+
+def _changed(options: Options, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
+    """Return what differs from the defaults."""
+    return options.model_dump(mode="json", include=only, exclude=without, exclude_defaults=True)
+
+
+def _data(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    """Return the options of a dataset that act while a network is trained on it."""
+    return {"dataset": _changed(resolver.dataset(names.dataset), without=DECODING)}
+
+
+def _experts(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    recipe = resolver.experts(names.experts, names.dataset)
+    return _trained(resolver, names, recipe.network) | {"recipe": _changed(recipe, without=SHARING)}
+
+
+def _distill(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    """Return the options of a distillation; those of the experts reach it through their files."""
+    method_options(values := resolver.method(cell_of(names)))
+    return {"method": values, **_data(resolver, names)}
+
+
+def _trained(resolver: Resolver, names: Wildcards, network: str) -> dict[str, Any]:
+    return {"network": resolver.network(network, names.dataset), **_data(resolver, names)}
+
+
+def _evaluation(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    schedule = resolver.evaluation(cell_of(names), names.network)
+    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
+
+
+def _full(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    schedule = resolver.full(names.recipe, names.dataset, names.network)
+    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
+
+
+def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    learning = resolver.learning(names.protocol, cell_of(names))
+    return _trained(resolver, names, learning.network) | {"learning": _changed(learning)}
+
+
+def _search(resolver: Resolver, names: Wildcards, kind: str) -> dict[str, Any]:
+    """Return the options of one part of a search; the places of its candidates, and so their number, are its name."""
+    only = {"sample_seed", "width_factor", kind}
+    return _changed(resolver.search(names.search), only=only) | _data(resolver, names)
+
+
+def _analysis(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+    """Return the options of a measurement at a synthetic set; all methods share the rho of `satm`."""
+    cell = cell_of(names)
+    shared = _changed(resolver.analysis(cell), only=set(ANALYSES[names.what]))
+    if names.what in ("sharpness", "bounds"):
+        shared["rho"] = resolver.method(cell._replace(method="satm")).get("rho")
+    return _distill(resolver, names) | shared
+
+
+PATTERNS = Layout("{root}")
+"""Paths with names of wildcards in place of values; `{root}` is the folder of a campaign."""
+
+_EXPERTS = ("{dataset}", "{experts}")
+_DATA: dict[str, Input] = {"data": _prepared}
+_ON_EXPERTS = _DATA | {"experts": lambda resolver, names: [resolver.layout.manifest(names.dataset, names.experts)]}
+_ON_SET = _DATA | {"distilled": lambda resolver, names: [resolver.layout.distilled(cell_of(names))]}
+_TABLES: dict[str, Input] = {
+    "tables": lambda resolver, _: [resolver.layout.table(name) for name in resolver.campaign.tables]
+}
+
+
+def _files(path: Callable[[str, str], str], name: str, *kinds: str) -> dict[str, str]:
+    return {kind: path(name, kind) for kind in kinds}
+
+
+RULES: dict[str, Rule] = {
+    "images": Rule(
+        "data",
+        {"images": PATTERNS.images("{dataset}")},
+        {},
+        lambda resolver, names: _changed(resolver.dataset(names.dataset), only=DECODING),
+        keeps=False,
+    ),
+    "zca": Rule(
+        "data",
+        {"zca": PATTERNS.zca("{dataset}")},
+        {"images": lambda resolver, names: [resolver.layout.images(names.dataset)]},
+        lambda resolver, names: _changed(resolver.dataset(names.dataset), only=WHITENING),
+        keeps=False,
+    ),
+    "experts_part": Rule(
+        "experts",
+        {"part": PATTERNS.experts_part(*_EXPERTS, "{part}")},
+        _DATA | {"difficulty": _difficulty},
+        _experts,
+        keeps=False,
+    ),
+    "experts": Rule("experts", {"manifest": PATTERNS.manifest(*_EXPERTS)}, {"parts": _parts}, _experts, keeps=False),
+    "difficulty": Rule(
+        "experts",
+        {"difficulty": PATTERNS.difficulty(*_EXPERTS)},
+        _ON_EXPERTS,
+        lambda resolver, names: _changed(resolver.experts(names.experts, names.dataset), only={"difficulty_count"}),
+    ),
+    "distill": Rule(
+        "distill",
+        {"distilled": PATTERNS.distilled(PATTERN), "metrics": PATTERNS.metrics(PATTERN)},
+        _DATA | {"experts": _matched},
+        _distill,
+    ),
+    "evaluate": Rule("evaluate", {"evaluation": PATTERNS.evaluation(PATTERN, "{network}")}, _ON_SET, _evaluation),
+    "variants": Rule(
+        "evaluate",
+        {"evaluation": PATTERNS.variants(PATTERN, "{network}")},
+        _ON_SET | {"teacher": lambda resolver, names: [resolver.layout.manifest(names.dataset, "sgd")]},
+        _evaluation,
+    ),
+    "full": Rule("evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, _full),
+    "continual": Rule(
+        "continual",
+        {"accuracies": PATTERNS.continual(PATTERN, "{protocol}")},
+        _DATA | {"distilled": _learned},
+        _continual,
+    ),
+    "nas": Rule(
+        "nas",
+        {"accuracies": PATTERNS.nas(PATTERN, "{search}", "{part}")},
+        _ON_SET,
+        lambda resolver, names: _search(resolver, names, "proxy"),
+    ),
+    "nas_real": Rule(
+        "nas",
+        {"accuracies": PATTERNS.nas_real("{dataset}", "{search}", "{part}")},
+        _DATA,
+        lambda resolver, names: _search(resolver, names, "real"),
+    ),
+    "analysis": Rule(
+        "analyse", {"rows": PATTERNS.analysis("{what}", PATTERN)}, _ON_SET | {"experts": _followed}, _analysis
+    ),
+    "expert_sharpness": Rule("analyse", {"sharpness": PATTERNS.expert_sharpness(*_EXPERTS)}, _ON_EXPERTS),
+    "overview": Rule("table", _files(PATTERNS.table, OVERVIEW, "csv", "md", "html"), _TABLES, gathers=True),
+    "accounting": Rule("table", _files(PATTERNS.table, ACCOUNTING, "csv", "md", "tex", "html"), _TABLES, gathers=True),
+    "table": Rule(
+        "table",
+        _files(PATTERNS.table, "{table}", "csv", "md", "tex", "html"),
+        {"measured": lambda resolver, names: resolver.table(names.table).files(resolver.layout, names.table)},
+        lambda resolver, names: resolver.table(names.table),
+        gathers=True,
+    ),
+    "figure": Rule(
+        "figure",
+        _files(PATTERNS.figure, "{figure}", "png", "pdf", "csv"),
+        {"measured": _drawn},
+        lambda resolver, names: resolver.figure(names.figure),
+        gathers=True,
+    ),
+}
+"""Every rule whose jobs compute, in the order of the work."""
+
+ALL = {what: PATTERNS.all(what) for what in ("tables", "figures")}
+"""Patterns of the files that are made after all tables or all figures of a campaign."""
