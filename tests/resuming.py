@@ -1,5 +1,6 @@
 """What tests of resuming share: training that is stopped and goes on from its stored state, and what a state holds."""
 
+import errno
 import os
 import signal
 import sys
@@ -41,26 +42,47 @@ def kept_rows(folder: Path) -> list[Any]:
     return rows
 
 
-_awaited: list[list[Any]] = []
+Hook = Callable[[str, tuple[Any, ...]], None]
+"""Called with each event that Python audits, and its arguments; what it raises is what the event comes to."""
+
+_hooks: list[Hook] = []
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in ("os.rename", "os.link"):
-        for awaited in _awaited:
-            text, left = awaited
-            awaited[1] = left - (text in str(arguments[1]))
-            if left == 1 != awaited[1]:
-                os.kill(os.getpid(), signal.SIGTERM)
+    for hook in _hooks:
+        hook(event, arguments)
 
 
 sys.addaudithook(_audit)
 
 
 @contextmanager
-def stopped_after(count: int, text: str) -> Iterator[None]:
-    """Send this process SIGTERM once it has written so many files with a text in their path."""
-    _awaited.append([text, count])
+def audited(hook: Hook) -> Iterator[None]:
+    """Let a hook see what this process does, such as `os.link`, and forbid it."""
+    _hooks.append(hook)
     try:
         yield
     finally:
-        _awaited.pop()
+        _hooks.remove(hook)
+
+
+def no_links(event: str, _: tuple[Any, ...]) -> None:
+    """Be a file system without hard links."""
+    if event == "os.link":
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@contextmanager
+def stopped_after(count: int, text: str) -> Iterator[None]:
+    """Send this process SIGTERM once it has written so many files with a text in their path."""
+    left = count
+
+    def written(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in ("os.rename", "os.link") and text in str(arguments[1]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with audited(written):
+        yield

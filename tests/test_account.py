@@ -121,9 +121,8 @@ def test_a_full_disk_and_a_broken_record_end_no_job(tmp_path: Path) -> None:
     assert read(path).attempts[0].seconds == 1
 
 
-def test_the_record_is_kept_up_while_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "BEAT", 0.01)
-    with account(tmp_path / "job.json"):
+def test_the_record_is_kept_up_while_the_job_runs(tmp_path: Path) -> None:
+    with account(tmp_path / "job.json", beat=0.01):
         begun = read(tmp_path / "job.json").attempts[0].seconds
         until = time.monotonic() + 30
         while read(tmp_path / "job.json").attempts[0].seconds == begun:

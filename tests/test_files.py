@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from satm.errors import RunError, UsageError, pick, short, suggest
-from satm.run import disk
+from satm.run.disk import patiently
 from satm.seeds import derive_seed, make_generator
 from satm.storage import files
 from satm.storage.files import atomic_path, read_json, read_record, write_json, write_record
@@ -260,8 +260,7 @@ def test_seeds_come_from_names() -> None:
     assert json.loads(json.dumps(derive_seed("a"))) == derive_seed("a")
 
 
-def test_a_finished_result_waits_for_space(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(disk, "SPACE_WAIT", 0.5)
+def test_a_finished_result_waits_for_space(caplog: pytest.LogCaptureFixture) -> None:
     tries: list[int] = []
 
     def write(works_at: int | None, number: int = errno.ENOSPC) -> None:
@@ -270,11 +269,11 @@ def test_a_finished_result_waits_for_space(monkeypatch: pytest.MonkeyPatch, capl
             with files.explain_disk(Path("there")):
                 raise OSError(number, os.strerror(number))
 
-    disk.patiently(lambda: write(3))
+    patiently(lambda: write(3), 0.5)
     assert len(tries) == 3 and caplog.text.count("trying again for 0.5 s") == 1
     with pytest.raises(RunError, match="cannot write there: No space left on device; free some space"):
-        disk.patiently(lambda: write(None))
+        patiently(lambda: write(None), 0.5)
     tries.clear()
     with pytest.raises(RunError, match="Permission denied"):
-        disk.patiently(lambda: write(None, errno.EACCES))
+        patiently(lambda: write(None, errno.EACCES), 0.5)
     assert len(tries) == 1

@@ -1,6 +1,5 @@
 """The lock on a folder: one owner, living or dead, here or on another machine."""
 
-import errno
 import json
 import logging
 import os
@@ -9,20 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from resuming import audited, no_links
 
 from satm.errors import RunError, UsageError
 from satm.run import lock as locking
-from satm.run.lock import IN_WORKFLOW, exclusive
+from satm.run.lock import IN_WORKFLOW, Times
+
+exclusive = partial(locking.exclusive, times=Times(beat=0.05, dead_after=0.6, settling=0.5, look=0.1))
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locking, "BEAT", 0.05)
-    monkeypatch.setattr(locking, "DEAD_AFTER", 0.6)
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(IN_WORKFLOW, raising=False)
 
 
@@ -149,7 +150,6 @@ def test_an_owner_that_was_outbid_writes_no_more(tmp_path: Path) -> None:
 def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a dead owner to begin with, whom all judge at once."""
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1)))
     state = tmp_path / "state"
     elsewhere(state)
     inside, most, done, waited = [0], [0], [0], []
@@ -174,30 +174,22 @@ def test_of_many_that_want_it_one_has_it_at_a_time(tmp_path: Path, monkeypatch: 
     assert not state.exists()
 
 
-def _no_links(*arguments: Any, **more: Any) -> None:
-    raise PermissionError(errno.EPERM, "Operation not permitted")
-
-
-def test_a_lock_is_never_without_its_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_never_without_its_owner(tmp_path: Path) -> None:
     """A process that dies while it makes one leaves none: whoever comes next need not watch it."""
     seen = []
 
-    def dies(source: Path, path: Path, real: Any = os.link) -> None:
-        seen.append(json.loads(source.read_text())["pid"])
-        raise KeyboardInterrupt
+    def dies(event: str, arguments: Any) -> None:
+        if event == "os.link":
+            seen.append(json.loads(Path(arguments[0]).read_text())["pid"])
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(os, "link", dies)
-        with exclusive(tmp_path / "state", "the run"):
-            pass
+    with audited(dies), pytest.raises(KeyboardInterrupt), exclusive(tmp_path / "state", "the run"):
+        pass
     assert seen == [os.getpid()] and not list((tmp_path / "state").iterdir())
 
 
-def test_file_systems_without_hard_links_will_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "link", _no_links)
-    with exclusive(tmp_path / "state", "the run") as lock:
+def test_file_systems_without_hard_links_will_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with audited(no_links), exclusive(tmp_path / "state", "the run") as lock:
         lock.check()
         with pytest.raises(UsageError, match="is being made by another"), exclusive(tmp_path / "state", "the run"):
             pass
@@ -209,9 +201,7 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
 ) -> None:
     """All find the folder free and take the same file; the file system lets them."""
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    monkeypatch.setattr(locking, "SETTLING", 0.5)
     monkeypatch.setattr(os, "open", lambda path, flags, *more, real=os.open: real(path, flags & ~os.O_EXCL, *more))
-    monkeypatch.setattr(os, "link", _no_links)
     together, create, calls = threading.Barrier(4), locking._create, iter(range(4))
 
     def at_once(path: Path, text: str) -> bool:
@@ -232,9 +222,10 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
             done[0] += 1
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with audited(no_links):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert (done[0], most[0]) == (4, 1)
     assert "lets two processes create one file, so locks are weak there; the run begins after 0.5 s" in caplog.text

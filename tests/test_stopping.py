@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from satm.errors import UsageError
-from satm.run import disk
+from satm.run.disk import patiently
 from satm.run.stopping import (
     LIMIT,
     Stop,
@@ -104,16 +104,14 @@ def test_what_a_stop_breaks_is_a_stop() -> None:
         raise ValueError("a failure")
 
 
-def test_waiting_for_space_ends_with_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "SPACE_WAIT", 60.0)
-
+def test_waiting_for_space_ends_with_a_stop() -> None:
     def write() -> None:
         term()
         with explain_disk(Path("there")):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with on_signals(), pytest.raises(Stop):
-        disk.patiently(write)
+        patiently(write, 60.0)
 
 
 def test_in_another_thread_nothing_is_watched() -> None:

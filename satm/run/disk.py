@@ -14,13 +14,14 @@ SPACE_WAIT = 600.0
 """Seconds that a finished result waits for space on a full disk."""
 
 
-def patiently(write: Callable[[], object]) -> None:
+def patiently(write: Callable[[], object], wait: float | None = None) -> None:
     """Write a finished result; while the disk is full, try again, so that what was computed is not lost.
 
     Raises:
-        RunError: there is no space after `SPACE_WAIT`, or the write failed for another reason.
+        RunError: there is no space after `wait` seconds (None: `SPACE_WAIT`), or the write failed for another reason.
     """
-    until, told = time.monotonic() + SPACE_WAIT, False
+    wait = SPACE_WAIT if wait is None else wait
+    until, told = time.monotonic() + wait, False
     while True:
         try:
             write()
@@ -29,7 +30,7 @@ def patiently(write: Callable[[], object]) -> None:
             if not disk_is_full(error) or time.monotonic() > until:
                 raise
             if not told:
-                LOG.warning("%s; trying again for %g s", error, SPACE_WAIT)
+                LOG.warning("%s; trying again for %g s", error, wait)
                 told = True
             check_stop()
-            time.sleep(min(1.0, SPACE_WAIT / 10))
+            time.sleep(min(1.0, wait / 10))

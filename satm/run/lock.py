@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from satm.errors import RunError, UsageError
 from satm.run import stopping
@@ -27,19 +27,27 @@ from satm.storage.files import explain_disk
 
 LOG = logging.getLogger("satm")
 
-BEAT = 10.0
-"""Seconds from one heartbeat to the next."""
 
-DEAD_AFTER = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as dead. Network file systems may show a
-change that late."""
+class Times(NamedTuple):
+    """Seconds."""
+
+    beat: float = 10.0
+    """From one heartbeat to the next."""
+    dead_after: float = 60.0
+    """Without a heartbeat, after which an owner on another machine counts as dead. Network file systems may show a
+    change that late."""
+    settling: float = 5.0
+    """In which another process may write into the same file, where a file system creates nothing exclusively."""
+    look: float = 1.0
+    """Between two looks at a living owner."""
+
+
+TIMES = Times()
+
 
 IN_WORKFLOW = "SATM_IN_WORKFLOW"
 """Environment variable that the workflow sets for its jobs. They wait for a living owner to end instead of refusing, as
 jobs outlive a Snakemake that was killed and meet those of the next one; and they keep their results (`KEPT`)."""
-
-SETTLING = 5.0
-"""Seconds in which another process may write into the same file, where a file system creates nothing exclusively."""
 
 KEPT = "finished"
 """Folder, in a locked one, with second names of the results of a job of the workflow. Of a job that it did not see end,
@@ -52,8 +60,8 @@ LENGTH = 512
 class Lock:
     """A folder held by this process, to make something there; `waited` if another process held it first and ended."""
 
-    def __init__(self, folder: Path, what: str, number: int, waited: bool) -> None:
-        self.folder, self.what, self.waited = folder, what, waited
+    def __init__(self, folder: Path, what: str, number: int, waited: bool, times: Times) -> None:
+        self.folder, self.what, self.waited, self._times = folder, what, waited, times
         self.path = _file(folder, number)
         self.number = number
         self._mine = _describe()
@@ -121,14 +129,14 @@ class Lock:
             "Keep one run of a campaign at a time, or put its results elsewhere",
             self.folder,
             self.what,
-            SETTLING,
+            self._times.settling,
         )
-        time.sleep(SETTLING)
+        time.sleep(self._times.settling)
         return self._is_mine()
 
     def _beat(self) -> None:
         count = 0
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(self._times.beat):
             count += 1
             if not self._is_mine():
                 continue  # outbid, or the file system is away
@@ -167,14 +175,14 @@ class Lock:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, what: str) -> Iterator[Lock]:
+def exclusive(folder: Path, what: str, times: Times = TIMES) -> Iterator[Lock]:
     """Hold a folder, made if it is missing, until the process ends, however it ends; `what` is for messages.
 
     Raises:
         UsageError: another living process holds it, and the environment does not say to wait (`IN_WORKFLOW`).
         RunError: the folder cannot be written.
     """
-    lock = _acquire(folder, what)
+    lock = _acquire(folder, what, times)
     try:
         yield lock
     finally:
@@ -184,7 +192,7 @@ def exclusive(folder: Path, what: str) -> Iterator[Lock]:
 PREFIX = ".lock-"
 
 
-def _acquire(folder: Path, what: str) -> Lock:
+def _acquire(folder: Path, what: str, times: Times) -> Lock:
     waited, told = False, 0.0
     while True:
         with explain_disk(folder):
@@ -198,7 +206,7 @@ def _acquire(folder: Path, what: str) -> Lock:
             numbers = _numbers(folder)
         number = numbers[-1] if numbers else 0
         held = _read(_file(folder, number)) if numbers else None
-        if held is not None and _alive(_file(folder, number), held):
+        if held is not None and _alive(_file(folder, number), held, times.dead_after):
             if not os.environ.get(IN_WORKFLOW):
                 raise UsageError(
                     f"{what} in {folder} is being made by another process (pid {held.get('pid', 'unknown')} on "
@@ -210,9 +218,9 @@ def _acquire(folder: Path, what: str) -> Lock:
             if time.monotonic() - told > 600:
                 told = time.monotonic()
                 LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
-            time.sleep(1)
+            time.sleep(times.look)
             continue
-        lock = Lock(folder, what, number + 1, waited)
+        lock = Lock(folder, what, number + 1, waited, times)
         if lock._take(number, held):
             for lower in numbers:
                 _file(folder, lower).unlink(missing_ok=True)
@@ -280,12 +288,12 @@ def _excludes(path: Path) -> bool:
     return False
 
 
-def _alive(path: Path, held: dict[str, Any]) -> bool:
-    """Say whether the owner of a lock lives."""
+def _alive(path: Path, held: dict[str, Any], dead_after: float) -> bool:
+    """Return whether the owner of a lock is alive."""
     mine = _describe()
     if held.get("pid") and all(held.get(name) == mine[name] for name in ("host", "boot", "space")):
         return _began(int(held["pid"])) == held.get("began")
-    until = time.monotonic() + DEAD_AFTER
+    until = time.monotonic() + dead_after
     first = True
     while time.monotonic() < until:
         now = _read(path)
@@ -294,11 +302,11 @@ def _alive(path: Path, held: dict[str, Any]) -> bool:
         if now.get("beat") != held.get("beat"):
             return True
         if first:
-            LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), DEAD_AFTER)
+            LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), dead_after)
             first = False
         stopping.check_stop()
-        time.sleep(min(1.0, DEAD_AFTER / 10))
-    LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), DEAD_AFTER)
+        time.sleep(min(1.0, dead_after / 10))
+    LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), dead_after)
     return False
 
 

@@ -97,8 +97,8 @@ class Account:
     `around` is the account of the command that the job is a part of; None: the job is the command.
     """
 
-    def __init__(self, path: Path, age: float, around: "Account | None") -> None:
-        self.path = path
+    def __init__(self, path: Path, age: float, around: "Account | None", beat: float = BEAT) -> None:
+        self.path, self._beats = path, beat
         self._before: bytes | None = None
         with contextlib.suppress(OSError):
             self._before = path.read_bytes()
@@ -151,7 +151,7 @@ class Account:
         self._beating.join()
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+        while not self._ended.wait(self._beats):
             self._write(done=False)
 
     def _now(self) -> Attempt:
@@ -189,7 +189,7 @@ def begun_before(seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def account(path: Path) -> Iterator[None]:
+def account(path: Path, beat: float = BEAT) -> Iterator[None]:
     """Record what the work inside takes, as an attempt at the job whose record is at `path`.
 
     Work for the same job further inside is part of it. A command that is refused (`UsageError`) leaves no trace.
@@ -198,7 +198,7 @@ def account(path: Path) -> Iterator[None]:
     if any(held.path == path for held in _open):
         yield
         return
-    held, _age = Account(path, _age, _open[-1] if _open else None), 0.0
+    held, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
     _open.append(held)
     done = False
     try:
