@@ -654,7 +654,7 @@ PROTOCOL: dict[str, Any] = {"kind": "continual", "datasets": {"digits": [1]}, "m
     ("tables", "text"),
     [
         ({"synthetic-p": PROTOCOL}, "the figure of 'synthetic-p' could be taken for a picture"),
-        ({"p_q": PROTOCOL}, "the name 'p_q' may hold letters, digits and '-' only"),
+        ({"p_q": PROTOCOL}, "the name 'p_q' must have letters, digits and '-' only"),
         ({"p": {**PROTOCOL, "step": 3}}, "unknown option 'tables.p.step'.*Did you mean 'steps'?"),
         ({"p": {**PROTOCOL, "sets": "slices"}}, "tables.p.sets: .*'sliced' or 'per-step'"),
         ({"p": {**PROTOCOL, "orders": 0}}, "tables.p.orders: .*greater than or equal to 1"),
