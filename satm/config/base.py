@@ -91,13 +91,7 @@ def check_name(name: str) -> None:
 
 
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
-    """Raise a UsageError if an option without effect is set.
-
-    Args:
-        options: to check.
-        idle: options without effect, by the cause and the remedy in words.
-        prefix: of the message.
-    """
+    """Raise a UsageError if an option without effect is set; `idle`: such options by cause and remedy, in words."""
     for cause, names in idle.items():
         for name in names:
             if (value := getattr(options, name)) != type(options).model_fields[name].default:

@@ -1,7 +1,7 @@
 """Names and limits of a SLURM cluster, from `slurm/site.yaml`, for the profile `slurm`."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,7 +36,7 @@ class Site(Options):
     """Jobs in the queue at once."""
     arrays: tuple[str, ...] = ()
     """Rules whose jobs are submitted as arrays, or `all`; the length of the queue is then not limited."""
-    per_job: dict[str, int] = {}
+    per_job: dict[str, Annotated[int, Field(ge=2)]] = {}
     """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all of them count as
     failed."""
     resources: dict[str, dict[str, Resource]] = {}
@@ -47,14 +47,6 @@ class Site(Options):
     def _name(cls, value: object) -> object:
         """Accept names of digits, which YAML reads as integers."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("per_job")
-    @classmethod
-    def _several(cls, value: dict[str, int]) -> dict[str, int]:
-        for rule, count in value.items():
-            if count < 2:
-                raise ValueError(f"{rule}: expected at least 2 jobs in one, got {count}; raise it or leave it out")
-        return value
 
     @model_validator(mode="after")
     def _fits(self) -> "Site":

@@ -85,11 +85,7 @@ class Memory:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return `[count, C, H, W]` random images and their labels; none repeats before all were drawn.
 
-        Images added later join those not drawn yet. `count` may exceed n.
-
-        Args:
-            count: at least 1.
-            generator: on the CPU.
+        Images added later join those not drawn yet. `count` may exceed n; the generator is on the CPU.
 
         Raises:
             UsageError: the buffer is empty, or `count` is not positive.

@@ -17,11 +17,8 @@ from satm.version import CHECKOUT, __version__
 def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return options, commit, versions, device, host and time (UTC) of a run, and its account where one is kept.
 
-    The account says what each attempt at the job has taken so far (`satm.run.record`).
-
-    Args:
-        options: resolved, as JSON values.
-        device: where the run computes.
+    `options` are resolved, as JSON values; the account says what each attempt at the job has taken so far
+    (`satm.run.record`).
     """
     attempts = record.attempts()
     return {

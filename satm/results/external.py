@@ -49,13 +49,10 @@ class ExternalSet:
 
 
 def read_set(path: Path, image_column: str | None = None, label_column: str | None = None) -> ExternalSet:
-    """Return the set in a file or folder of images.
+    """Return the set in a file or folder of images; the columns are those of `DatasetOptions`, for parquet.
 
-    Args:
-        path: `.pt`, `.pth` or `.safetensors` with tensors; `.parquet`, or a folder of such files, with encoded images;
-            or a folder CLASS/image.
-        image_column: as `DatasetOptions.image_column`, for parquet.
-        label_column: as `DatasetOptions.label_column`, for parquet.
+    Formats: `.pt`, `.pth` or `.safetensors` with tensors; `.parquet`, or a folder of such files, with encoded images;
+    or a folder CLASS/image.
 
     Raises:
         UsageError: the path is missing, damaged or of another format, or reading it would run code.

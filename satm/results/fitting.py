@@ -15,6 +15,7 @@ from satm.errors import UsageError
 from satm.results.external import ExternalSet
 
 PerChannel = tuple[float, ...]
+"""One number per channel."""
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of hard labels."""
@@ -70,11 +71,8 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
 def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
     """Return `[n]` int64 labels as the dataset numbers its classes, and how they were matched, in words.
 
-    Args:
-        labels: `[n]` int64.
-        names: of the labels in the set.
-        class_names: of the labels in the dataset.
-        where: path of the labels, for messages.
+    `names` are those of the labels `[n]` int64 in the set, `class_names` those in the dataset; `where` is the path of
+    the labels.
 
     Raises:
         UsageError: a label has no name, or only some of the names are classes of the dataset.
@@ -102,14 +100,8 @@ def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str]
 def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:
     """Return `[n]` int64 classes or `[n, K]` float32 logits, and how the labels were understood, in words.
 
-    Probabilities become their logarithms, whose softmax they are.
-
-    Args:
-        labels: as read; None: the images are sorted by class.
-        kind: of soft labels; `auto`: probabilities if none is negative and each row sums to 1, else logits.
-        ipc: images per class.
-        classes: K.
-        where: path of the labels, for messages.
+    Probabilities become their logarithms, whose softmax they are. Without labels the images are sorted by class.
+    `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
 
     Raises:
         UsageError: type or shape does not fit, a class is unknown, a value is not finite, or stated probabilities are
@@ -202,8 +194,8 @@ def fit_space(
         external: the set that they are from.
         space: their space; `auto`: pixels for pictures and uint8, else the space of training.
         preprocessor: of the dataset.
-        mean: of normalised images, per channel, [0, 1] scale.
-        std: of normalised images, per channel, [0, 1] scale.
+        mean: of normalised images (`fit_statistics`).
+        std: of normalised images.
 
     Raises:
         UsageError: the images cannot be in that space.
@@ -242,11 +234,7 @@ def fit_space(
 def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
     """Return reasons to doubt that images and labels were understood.
 
-    Args:
-        images: `[n, C, H, W]` in the space of training.
-        labels: `[n]` int64, or `[n, K]` float32 logits.
-        ipc: images per class.
-        real: `[m, C, H, W]` real images in that space.
+    `images` and `real`, `[n, C, H, W]` and `[m, C, H, W]`, are in the space of training; `labels` as of `fit_labels`.
     """
     reasons = []
     mean, real_mean, std, real_std = (float(value) for value in (images.mean(), real.mean(), images.std(), real.std()))
