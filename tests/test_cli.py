@@ -191,7 +191,7 @@ def test_no_name_leads_out_of_the_current_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert "outside' may hold letters, digits and '-' only" in refused(*arguments)
+    assert "outside' must have letters, digits and '-' only" in refused(*arguments)
     assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 

@@ -64,7 +64,7 @@ TABLE = {"table2": {"datasets": {"digits": [1]}, "methods": ["random", "mtt"]}}
         ("datasets: {d: {source: parquet, sise: 3}}", "unknown option 'datasets.d.sise'.*Did you mean 'size'?"),
         ("experts: {sgd: {epoch: 3}}", "unknown option 'experts.sgd.epoch'.*Did you mean 'epochs'?"),
         ("experts: {sgd: {lr: 0}}", "experts.sgd.lr: .*greater than 0, got 0"),
-        ("methods: {my_method: {method: mtt}}", "methods: the name 'my_method' may hold letters, digits and '-' only"),
+        ("methods: {my_method: {method: mtt}}", "methods: the name 'my_method' must have letters, digits and '-' only"),
         ("settings: [{stage: distil, options: {}}]", "settings.0.stage: .*got 'distil'"),
         ("[1, 2]", "holds a list, expected a mapping"),
         ("tables: {", "is not usable YAML: line 1: .*correct it"),
@@ -137,26 +137,26 @@ BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)
     ("content", "text"),
     [
         (BOMB, "line 5: the file has more than 20000 values, with aliases expanded"),
-        ("methods: &a {mine: *a}", "line 1: an alias stands for a value that contains it"),
+        ("methods: &a {mine: *a}", "line 1: an alias refers to a value that contains it"),
         ("[" * 3000, "it is nested too deeply"),
         ("- a\n" * 20_001, "line 20000: the file has more than 20000 values"),
         ("#" * 2**18 + "#", "the file has more than 262144 bytes"),
-        ("tables: {}\nmethods: {}\ntables: {}", "line 3: the name 'tables' is there twice"),
-        ("methods:\n  mine: !!python/object/apply:os.getcwd []", "line 2: the tag '!!python/.* has no meaning here"),
-        ("methods: {mine: !!set {a}}", "the tag '!!set' has no meaning here"),
-        ("methods: {mine: !!binary YQ==}", "the tag '!!binary' has no meaning here"),
+        ("tables: {}\nmethods: {}\ntables: {}", "line 3: duplicate name 'tables'"),
+        ("methods:\n  mine: !!python/object/apply:os.getcwd []", "line 2: unknown tag '!!python/.*; leave it out"),
+        ("methods: {mine: !!set {a}}", "unknown tag '!!set'; leave it out"),
+        ("methods: {mine: !!binary YQ==}", "unknown tag '!!binary'; leave it out"),
         (
             f"methods: {{mine: {{method: mtt, iterations: {'9' * 5000}}}}}",
-            "line 1: a number has 5000 digits, the most are 400",
+            "line 1: a number has 5000 digits, expected at most 400",
         ),
         ("methods: {mine: !!int x}", "is not usable YAML: line 1: expected !!int, got 'x'; correct it"),
         ("methods: {mine: !!bool x}", "line 1: expected !!bool, got 'x'"),
         ("methods: {mine: \0}", "is not usable YAML: .*correct it"),
         ("methods: {? [a, {b: c}] : d}", "line 1: expected a name, got a list or a mapping"),
-        ("methods: {<<: {a: 1}, b: 1, b: 2}", "line 1: the name 'b' is there twice"),
+        ("methods: {<<: {a: 1}, b: 1, b: 2}", "line 1: duplicate name 'b'"),
         ("methods: {1: a, 1.0: b}", 'line 1: .*found duplicate key "1.0"'),
-        ("methods: &a {}\ntables: &a {}", "line 2: the anchor 'a' is there twice"),
-        (f"methods: {{mine: !{'x' * 5000} 1}}", "line 1: the tag '!xxx.* has no meaning here"),
+        ("methods: &a {}\ntables: &a {}", "line 2: duplicate anchor 'a'"),
+        (f"methods: {{mine: !{'x' * 5000} 1}}", "line 1: unknown tag '!xxx.*; leave it out"),
         ("%YAML 1.3\n---\ntables: {}", "is not usable YAML: version .*correct it"),
     ],
     ids=lambda value: value[:30],
@@ -254,7 +254,7 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
         (f"tables: {{all: {{{CELL}}}}}", "tables: 'all' means all tables; rename it"),
         ("methods: {mine: {method: [mtt]}}", "mine: method must be the name of a registered method, got \\['mtt'\\]"),
         ("networks: {mine: {network: 3}}", "mine: network must be the name of a registered network, got 3"),
-        (f"tables: {{{'x' * 101}: {{{CELL}}}}}", "may hold letters, digits and '-' only, 100 at most"),
+        (f"tables: {{{'x' * 101}: {{{CELL}}}}}", "must have letters, digits and '-' only, at most 100"),
         ("settings: [{stage: analyse, options: {starts: [-1]}}]", "settings.0: starts.0: .*greater than or equal to 0"),
     ],
     ids=lambda value: value[:50],
@@ -270,7 +270,7 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, content: str, t
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ({"methods": {"mtt": {"lr_images": float("inf")}}}, "methods has inf, which is no finite number"),
+        ({"methods": {"mtt": {"lr_images": float("inf")}}}, "methods has inf, which is not a finite number"),
         ({"methods": {"mtt": {"iterations": 10**30}}}, "methods has a number beyond 64 bits"),
         ({"networks": {"unused": {"network": "convnet", "width": float("nan")}}}, "networks has nan, which is no"),
         ({"settings": [{"stage": "analyse", "options": {"experts": "../x"}}]}, "unknown experts in .*'../x'"),
@@ -292,7 +292,7 @@ def test_names_and_numbers_that_lead_nowhere_are_refused_by_the_check(content: d
         ("$NO_SUCH_VARIABLE/x", "has an environment variable that is not set"),
         ("~no-such-user-here/x", "begins with the home folder of an unknown user"),
         ("a\0b", "has a zero byte"),
-        ("../x", r"'../x' leads out of the working folder; if that is intended, write an absolute path"),
+        ("../x", r"'../x' leads out of the working folder; if intended, write an absolute path"),
         ("a/../../x", "leads out of the working folder"),
         ("..", "leads out of the working folder"),
     ],
@@ -319,7 +319,7 @@ def test_paths_within_absolute_or_of_the_environment_are_taken(monkeypatch: pyte
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the configuration .*No such file"):
         load_campaign(tmp_path / "nothing.yaml")
-    with pytest.raises(UsageError, match=r"my_file.yaml becomes a folder: .* rename it"):
+    with pytest.raises(UsageError, match=r"my_file.yaml names the folder of results: .* rename it"):
         load_campaign(tmp_path / "my_file.yaml")
 
 

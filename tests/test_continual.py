@@ -150,7 +150,7 @@ def test_a_dataset_of_its_own_may_be_called_like_a_step() -> None:
         ("digits-order-0-step-6-of-5", "names step 6 of 5; name one of 1 to 5"),
         ("digits-order-0-step-0-of-5", "names step 0 of 5; name one of 1 to 5"),
         ("digits-order-0-step-1-of-11", "10 classes cannot be learned in 11 steps"),
-        ("pets-order-0-step-1-of-2", "only the files of dataset pets say how many classes.*name the labels to keep"),
+        ("pets-order-0-step-1-of-2", "the steps of dataset pets need its number of classes.*name the labels to keep"),
     ],
 )
 def test_a_step_that_cannot_be_is_refused(name: str, text: str) -> None:
@@ -654,7 +654,7 @@ PROTOCOL: dict[str, Any] = {"kind": "continual", "datasets": {"digits": [1]}, "m
     ("tables", "text"),
     [
         ({"synthetic-p": PROTOCOL}, "the figure of 'synthetic-p' could be taken for a picture"),
-        ({"p_q": PROTOCOL}, "the name 'p_q' may hold letters, digits and '-' only"),
+        ({"p_q": PROTOCOL}, "the name 'p_q' must have letters, digits and '-' only"),
         ({"p": {**PROTOCOL, "step": 3}}, "unknown option 'tables.p.step'.*Did you mean 'steps'?"),
         ({"p": {**PROTOCOL, "sets": "slices"}}, "tables.p.sets: .*'sliced' or 'per-step'"),
         ({"p": {**PROTOCOL, "orders": 0}}, "tables.p.orders: .*greater than or equal to 1"),
@@ -673,7 +673,7 @@ def test_an_unusable_protocol_is_told_when_it_is_loaded(tables: dict[str, Any], 
         ({"network": "convnets"}, "unknown network .*'convnets'.*Did you mean 'convnet'?"),
         ({"methods": ["mttt"]}, "unknown method .*'mttt'.*mean 'mtt'?"),
         ({"datasets": {"digit": [1]}}, "unknown dataset .*'digit'.*mean 'digits'?"),
-        ({"datasets": {"pets": [1]}, "sets": "per-step"}, "table p: only the files of dataset pets say how many"),
+        ({"datasets": {"pets": [1]}, "sets": "per-step"}, "table p: the steps of dataset pets need its number of"),
         ({"datasets": {"some": [1]}, "steps": 4}, "table p: 3 classes cannot be learned in 4 steps"),
     ],
 )

@@ -200,10 +200,10 @@ def test_options_and_order_must_agree() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"order": "curriculum"}, "order 'curriculum' needs difficulty: name the experts"),
+        ({"order": "curriculum"}, "order 'curriculum' needs difficulty; name the experts"),
         (
             {"order": "curriculum", "difficulty": "sgd", "epochs": 5, "full_epoch": 6},
-            "full_epoch 6 lies after the last of 5 epochs",
+            "full_epoch 6 is above epochs 5",
         ),
         ({"difficulty": "sgd"}, "difficulty 'sgd' has no effect with order 'full'; set order to curriculum, or leave"),
         ({"full_epoch": 3}, "full_epoch 3 has no effect with order 'full'"),

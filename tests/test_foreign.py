@@ -373,7 +373,7 @@ def test_plain_pickles_and_damaged_files_are_refused(tmp_path: Path) -> None:
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(
-            UsageError, match=r"set.pt is (refused|damaged, cut short, or no file of tensors)"
+            UsageError, match=r"set.pt is (refused|damaged, incomplete, or not a tensor file)"
         ) as caught:
             adopt(problem_of(), images=path)
         assert "\n" not in str(caught.value)
@@ -389,7 +389,7 @@ def test_a_part_of_an_archive_with_another_checksum_is_refused(tmp_path: Path) -
     changed = raw.replace(held, held[:-1] + bytes([held[-1] ^ 1]))
     path.write_bytes(changed)
     assert not torch.equal(torch.load(path, weights_only=True), images), "torch itself does not notice"
-    with pytest.raises(UsageError, match=r"set\.pt is damaged, cut short, or no file of tensors"):
+    with pytest.raises(UsageError, match=r"set\.pt is damaged, incomplete, or not a tensor file"):
         adopt(problem_of(), images=path)
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -442,7 +442,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda folder: {"images": folder / "no.parquet"}, "no.parquet does not exist; correct the path"),
     (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' has an environment variable that is not set"),
     (lambda folder: {"images": folder}, "holds neither parquet files nor class folders; expected CLASS/image in it"),
-    (lambda folder: {"images": Path(__file__)}, "test_foreign.py is none of the files that are read: .pt"),
+    (lambda folder: {"images": Path(__file__)}, "test_foreign.py is of an unknown format, expected .pt"),
     (lambda folder: {**saved(some())(folder), "labels_from": folder / "l.pt"}, "l.pt does not exist"),
     (lambda folder: {**saved(some())(folder), "step_size_from": folder / "l.pt"}, "l.pt does not exist"),
     (saved({"data": some()}), "images.pt holds data, expected one tensor of images, or several named images"),
@@ -477,7 +477,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (saved({"images": some(), "lr": torch.nan}), "is nan, expected one positive number"),
     (saved({"images": some(), "lr": torch.inf}), "is inf, expected one positive number"),
     (saved({"images": some(), "lr": torch.ones(2)}), "is 2 numbers, expected one positive number"),
-    (labelled(HARD, space="whitened"), "space 'whitened' needs a dataset that is whitened, its zca is false"),
+    (labelled(HARD, space="whitened"), "space 'whitened' needs a whitened dataset, its zca is false"),
     (labelled(HARD, space="pixels"), "has values from -.* to .*, space 'pixels' means 0 to 1; save 0 to 255 as uint8"),
     (
         lambda folder: {**saved(pictures(1))(folder), "space": "trained"},

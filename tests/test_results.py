@@ -158,8 +158,8 @@ def test_damaged_circumstances_are_refused(rows: Path, text: str | bytes) -> Non
     ("change", "text"),
     [
         ({"class_names": "ab"}, "class_names is a str, expected a list"),
-        ({"class_names": [1, 2]}, "class_names or whitening_path are no texts"),
-        ({"whitening_path": 3}, "class_names or whitening_path are no texts"),
+        ({"class_names": [1, 2]}, "class_names and whitening_path must be text"),
+        ({"whitening_path": 3}, "class_names and whitening_path must be text"),
         ({"preprocessing": {}}, "says nothing of space"),
         ({"seed": None}, "seed is a NoneType, expected a int"),
         ({"options": []}, "options is a list, expected a dict"),
@@ -186,10 +186,10 @@ def test_a_history_or_step_size_of_another_shape_is_refused(raw: torch.Tensor, t
     tensors, metadata = read_tensors(path, "synthetic set")
     for name, tensor in (("images", images[:, 1:]), ("iterations", torch.tensor([0])), ("labels", images)):
         write_tensors(path, {**tensors, f"history.{name}": tensor}, metadata)
-        with pytest.raises(UsageError, match="its history holds no states of its images"):
+        with pytest.raises(UsageError, match="its history does not fit its images"):
             load_distilled(path)
     write_tensors(path, {**tensors, "step_size": torch.zeros(2)}, metadata)
-    with pytest.raises(UsageError, match=r"needs one number as its step size|its history holds no states"):
+    with pytest.raises(UsageError, match=r"needs one number as its step size|its history does not fit"):
         load_distilled(path)
 
 
@@ -207,7 +207,7 @@ def test_missing_truncated_and_foreign_rows_are_explained_in_one_line(rows: Path
         (lacking, "lacking.parquet lacks values of ipc; delete it and make it again"),
         (tmp_path / "none.parquet", "evaluation .*none.parquet does not exist; make it first"),
         (foreign, "was not written by satm"),
-        (typed, "another type in ipc"),
+        (typed, "values of an unexpected type in ipc"),
     ]:
         with pytest.raises(UsageError, match=text):
             read_rows(path, EVALUATION)
@@ -396,14 +396,12 @@ def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
     assert torch.equal(one.labels, logits[[0, 4, 8]]) and torch.equal(one.unaveraged().labels, 2 * one.labels)
     assert torch.equal(one.unaveraged().images, -one.images)
     for ipc in (0, 5):
-        with pytest.raises(UsageError, match=rf"has 4 images of each class, asked for the first {ipc}; ask for 1 to 4"):
+        with pytest.raises(UsageError, match=rf"has 4 images per class, got {ipc}; ask for 1 to 4"):
             whole.first(ipc)
     for labels in (torch.arange(3).repeat(4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4)):
-        with pytest.raises(
-            UsageError, match="sorted by class with as many of each, which these 12 images of 3 classes"
-        ):
+        with pytest.raises(UsageError, match="sorted by class, with as many of each; these 12 images of 3 classes"):
             dataclasses.replace(whole, labels=labels).first(1)
-    with pytest.raises(UsageError, match="which these 12 images of 5 classes are not"):
+    with pytest.raises(UsageError, match="these 12 images of 5 classes are not"):
         dataclasses.replace(whole, class_names=tuple("abcde")).first(1)
 
 
@@ -411,7 +409,7 @@ def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
     ("changes", "text"),
     [
         ({"average": "mean"}, "are raw or ema, got average 'mean'"),
-        ({"raw_images": torch.zeros(4, 3, 4, 4)}, "beside an average, got average 'raw'; leave them out"),
+        ({"raw_images": torch.zeros(4, 3, 4, 4)}, "belong to an average, got average 'raw'; leave them out"),
         ({"average": "ema", "raw_images": torch.zeros(3, 3, 4, 4)}, r"float32 \(4, 3, 4, 4\), got .*\(3, 3, 4, 4\)"),
         ({"average": "ema", "raw_labels": torch.zeros(4, 2)}, r"int64 \(4,\), got torch.float32 \(4, 2\)"),
         ({"labels": torch.tensor([0, 0, 1, 2])}, "must be 0 to 1, got 0 to 2"),

@@ -98,8 +98,8 @@ def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
     [
         ("gpu_partitions: gpu", r"unknown option 'gpu_partitions'; known: .*Did you mean 'gpu_partition'\?"),
         ("jobs: 0", "jobs: input should be greater than or equal to 1, got 0"),
-        ("jobs: 50\narrays: [all]", "jobs cannot be limited beside arrays"),
-        ("per_job: {evaluate: 1}", "evaluate: 1 jobs in one are not several"),
+        ("jobs: 50\narrays: [all]", "jobs and arrays exclude each other"),
+        ("per_job: {evaluate: 1}", "per_job.evaluate: .*greater than or equal to 2, got 1"),
         ("per_job: {nas: 3}\narrays: [nas]", "nas is in arrays and in per_job"),
         ("resources: {destill: {runtime: 9}}", r"unknown rule in .*site.yaml 'destill'; .*Did you mean 'distill'\?"),
         ("- gpu", "holds a list, expected a mapping"),

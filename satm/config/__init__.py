@@ -4,7 +4,7 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 """
 
 from satm.config.analysis import ANALYSES, AnalyseOptions
-from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, grouped, parse, refuse_idle, unusable
+from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, parse, refuse_idle
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
@@ -35,61 +35,3 @@ from satm.config.training import (
     StepsOptions,
 )
 from satm.config.yaml_file import load_yaml
-
-__all__ = [
-    "ACCOUNTING",
-    "ANALYSES",
-    "AT_EPOCH",
-    "BUILTIN_DATASETS",
-    "BUILTIN_EXPERTS",
-    "CANDIDATES",
-    "CLASSES",
-    "FIGURES",
-    "FULL",
-    "NAME",
-    "OVERVIEW",
-    "PATTERN",
-    "PLACES",
-    "REVISIONS",
-    "SOURCES",
-    "TABLES",
-    "AnalyseOptions",
-    "Campaign",
-    "CandidateOptions",
-    "Cell",
-    "Cells",
-    "DatasetOptions",
-    "EvaluateOptions",
-    "Exhibit",
-    "ExpertsOptions",
-    "FigureOptions",
-    "Ipc",
-    "Layout",
-    "LearnOptions",
-    "Options",
-    "Resolver",
-    "SearchOptions",
-    "Seeds",
-    "Setting",
-    "Site",
-    "SomeDatasets",
-    "StepsOptions",
-    "TableOptions",
-    "budgets",
-    "canonical",
-    "check_name",
-    "data_path",
-    "expand",
-    "grouped",
-    "load_campaign",
-    "load_presets",
-    "load_yaml",
-    "parse",
-    "parts",
-    "place",
-    "preset_folder",
-    "refuse_idle",
-    "refuse_many",
-    "root_of",
-    "unusable",
-]

@@ -1,4 +1,4 @@
-"""The options of measurements beside accuracies."""
+"""Options of the measurements at synthetic sets and experts, accuracies aside."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ ANALYSES: dict[str, tuple[str, ...]] = {
     "variance": ("samples",),
     "bounds": ("segments", "divisors"),
 }
-"""What can be measured at a synthetic set beside accuracies, and the options that each uses."""
+"""Measurements at a synthetic set, accuracies aside, and the options that each uses."""
 
 
 class AnalyseOptions(Options):
@@ -21,14 +21,13 @@ class AnalyseOptions(Options):
     segments: int = Field(20, ge=1)
     """Expert segments (sharpness, bounds)."""
     experts: str | None = None
-    """Name of the experts whose path is followed (trajectory; None: those that the method matched), or whose sharpness
-    is measured."""
+    """Experts whose path is followed (trajectory; None: those that the method matched) or whose sharpness is taken."""
     count: int = Field(5, ge=1)
-    """Experts that are followed or measured, the first ones (trajectory, sharpness of experts)."""
+    """Number of experts, the first ones (trajectory, sharpness of experts)."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)
-    """Epochs at which networks are begun that go on to the last one; those beyond it are left out (trajectory). Source:
-    FTD Table 6."""
+    """Epochs at which networks start that train to the last epoch; later ones are left out (trajectory). Source: FTD
+    Table 6."""
     samples: int = Field(100, ge=2)
-    """Single real images (variance). Source: RaT-BPTT C.4."""
+    """Number of single real images (variance). Source: RaT-BPTT C.4."""
     divisors: tuple[Annotated[int, Field(ge=1)], ...] = (2, 3, 4, 5, 6)
     """The last int(inner_steps / divisor) steps are kept (bounds). Source: SATM Table 11."""

@@ -1,4 +1,4 @@
-"""What all options have in common: closed models, their parsing, and one text for equal values."""
+"""Base of all options: closed models, their parsing and their canonical text."""
 
 import json
 import math
@@ -12,32 +12,25 @@ from pydantic_core import PydanticCustomError
 from satm.errors import UsageError, short, suggest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
-"""What a name in a campaign may look like: it becomes part of paths and a Snakemake wildcard."""
+"""Pattern of names in a campaign, which become parts of paths and Snakemake wildcards."""
 
 LONGEST_NAME = 100
-"""Letters of a name; file systems allow 255, and some files carry two names."""
+"""Characters of a name; file systems allow 255, and some files carry two names."""
 
 LARGEST = 2**63 - 1
-"""Largest whole number of an option, either way: what 64 bits hold."""
+"""Largest absolute value of an integer option, that of 64 bits."""
 
-REVISIONS = {
-    "data": 1,
-    "experts": 1,
-    "distill": 1,
-    "evaluate": 1,
-    "continual": 1,
-    "nas": 1,
-    "analyse": 1,
-    "table": 1,
-    "figure": 1,
-}
-"""Raised by hand when a stage's numbers change, for the workflow cannot see edits of code; stands in what is made."""
+REVISIONS = dict.fromkeys(
+    ("data", "experts", "distill", "evaluate", "continual", "nas", "analyse", "table", "figure"), 1
+)
+"""Revision by stage, stored in its results: raise it by hand when the stage's numbers change, because the workflow does
+not see edits of code."""
 
 M = TypeVar("M", bound="Options")
 
 
 class Options(BaseModel):
-    """Frozen options that reject unknown names, unusable numbers and mix-ups of numbers with true and false."""
+    """Frozen options that reject unknown names, non-finite numbers and mix-ups of booleans and numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -49,7 +42,7 @@ class Options(BaseModel):
             if name not in cls.model_fields:
                 known = sorted(cls.model_fields)
                 raise PydanticCustomError("unknown_option", "unknown option", {"name": str(name), "known": known})
-        # Pydantic's strict mode rejects too much: 1e3 for a whole number, a list for a tuple, a mapping for options.
+        # Pydantic's strict mode rejects too much: 1e3 for an integer, a list for a tuple, a mapping for options.
         options = validate(values)
         for name, value in given.items():
             made = getattr(options, name)
@@ -69,53 +62,40 @@ def _count(kind: type, value: object) -> int:
 
 
 def unusable(value: object) -> str | None:
-    """Return in words a number in nested lists and mappings that no option can be; None where there is none."""
-    for one in _leaves(value):
-        if isinstance(one, float) and not math.isfinite(one):
-            return f"{one}, which is no finite number"
-        if isinstance(one, int) and abs(one) > LARGEST:
+    """Describe the first number in nested lists and mappings that no option can have; None where all are usable."""
+    for leaf in _leaves(value):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            return f"{leaf}, which is not a finite number"
+        if isinstance(leaf, int) and abs(leaf) > LARGEST:
             return "a number beyond 64 bits"
     return None
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield the values in nested lists, mappings and options (those that are set), and the names in the latter two."""
+    """Yield the values in nested lists, mappings and options (only those set), and the names in the latter two."""
     if isinstance(value, Mapping):
-        for name, one in value.items():
+        for name, part in value.items():
             yield name
-            yield from _leaves(one)
+            yield from _leaves(part)
     elif isinstance(value, BaseModel):
         yield from _leaves({name: getattr(value, name) for name in value.model_fields_set})
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _leaves(one)
+        for part in value:
+            yield from _leaves(part)
     else:
         yield value
 
 
 def check_name(name: str) -> None:
-    """Check that a name can be part of paths.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Raise a ValueError if a name cannot be part of paths."""
     if not re.fullmatch(NAME, name) or len(name) > LONGEST_NAME:
         raise ValueError(
-            f"the name {short(name)} may hold letters, digits and '-' only, {LONGEST_NAME} at most, and no '-' first"
+            f"the name {short(name)} must have letters, digits and '-' only, at most {LONGEST_NAME}, and no '-' first"
         )
 
 
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
-    """Refuse options that were set and have no effect.
-
-    Args:
-        options: to check.
-        idle: names by what robs them of their effect, and what to do, in words.
-        prefix: what the message begins with.
-
-    Raises:
-        UsageError: naming both.
-    """
+    """Raise a UsageError if an option without effect is set; `idle`: such options by cause and remedy, in words."""
     for cause, names in idle.items():
         for name in names:
             if (value := getattr(options, name)) != type(options).model_fields[name].default:
@@ -123,15 +103,10 @@ def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str
 
 
 def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """Return `values` as the options model, checked.
-
-    Args:
-        model: the options to fill.
-        values: by option name.
-        where: what the values belong to, for the message.
+    """Return values by option name as checked options; `where`, what they belong to, begins the message.
 
     Raises:
-        UsageError: an unknown option (with the nearest known one) or an unusable value; one line, the first problem.
+        UsageError: an unknown option (the message suggests the nearest) or an unusable value, the first one.
     """
     try:
         return model.model_validate(values)
@@ -152,11 +127,11 @@ def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
 
 
 def canonical(values: Mapping[str, Any] | BaseModel) -> str:
-    """Return options as one JSON text that is the same for the same values, for parameters of jobs and metadata."""
+    """Return options as JSON text, the same for equal values, for parameters of jobs and metadata."""
     content = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
     return json.dumps(content, sort_keys=True)
 
 
 def grouped(count: int, each: int) -> list[str]:
-    """Return the numbers from 0 up to `count` in groups of so many, `FIRST-LAST`, both included."""
+    """Return the numbers 0 to `count` - 1 in groups of `each`, as `FIRST-LAST`, both included."""
     return [f"{first}-{min(first + each, count) - 1}" for first in range(0, count, each)]

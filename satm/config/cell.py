@@ -1,10 +1,10 @@
-"""The name of one synthetic set: what a distillation is of, and every stage after it."""
+"""The name of a synthetic set."""
 
 from typing import Any, NamedTuple
 
 
 class Cell(NamedTuple):
-    """One synthetic set of a campaign; the options of a method or an evaluation do not depend on its seed.
+    """One synthetic set of a campaign; options do not depend on its seed.
 
     Seeds of random generators derive from the four values in this order.
     """
@@ -12,7 +12,7 @@ class Cell(NamedTuple):
     dataset: str
     """Name of a dataset."""
     ipc: int
-    """Images per class; 0 stands for all real images."""
+    """Images per class; 0: all real images."""
     method: str
     """Name of a method in the campaign."""
     seed: int = 0
@@ -20,14 +20,14 @@ class Cell(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str, str]:
-        """Its part of paths."""
+        """Its folders in paths."""
         return self.dataset, f"ipc-{self.ipc}", self.method, f"seed-{self.seed}"
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Its values by name: the columns of result files, the flags of commands."""
+        """Its values by name, for columns of result files and flags of commands."""
         return self._asdict()
 
 
 PATTERN = Cell("{dataset}", "{ipc}", "{method}", "{seed}")  # type: ignore[arg-type]
-"""Names in place of values: `Layout` makes Snakemake's patterns of it."""
+"""Wildcards in place of values, from which `Layout` builds Snakemake's patterns."""

@@ -1,10 +1,10 @@
-"""In which order classes are learned, and the names of datasets that hold the classes of one step only.
+"""Class orders of continual learning, and the names of datasets with the classes of one step.
 
-Nothing here imports torch: the workflow needs the names too. Labels are those of the whole dataset, from 0; orders
-count from 0, steps from 1.
+Labels are those of the whole dataset, from 0; orders count from 0, steps from 1.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -13,20 +13,17 @@ from satm.errors import UsageError
 
 
 def class_order(classes: int, order: int) -> tuple[int, ...]:
-    """Return all labels in the order of that number, a permutation that stays the same everywhere and for ever.
+    """Return all labels in the order of that number, a fixed permutation that depends on nothing else.
 
-    The labels are sorted by the SHA-256 of the axes ("class-order", classes, order, label). So order 0 is mixed like
-    any other, and an order belongs to a number of classes: datasets with as many classes share it, and so do methods.
+    The labels are sorted by the SHA-256 of the axes ("class-order", classes, order, label). So order 0 is shuffled like
+    any other, and all methods and all datasets with as many classes share it.
     """
-
-    def rank(label: int) -> bytes:
-        return hashlib.sha256(json.dumps(["class-order", classes, order, label]).encode()).digest()
-
-    return tuple(sorted(range(classes), key=rank))
+    axes = {label: json.dumps(["class-order", classes, order, label]).encode() for label in range(classes)}
+    return tuple(sorted(axes, key=lambda label: hashlib.sha256(axes[label]).digest()))
 
 
 def split_classes(classes: int, order: int, steps: int) -> tuple[tuple[int, ...], ...]:
-    """Return the labels that each step brings, in order; where they cannot be even, earlier steps have one more.
+    """Return the new labels of each step, in order; of unequal steps the earlier ones have one more.
 
     Raises:
         UsageError: there are more steps than classes, or none.
@@ -34,13 +31,13 @@ def split_classes(classes: int, order: int, steps: int) -> tuple[tuple[int, ...]
     if not 1 <= steps <= classes:
         raise UsageError(f"{classes} classes cannot be learned in {steps} steps; use 1 to {classes} steps")
     each, rest = divmod(classes, steps)
-    found = iter(class_order(classes, order))
-    return tuple(tuple(next(found) for _ in range(each + (step < rest))) for step in range(steps))
+    labels = iter(class_order(classes, order))
+    return tuple(tuple(itertools.islice(labels, each + (step < rest))) for step in range(steps))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a dataset's classes."""
+    """One step of continual learning on a dataset."""
 
     dataset: str
     """Name of the whole dataset."""
@@ -49,15 +46,15 @@ class Step:
     step: int
     """From 1."""
     steps: int
-    """How many there are."""
+    """Number of steps."""
 
     @property
     def name(self) -> str:
-        """The dataset that holds these classes only, numbered from 0 as they come in the order."""
+        """Name of the dataset with these classes only, numbered from 0 in the class order."""
         return f"{self.dataset}-order-{self.order}-step-{self.step}-of-{self.steps}"
 
     def labels(self, classes: int) -> tuple[int, ...]:
-        """Return its labels in the whole dataset of so many classes.
+        """Return its labels in the whole dataset, which has `classes` classes.
 
         Raises:
             UsageError: there is no such step, or there are more steps than classes.
@@ -69,7 +66,7 @@ class Step:
 
 
 def step_of(name: str) -> Step | None:
-    """Return the step that the name of a dataset means; None: it is the name of another dataset."""
+    """Return the step that the name of a dataset denotes; None for any other dataset."""
     number = "(0|[1-9][0-9]{0,99})"
-    found = re.fullmatch(f"(.+)-order-{number}-step-{number}-of-{number}", name)
-    return found and Step(found[1], *(int(found[part]) for part in (2, 3, 4)))
+    match = re.fullmatch(f"(.+)-order-{number}-step-{number}-of-{number}", name)
+    return match and Step(match[1], *(int(match[part]) for part in (2, 3, 4)))

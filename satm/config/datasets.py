@@ -1,4 +1,4 @@
-"""The options of real images, and the datasets that are known by name."""
+"""Options of real datasets, and the built-in datasets."""
 
 import os
 from pathlib import Path
@@ -11,18 +11,18 @@ from satm.errors import UsageError, short
 
 _SOURCE_FILES = (Path(__file__).parents[1] / "data" / "sources").glob("[!_]*.py")
 SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
-"""Every source of images: the files in `satm/data/sources/`, which are not imported here because they need torch."""
+"""All sources of images: the files in `satm/data/sources/`, not imported here because they need torch."""
 
 
 class DatasetOptions(Options):
-    """Where the images of a dataset are and how they are prepared for a network."""
+    """Location of a dataset's images and their preparation for a network."""
 
     source: str = Field(json_schema_extra={"enum": [*SOURCES]})
     """`digits` comes with scikit-learn; `cifar10` and `cifar100` are their authors' archives (binary version),
     downloaded into `path` unless it holds image-parquet files; `tiny-imagenet` is its published folder layout or
     image-parquet; `parquet` any folder of image-parquet files; `folder` any folder `path/{train,test}/CLASS/image`."""
     path: str = ""
-    """Folder; variables `$NAME` and `${NAME}` are expanded. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
+    """Folder; `$NAME` and `${NAME}` are expanded. Empty: `$SATM_DATA/SOURCE`, or `data/SOURCE`."""
     train: str = "train*.parquet"
     """File pattern of the training images below `path` (image-parquet only)."""
     test: str = "{test,valid,val}*.parquet"
@@ -35,11 +35,11 @@ class DatasetOptions(Options):
     """Labels to keep, renumbered from 0 in this order; None: all."""
     size: int | None = Field(None, ge=4, le=4096)
     """Height and width in pixels; other images are resized on their shorter side and cropped at the centre. None: all
-    images must have one size already."""
+    images have one size."""
     validation: int = Field(0, ge=0)
-    """Training images per class that are held out for choosing checkpoints and options; never trained on."""
+    """Training images per class held out for choosing checkpoints and options; never trained on."""
     split_seed: int = 0
-    """Which images are held out."""
+    """Seed of the choice of held-out images."""
     zca: bool = False
     """Whiten with ZCA, fitted on the training images, instead of subtracting the mean and dividing by the std."""
     zca_eps: float = Field(0.1, gt=0)
@@ -50,13 +50,13 @@ class DatasetOptions(Options):
     zca_relative: bool = False
     """Measure `zca_eps` in units of the mean eigenvalue."""
     mean: tuple[float, ...] | None = None
-    """Per channel, images in [0, 1]; None: measured on the training images."""
+    """Mean per channel, [0, 1] scale; None: of the training images."""
     std: tuple[float, ...] | None = None
-    """Per channel, images in [0, 1]; None: measured on the training images."""
+    """Standard deviation per channel, [0, 1] scale; None: of the training images."""
     augment: str = "color_crop_cutout_flip_scale_rotate"
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
     augment_share: Literal["image", "batch"] = "image"
-    """Each image draws its own parameters, or one draw is shared by the whole batch."""
+    """Draw the parameters of the augmentation per image or once per batch."""
 
     @field_validator("source")
     @classmethod
@@ -73,38 +73,34 @@ class DatasetOptions(Options):
         return self
 
 
+def _standardised(source: str) -> DatasetOptions:
+    """Return a dataset prepared as in RaT-BPTT (C.1 and section 3).
+
+    Each image is brought to mean 0 and norm 1, whitened with 0.1 times the mean eigenvalue added to each eigenvalue,
+    and flipped or rotated.
+    """
+    return DatasetOptions(source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate")
+
+
 BUILTIN_DATASETS = {
     "digits": DatasetOptions(source="digits", augment="crop_scale_rotate"),
     **{source: DatasetOptions(source=source, zca=True) for source in ("cifar10", "cifar100", "tiny-imagenet")},
-    **{
-        f"{source}-standardised": DatasetOptions(
-            source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate"
-        )
-        for source in ("cifar10", "cifar100", "tiny-imagenet")
-    },
+    **{f"{source}-standardised": _standardised(source) for source in ("cifar10", "cifar100", "tiny-imagenet")},
 }
-"""Datasets that every campaign knows.
-
-The names that end in `-standardised` are prepared as in RaT-BPTT (C.1 and section 3): each image is brought to mean 0
-and norm 1, whitened with 0.1 times the mean eigenvalue added to each eigenvalue, and flipped or rotated. Digits are not
-flipped, coloured or cut out: a mirrored 6 is no digit, and 8 pixels leave little to cut.
-"""
+"""Datasets that every campaign knows. Digits are not flipped, coloured or cut out: a mirrored 6 is no digit, and 8
+pixels leave little to cut."""
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
 """Number of classes of the sources where it is fixed."""
 
 
 def data_path(options: DatasetOptions) -> Path:
-    """Return the folder of a dataset, with environment variables expanded.
-
-    Raises:
-        UsageError: the path names a variable that is not set.
-    """
+    """Return the folder of a dataset; raises as `expand`."""
     return expand(options.path) if options.path else Path(os.environ.get("SATM_DATA", "data")) / options.source
 
 
 def expand(path: str) -> Path:
-    """Return a path with environment variables, `$NAME` and `${NAME}`, and the home folder `~` expanded.
+    """Return a path with environment variables, `$NAME` or `${NAME}`, and the home folder `~` expanded.
 
     Raises:
         UsageError: a variable is not set, or the path leads out of the working folder without being absolute.
@@ -120,7 +116,5 @@ def expand(path: str) -> Path:
         raise UsageError(f"the path {path!r} begins with the home folder of an unknown user; write it out") from error
     # The path as written: a folder in an environment variable is the user's own choice.
     if not folder.is_absolute() and Path(os.path.normpath(path)).parts[:1] == (os.pardir,):
-        raise UsageError(
-            f"the path {path!r} leads out of the working folder; if that is intended, write an absolute path"
-        )
+        raise UsageError(f"the path {path!r} leads out of the working folder; if intended, write an absolute path")
     return folder

@@ -1,12 +1,12 @@
-"""Where every file is. No path is built anywhere else."""
+"""Paths of all files; no path is built anywhere else."""
 
 from satm.config.cell import PATTERN, Cell
 
 OVERVIEW = "overview"
-"""Name of the table that says what a campaign has made so far."""
+"""Name of the table of a campaign's results so far."""
 
 ACCOUNTING = "accounting"
-"""Name of the table and of the figure that say what the jobs of a campaign have taken."""
+"""Name of the table and the figure of the time and memory that a campaign's jobs have taken."""
 
 
 PLACES: dict[str, tuple[str, ...]] = {
@@ -48,7 +48,7 @@ def place(rule: str, **names: object) -> tuple[str, ...]:
 
 
 class Layout:
-    """Every path below one root. With `{name}` texts as arguments it gives Snakemake's patterns."""
+    """All paths below one root; with wildcards such as `{dataset}` as arguments, Snakemake's patterns."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -66,15 +66,15 @@ class Layout:
         return f"{self.root}/experts/{dataset}/{experts}"
 
     def experts_part(self, dataset: str, experts: str, part: str) -> str:
-        """What one job of several experts made, `part` being `FIRST-LAST`."""
+        """Summary of the experts of one job; `part`: `FIRST-LAST`."""
         return f"{self.experts(dataset, experts)}/part-{part}.json"
 
     def manifest(self, dataset: str, experts: str) -> str:
-        """Manifest of a whole trajectory store."""
+        """Manifest of a complete trajectory store."""
         return f"{self.experts(dataset, experts)}/manifest.json"
 
     def difficulty(self, dataset: str, experts: str) -> str:
-        """How hard each training image was for some experts."""
+        """Difficulty of each training image, rated by experts."""
         return f"{self.experts(dataset, experts)}/difficulty.safetensors"
 
     def distilled(self, cell: Cell) -> str:
@@ -82,7 +82,7 @@ class Layout:
         return f"{self._run('distilled', cell)}/distilled.safetensors"
 
     def metrics(self, cell: Cell) -> str:
-        """What was measured in each iteration of a distillation."""
+        """Metrics of each iteration of a distillation."""
         return f"{self._run('distilled', cell)}/metrics.parquet"
 
     def evaluation(self, cell: Cell, network: str) -> str:
@@ -90,7 +90,7 @@ class Layout:
         return f"{self._run('evaluation', cell)}/{network}.parquet"
 
     def variants(self, cell: Cell, network: str) -> str:
-        """The same with hard and with soft labels, with and without augmentation."""
+        """The same, with hard and soft labels, with and without augmentation."""
         return f"{self._run('variants', cell)}/{network}.parquet"
 
     def full(self, dataset: str, recipe: str, network: str) -> str:
@@ -102,7 +102,7 @@ class Layout:
         return f"{self._run('nas', cell)}/{search}/part-{part}.parquet"
 
     def nas_real(self, dataset: str, search: str, part: str) -> str:
-        """The same trained on all real images."""
+        """The same, of candidates trained on all real images."""
         return f"{self.root}/nas/{dataset}/real/{search}/part-{part}.parquet"
 
     def continual(self, cell: Cell, protocol: str) -> str:
@@ -110,7 +110,7 @@ class Layout:
         return f"{self._run('continual', cell)}/{protocol}.parquet"
 
     def analysis(self, what: str, cell: Cell) -> str:
-        """What was measured at a synthetic set beside accuracies; `what` as in `satm.config.ANALYSES`."""
+        """A measurement at a synthetic set, accuracies aside; `what` as in `satm.config.ANALYSES`."""
         return f"{self._run('analysis', cell)}/{what}.parquet"
 
     def expert_sharpness(self, dataset: str, experts: str) -> str:
@@ -122,11 +122,11 @@ class Layout:
         return f"{self.root}/{name}.{kind}"
 
     def figure(self, name: str, kind: str = "png") -> str:
-        """A figure as png or pdf, or the numbers that it shows as csv."""
+        """A figure as png or pdf, or its numbers as csv."""
         return f"{self.root}/figures/{name}.{kind}"
 
     def all(self, what: str) -> str:
-        """A list of all `figures` or all `tables`, which is made after them."""
+        """List of all `figures` or all `tables`, written after them."""
         return f"{self.root}/{what}/all"
 
     def log(self, *place: str) -> str:

@@ -1,7 +1,7 @@
-"""A campaign's names turned into the options of each job.
+"""Options of each job, resolved from the names in a campaign.
 
-A value is looked for in this order, the later winning: the default of its model, the preset files in name order
-(`preset_folder`), the campaign's `settings`, the campaign's own entry of that name, a flag on the command line.
+Later values win: the default of the model, preset files in name order (`preset_folder`), the campaign's `settings`, the
+campaign's entry of that name, a flag on the command line.
 """
 
 import re
@@ -25,14 +25,14 @@ from satm.errors import UsageError, pick
 from satm.version import shipped
 
 Axes = tuple[tuple[str, tuple[object, ...]], ...]
-"""What a job is about: names by axis, such as `method`, `dataset` and `ipc`."""
+"""Names of a job by axis, such as `method`, `dataset` and `ipc`."""
 
 
 class Resolver:
-    """A campaign's names turned into options, presets included.
+    """Options by the names in a campaign, presets included.
 
-    Values are resolved as plain mappings where the model belongs to a registered method or network, because those
-    modules need torch; `satm.methods.resolve` and `satm.networks.resolve` check them.
+    Options of methods and networks are plain mappings here, because their modules need torch; `satm.methods.resolve`
+    and `satm.networks.resolve` check them.
     """
 
     def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
@@ -41,18 +41,14 @@ class Resolver:
         self._settings: dict[str, list[Setting]] = {}
         for setting in self.settings:
             self._settings.setdefault(setting.stage, []).append(setting)
-        # A campaign has hundreds of cells with the same few answers, and a plan asks for each of them several times.
-        self._found: dict[tuple[str, Axes], dict[str, Any]] = {}
+        # Hundreds of cells share a few results, and planning needs each several times.
+        self._cache: dict[tuple[str, Axes], dict[str, Any]] = {}
         self.layout = Layout(root)
         self.path = path
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
 
     def dataset(self, name: str) -> DatasetOptions:
-        """Return the options of a dataset; the error for an unknown name lists the known ones.
-
-        A name such as `digits-order-0-step-1-of-5` (`satm.config.class_order`) means the classes of one step of another
-        one.
-        """
+        """Return the options of a dataset, or of a step of one such as `digits-order-0-step-1-of-5`."""
         options = pick(self.whole(name), self.datasets, "dataset")
         if (step := self.step(name)) is None:
             return options
@@ -61,56 +57,54 @@ class Resolver:
         return options.model_copy(update={"classes": kept})
 
     def step(self, name: str) -> Step | None:
-        """Return the step that the name of a dataset means; None: it is a dataset of its own."""
+        """Return the step that the name of a dataset denotes; None for a dataset of that name."""
         return None if name in self.datasets else step_of(name)
 
     def whole(self, name: str) -> str:
-        """Return the dataset whose images, normalisation, whitening and settings serve; mostly `name` itself."""
+        """Return the dataset whose images, statistics, whitening and settings apply: for a step the whole dataset."""
         return step.dataset if (step := self.step(name)) else name
 
     def classes(self, name: str) -> int:
-        """Return how many classes a dataset has, as far as that can be known before its files are read.
+        """Return the number of classes of a dataset, known before its files are read.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: only the files say it.
         """
         options = self.dataset(name)
         if options.classes is None and options.source not in CLASSES:
             raise UsageError(
-                f"only the files of dataset {name} say how many classes it has, and its steps need the number before; "
-                "name the labels to keep in its option classes"
+                f"the steps of dataset {name} need its number of classes before its files are read; name the labels to "
+                "keep in its option classes"
             )
         return CLASSES[options.source] if options.classes is None else len(options.classes)
 
     def network(self, name: str, dataset: str) -> dict[str, Any]:
         """Return `{"network": registered name, option: value…}` on a dataset; a registered name needs no entry."""
         own = {"network": name, **self.campaign.networks.get(name, {})}
-        return {**self._set("network", network=(name, own["network"]), dataset=(dataset,)), **own}
+        return {**self._merged("network", network=(name, own["network"]), dataset=(dataset,)), **own}
 
     def experts(self, name: str, dataset: str) -> ExpertsOptions:
         """Return the recipe of the experts `name` on a dataset."""
-        pick(name, {**BUILTIN_EXPERTS, **self.campaign.experts}, "experts")
-        base, own = (
-            entries[name].model_dump(exclude_unset=True) if name in entries else {}
-            for entries in (BUILTIN_EXPERTS, self.campaign.experts)
-        )
-        found = self._set("experts", experts=(name,), dataset=(dataset,))
-        options = parse(ExpertsOptions, {**base, **found, **own}, f"experts {name}")
+        entries = (BUILTIN_EXPERTS, self.campaign.experts)
+        pick(name, {**entries[0], **entries[1]}, "experts")
+        base, own = (some[name].model_dump(exclude_unset=True) if name in some else {} for some in entries)
+        settings = self._merged("experts", experts=(name,), dataset=(dataset,))
+        options = parse(ExpertsOptions, {**base, **settings, **own}, f"experts {name}")
         options.check(f"experts {name}")
         return options
 
     def difficulty(self, name: str, dataset: str, options: ExpertsOptions) -> str | None:
-        """Return the experts whose paths order the images for the experts `name`; None where the order is full.
+        """Return the experts that rate images for the curriculum of the experts `name`; None without a curriculum.
 
         Raises:
-            UsageError: options that do not fit together, or experts that learn from an order themselves.
+            UsageError: the options do not fit together, or the rating experts have a curriculum themselves.
         """
         options.check(f"experts {name}")
         if options.order == "full":
             return None
-        if (found := self.experts(options.difficulty, dataset).order) != "full":
+        if (order := self.experts(options.difficulty, dataset).order) != "full":
             raise UsageError(
-                f"experts {name}: difficulty names {options.difficulty}, experts of order {found!r}; name experts of "
+                f"experts {name}: difficulty names {options.difficulty}, experts of order {order!r}; name experts of "
                 "order 'full'"
             )
         return options.difficulty
@@ -119,37 +113,32 @@ class Resolver:
         """Return `{"method": registered name, option: value…}` for one cell of a table."""
         base, epoch = at_epoch(cell.method, self.campaign.methods)
         own = {"method": base, **self.campaign.methods.get(base, {})}
-        found = self._set(
-            "distill", method=(cell.method, base, own["method"]), dataset=(cell.dataset,), ipc=(cell.ipc,)
-        )
-        return {**found, **own, **({} if epoch is None else {"start_epoch": epoch})}
+        settings = self._merged("distill", **self._axes(cell))
+        return {**settings, **own, **({} if epoch is None else {"start_epoch": epoch})}
 
     def evaluation(self, cell: Cell, network: str = "") -> EvaluateOptions:
-        """Return how the synthetic sets of one cell are tested, with a network; empty: with any."""
-        axes = {**self._axes(cell), "network": (network,)}
-        found = self._set("evaluate", **axes)
-        return parse(EvaluateOptions, found, "evaluate")
+        """Return how the synthetic sets of a cell are tested with a network; empty: with any."""
+        return parse(EvaluateOptions, self._merged("evaluate", **self._axes(cell), network=(network,)), "evaluate")
 
     def analysis(self, cell: Cell) -> AnalyseOptions:
-        """Return how the synthetic sets of one cell are measured."""
-        return parse(AnalyseOptions, self._set("analyse", **self._axes(cell)), "analyse")
+        """Return how the synthetic sets of a cell are measured."""
+        return parse(AnalyseOptions, self._merged("analyse", **self._axes(cell)), "analyse")
 
     def full(self, recipe: str, dataset: str, network: str = "") -> EvaluateOptions:
-        """Return how networks are trained on all images of a dataset by a recipe of `FULL`; network empty: any.
+        """Return how a recipe of `FULL` trains networks on all real images; network empty: any.
 
-        The campaign's settings of the stage evaluate that name the method `full-RECIPE` change it.
+        Settings of the stage evaluate that name the method `full-RECIPE` change it.
         """
         pick(recipe, FULL, "recipe for all real images")
-        found: dict[str, Any] = {"lr": 0.1, "batch_size": 128, "epochs": 200, "schedule": "cosine"}
+        options: dict[str, Any] = {"lr": 0.1, "batch_size": 128, "epochs": 200, "schedule": "cosine"}
         if recipe == "experts":
-            base = self.experts("sgd", dataset)
-            same = ("lr", "batch_size", "epochs", "augment", "momentum", "weight_decay")
-            found = {name: getattr(base, name) for name in same}
+            shared = {"lr", "batch_size", "epochs", "augment", "momentum", "weight_decay"}
+            options = self.experts("sgd", dataset).model_dump(include=shared)
         axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": (network,)}
         for setting in self._settings.get("evaluate", ()):
             if setting.method and setting.applies("evaluate", **axes):
-                found.update(setting.options)
-        return parse(EvaluateOptions, {"decay_epoch": None, **found}, f"full-{recipe}")
+                options.update(setting.options)
+        return parse(EvaluateOptions, {"decay_epoch": None, **options}, f"full-{recipe}")
 
     def table(self, name: str) -> TableOptions:
         """Return a table of this campaign, of whatever kind."""
@@ -181,23 +170,20 @@ class Resolver:
         return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
 
     def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
-        """Return the names by which settings find a cell: of a derived method also the one that it derives from."""
+        """Return the names by which settings select a cell, with those that its method derives from."""
         named = at_epoch(cell.method, self.campaign.methods)[0]
         base = self.campaign.methods.get(named, {}).get("method", named)
         return {"method": (cell.method, named, base), "dataset": (cell.dataset,), "ipc": (cell.ipc,)}
 
-    def _set(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
-        """Return what presets and settings say of a stage for these names."""
+    def _merged(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
+        """Return the options that presets and settings give a stage for these names."""
         key = (stage, tuple(axes.items()))
-        if key not in self._found:
+        if key not in self._cache:
             names = axes["dataset"]
             axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
-            found: dict[str, Any] = {}
-            for setting in self._settings.get(stage, ()):
-                if setting.applies(stage, **axes):
-                    found.update(setting.options)
-            self._found[key] = found
-        return self._found[key]
+            settings = (setting for setting in self._settings.get(stage, ()) if setting.applies(stage, **axes))
+            self._cache[key] = {name: value for setting in settings for name, value in setting.options.items()}
+        return self._cache[key]
 
 
 AT_EPOCH = "-at-epoch-"
@@ -205,38 +191,30 @@ AT_EPOCH = "-at-epoch-"
 
 
 def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]:
-    """Return the method and the epoch that a name such as `mtt-at-epoch-7` means; None: it is a method of its own.
-
-    Args:
-        name: of a method.
-        methods: the campaign's own ones.
-    """
-    found = re.fullmatch(f"(.+){AT_EPOCH}(0|[1-9][0-9]{{0,8}})", name)
-    return (found[1], int(found[2])) if found and name not in methods else (name, None)
+    """Return method and start epoch of a derived name such as `mtt-at-epoch-7`; epoch None for a name of `methods`."""
+    match = re.fullmatch(f"(.+){AT_EPOCH}(0|[1-9][0-9]{{0,8}})", name)
+    return (match[1], int(match[2])) if match and name not in methods else (name, None)
 
 
 def preset_folder() -> Path:
-    """Return the folder of the preset files: inside an installed package, `config/presets` in a checkout."""
+    """Return the folder of the presets, in an installed package or `config/presets` in a checkout."""
     return shipped("presets", "config/presets")
 
 
 def load_presets() -> tuple[Setting, ...]:
-    """Return the rows of all preset files, in the order of the files' names."""
-    found: list[Setting] = []
-    for path in sorted(preset_folder().glob("*.yaml")):
-        rows = load_yaml(path).get("settings", [])
-        found += [parse(Setting, row, f"{path}: settings.{index}") for index, row in enumerate(rows)]
-    return tuple(found)
+    """Return the rows of all preset files, in name order of the files."""
+    return tuple(
+        parse(Setting, row, f"{path}: settings.{index}")
+        for path in sorted(preset_folder().glob("*.yaml"))
+        for index, row in enumerate(load_yaml(path).get("settings", []))
+    )
 
 
 def load_campaign(path: Path | None) -> Resolver:
-    """Return the campaign in a YAML file; None gives the built-in one, which has no tables.
-
-    `paper.yaml` and the built-in campaign root at `results/`, every other NAME.yaml at `results/NAME/`, so that no two
-    files share an output.
+    """Return the campaign in a YAML file; None: the built-in campaign, without tables, in `results`.
 
     Raises:
-        UsageError: the file is missing, is not YAML, or holds an unknown name or an unusable value.
+        UsageError: the file is missing, is not YAML, or has an unknown name or an unusable value.
     """
     if path is None:
         return Resolver(Campaign(), load_presets(), "results")
@@ -245,13 +223,13 @@ def load_campaign(path: Path | None) -> Resolver:
 
 
 def root_of(path: Path) -> str:
-    """Return the folder of everything that a campaign makes, from the name of its file.
+    """Return the results folder of a campaign: `results` for `paper.yaml`, else `results/NAME`, so that none is shared.
 
     Raises:
-        UsageError: the name cannot become a folder.
+        UsageError: the file's name cannot be a folder.
     """
     try:
         check_name(path.stem)
     except ValueError as error:
-        raise UsageError(f"the name of {path} becomes a folder: {error}; rename it") from error
+        raise UsageError(f"the name of {path} names the folder of results: {error}; rename it") from error
     return "results" if path.stem == "paper" else f"results/{path.stem}"

@@ -1,80 +1,68 @@
-"""What a SLURM cluster calls its things: `slurm/site.yaml`, for the profile `slurm`."""
+"""Names and limits of a SLURM cluster, from `slurm/site.yaml`, for the profile `slurm`."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from satm.config.base import Options
 
 Resource = int | str
-"""A number, or an expression in which `attempt` counts from 1, as Snakemake takes them."""
+"""A number, or an expression of Snakemake in which `attempt` counts from 1."""
 
 
 class Site(Options):
-    """The names of one cluster. What is not given is left to SLURM."""
+    """Settings of one cluster; SLURM decides what is left out."""
 
     gpu_partition: str | None = None
-    """Partition of the jobs with a GPU."""
+    """Partition of jobs with a GPU."""
     cpu_partition: str | None = None
-    """Partition of the others."""
+    """Partition of other jobs."""
     account: str | None = None
-    """Account that pays."""
+    """Account to charge."""
     qos: str | None = None
     """Quality of service of all jobs."""
     constraint: str | None = None
     """Features of the nodes for jobs with a GPU, such as `a100|h100`."""
     gpu_model: str | None = None
-    """Type of the GPUs, as SLURM names it: what stands between the colons of `gpu:a100:4` in `sinfo -o %G`."""
+    """Type of the GPUs in SLURM: the part between the colons of `gpu:a100:4` in `sinfo -o %G`."""
     status_command: Literal["auto", "sacct", "squeue"] = "auto"
-    """What says how jobs ended. `sacct` asks the accounting database and forgets nothing; on a cluster without one it
-    never sees a job end. `squeue` asks the controller, which forgets a job some minutes later. `auto`: `sacct` where
-    there is a database."""
+    """Command that tells how jobs ended. `sacct` asks the accounting database and forgets nothing; on a cluster without
+    one it never sees a job end. `squeue` asks the controller, which forgets jobs after some minutes. `auto`: `sacct`
+    where there is a database."""
     memory: int | None = Field(None, ge=1)
-    """Megabytes that no job asks for more of, however often it was tried: the most that a node has. Left out: SLURM is
-    asked."""
+    """Most megabytes that a job requests at any attempt, the memory of the largest node; left out: as SLURM reports."""
     jobs: int = Field(100, ge=1)
     """Jobs in the queue at once."""
     arrays: tuple[str, ...] = ()
-    """Rules whose jobs are submitted as arrays, or `all`. Whatever can run is in the queue then, without a limit."""
-    per_job: dict[str, int] = {}
-    """How many jobs of a rule share one SLURM job, one after another on its GPU. When one fails all of them have."""
+    """Rules whose jobs are submitted as arrays, or `all`; the length of the queue is then not limited."""
+    per_job: dict[str, Annotated[int, Field(ge=2)]] = {}
+    """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all of them count as
+    failed."""
     resources: dict[str, dict[str, Resource]] = {}
-    """Resources by rule, in place of those that the workflow asks for."""
+    """Resources by rule that replace those of the workflow."""
 
     @field_validator("gpu_partition", "cpu_partition", "account", "qos", "constraint", "gpu_model", mode="before")
     @classmethod
     def _name(cls, value: object) -> object:
-        """Take a name of digits as YAML reads it."""
+        """Accept names of digits, which YAML reads as integers."""
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("per_job")
-    @classmethod
-    def _several(cls, value: dict[str, int]) -> dict[str, int]:
-        for rule, count in value.items():
-            if count < 2:
-                raise ValueError(f"{rule}: {count} jobs in one are not several; write 2 or more, or leave it out")
-        return value
 
     @model_validator(mode="after")
     def _fits(self) -> "Site":
         if self.arrays and "jobs" in self.model_fields_set:
             raise ValueError(
-                "jobs cannot be limited beside arrays, for the plugin would never submit those that wait for a place; "
-                "leave one of the two out"
+                "jobs and arrays exclude each other: the plugin would never submit jobs beyond the limit; leave one out"
             )
-        for rule in self.arrays:
-            if rule in self.per_job:
-                raise ValueError(f"{rule} is in arrays and in per_job; leave it out of one of them")
+        if both := [rule for rule in self.arrays if rule in self.per_job]:
+            raise ValueError(f"{both[0]} is in arrays and in per_job; leave it out of one of them")
         return self
 
     def rules(self) -> Iterator[str]:
-        """Yield the rules that are named."""
+        """Yield the rules that the settings name."""
         yield from (rule for rule in self.arrays if rule != "all")
         yield from self.per_job
         yield from self.resources
-
-    # What the profile is made of
 
     @property
     def queued(self) -> int | str:
@@ -83,33 +71,33 @@ class Site(Options):
 
     @property
     def everywhere(self) -> dict[str, Resource]:
-        """Resources of every job. What is not named is not there: Snakemake would look at it for each job."""
+        """Resources of every job, without unset ones, which Snakemake would evaluate for each job."""
         return _texts(slurm_partition=self.cpu_partition, slurm_account=self.account, qos=self.qos)
 
     def gpu(self, rule: str) -> dict[str, Resource]:
-        """Return the resources of a rule whose jobs get a GPU each."""
+        """Return the resources of a rule whose jobs need a GPU each."""
         own = _texts(slurm_partition=self.gpu_partition, constraint=self.constraint, gpu_model=self.gpu_model)
         return {"gpu": 1, **own, **self.other(rule)}
 
     def other(self, rule: str) -> dict[str, Resource]:
-        """Return the resources that are to replace those of a rule."""
-        found = dict(self.resources.get(rule, {}))
-        if isinstance(memory := found.get("mem_mb"), int):
-            found["mem_mb"] = f"{memory} * attempt"  # more after a job that had too little, as the rules have it
-        return found
+        """Return the resources that replace those of a rule."""
+        resources = dict(self.resources.get(rule, {}))
+        if isinstance(memory := resources.get("mem_mb"), int):
+            resources["mem_mb"] = f"{memory} * attempt"  # retries get more memory, as in the rules
+        return resources
 
     @property
     def limits(self) -> dict[str, int]:
-        """What a job gets at most, for Snakemake, which also lets those that share one take turns on its GPU."""
+        """Most resources of one job; `gpu: 1` also makes Snakemake run the jobs that share one in turn."""
         limits = {"gpu": 1} if self.per_job else {}
         return limits if self.memory is None else {**limits, "mem_mb": self.memory}
 
     @property
     def groups(self) -> dict[str, Any]:
-        """The rules whose jobs share one, each in a group of its own."""
+        """Groups of the rules whose jobs share one, a group per rule."""
         return {rule: rule for rule in self.per_job}
 
 
 def _texts(**names: str | None) -> dict[str, Resource]:
-    """Return names as Snakemake takes a text for certain: a partition `all` is not Python's function."""
+    """Return names quoted, so that Snakemake does not take a partition `all` for Python's function."""
     return {key: repr(name) for key, name in names.items() if name is not None}

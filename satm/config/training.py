@@ -1,4 +1,4 @@
-"""The options of networks that are trained to be tested, alone, step by step or as candidates of a search."""
+"""Options of networks that are trained to be tested, alone, step by step or in an architecture search."""
 
 import itertools
 from typing import Annotated, Literal
@@ -10,73 +10,73 @@ from satm.config.class_order import Step
 
 
 class EvaluateOptions(Options):
-    """How a synthetic set is tested. Source of the defaults: MTT's public protocol, 1000 epochs of SGD."""
+    """Evaluation of a synthetic set. Source of the defaults: MTT's public protocol, 1000 epochs of SGD."""
 
     repeats: int = Field(5, ge=1)
     """Freshly initialised networks, one row each."""
     epochs: int = Field(1000, ge=1)
     """Passes over the synthetic set."""
     batch_size: int = Field(256, ge=1)
-    """Synthetic images a step."""
+    """Synthetic images per step."""
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """`adam`: with PyTorch's betas 0.9 and 0.999. RaT-BPTT trains with it: `lr` 0.001, `decay_epoch` None."""
+    """`adam`: with PyTorch's betas 0.9 and 0.999; RaT-BPTT uses it, with `lr` 0.001 and `decay_epoch` None."""
     lr: float | Literal["learned", "searched"] = "learned"
-    """Step size; `learned`: the one in the synthetic set's file; `searched`: the one of `lr_grid` whose network is best
-    on real images that are not the tested ones. Each row says which."""
+    """Step size; `learned`: that of the synthetic set; `searched`: the one of `lr_grid` whose network is best on real
+    images other than the test images. Each row records which."""
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1), min_length=1)
-    """Step sizes to try, one network each, with `lr: searched`."""
+    """Step sizes that `lr: searched` tries, one network each."""
     lr_images: Literal["validation", "train"] = "validation"
-    """Real images that `lr: searched` chooses on: the held-out ones; or training images, which the tested networks have
-    not seen, but from which the synthetic set was made."""
+    """Real images on which `lr: searched` chooses: held-out ones, or training images, which the tested networks have
+    not seen but from which the synthetic set was made."""
     lr_count: int | None = Field(None, ge=1)
-    """So many of these images are enough, drawn at random, the same for every set; None: all of them."""
+    """Number of these images, drawn at random, the same for every set; None: all."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of SGD; Adam has its own."""
     weight_decay: float = Field(5e-4, ge=0)
-    """Added to the gradient, times the weight."""
+    """L2 penalty: this times the weight is added to the gradient."""
     schedule: Literal["step", "cosine"] = "step"
-    """How the step size falls: once, at `decay_epoch`, or along half a cosine to 0, without effect of `decay_epoch`."""
+    """Decay of the step size: once, at `decay_epoch`, or along half a cosine to 0, which ignores `decay_epoch`."""
     decay_epoch: int | None = Field(501, ge=1)
-    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+    """Epochs after which the step size is divided by 10 and the optimiser's state is reset; None: never."""
     flat_rho: float = Field(0.0, ge=0)
-    """Above 0, train sharpness-aware with steps of this length to the worst neighbour (SAM, FTD section 4.3)."""
+    """Above 0: sharpness-aware training with this distance to the worst neighbour (SAM, FTD section 4.3)."""
     augment: bool = True
     """Augment the synthetic images as the dataset says."""
     split: Literal["test", "validation"] = "test"
-    """Real images to test on; `validation`, the held-out ones, for choosing options."""
+    """Real images to test on; `validation`: the held-out ones, for choosing options."""
     network_seed: int = 0
-    """Another seed gives other networks."""
+    """Seed of the networks."""
     together: Literal["auto", "no", "yes"] = "auto"
-    """Train the networks of all repeats at once, as one network with stacked weights, or one after another; equal up to
-    rounding. `auto`: at once on a GPU, where that is faster, one after another on a CPU."""
+    """Train the networks of all repeats at once, with stacked weights, or one after another; results agree up to
+    rounding. `auto`: at once on a GPU, where that is faster."""
 
 
 FULL = {
     "experts": "trained as the experts are: their step size, batch size, epochs and augmentation, no decay",
     "strong": "SGD with momentum 0.9, step size 0.1 along a cosine, weight decay 5e-4, 200 epochs, batches of 128",
 }
-"""Recipes by which networks are trained on all real images. `strong` is ours: what has long been usual for CIFAR."""
+"""Recipes for training on all real images. `strong` is ours: what has long been usual for CIFAR."""
 
 CANDIDATES = 720
-"""Networks that an architecture search chooses from (`satm.evaluation.search.candidates`)."""
+"""Number of networks in the space of an architecture search (`satm.evaluation.search.candidates`)."""
 
 
 class CandidateOptions(EvaluateOptions):
-    """How the candidates of an architecture search are trained and tested. Source: FTD A.3.4 for epochs and repeats.
+    """Training and testing of the candidates of an architecture search. Source of epochs and repeats: FTD A.3.4.
 
-    Optimiser and step size are not given in the papers; SGD with momentum and a constant step size of 0.01 are ours.
+    The papers give no optimiser and step size; SGD with momentum and a constant step size of 0.01 are ours.
     """
 
     repeats: int = Field(3, ge=1)
-    """Freshly initialised networks of each candidate, one row each; their mean accuracy counts."""
+    """Freshly initialised networks per candidate, one row each; candidates are ranked by the mean accuracy."""
     epochs: int = Field(200, ge=1)
     """Passes over the images, synthetic or real."""
     batch_size: int = Field(256, ge=1)
-    """Images a step."""
+    """Images per step."""
     lr: float | Literal["learned"] = 0.01
-    """Step size; `learned`: the one in the synthetic set's file, for the proxy only."""
+    """Step size; `learned`: that of the synthetic set, for the proxy only."""
     decay_epoch: int | None = Field(None, ge=1)
-    """The step size is divided by 10 after this many epochs and the optimiser's state starts anew; None: never."""
+    """Epochs after which the step size is divided by 10 and the optimiser's state is reset; None: never."""
 
     @model_validator(mode="after")
     def _never_searches(self) -> "CandidateOptions":

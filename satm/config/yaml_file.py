@@ -14,8 +14,8 @@ from ruamel.yaml.resolver import VersionedResolver
 from satm.errors import LONGEST, UsageError, short
 
 LONGEST_FILE, MOST_VALUES, LONGEST_NUMBER = 2**18, 20_000, 400
-"""Limits: bytes of a file, values in it with aliases expanded, digits of a number. The largest campaign of this project
-reaches about a tenth of the first two."""
+"""Limits: bytes of a file, values in it with aliases expanded, digits of a number. The largest campaign of the project
+needs a tenth of the first two."""
 
 PLAIN = "tag:yaml.org,2002:"
 NUMBERS = {f"{PLAIN}int", f"{PLAIN}float"}
@@ -23,7 +23,7 @@ TYPES = NUMBERS | {f"{PLAIN}{name}" for name in ("null", "bool", "str", "seq", "
 
 
 class _Resolver(VersionedResolver):
-    """Reads dates as texts."""
+    """Reads dates as text."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
@@ -41,34 +41,34 @@ class _Composer(Composer):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event, before = self.parser.peek_event(), self._count
         if event.anchor in self.anchors and not isinstance(event, AliasEvent):
-            raise _refusal(event, f"the anchor {short(event.anchor)} is there twice")
+            raise _refusal(event, f"duplicate anchor {short(event.anchor)}")
         self._count += 1
         node = super().compose_node(parent, index)
         self._sizes.setdefault(node, self._count - before)
         if self._count > MOST_VALUES:
             raise _refusal(node, f"the file has more than {MOST_VALUES} values, with aliases expanded")
         if node.tag not in TYPES:
-            raise _refusal(node, f"the tag {short(node.tag.replace(PLAIN, '!!'))} has no meaning here; leave it out")
+            raise _refusal(node, f"unknown tag {short(node.tag.replace(PLAIN, '!!'))}; leave it out")
         if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
-            raise _refusal(node, f"a number has {len(node.value)} digits, the most are {LONGEST_NUMBER}")
-        names = set()  # ruamel.yaml checks them too, but not where another mapping is merged
+            raise _refusal(node, f"a number has {len(node.value)} digits, expected at most {LONGEST_NUMBER}")
+        names = set()  # ruamel.yaml checks them too, except in a mapping with a merge key
         for name, _ in node.value if isinstance(node, MappingNode) else ():
             if not isinstance(name, ScalarNode):
                 raise _refusal(name, "expected a name, got a list or a mapping")
             if (name.tag, name.value) in names:
-                raise _refusal(name, f"the name {short(name.value)} is there twice")
+                raise _refusal(name, f"duplicate name {short(name.value)}")
             names.add((name.tag, name.value))
         return node
 
     def return_alias(self, node: Any) -> Any:
         if node not in self._sizes:
-            raise _refusal(node, "an alias stands for a value that contains it")
+            raise _refusal(node, "an alias refers to a value that contains it")
         self._count += self._sizes[node] - 1
         return node
 
 
 class _Constructor(SafeConstructor):
-    """Gives the line of a value that does not fit its type, such as `!!int x`."""
+    """Adds the line to errors about values that do not fit their tag, such as `!!int x`."""
 
     def construct_non_recursive_object(self, node: Any, tag: str | None = None) -> Any:
         try:
@@ -82,10 +82,10 @@ def _refusal(place: Any, problem: str) -> ComposerError:
 
 
 def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
-    """Return the mapping in a YAML file; with `empty`, a file without content is an empty one.
+    """Return the mapping in a YAML file; `empty`: accept a file without content as an empty mapping.
 
     Raises:
-        UsageError: the file is missing, too long, not YAML of JSON's types, or not a mapping.
+        UsageError: the file is missing, too long, not a mapping, or not YAML with the types of JSON.
     """
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Composer, yaml.Constructor = _Resolver, _Composer, _Constructor
@@ -101,9 +101,8 @@ def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
         raise UsageError(f"{path} is not usable YAML: it is nested too deeply; correct it") from error
     except MarkedYAMLError as error:
         text = ", ".join(str(part)[:LONGEST] for part in (error.context, error.problem) if part)
-        raise UsageError(
-            f"{path} is not usable YAML: line {error.problem_mark.line + 1}: {text}; correct it"
-        ) from error
+        line = error.problem_mark.line + 1
+        raise UsageError(f"{path} is not usable YAML: line {line}: {text}; correct it") from error
     except (YAMLError, ValueError, AssertionError) as error:  # the last two: not UTF-8, an unknown version of YAML
         raise UsageError(f"{path} is not usable YAML: {error}; correct it") from error
     if content is None and empty:

@@ -1,6 +1,6 @@
-"""A memory of synthetic images for learning classes one after another (continual learning).
+"""Replay buffer of synthetic images for continual learning.
 
-Shapes: n images held, C x H x W each; K classes.
+Shapes: n images in the buffer, C x H x W each; K classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from satm.results.distilled import DistilledDataset
 from satm.storage.identity import differing_field
 
 Data = DistilledDataset | tuple[Tensor, Tensor]
-"""What a memory takes: a synthetic set, or images `[m, C, H, W]` with labels `[m]` int64 or `[m, K]` float32 logits."""
+"""A synthetic set, or images `[m, C, H, W]` with labels `[m]` int64 or `[m, K]` float32 logits."""
 
 
 class Memory:
-    """Images of the classes learned so far, to train on or to rehearse beside new data.
+    """Replay buffer: images of the classes learned so far, to train on or to mix with new data.
 
-    Labels are kept as they come, so all that is added must number the classes in one way.
+    Labels are stored as they are, so all data must number the classes alike.
     """
 
     def __init__(self) -> None:
@@ -28,21 +28,21 @@ class Memory:
         self._labels: Tensor | None = None
         self._classes: tuple[int, ...] = ()
         self._preprocessing: Mapping[str, Any] | None = None
-        self._left = torch.empty(0, dtype=torch.int64)  # not drawn yet, since all were drawn last
+        self._left = torch.empty(0, dtype=torch.int64)  # indices not drawn in this pass over the images
 
     @property
     def images(self) -> Tensor:
         """`[n, C, H, W]` in the space of the data, in the order of `add`."""
-        return self._held(self._images)
+        return self._not_empty(self._images)
 
     @property
     def labels(self) -> Tensor:
         """`[n]` int64 classes, or `[n, K]` float32 logits."""
-        return self._held(self._labels)
+        return self._not_empty(self._labels)
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """The classes that were added, in the order in which they came."""
+        """Classes in the order in which they were added."""
         return self._classes
 
     def __len__(self) -> int:
@@ -50,18 +50,14 @@ class Memory:
         return 0 if self._images is None else len(self._images)
 
     def add(self, data: Data, classes: Sequence[int] | None = None) -> None:
-        """Keep the images of some classes.
+        """Add the images of some classes; None: of all.
 
-        The class of an image is its label; with soft labels the one that it was made for, by its place in a synthetic
-        set, and of a pair of tensors the largest.
-
-        Args:
-            data: a synthetic set or (images, labels). Of a pair it is not known in which space the images are.
-            classes: of these only; None: all that the data has.
+        The class of an image is its label. With soft labels it follows from the image's place in a synthetic set; in a
+        pair of tensors it is the largest logit. The space of a pair is unknown and not checked.
 
         Raises:
-            UsageError: tensors that are no images with labels, or unlike those held: another size, space or kind of
-                labels; a class that is held already, or has no images in the data.
+            UsageError: the tensors are not images with labels; size, space or kind of labels differ from those in the
+                buffer; a class is in the buffer already, or has no images in the data.
         """
         preprocessing = self._preprocessing
         if isinstance(data, DistilledDataset):
@@ -77,64 +73,59 @@ class Memory:
                 raise UsageError(f"class {label} is in the memory already; add each class once")
             if label not in present:
                 raise UsageError(f"the data has no images of class {label}; it has the classes {sorted(present)}")
-        kept = torch.isin(members, torch.tensor(wanted, dtype=torch.int64, device=members.device))
-        new = torch.arange(len(self), len(self) + int(kept.sum()))
+        chosen = torch.isin(members, torch.tensor(wanted, dtype=torch.int64, device=members.device))
+        self._left = torch.cat([self._left, torch.arange(len(self), len(self) + int(chosen.sum()))])
         self._images, self._labels = (
-            part[kept] if held is None else torch.cat([held, part[kept]])
-            for held, part in ((self._images, images), (self._labels, labels))
+            new[chosen] if old is None else torch.cat([old, new[chosen]])
+            for old, new in ((self._images, images), (self._labels, labels))
         )
-        self._left = torch.cat([self._left, new])
         self._classes += wanted
         self._preprocessing = preprocessing
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return `[count, C, H, W]` images and their labels, at random; none comes again before all have come.
+        """Return `[count, C, H, W]` random images and their labels; none repeats before all were drawn.
 
-        What is added joins those that have not come yet. `count` may be larger than the memory.
-
-        Args:
-            count: at least 1.
-            generator: on the CPU.
+        Images added later join those not drawn yet. `count` may exceed n; the generator is on the CPU.
 
         Raises:
-            UsageError: the memory is empty, or `count` is not positive.
+            UsageError: the buffer is empty, or `count` is not positive.
         """
         images, labels = self.images, self.labels
         if count < 1:
             raise UsageError(f"a batch needs at least 1 image, got count {count}; use 1 or more")
-        chosen: list[Tensor] = []
+        batches: list[Tensor] = []
         while count:
             if not len(self._left):
                 self._left = torch.arange(len(self))
             order = self._left[torch.randperm(len(self._left), generator=generator)]
-            chosen.append(order[:count])
+            batches.append(order[:count])
             self._left = order[count:]
-            count -= len(chosen[-1])
-        indices = torch.cat(chosen).to(images.device)
+            count -= len(batches[-1])
+        indices = torch.cat(batches).to(images.device)
         return images[indices], labels[indices]
 
-    def _held(self, part: Tensor | None) -> Tensor:
+    def _not_empty(self, part: Tensor | None) -> Tensor:
         if part is None:
             raise UsageError("the memory is empty; add a synthetic set first")
         return part
 
     def _check(self, images: Tensor, labels: Tensor, preprocessing: Mapping[str, Any] | None) -> None:
-        """Check that data is like what is held."""
+        """Check that data fits what is in the buffer."""
         if self._preprocessing is not None and (differs := differing_field(self._preprocessing, preprocessing)):
             raise UsageError(f"the images are in another space than those of the memory: {differs}; add sets of one")
-        for what, held, new in (("images", self._images, images), ("labels", self._labels, labels)):
-            if held is not None and (held.shape[1:], held.dtype) != (new.shape[1:], new.dtype):
+        for what, old, new in (("images", self._images, images), ("labels", self._labels, labels)):
+            if old is not None and (old.shape[1:], old.dtype) != (new.shape[1:], new.dtype):
                 raise UsageError(
-                    f"the memory holds {what} of {held.dtype} {tuple(held.shape[1:])}, got {new.dtype} "
+                    f"the memory holds {what} of {old.dtype} {tuple(old.shape[1:])}, got {new.dtype} "
                     f"{tuple(new.shape[1:])}; add those of one kind"
                 )
 
 
 def _members(images: Tensor, labels: Tensor, by_place: bool) -> Tensor:
-    """Return `[m]` int64, the class of each image; of soft ones by its place, or the largest.
+    """Return `[m]` int64, the class of each image: its label, or for soft labels its place or largest logit.
 
     Raises:
-        UsageError: they are no images with labels.
+        UsageError: the tensors are not images with labels.
     """
     hard = labels.dtype == torch.int64 and labels.ndim == 1
     soft = labels.is_floating_point() and labels.ndim == 2

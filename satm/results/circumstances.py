@@ -1,4 +1,4 @@
-"""The circumstances of a run, which its files carry."""
+"""The circumstances of a run, stored with its results."""
 
 import platform
 import subprocess
@@ -15,15 +15,12 @@ from satm.version import CHECKOUT, __version__
 
 
 def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the circumstances of a run: resolved options, commit, versions, device, host, time (UTC), its account.
+    """Return options, commit, versions, device, host and time (UTC) of a run, and its account where one is kept.
 
-    The account, what each attempt at the job has taken until now (`satm.run.record`), is there where one is kept.
-
-    Args:
-        options: the resolved options, JSON values.
-        device: where the run computes.
+    `options` are resolved, as JSON values; the account says what each attempt at the job has taken so far
+    (`satm.run.record`).
     """
-    taken = record.attempts()
+    attempts = record.attempts()
     return {
         "options": dict(options),
         "commit": commit_of(CHECKOUT),
@@ -31,18 +28,17 @@ def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu")
         "device": device_name(torch.device(device)),
         "host": platform.node(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        **({} if taken is None else {"accounting": taken}),
+        **({} if attempts is None else {"accounting": attempts}),
     }
 
 
 def commit_of(root: Path) -> str | None:
-    """Return a checkout's commit, with `-dirty` when tracked files differ from it; None if the folder is none."""
+    """Return a checkout's commit, with `-dirty` when tracked files differ from it; None for any other folder."""
     # An installed package may lie inside the checkout of another project, whose commit would mislead.
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Synthetic sets as safetensors, with everything that is needed to use them.
+"""Synthetic sets and their files: safetensors with everything needed to use the set.
 
 Shapes: n synthetic images of C channels, H times W pixels; K classes.
 """
@@ -21,21 +21,30 @@ from satm.storage.tensors import read_tensors, write_tensors
 from satm.version import __version__
 
 RAW_PARTS = ("raw_images", "raw_labels")
-"""Tensors of a synthetic set's file that are there beside an average only."""
+"""Tensors of a file that only an averaged set has."""
 
-STORED = "stored."
-"""Begins the name of a tensor that images are computed from, in a synthetic set's file."""
+RAW: Mapping[str, Any] = {"average": "raw", **dict.fromkeys(RAW_PARTS)}
+"""Fields of a set that is no average."""
 
-HISTORY = "history."
-"""Begins the name of a tensor of the set on its way, in a synthetic set's file."""
+STORED, HISTORY = "stored.", "history."
+"""Prefixes of tensor names in a file: tensors that the images are computed from, and earlier states of the set."""
+
+STATED: Mapping[str, type] = {
+    **dict.fromkeys(("dataset", "method", "selection", "average"), str),
+    **dict.fromkeys(("ipc", "seed", "iteration"), int),
+    **dict.fromkeys(("preprocessing", "options"), dict),
+    "class_names": list,
+    "whitening_path": object,
+}
+"""Fields of a set in the metadata of its file, with the JSON type of each."""
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """States of a synthetic set on its way, s of them; raw ones, where the set itself is an average."""
+    """States of a synthetic set during its distillation, s of them; raw even where the set is an average."""
 
     iterations: Tensor
-    """`[s]` int64, outer steps done before each state, ascending; the first is 0, the start."""
+    """`[s]` int64, outer steps before each state, ascending from 0."""
     images: Tensor
     """`[s, n, C, H, W]` float32 in the space of the set's images."""
     labels: Tensor
@@ -49,16 +58,16 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
-    """A synthetic set, ready to train networks on; its items are (image, label)."""
+    """A synthetic set, ready for training; its items are (image, label)."""
 
     images: Tensor
-    """`[n, C, H, W]` float32 in the space that networks are trained in: normalised, or whitened."""
+    """`[n, C, H, W]` float32 in the space of training: normalised, or whitened."""
     labels: Tensor
     """`[n]` int64 classes, or `[n, K]` float32 logits of soft labels (`satm.networks.training.soft_cross_entropy`)."""
     step_size: Tensor
-    """`[]` float32, SGD's step size that belongs to the images."""
+    """`[]` float32, step size of SGD that belongs to the images."""
     preprocessing: Mapping[str, Any]
-    """Which map leads from pixels to `images`: `satm.data.Preprocessor.identity`."""
+    """The map from pixels to `images`: `satm.data.Preprocessor.identity`."""
     class_names: tuple[str, ...]
     """By label."""
     dataset: str
@@ -72,22 +81,22 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     options: Mapping[str, Any]
     """Resolved options of the distillation, JSON values."""
     iteration: int
-    """Iterations that led to this set."""
+    """Outer iterations before this set."""
     selection: str
-    """Which iteration this is: `last`, or the best on `validation` or `test` images."""
+    """How the iteration was chosen: `last`, or the best on `validation` or `test` images."""
     whitening_path: Path | None = None
-    """File of the whitening, where there is one."""
+    """File of the whitening, for a whitened set."""
     average: str = "raw"
-    """What images and labels are: `raw`, those of one iteration, or `ema`, an exponential moving average over them."""
+    """`raw`: images and labels of one iteration; `ema`: their exponential moving average over the iterations."""
     raw_images: Tensor | None = None
-    """Beside an average: the images `[n, C, H, W]` of the iteration itself, in the same space."""
+    """For an average: `[n, C, H, W]` images of the iteration itself, in the same space."""
     raw_labels: Tensor | None = None
-    """Beside an average: the labels of the iteration itself, like `labels`; None: they are `labels`."""
+    """For an average: labels of the iteration itself, like `labels`; None: the same as `labels`."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the images of the iteration (not an average of them) are computed from, by name, such as basis images and
-    their weights; empty where they are numbers of their own."""
+    """Tensors by name that the raw images are computed from, such as basis images and their weights; empty: the images
+    are stored themselves."""
     history: History | None = None
-    """The set on its way, where the distillation's option `snapshots` kept it."""
+    """Earlier states, kept by the option `snapshots` of a distillation."""
 
     def __post_init__(self) -> None:
         """Check that the parts fit together.
@@ -95,38 +104,28 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             UsageError: a shape, a type or a label does not fit.
         """
+        images, labels, count, classes = self.images, self.labels, len(self.images), len(self.class_names)
         if self.average not in ("raw", "ema"):
             raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}")
         if self.average == "raw" and (self.raw_images is not None or self.raw_labels is not None):
-            raise UsageError("raw_images and raw_labels stand beside an average, got average 'raw'; leave them out")
-        for one, other in ((self.raw_images, self.images), (self.raw_labels, self.labels)):
-            if one is not None and (one.shape != other.shape or one.dtype != other.dtype):
-                raise UsageError(
-                    f"the raw part beside an average must be like it, {other.dtype} {tuple(other.shape)}, got "
-                    f"{one.dtype} {tuple(one.shape)}"
-                )
+            raise UsageError("raw_images and raw_labels belong to an average, got average 'raw'; leave them out")
+        for raw, part in ((self.raw_images, images), (self.raw_labels, labels)):
+            if raw is not None and (raw.shape != part.shape or raw.dtype != part.dtype):
+                raise UsageError(f"raw parts of an averaged set must be like it, {_type(part)}, got {_type(raw)}")
         if self.step_size.shape != () or not self.step_size.is_floating_point():
+            raise UsageError(f"a synthetic set needs one number as its step size, got {_type(self.step_size)}")
+        if images.ndim != 4 or images.dtype != torch.float32:
+            raise UsageError(f"a synthetic set needs float32 images [n, C, H, W], got {_type(images)}")
+        hard = labels.dtype == torch.int64 and labels.shape == (count,)
+        if not hard and not (labels.dtype == torch.float32 and labels.shape == (count, classes)):
             raise UsageError(
-                f"a synthetic set needs one number as its step size, got {self.step_size.dtype} "
-                f"{tuple(self.step_size.shape)}"
+                f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or float32 "
+                f"[{count}, {classes}], got {_type(labels)}"
             )
-        if self.images.ndim != 4 or self.images.dtype != torch.float32:
-            raise UsageError(
-                f"a synthetic set needs float32 images [n, C, H, W], got {self.images.dtype} {tuple(self.images.shape)}"
-            )
-        count, classes = len(self.images), len(self.class_names)
-        hard = self.labels.dtype == torch.int64 and self.labels.shape == (count,)
-        soft = self.labels.dtype == torch.float32 and self.labels.shape == (count, classes)
-        if not hard and not soft:
-            raise UsageError(
-                f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or "
-                f"float32 [{count}, {classes}], got {self.labels.dtype} {tuple(self.labels.shape)}"
-            )
-        if hard and count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
-            raise UsageError(
-                f"the labels of a synthetic set of {classes} classes must be 0 to {classes - 1}, "
-                f"got {int(self.labels.min())} to {int(self.labels.max())}"
-            )
+        if hard and count:
+            low, high = int(labels.min()), int(labels.max())
+            if not 0 <= low <= high < classes:
+                raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -141,119 +140,106 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def stored_numbers(self) -> int:
-        """How many numbers the set is made of, to compare sets at an equal budget.
+        """Numbers that the set is made of, to compare sets at an equal budget.
 
-        Counted are `stored`, or without it (and for an average, which is not computed from it) the numbers of the
-        images; and, where labels are soft, their logits. Not counted are integer labels, which follow from the order of
-        the images, the step size, and what stands beside an average.
+        They are those of `stored`, or of the images where it is empty or the set is an average, and the logits of soft
+        labels. Integer labels, which follow from the order of the images, the step size, raw parts of an average and
+        the history do not count.
         """
         computed = self.average == "raw" and self.stored
         count = sum(tensor.numel() for tensor in self.stored.values()) if computed else self.images.numel()
         return count + (self.labels.numel() if self.labels.is_floating_point() else 0)
 
     def first(self, ipc: int) -> "DistilledDataset":
-        """Return the set of the first so many images of each class; `stored` is kept whole.
+        """Return the set of the first `ipc` images of each class; `stored` is kept whole.
 
-        Of a set that is good in every prefix (boosted distillation) it is a set for a smaller budget.
+        A set from boosted distillation, good in every prefix, becomes one for a smaller budget.
 
         Raises:
-            UsageError: there are fewer images, or the images are not sorted by class with as many of each.
+            UsageError: a class has fewer images, or the images are not sorted by class, with as many of each.
         """
         classes = len(self.class_names)
         each, rest = divmod(len(self), classes)
         order = torch.arange(classes).repeat_interleave(each)
         if rest or (self.labels.ndim == 1 and not torch.equal(self.labels.cpu(), order)):
             raise UsageError(
-                f"the first images of each class can be taken where images are sorted by class with as many of each, "
-                f"which these {len(self)} images of {classes} classes are not"
+                "taking the first images of each class needs images sorted by class, with as many of each; these "
+                f"{len(self)} images of {classes} classes are not"
             )
         if not 1 <= ipc <= each:
-            raise UsageError(
-                f"the synthetic set has {each} images of each class, asked for the first {ipc}; ask for 1 to {each}"
-            )
+            raise UsageError(f"the synthetic set has {each} images per class, got {ipc}; ask for 1 to {each}")
         chosen = (torch.arange(classes)[:, None] * each + torch.arange(ipc)).reshape(-1).to(self.images.device)
-        parts = ("images", "labels", *RAW_PARTS)
-        held: dict[str, Any] = {part: whole[chosen] for part in parts if (whole := getattr(self, part)) is not None}
-        if (way := self.history) is not None:
-            held["history"] = replace(way, images=way.images[:, chosen], labels=way.labels[:, chosen])
-        return replace(self, ipc=ipc, **held)
+        names = ("images", "labels", *RAW_PARTS)
+        parts: dict[str, Any] = {name: part[chosen] for name in names if (part := getattr(self, name)) is not None}
+        if (history := self.history) is not None:
+            parts["history"] = replace(history, images=history.images[:, chosen], labels=history.labels[:, chosen])
+        return replace(self, ipc=ipc, **parts)
 
     def unaveraged(self) -> "DistilledDataset":
-        """Return the raw set that stands beside an average; a raw set as it is.
+        """Return the raw set behind an average; a raw set unchanged.
 
         Raises:
-            UsageError: the set is an average and its raw images were not kept.
+            UsageError: the raw images of an average were not kept.
         """
         if self.average == "raw":
             return self
         if self.raw_images is None:
             raise UsageError("the synthetic set is an average whose raw images were not kept; distil it again")
         labels = self.labels if self.raw_labels is None else self.raw_labels
-        return replace(self, images=self.raw_images, labels=labels, average="raw", raw_images=None, raw_labels=None)
+        return replace(self, images=self.raw_images, labels=labels, **RAW)
 
     def at(self, place: int) -> "DistilledDataset":
-        """Return the raw set at one of the states of its history, counted from 0, the start.
+        """Return the raw set at a state of its history, counted from 0.
 
         Raises:
             UsageError: the history was not kept, or has fewer states.
         """
-        if self.history is None:
+        if (history := self.history) is None:
             raise UsageError(
                 f"the synthetic set of {self.method} was stored without its history; distil it with snapshots above 0"
             )
-        if not 0 <= place < len(self.history):
-            raise UsageError(f"the history has the states 0 to {len(self.history) - 1}, asked for {place}")
-        way = self.history
-        return replace(
-            self,
-            images=way.images[place],
-            labels=way.labels[place],
-            step_size=way.step_size[place],
-            iteration=int(way.iterations[place]),
-            average="raw",
-            raw_images=None,
-            raw_labels=None,
-            stored={},
-            history=None,
-        )
+        if not 0 <= place < len(history):
+            raise UsageError(f"the history has the states 0 to {len(history) - 1}, got {place}; use one of them")
+        parts = {name: getattr(history, name)[place] for name in ("images", "labels", "step_size")}
+        return replace(self, **parts, iteration=int(history.iterations[place]), stored={}, history=None, **RAW)
 
     def pixels(self, whitening: Whitening | None = None, clip: bool = True) -> Tensor:
-        """Return `[n, C, H, W]` float32 images in [0, 1] for looking at.
+        """Return `[n, C, H, W]` float32 images in [0, 1] for display.
 
         Args:
-            whitening: the one that the images were made with; None: read from `whitening_path`. It is not part of a
-                synthetic set's file, which would grow from some KiB to 76 MB (CIFAR-10).
-            clip: clamp what lies beyond; without, it shows how much does.
+            whitening: of the images; None: read from `whitening_path`. A synthetic set's file does not include it: it
+                would grow from some KiB to 76 MB (CIFAR-10).
+            clip: clamp values outside [0, 1].
 
         Raises:
-            UsageError: the whitening's file is missing or broken, or it is not the one that the images were made with.
+            UsageError: the whitening's file is missing or broken, or it is not the whitening of these images.
         """
         if self.preprocessing["whitening_hash"] is not None and whitening is None:
-            whitening = load_whitening(self._found_whitening())
+            if self.whitening_path is None or not self.whitening_path.is_file():
+                raise UsageError(
+                    f"the images are whitened and the whitening is not at {self.whitening_path}; make it with "
+                    f"`python -m satm data --dataset {self.dataset} --make zca`, or give pixels() the whitening"
+                )
+            whitening = load_whitening(self.whitening_path)
         return Preprocessor.from_identity(self.preprocessing, whitening).to_pixels(self.images, clip)
 
-    def _found_whitening(self) -> Path:
-        if self.whitening_path is None or not self.whitening_path.is_file():
-            raise UsageError(
-                f"the images are whitened and the whitening is not at {self.whitening_path}; make it with "
-                f"`python -m satm data --dataset {self.dataset} --make zca`, or give pixels() the whitening"
-            )
-        return self.whitening_path
+
+def _type(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def save_distilled(path: Path, data: DistilledDataset) -> None:
-    """Write a synthetic set as safetensors, atomically. Equal sets give equal bytes: no time, no host.
+    """Write a synthetic set as safetensors, atomically; equal sets give equal bytes, without time and host.
 
-    The whitening's path is stored relative to `path`, so that a tree of results can be moved as a whole.
+    The path of the whitening is stored relative to `path`, so that a folder of results can be moved.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
     whitening = data.whitening_path
-    fields = ("class_names", "dataset", "ipc", "method", "seed", "iteration", "selection", "average")
     metadata = {
+        **{name: getattr(data, name) for name in STATED},
         "kind": "distilled",
-        **{field: getattr(data, field) for field in fields},
         "preprocessing": dict(data.preprocessing),
         "options": dict(data.options),
         "whitening_path": os.path.relpath(whitening.resolve(), path.parent.resolve()) if whitening else None,
@@ -272,54 +258,31 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     """Return the synthetic set in a file that `save_distilled` wrote.
 
     Raises:
-        UsageError: the file is missing, cut short or holds something else.
+        UsageError: the file is missing, incomplete or of another kind.
     """
-    path = Path(path)
+    path, where = Path(path), f"synthetic set {path}"
     tensors, metadata = read_tensors(path, "synthetic set")
     stored = {name.removeprefix(STORED): tensors.pop(name) for name in sorted(tensors) if name.startswith(STORED)}
-    way = {name.removeprefix(HISTORY): tensors.pop(name) for name in sorted(tensors) if name.startswith(HISTORY)}
+    states = {name.removeprefix(HISTORY): tensors.pop(name) for name in sorted(tensors) if name.startswith(HISTORY)}
     if metadata.get("kind") != "distilled" or set(tensors) - set(RAW_PARTS) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
-    values = _values(metadata, f"synthetic set {path}")
-    if values["whitening_path"] is not None:
-        values["whitening_path"] = (path.parent.resolve() / values["whitening_path"]).resolve()
-    history = _history(way, tensors, f"synthetic set {path}") if way else None
-    values |= tensors
-    return DistilledDataset(**values, stored=stored, history=history)
+    values = expect({"average": "raw", **metadata}, STATED, where)
+    expect(values["preprocessing"], {"space": str, "mean": list, "std": list, "whitening_hash": object}, where)
+    if not all(isinstance(text, str) for text in [*values["class_names"], values["whitening_path"] or ""]):
+        raise UsageError(f"{where}: class_names and whitening_path must be text; {AGAIN}")
+    fields: dict[str, Any] = {name: values[name] for name in STATED} | tensors
+    fields["class_names"] = tuple(fields["class_names"])
+    if (whitening := fields["whitening_path"]) is not None:
+        fields["whitening_path"] = (path.parent.resolve() / whitening).resolve()
+    return DistilledDataset(**fields, stored=stored, history=_history(states, tensors, where) if states else None)
 
 
-STATED: Mapping[str, type] = {
-    "preprocessing": dict,
-    "class_names": list,
-    "dataset": str,
-    "ipc": int,
-    "method": str,
-    "seed": int,
-    "options": dict,
-    "iteration": int,
-    "selection": str,
-    "average": str,
-    "whitening_path": object,
-}
-"""What the metadata of a synthetic set's file say, with the type of each value."""
-
-
-def _values(metadata: Mapping[str, object], where: str) -> dict[str, Any]:
-    """Return the arguments of `DistilledDataset` that are no tensors, checked."""
-    held = expect({"average": "raw", **metadata}, STATED, where)
-    expect(held["preprocessing"], {"space": str, "mean": list, "std": list, "whitening_hash": object}, where)
-    texts = [*held["class_names"], held["whitening_path"] or ""]
-    if not all(isinstance(text, str) for text in texts):
-        raise UsageError(f"{where}: class_names or whitening_path are no texts; {AGAIN}")
-    return {name: held[name] for name in STATED} | {"class_names": tuple(held["class_names"])}
-
-
-def _history(way: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> History:
-    """Return the states of a set on its way, checked to be states of this set."""
-    count = len(way["iterations"]) if "iterations" in way and way["iterations"].ndim == 1 else 0
+def _history(states: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> History:
+    """Return the states, checked to fit the set."""
+    count = len(states["iterations"]) if "iterations" in states and states["iterations"].ndim == 1 else 0
     like = {name: (tensors[name].dtype, (count, *tensors[name].shape)) for name in ("images", "labels", "step_size")}
     like["iterations"] = (torch.int64, (count,))
-    if not count or {name: (part.dtype, tuple(part.shape)) for name, part in way.items()} != like:
-        raise UsageError(f"{where}: its history holds no states of its images; {AGAIN}")
-    return History(**way)
+    if not count or {name: (part.dtype, tuple(part.shape)) for name, part in states.items()} != like:
+        raise UsageError(f"{where}: its history does not fit its images; {AGAIN}")
+    return History(**states)

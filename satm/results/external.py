@@ -1,6 +1,6 @@
-"""Files of synthetic sets made by other code, read as they are (`satm.results.fitting` makes them fit a dataset).
+"""Readers of synthetic sets made by other code (`satm.results.fitting` adapts the sets to a dataset).
 
-No code in a file is ever run: pickles are loaded as plain tensors or not at all.
+No code in a file is ever run: pickles are loaded as plain tensors or refused.
 
 Shapes: n images of C x H x W; K classes.
 """
@@ -25,40 +25,37 @@ from satm.results.distilled import DistilledDataset, load_distilled
 from satm.storage.tensors import open_tensors
 
 TENSORS = (".pt", ".pth", ".safetensors")
-"""Endings of files that hold tensors."""
+"""Extensions of tensor files."""
 
 
 @dataclass(frozen=True)
 class ExternalSet:
-    """A set as it lies in its files."""
+    """A set as stored in its files; types and shapes are not checked yet."""
 
     where: str
     """Path of the images, for messages."""
     images: Tensor
-    """`[n, C, H, W]` where nothing is wrong; uint8 for pictures, any type for tensors."""
+    """`[n, C, H, W]`, uint8 for pictures, any type for tensors."""
     labels: Tensor | None
-    """`[n]` or `[n, K]` where nothing is wrong; None: beside the images there are none."""
+    """`[n]` or `[n, K]`; None: stored elsewhere or nowhere."""
     step_size: Tensor | None
-    """One number where nothing is wrong; None: beside the images there is none."""
+    """One number; None: stored elsewhere or nowhere."""
     class_names: tuple[str, ...] | None = None
-    """What the labels of pictures mean, where folders or files name it."""
+    """Names by label, for pictures whose folders or files give them."""
     layout: Literal["tensors", "parquet", "folder", "distilled"] = "tensors"
-    """What was found at the path."""
+    """Format of the files."""
     made: DistilledDataset | None = None
-    """The whole set, where it is one that this project stored."""
+    """The whole set, if this project stored it."""
 
 
 def read_set(path: Path, image_column: str | None = None, label_column: str | None = None) -> ExternalSet:
-    """Return a set from the file or folder with its images.
+    """Return the set in a file or folder of images; the columns are those of `DatasetOptions`, for parquet.
 
-    Args:
-        path: `.pt`, `.pth` or `.safetensors` with tensors, `.parquet` or a folder of such files with encoded images, or
-            a folder of class folders of images.
-        image_column: as `DatasetOptions.image_column`, for parquet.
-        label_column: as `DatasetOptions.label_column`, for parquet.
+    Formats: `.pt`, `.pth` or `.safetensors` with tensors; `.parquet`, or a folder of such files, with encoded images;
+    or a folder CLASS/image.
 
     Raises:
-        UsageError: nothing is there, it is damaged or of none of these kinds, or reading it would run code.
+        UsageError: the path is missing, damaged or of another format, or reading it would run code.
     """
     if path.is_dir():
         tables = [file for file in entries(path) if file.suffix == ".parquet"]
@@ -73,29 +70,20 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
 
 
 def read_labels(path: Path) -> Tensor:
-    """Return the labels in a file of tensors: the only one, or the one named labels.
-
-    Raises:
-        UsageError: as `read_set`.
-    """
-    content, _ = _read_tensors(path)
-    return _take(path, content, "labels", "", expected="one tensor of labels, or one named labels")
+    """Return the labels in a tensor file: its only tensor, or the one named labels; raises as `read_set`."""
+    return _take(path, _read_tensors(path)[0], "labels", "", expected="one tensor of labels, or one named labels")
 
 
 def read_step_size(path: Path) -> Tensor:
-    """Return the step size in a file of tensors: the only number, or the one named step_size or lr.
-
-    Raises:
-        UsageError: as `read_set`.
-    """
-    content, _ = _read_tensors(path)
-    return _take(path, content, "step_size", "lr", "", expected="one number, or one named step_size or lr")
+    """Return the step size in a tensor file: its only number, or the one named step_size or lr; as `read_set`."""
+    expected = "one number, or one named step_size or lr"
+    return _take(path, _read_tensors(path)[0], "step_size", "lr", "", expected=expected)
 
 
 def beside(path: Path, what: str) -> Path | None:
-    """Return the file that holds `what` for the images in a file of tensors, by its name; None where there is none.
+    """Return the file beside `images_best.pt` that holds its `what`; None where there is none.
 
-    `images_best.pt` goes with `labels_best.pt`, else with `labels.pt`; so do the step sizes, `lr_best.pt`.
+    It is `labels_best.pt`, else `labels.pt`; for the step size `lr_best.pt`, else `lr.pt`.
     """
     if path.suffix not in TENSORS:
         return None
@@ -104,12 +92,12 @@ def beside(path: Path, what: str) -> Path | None:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], DistilledDataset | None]:
-    """Return what a file holds by name, a lone tensor under the empty name; and the set if this project stored it."""
+    """Return the content of a file by name, a lone tensor under "", and the set if this project stored it."""
     if not path.is_file():
         raise UsageError(f"{path} does not exist; correct the path, or put the file there")
     if path.suffix not in TENSORS:
         raise UsageError(
-            f"{path} is none of the files that are read: {', '.join(TENSORS)} with tensors, .parquet with images, a "
+            f"{path} is of an unknown format, expected {', '.join(TENSORS)} with tensors, .parquet with images, or a "
             "folder CLASS/image; convert it"
         )
     if path.suffix == ".safetensors":
@@ -126,38 +114,36 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], DistilledDataset | None]:
 
 
 def _load(path: Path) -> object:
-    """Return the content of a file of torch.save, if it is tensors, numbers, texts and containers of them."""
+    """Return the content of a file of torch.save: tensors, numbers, texts and containers of them only."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's advice on files of other ages
+            warnings.simplefilter("ignore")  # about files of other versions of torch
             _check_parts(path)
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on damaged bytes torch raises errors of many unrelated kinds
         again = "save the tensors alone, torch.save({'images': images, 'labels': labels}, path)"
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if call := re.search(r"GLOBAL (\S+)", str(error)):
             raise UsageError(
-                f"{path} is refused: reading it would call {found[1]}, and a file that calls anything could run any "
-                f"code; where you trust its maker, load it yourself and {again}"
+                f"{path} is refused: reading it would call {call[1]}, and a file that calls anything could run any "
+                f"code; if you trust its author, load it yourself and {again}"
             ) from error
         raise UsageError(
-            f"{path} is damaged, cut short, or no file of tensors that torch.save wrote; fetch it again, or {again}"
+            f"{path} is damaged, incomplete, or not a tensor file of torch.save; fetch it again, or {again}"
         ) from error
 
 
 def _check_parts(path: Path) -> None:
-    """Compare the parts of an archive of torch.save with their checksums, which torch does not.
+    """Check the checksums of an archive of torch.save, which torch does not.
 
     Raises:
-        zipfile.BadZipFile: one was changed.
+        zipfile.BadZipFile: a part was changed.
     """
     if not zipfile.is_zipfile(path):
-        return  # the format before, which has none
+        return  # the older format, without checksums
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
-            if part.CRC:  # 0 where torch was told to leave it out
-                with archive.open(part) as file:
-                    while file.read(2**20):
-                        pass
+            if part.CRC:  # 0: torch was configured to leave it out
+                archive.read(part)
 
 
 def _number(value: object) -> object:
@@ -165,7 +151,7 @@ def _number(value: object) -> object:
 
 
 def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | None:
-    """Return what the first of some names holds; None where there is none of them."""
+    """Return the tensor under the first name that the file has; None if it has none of them."""
     name = next((name for name in names if name in content), None)
     if name is None:
         return None
@@ -176,10 +162,9 @@ def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | No
 
 
 def _take(path: Path, content: Mapping[str, object], *names: str, expected: str) -> Tensor:
-    found = _find(path, content, *names)
-    if found is None:
+    if (tensor := _find(path, content, *names)) is None:
         raise UsageError(f"{path} holds {', '.join(content) or 'nothing'}, expected {expected}; save it so")
-    return found
+    return tensor
 
 
 def _read_parquet(path: Path, files: list[Path], image_column: str | None, label_column: str | None) -> ExternalSet:

@@ -1,4 +1,4 @@
-"""Making a synthetic set of other code fit a dataset: its images, labels, step size and space, or a clear refusal.
+"""Adapt a synthetic set of other code to a dataset, its images, labels, step size and space, or refuse it.
 
 Shapes: n images of C x H x W; K classes.
 Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; training, the one of the last
@@ -14,105 +14,98 @@ from satm.data.images import ImageData, Preprocessor
 from satm.errors import UsageError
 from satm.results.external import ExternalSet
 
+PerChannel = tuple[float, ...]
+"""One number per channel."""
+
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-"""Types of labels that are classes."""
+"""Types of hard labels."""
 
 FAR = 5.0
-"""Factor between the standard deviations of synthetic and of real images from which on the space is in doubt."""
+"""Ratio of the standard deviations of synthetic and real images, either way, above which the space is in doubt."""
 
 SLACK = 1e-3
-"""How far pixels may lie outside [0, 1], and the sum of probabilities from 1: rounding of 16-bit numbers, and more."""
+"""Tolerance for pixels outside [0, 1] and for sums of probabilities other than 1; covers rounding to 16 bits."""
 
 LEAST = 1e-30
-"""Probability that smaller ones are raised to before the logarithm."""
+"""Lower bound of probabilities before the logarithm."""
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 """Per channel, [0, 1] scale. Source: public code of MTT (`utils.py`), for CIFAR-10 and CIFAR-100 alike."""
 
 
-def fit_images(found: ExternalSet, data: ImageData, ipc: int) -> Tensor:
-    """Return `[n, C, H, W]` uint8 or float32 images, still in their own space, that fit a dataset.
+def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
+    """Return `[n, C, H, W]` uint8 or float32 images, still in their own space.
 
     Grey pictures get three equal channels where the dataset has three.
 
     Raises:
-        UsageError: another type, number, shape or size of images than the dataset needs at so many images per class, or
-            values that are not finite.
+        UsageError: type, number or shape of the images do not fit the dataset and `ipc`, or values are not finite.
     """
-    images, classes = found.images.detach(), data.classes
+    images, classes, where = external.images.detach(), data.classes, external.where
     if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
         raise UsageError(
-            f"{found.where} holds images {images.dtype} {tuple(images.shape)}, expected uint8 or floating point "
+            f"{where} holds images {images.dtype} {tuple(images.shape)}, expected uint8 or floating point "
             "[n, C, H, W]; convert them"
         )
     if not len(images) or len(images) != ipc * classes:
         each, rest = divmod(len(images), classes)
         advice = f"use --ipc {each}" if each and not rest else "no --ipc fits them"
         raise UsageError(
-            f"{found.where} holds {len(images)} images, expected {ipc * classes}: {ipc} for each of the {classes} "
+            f"{where} holds {len(images)} images, expected {ipc * classes}: {ipc} for each of the {classes} "
             f"classes of {data.name}; {advice}"
         )
-    if found.layout in ("parquet", "folder") and (images.shape[1], data.channels) == (1, 3):
+    if external.layout in ("parquet", "folder") and (images.shape[1], data.channels) == (1, 3):
         images = images.expand(-1, 3, -1, -1)
-    wanted = (data.channels, data.size, data.size)
-    if images.shape[1:] != wanted:
+    expected = (data.channels, data.size, data.size)
+    if images.shape[1:] != expected:
+        shape, other = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], expected))
         raise UsageError(
-            f"the images of {found.where} are {_times(images.shape[1:])} (channels, height, width), those of "
-            f"{data.name} {_times(wanted)}; use the dataset they were made for"
+            f"the images of {where} are {shape} (channels, height, width), those of {data.name} {other}; use the "
+            "dataset they were made for"
         )
     images = images if images.dtype == torch.uint8 else images.float()
-    _check_finite(images, f"the images of {found.where}")
+    _check_finite(images, f"the images of {where}")
     return images
 
 
 def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 labels as the dataset counts its classes, and in words how they were found.
+    """Return `[n]` int64 labels as the dataset numbers its classes, and how they were matched, in words.
 
-    Args:
-        labels: `[n]` int64.
-        names: what they mean, by label.
-        class_names: of the dataset, by label.
-        where: path of the labels, for messages.
+    `names` are those of the labels `[n]` int64 in the set, `class_names` those in the dataset; `where` is the path of
+    the labels.
 
     Raises:
-        UsageError: a label without a name, or some of the names are classes of the dataset and others are not.
+        UsageError: a label has no name, or only some of the names are classes of the dataset.
     """
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < len(names):
         raise UsageError(f"{where} names {len(names)} classes and has labels from {low} to {high}; correct it")
     used = {label: names[label] for label in labels.unique().tolist()}
     known = {name: label for label, name in enumerate(class_names)}
-    strange = [name for name in used.values() if name not in known]
-    if not strange:
-        meant, how = {label: known[name] for label, name in used.items()}, "by the names of the classes"
+    unknown = [name for name in used.values() if name not in known]
+    if not unknown:
+        target, how = {label: known[name] for label, name in used.items()}, "by the names of the classes"
     elif all(name.isdecimal() for name in used.values()):
-        meant, how = {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers"
-    elif len(strange) < len(used):
+        target, how = {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers"
+    elif len(unknown) < len(used):
         raise UsageError(
-            f"{where} has a class {strange[0]!r}, the dataset has {', '.join(class_names)}; rename it, or name "
-            "the classes 0, 1, 2…"
+            f"{where} has a class {unknown[0]!r}, the dataset has {', '.join(class_names)}; rename it, or name the "
+            "classes 0, 1, 2…"
         )
     else:
-        meant = {label: label for label in used}
-        how = "in the order of the classes, none of whose names the dataset has"
-    return torch.tensor([meant[label] for label in labels.tolist()], dtype=torch.int64), how
+        target, how = {label: label for label in used}, "in the order of the classes, as the dataset has other names"
+    return torch.tensor([target[label] for label in labels.tolist()], dtype=torch.int64), how
 
 
 def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 classes or `[n, K]` float32 logits, and in words what was decided.
+    """Return `[n]` int64 classes or `[n, K]` float32 logits, and how the labels were understood, in words.
 
-    Probabilities become their logarithms, so that their softmax gives them back.
-
-    Args:
-        labels: as found; None: the images are sorted by class.
-        kind: what soft labels are; `auto`: probabilities if none is negative and each row sums to 1, else logits.
-        ipc: images per class.
-        classes: K.
-        where: path of the labels, for messages.
+    Probabilities become their logarithms, whose softmax they are. Without labels the images are sorted by class.
+    `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
 
     Raises:
-        UsageError: another type or shape, a class that is not there, values that are not finite, or that are no
-            probabilities and are said to be some.
+        UsageError: type or shape does not fit, a class is unknown, a value is not finite, or stated probabilities are
+            none.
     """
     count = ipc * classes
     if labels is None:
@@ -120,18 +113,17 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
             "there are none: the images are taken to be sorted by class, as the MTT family's code saves them"
         )
     labels = labels.detach()
-    hard = labels.dtype in INTEGERS and labels.shape == (count,)
-    if not hard and not (labels.is_floating_point() and labels.shape == (count, classes)):
-        raise UsageError(
-            f"{where} holds labels {labels.dtype} {tuple(labels.shape)}, expected integers [{count}] or floating point "
-            f"[{count}, {classes}]; correct them"
-        )
-    if hard:
+    if labels.dtype in INTEGERS and labels.shape == (count,):
         labels = labels.to(torch.int64)
         low, high = int(labels.min()), int(labels.max())
         if not 0 <= low <= high < classes:
             raise UsageError(f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; renumber them")
         return labels, "the classes' numbers"
+    if not labels.is_floating_point() or labels.shape != (count, classes):
+        raise UsageError(
+            f"{where} holds labels {labels.dtype} {tuple(labels.shape)}, expected integers [{count}] or floating point "
+            f"[{count}, {classes}]; correct them"
+        )
     soft = labels.float()
     _check_finite(soft, f"the labels of {where}")
     least, furthest = float(soft.min()), float((soft.sum(1) - 1).abs().max())
@@ -142,17 +134,17 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
             f"{furthest:g}; set label_kind to logits"
         )
     because = "no value is negative and each row sums to 1" if probable else "they are no probabilities"
-    decided = f", decided (label_kind auto) because {because}" if kind == "auto" else ""
+    reason = f", decided (label_kind auto) because {because}" if kind == "auto" else ""
     if kind == "probabilities" or (kind == "auto" and probable):
-        return soft.clamp_min(LEAST).log(), f"probabilities, stored as their logarithms{decided}"
-    return soft, f"logits{decided}"
+        return soft.clamp_min(LEAST).log(), f"probabilities, stored as their logarithms{reason}"
+    return soft, f"logits{reason}"
 
 
 def fit_step_size(step_size: Tensor, where: str) -> Tensor:
-    """Return `[]` float32, a positive number.
+    """Return a positive step size, `[]` float32.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one positive number.
     """
     numbers = step_size.detach().float().reshape(-1)
     if len(numbers) != 1 or not 0 < float(numbers) < torch.inf:
@@ -161,12 +153,10 @@ def fit_step_size(step_size: Tensor, where: str) -> Tensor:
     return numbers.reshape(())
 
 
-def fit_statistics(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, data: ImageData
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per channel that normalised images were made with, [0, 1] scale.
+def fit_statistics(mean: PerChannel | None, std: PerChannel | None, data: ImageData) -> tuple[PerChannel, PerChannel]:
+    """Return mean and std of normalised images, [0, 1] scale.
 
-    Without both they are, with three channels, those of MTT's public code for CIFAR, else the dataset's own.
+    The defaults are those of MTT's public code (CIFAR) for three channels, else those of the dataset.
 
     Raises:
         UsageError: not one number per channel, or a std that is not positive.
@@ -181,8 +171,8 @@ def fit_statistics(
     return mean or (), std or ()
 
 
-def describe(preprocessor: Preprocessor) -> str:
-    """Return in words what the space of training is."""
+def _describe(preprocessor: Preprocessor) -> str:
+    """Return the space of training in words."""
     whitening = preprocessor.whitening
     if whitening is None:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessor.mean, preprocessor.std))
@@ -195,86 +185,73 @@ def describe(preprocessor: Preprocessor) -> str:
 
 
 def fit_space(
-    images: Tensor,
-    found: ExternalSet,
-    space: str,
-    preprocessor: Preprocessor,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    images: Tensor, external: ExternalSet, space: str, preprocessor: Preprocessor, mean: PerChannel, std: PerChannel
 ) -> tuple[Tensor, str]:
-    """Return `[n, C, H, W]` float32 images in the space of training, and in words what they were taken for.
+    """Return `[n, C, H, W]` float32 images in the space of training, and how they were understood, in words.
 
     Args:
         images: of `fit_images`.
-        found: where they are from.
-        space: what they are in; `auto`: pictures and uint8 are pixels, all else is in the space of training.
+        external: the set that they are from.
+        space: their space; `auto`: pixels for pictures and uint8, else the space of training.
         preprocessor: of the dataset.
-        mean: per channel, [0, 1] scale, that normalised images were made with.
-        std: per channel, [0, 1] scale, that normalised images were made with.
+        mean: of normalised images (`fit_statistics`).
+        std: of normalised images.
 
     Raises:
-        UsageError: a space that the images cannot be in, or pixels outside [0, 1].
+        UsageError: the images cannot be in that space.
     """
-    here, decided = describe(preprocessor), "" if space != "auto" else ", decided (space auto)"
-    if found.made is not None:
+    training, decided, where = (
+        _describe(preprocessor),
+        "" if space != "auto" else ", decided (space auto)",
+        external.where,
+    )
+    if external.made is not None:
         if space not in ("auto", "trained", preprocessor.identity["space"]):
-            raise UsageError(
-                f"{found.where} says itself that its images are {here}, space is {space!r}; leave space out"
-            )
-        return images, f"in the space of training, as the file states: {here}"
+            raise UsageError(f"{where} says itself that its images are {training}, space is {space!r}; leave space out")
+        return images, f"in the space of training, as the file states: {training}"
     if images.dtype == torch.uint8:
         if space not in ("auto", "pixels"):
-            what = "uint8 tensors" if found.layout == "tensors" else "pictures"
-            raise UsageError(f"{found.where} holds {what}, which are pixels, space is {space!r}; leave space out")
-        return preprocessor.apply(images), f"pixels 0 to 255{decided}, prepared as real ones: {here}"
+            what = "uint8 tensors" if external.layout == "tensors" else "pictures"
+            raise UsageError(f"{where} holds {what}, which are pixels, space is {space!r}; leave space out")
+        return preprocessor.apply(images), f"pixels 0 to 255{decided}, prepared as real ones: {training}"
     if space == "whitened" and preprocessor.whitening is None:
-        raise UsageError(
-            "space 'whitened' needs a dataset that is whitened, its zca is false; set zca, or another space"
-        )
+        raise UsageError("space 'whitened' needs a whitened dataset, its zca is false; set zca, or another space")
     if space == "pixels":
         low, high = float(images.min()), float(images.max())
         if low < -SLACK or high > 1 + SLACK:
             raise UsageError(
-                f"{found.where} has values from {low:g} to {high:g}, space 'pixels' means 0 to 1; save 0 to 255 as "
-                "uint8, or set another space"
+                f"{where} has values from {low:g} to {high:g}, space 'pixels' means 0 to 1; save 0 to 255 as uint8, or "
+                "set another space"
             )
-        return preprocessor.apply(images), f"pixels in [0, 1], prepared as real ones: {here}"
+        return preprocessor.apply(images), f"pixels in [0, 1], prepared as real ones: {training}"
     if space == "normalised":
         shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        told = f"normalised by mean {mean} and std {std}, brought back to pixels and prepared as real ones: {here}"
-        return preprocessor.apply(images * scale + shift), told
-    return images, f"taken to be in the space of training{decided}: {here}"
+        how = f"normalised by mean {mean} and std {std}, brought back to pixels and prepared as real ones: {training}"
+        return preprocessor.apply(images * scale + shift), how
+    return images, f"taken to be in the space of training{decided}: {training}"
 
 
 def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
-    """Return in words what makes it unlikely that images are what they were taken for.
+    """Return reasons to doubt that images and labels were understood.
 
-    Args:
-        images: `[n, C, H, W]` in the space of training.
-        labels: `[n]` int64, or `[n, K]` float32 logits.
-        ipc: images per class.
-        real: `[m, C, H, W]` real images in that space.
+    `images` and `real`, `[n, C, H, W]` and `[m, C, H, W]`, are in the space of training; `labels` as of `fit_labels`.
     """
-    found = []
-    ours, theirs = float(images.std()), float(real.std())
-    if not theirs / FAR <= ours <= theirs * FAR:
-        found.append(f"their standard deviation is {ours:.3g}, that of real ones {theirs:.3g}; check `space`")
+    reasons = []
+    mean, real_mean, std, real_std = (float(value) for value in (images.mean(), real.mean(), images.std(), real.std()))
+    if not real_std / FAR <= std <= real_std * FAR:
+        reasons.append(f"their standard deviation is {std:.3g}, that of real ones {real_std:.3g}; check `space`")
     if float(images.min()) >= 0 and float(images.max()) <= 1 and float(real.min()) < 0:
-        found.append("they lie in [0, 1] as pixels do, and real ones do not; set `space: pixels` if they are pixels")
-    elif abs(float(images.mean() - real.mean())) > theirs:
-        found.append(
-            f"their mean of {float(images.mean()):.3g} lies more than a standard deviation ({theirs:.3g}) from that of "
-            f"real ones, {float(real.mean()):.3g}; check `space`"
+        reasons.append("they lie in [0, 1] as pixels do, and real ones do not; set `space: pixels` if they are pixels")
+    elif abs(float(images.mean() - real.mean())) > real_std:
+        reasons.append(
+            f"their mean of {mean:.3g} lies more than a standard deviation ({real_std:.3g}) from that of real ones, "
+            f"{real_mean:.3g}; check `space`"
         )
-    if labels.ndim == 1 and int(most := labels.bincount().max()) > ipc:
-        found.append(f"a class has {int(most)} of them, not {ipc} as asked for; check the labels")
-    return found
+    if labels.ndim == 1 and (most := int(labels.bincount().max())) > ipc:
+        reasons.append(f"a class has {most} of them, not {ipc} as asked for; check the labels")
+    return reasons
 
 
 def _check_finite(values: Tensor, what: str) -> None:
     if bad := int((~torch.isfinite(values)).sum()):
         raise UsageError(f"{what} hold {bad} values that are NaN or infinite; use a set of an earlier iteration")
-
-
-def _times(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
