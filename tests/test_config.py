@@ -218,8 +218,8 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
         (f"tables: {{t: {{{CELL}, seeds_at: {{true: [0]}}}}}}", "tables.t: seeds_at is .*expected a number"),
         ("settings: [{ipc: true, options: {}}]", "settings.0: ipc is True, expected a number"),
         (
-            f"searches: {{t: {{{CELL}, proxy: {{repeats: true}}}}}}",
-            "searches.t.proxy: repeats is True, expected",
+            f"tables: {{t: {{kind: search, {CELL}, proxy: {{repeats: true}}}}}}",
+            "tables.t.proxy: repeats is True, expected",
         ),
         ("figures: {f: {kind: costs, datasets: {digits: [1]}, methods: []}}", "methods: .*at least 1 item"),
         ("figures: {f: {kind: costs, datasets: {digits: []}, methods: [mtt]}}", "datasets.digits: .*at least 1 item"),

@@ -1,9 +1,9 @@
 """What one YAML file holds."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
 from satm.config.base import Options, check_name
 from satm.config.datasets import DatasetOptions
@@ -89,16 +89,16 @@ class Campaign(Options):
         """Return the tables whose options are also options of a stage, such as `SearchOptions`."""
         return {name: table for name, table in self.tables.items() if isinstance(table, options)}
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _sections_of_today(cls, values: object) -> object:
+    def _sections_of_today(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         for section, kind in FORMER.items():
             if isinstance(values, Mapping) and section in values:
                 raise ValueError(
                     f"the section {section!r} has become a kind of table; move its entries to tables, each with "
                     f"kind: {kind}"
                 )
-        return values
+        return validate(values)
 
     @model_validator(mode="after")
     def _figures_of_its_tables(self) -> "Campaign":

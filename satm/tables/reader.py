@@ -5,18 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas
 
 from satm.config import Cell, Resolver
 from satm.errors import MissingRun, UsageError
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
-from satm.results.distilled import DistilledDataset, load_distilled
 from satm.results.rows import read_run
 from satm.storage.files import expect
 from satm.storage.identity import differing_field, hash_file
-from satm.storage.tensors import open_tensors, read_metadata
+
+if TYPE_CHECKING:
+    from satm.results.distilled import DistilledDataset
 
 T = TypeVar("T")
 
@@ -103,6 +104,7 @@ class Reader:
         Raises:
             UsageError: also where they are of another version of the run than the synthetic set that lies there.
         """
+        from satm.storage.tensors import open_tensors, read_metadata  # needs torch; the workflow reads tables' options
 
         path = self.resolver.layout.metrics(cell)
         frame, made = self.run(path, METRICS, "distill", cell.axes)
@@ -132,6 +134,7 @@ class Reader:
             MissingRun: it is missing; the text has the command that makes it.
             UsageError: the file is broken or of another run.
         """
+        from satm.results.distilled import load_distilled  # needs torch; the workflow reads tables' options
 
         path = Path(self.resolver.layout.distilled(cell))
         if not path.is_file():
