@@ -15,7 +15,7 @@ from satm.networks import NETWORKS
 from satm.version import CHECKOUT
 
 SCHEMA = CHECKOUT / "workflow" / "schemas" / "campaign.schema.json"
-"""Where a checkout keeps the schema."""
+"""Where a checkout has the schema after it was written; git does not keep it, so that a new option is in one place."""
 
 LONGEST = 120
 """Characters of a line that holds several values."""
@@ -105,4 +105,5 @@ def text(content: Any, indent: str = "") -> str:
 
 
 if __name__ == "__main__":
+    SCHEMA.parent.mkdir(exist_ok=True)
     SCHEMA.write_text(text(build()) + "\n")

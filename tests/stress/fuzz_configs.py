@@ -32,9 +32,9 @@ from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.networks import NETWORKS
 from satm.workflow.jobs import campaigns_of, jobs
-from satm.workflow.schema import SCHEMA
+from satm.workflow.schema import build
 
-DEFS = json.loads(SCHEMA.read_text())["$defs"]
+DEFS = json.loads(json.dumps(build()))["$defs"]
 DEFS |= {f"method-{name}": recipe.options.model_json_schema() for name, recipe in METHODS.items()}
 DEFS |= {f"network-{name}": architecture.options.model_json_schema() for name, architecture in NETWORKS.items()}
 OWN = ("mine", "another-1", "X")
