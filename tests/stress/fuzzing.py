@@ -107,7 +107,7 @@ def _presets() -> tuple[Setting, ...]:
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Read the presets once, not in each case, and do not ask git for the commit."""
-    commit = mock.patch.object(circumstances, "_commit", lambda: None)
+    commit = mock.patch.object(circumstances, "commit_of", lambda root: None)
     with mock.patch.object(resolver, "load_presets", _presets), commit:
         yield
 
