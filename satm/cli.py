@@ -22,6 +22,7 @@ from satm.config import (
     SearchOptions,
     load_campaign,
     parse,
+    place_of,
 )
 from satm.errors import RunError, UsageError, pick
 from satm.flags import (
@@ -57,7 +58,7 @@ def data(arguments: Sequence[str]) -> None:
     flags = parse_flags(data, [DATASET, make, *WHERE], arguments)
     resolver = load_campaign(flags.config)
     options = resolver.dataset(flags.dataset)
-    with command(resolver, "data", flags.dataset, flags.make):
+    with command(resolver, *place_of("data" if flags.make == "all" else flags.make, dataset=flags.dataset)):
         show(flags, options)
         if flags.make != "zca":
             make_images(resolver, flags.dataset)
@@ -84,9 +85,8 @@ def experts(arguments: Sequence[str]) -> None:
     resolver.dataset(flags.dataset)
     if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
         raise UsageError("--part, --collect and --measure-difficulty are three things to do; give one of them")
-    todo = "manifest" if flags.collect else "difficulty" if flags.measure_difficulty else "all"
-    kind = f"part-{flags.part}" if flags.part else todo
-    with command(resolver, "experts", flags.dataset, flags.experts, kind):
+    rule = "experts" if flags.collect else "difficulty" if flags.measure_difficulty else "experts_part"
+    with command(resolver, *place_of(rule, dataset=flags.dataset, experts=flags.experts, part=flags.part)):
         show(flags, flags.options)
         asked = (resolver, flags.dataset, flags.experts, flags.options)
         if flags.collect:
@@ -109,7 +109,7 @@ def distill(arguments: Sequence[str]) -> None:
     flags = parse_flags(distill, [*fields, *COMPUTE], arguments, options)
     resolver.dataset(flags.dataset)
     cell = _cell(flags)
-    with command(resolver, "distill", *cell.place):
+    with command(resolver, *place_of("distill", **cell.axes)):
         show(flags, flags.options)
         make_distilled(resolver, cell, kind, flags.options, open_device(flags), flags.checkpoint_seconds)
 
@@ -145,8 +145,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     flags = parse_flags(evaluate, [*fields, *COMPUTE], arguments, options)
     check_uses(flags, EVALUATIONS)
     cell = _cell(flags)
-    place = (flags.dataset, flags.recipe) if flags.what == "full" else cell.place
-    with command(resolver, "evaluate" if flags.what == "set" else flags.what, *place, flags.network):
+    rule = "evaluate" if flags.what == "set" else flags.what
+    with command(resolver, *place_of(rule, **cell.axes, recipe=flags.recipe, network=flags.network)):
         show(flags, flags.options)
         device, how = open_device(flags), (flags.network, flags.options)
         if flags.what == "set":
@@ -185,8 +185,8 @@ def nas(arguments: Sequence[str]) -> None:
     recipe = {"real" if flags.real else "proxy": flags.options.model_dump(exclude_defaults=True)}
     options = parse(SearchOptions, {**search.model_dump(), **chosen, **recipe}, f"search {flags.search}")
     cell = _cell(flags)
-    place = (flags.dataset, "real") if flags.real else cell.place
-    with command(resolver, "nas", *place, flags.search, f"part-{flags.part}" if flags.part else "all"):
+    place = place_of("nas_real" if flags.real else "nas", **cell.axes, search=flags.search, part=flags.part)
+    with command(resolver, *place):
         show(flags, flags.options)
         how = (flags.search, options, flags.part, open_device(flags))
         if flags.real:
@@ -205,7 +205,7 @@ def continual(arguments: Sequence[str]) -> None:
     protocol = flag("protocol", str, "Name of a table of kind `continual` in the campaign.", "default")
     flags = parse_flags(continual, [*CELL, protocol, *COMPUTE], arguments, options)
     cell = _cell(flags)
-    with command(resolver, "continual", *cell.place, flags.protocol):
+    with command(resolver, *place_of("continual", **cell.axes, protocol=flags.protocol)):
         show(flags, flags.options)
         make_continual(resolver, cell, flags.protocol, flags.options, open_device(flags))
 
@@ -243,12 +243,12 @@ def analyse(arguments: Sequence[str]) -> None:
         if name not in used and getattr(flags.options, name) != getattr(options, name):
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
     cell, how = _cell(flags), flags.options
-    place: tuple[str, ...] = cell.place
+    place = place_of("analysis", what=flags.what, **cell.axes)
     if flags.what == "expert-sharpness":
         if how.experts is None:
             raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
-        place = (flags.dataset, how.experts)
-    with command(resolver, flags.what, *place):
+        place = place_of("expert_sharpness", dataset=flags.dataset, experts=how.experts)
+    with command(resolver, *place):
         show(flags, how)
         device = open_device(flags)
         if flags.what == "sharpness":
@@ -274,7 +274,7 @@ def table(arguments: Sequence[str]) -> None:
     told = "Name of a table in the campaign; overview: what there is of all; accounting: what the jobs have taken."
     flags = parse_flags(table, [flag("name", str, told, "table2"), PARTIAL, *WHERE], arguments)
     resolver = load_campaign(flags.config)
-    with command(resolver, "table", flags.name):
+    with command(resolver, *place_of("table", table=flags.name)):
         if flags.name == OVERVIEW:
             make_overview(resolver)
         elif flags.name == ACCOUNTING:
@@ -290,7 +290,7 @@ def figure(arguments: Sequence[str]) -> None:
     told = "Name of a figure, of a protocol, synthetic-DATASET-ipc-N, or accounting."
     flags = parse_flags(figure, [flag("name", str, told), PARTIAL, *WHERE], arguments)
     resolver = load_campaign(flags.config)
-    with command(resolver, "figure", flags.name):
+    with command(resolver, *place_of("figure", figure=flags.name)):
         make_figure(resolver, flags.name, flags.partial)
 
 

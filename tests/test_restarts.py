@@ -13,7 +13,7 @@ import pytest
 from checkouts import make_checkout
 from resuming import audited, no_links
 
-from satm.config import Cell, Layout, place
+from satm.config import Cell, Layout, place_of
 from satm.results.circumstances import run_metadata
 from satm.results.columns import EVALUATION
 from satm.results.rows import write_rows
@@ -152,7 +152,7 @@ def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path, a
     if alone:
         run.send_signal(signal.SIGKILL)
         run.wait()
-    state = folder / layout.state(*place("distill", dataset="digits", ipc=1, method="random", seed=0))
+    state = folder / layout.state(*place_of("distill", dataset="digits", ipc=1, method="random", seed=0))
     while not (state / KEPT / result.name).is_file():
         assert time.monotonic() < until, "the job did not go on"
         time.sleep(0.001)
@@ -165,7 +165,7 @@ def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path, a
         lock.unlink()
     assert start().wait(120) == 0, printed.read_text()
     assert "Forced execution" in printed.read_text()
-    log = (folder / layout.log(*place("distill", dataset="digits", ipc=1, method="random", seed=0))).read_text()
+    log = (folder / layout.log(*place_of("distill", dataset="digits", ipc=1, method="random", seed=0))).read_text()
     assert "was made by another process" in log
     assert [path.stat().st_ino for path in files] == before
     assert not [path for path in (folder / layout.state()).rglob("*") if path.is_file()]

@@ -22,7 +22,7 @@ from satm.config.exhibits import (
     refuse_many,
 )
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
-from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place
+from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of
 from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, preset_folder, root_of
 from satm.config.site import Site
 from satm.config.training import (

@@ -34,7 +34,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 in one run."""
 
 
-def place(rule: str, **names: object) -> tuple[str, ...]:
+def place_of(rule: str, **names: object) -> tuple[str, ...]:
     """Return where the log, account, benchmark and state of a job are, for `Layout.log` and the like.
 
     Args:
@@ -42,7 +42,7 @@ def place(rule: str, **names: object) -> tuple[str, ...]:
         names: the job's wildcards; a part of None stands for all parts in one run.
     """
     parts = PLACES[rule]
-    if names.get("part", "") is None:
+    if names.get("part", "") is None and "{part}" in parts[-1]:
         parts = (*parts[:-1], "all")
     return tuple(part.format(**names) for part in parts)
 
@@ -130,7 +130,7 @@ class Layout:
         return f"{self.root}/{what}/all"
 
     def log(self, *place: str) -> str:
-        """What a job printed; its place is `place(rule, …)`."""
+        """What a job printed; its place is `place_of(rule, …)`."""
         return f"{self.root}/logs/{'/'.join(place)}.log"
 
     def account(self, *place: str) -> str:

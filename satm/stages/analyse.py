@@ -12,7 +12,7 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import measure_trajectory
 from satm.analysis.variance import measure_variance
-from satm.config import REVISIONS, Cell, Resolver
+from satm.config import REVISIONS, Cell, Resolver, place_of
 from satm.config.methods import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.data import Split
 from satm.errors import UsageError
@@ -129,7 +129,10 @@ class _Subject(Inputs, Generic[F]):
         """Measure and write as `_measure`, a row each step; rows and file say of which set they are."""
         settings = self.options.model_dump(mode="json")
         identity = self.identify("analyse", distilled=hash_file(self._path), options=settings, **identity)
-        path, place = Path(self.resolver.layout.analysis(what, self.cell)), (what, *self.cell.place)
+        path, place = (
+            Path(self.resolver.layout.analysis(what, self.cell)),
+            place_of("analysis", what=what, **self.cell.axes),
+        )
         steps = ([{**self.cell.axes, **row}] for row in rows)
         return _measure(self, place, columns, path, identity, steps, total, shown)
 
@@ -270,7 +273,7 @@ def make_expert_sharpness(
     about = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
     identity = {"revision": REVISIONS["analyse"], **about}
     total = min(count, len(store)) * (store.epochs + 1)
-    place, shown = ("expert-sharpness", dataset, experts), ("expert", "epoch", "sharpness")
+    place, shown = place_of("expert_sharpness", dataset=dataset, experts=experts), ("expert", "epoch", "sharpness")
     made = _measure(inputs, place, EXPERT_SHARPNESS, path, identity, steps, total, shown)
     for rho in lengths if made else ():
         values = [row["sharpness"] for row in made if row["rho"] == rho and row["epoch"]]

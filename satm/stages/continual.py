@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from satm.config import Cell, LearnOptions, Resolver
+from satm.config import Cell, LearnOptions, Resolver, place_of
 from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
 from satm.evaluation.continual import (
@@ -44,7 +44,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     """
     inputs = _Sets(resolver, cell, options, device)
     target = Path(resolver.layout.continual(cell, protocol))
-    place, what = ("continual", *cell.place, protocol), f"the continual learning of {cell.method}"
+    place, what = place_of("continual", **cell.axes, protocol=protocol), f"the continual learning of {cell.method}"
     settings = options.model_dump(mode="json")
     identity = inputs.identify("continual", sets=inputs.hashes, options=settings, network=inputs.values)
     with Job(resolver.layout, place, what, identity, target, columns=CONTINUAL, device=device) as job:

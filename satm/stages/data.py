@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from satm.config import Resolver
+from satm.config import Resolver, place_of
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
 from satm.errors import UsageError
 from satm.run.record import account
@@ -15,7 +15,7 @@ LOG = logging.getLogger("satm")
 def make_images(resolver: Resolver, dataset: str) -> None:
     """Decode a dataset once and store it as uint8; the one of a step is part of the whole one, whose file serves it."""
     whole = resolver.whole(dataset)
-    with account(Path(resolver.layout.account("data", dataset, "images"))):
+    with account(Path(resolver.layout.account(*place_of("images", dataset=dataset)))):
         data = load_dataset(whole, resolver.dataset(whole))
         path = Path(resolver.layout.images(whole))
         save_images(path, data)
@@ -32,7 +32,7 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
     options = resolver.dataset(whole)
     if not options.zca:
         raise UsageError(f"dataset {whole} is not whitened; set zca: true in its options, or leave this step out")
-    with account(Path(resolver.layout.account("data", dataset, "zca"))):
+    with account(Path(resolver.layout.account(*place_of("zca", dataset=dataset)))):
         data = stored_images(resolver, whole)
         found = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
         path = Path(resolver.layout.zca(whole))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import Cell, EvaluateOptions, Resolver
+from satm.config import Cell, EvaluateOptions, Resolver, place_of
 from satm.config.methods import IterativeOptions, MethodOptions
 from satm.distill import Look, Made, Run, begin, distill
 from satm.errors import UsageError
@@ -57,7 +57,7 @@ def make_distilled(
     )
     path = Path(resolver.layout.distilled(cell))
     results, what = (path.with_name("metrics.parquet"), path), f"the synthetic set of {cell.method}"
-    place = ("distill", *cell.place)
+    place = place_of("distill", **cell.axes)
     with Job(resolver.layout, place, what, identity, *results, columns=METRICS, device=device) as job:
         if job.made:
             return

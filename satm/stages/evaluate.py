@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from satm.config import Cell, EvaluateOptions, Resolver
+from satm.config import Cell, EvaluateOptions, Resolver, place_of
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Task, evaluate_tasks, settled
 from satm.evaluation.sets import Form, averages, label_variants
@@ -52,7 +52,7 @@ def make_evaluation(
     made, path = inputs.distilled(cell)
     identity, forms = {"distilled": hash_file(path)}, averages(made, options, device)
     subject = Subject(cell, network, options, forms, identity, float(made.step_size), made.selection)
-    _run(inputs, subject, ("evaluate", *cell.place), resolver.layout.evaluation(cell, network))
+    _run(inputs, subject, place_of("evaluate", **cell.axes, network=network), resolver.layout.evaluation(cell, network))
 
 
 def make_variants(
@@ -72,7 +72,7 @@ def make_variants(
         taught = expert_labels(problem, store, made.images.to(device), made.classes.to(device))
     forms = label_variants(made, taught, options, device)
     subject = Subject(cell, network, options, forms, identity, float(made.step_size), made.selection)
-    _run(inputs, subject, ("variants", *cell.place), resolver.layout.variants(cell, network))
+    _run(inputs, subject, place_of("variants", **cell.axes, network=network), resolver.layout.variants(cell, network))
 
 
 def make_full(
@@ -84,7 +84,8 @@ def make_full(
     inputs, columns = Inputs(resolver, dataset, device), {"labels": "hard", "average": "raw", "labelled": "own"}
     forms, cell = [Form(inputs.images("train"), options, columns)], Cell(dataset, 0, f"full-{recipe}")
     subject = Subject(cell, network, options, forms, {}, options.lr, "last")
-    _run(inputs, subject, ("full", dataset, recipe), resolver.layout.full(dataset, recipe, network))
+    place = place_of("full", dataset=dataset, recipe=recipe, network=network)
+    _run(inputs, subject, place, resolver.layout.full(dataset, recipe, network))
 
 
 def _run(inputs: Inputs, subject: Subject, place: tuple[str, ...], target: str) -> None:
@@ -97,7 +98,7 @@ def _run(inputs: Inputs, subject: Subject, place: tuple[str, ...], target: str) 
     def axes(_: int, repeat: int) -> Axes:
         return (*cell, subject.network, repeat, options.network_seed)
 
-    place, what = (*place, subject.network), f"the evaluation of {cell.method}"
+    what = f"the evaluation of {cell.method}"
     layout, results = inputs.resolver.layout, (Path(target),)
     with Job(layout, place, what, identity, *results, columns=EVALUATION, device=inputs.device) as job:
         if job.made:

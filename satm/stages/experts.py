@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import ExpertsOptions, Resolver, parts
+from satm.config import ExpertsOptions, Resolver, parts, place_of
 from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.experts import (
@@ -49,12 +49,12 @@ def make_experts(
     folder = Path(resolver.layout.experts(dataset, experts))
     for name in known if part is None else [part]:
         path = Path(resolver.layout.experts_part(dataset, experts, name))
-        place = ("experts", dataset, experts, f"part-{name}")
+        place = place_of("experts_part", dataset=dataset, experts=experts, part=name)
         with Job(resolver.layout, place, f"part {name} of experts {experts}", identity) as job:
             shards = _train_part(inputs, options, difficulty, folder, job, _indices(name))
             job.write(partial(write_record, path, {"identity": identity, "shards": shards}))
     if part is None:
-        with account(Path(resolver.layout.account("experts", dataset, experts, "manifest"))):
+        with account(Path(resolver.layout.account(*place_of("experts", dataset=dataset, experts=experts)))):
             collect_experts(resolver, dataset, experts, options)
 
 
@@ -98,7 +98,8 @@ def make_difficulty(
         load_difficulty(found, store.identity, asked, len(data.train))
         return True
 
-    place, what = ("experts", dataset, experts, "difficulty"), f"the difficulty of images for experts {experts}"
+    place = place_of("difficulty", dataset=dataset, experts=experts)
+    what = f"the difficulty of images for experts {experts}"
     with Job(resolver.layout, place, what, store.identity, path, is_ours=is_ours) as job:
         if job.made:
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import CANDIDATES, CandidateOptions, Cell, Resolver, SearchOptions
+from satm.config import CANDIDATES, CandidateOptions, Cell, Resolver, SearchOptions, place_of
 from satm.errors import UsageError
 from satm.evaluation.candidates import fitting
 from satm.evaluation.networks import Axes, Task, evaluate_tasks
@@ -79,7 +79,7 @@ def _run(inputs: Inputs, source: Source, search: str, options: SearchOptions, pa
         first, last = (int(number) for number in name.split("-"))
         mine = chosen[first : last + 1]
         target = Path(layout.nas(cell, search, name) if cell.ipc else layout.nas_real(cell.dataset, search, name))
-        place = ("nas", *(cell.place if cell.ipc else (cell.dataset, "real")), search, f"part-{name}")
+        place = place_of("nas" if cell.ipc else "nas_real", **cell.axes, search=search, part=name)
         identity = inputs.identify(
             "nas",
             **source.identity,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from satm.config import place
+from satm.config import place_of
 from satm.errors import UsageError
 from satm.version import CHECKOUT
 from satm.workflow.campaigns import Campaigns
@@ -38,7 +38,7 @@ class Job:
     @property
     def place(self) -> tuple[str, ...]:
         """Where its log, account, benchmark and state are, for the functions of the layout."""
-        return place(self.rule, **dict(self.names))
+        return place_of(self.rule, **dict(self.names))
 
     def __str__(self) -> str:
         return " ".join([self.rule, *(f"{name} {value}" for name, value in self.names if name != "root")])

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from satm.config import Layout, place
+from satm.config import Layout, place_of
 from satm.run.lock import KEPT
 from satm.workflow.rules import RULES
 from satm.workflow.slurm import cancel_waiting
@@ -42,7 +42,7 @@ def _forget(jobs: Iterable[Any]) -> None:
     for job in jobs:
         if (rule := RULES.get(job.rule.name)) and rule.keeps and not rule.gathers:
             names = job.wildcards_dict
-            folder = Path(Layout(names["root"]).state(*place(job.rule.name, **names), KEPT))
+            folder = Path(Layout(names["root"]).state(*place_of(job.rule.name, **names), KEPT))
             shutil.rmtree(folder, ignore_errors=True)
             _remove_empty(folder.parents)
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent, MappingStartEvent, NodeEvent, ScalarEvent
 
-from satm.config import BUILTIN_EXPERTS, Resolver, load_campaign, load_yaml
+from satm.config import BUILTIN_EXPERTS, FIGURES, TABLES, Resolver, load_campaign, load_yaml
 from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.networks import NETWORKS
@@ -37,6 +37,7 @@ from satm.workflow.schema import build
 DEFS = json.loads(json.dumps(build()))["$defs"]
 DEFS |= {f"method-{name}": recipe.options.model_json_schema() for name, recipe in METHODS.items()}
 DEFS |= {f"network-{name}": architecture.options.model_json_schema() for name, architecture in NETWORKS.items()}
+DEFS |= {options.__name__: options.model_json_schema() for kinds in (TABLES, FIGURES) for options in kinds.values()}
 OWN = ("mine", "another-1", "X")
 """Names that campaigns give."""
 
