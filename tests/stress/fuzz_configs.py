@@ -116,7 +116,9 @@ def campaign(draw: DrawFn) -> dict[str, Any]:
         optional={"seeds": few, "seeds_at": st.dictionaries(st.sampled_from([1, 10]), few, max_size=1)},
     )
     tested = st.lists(st.sampled_from(networks), min_size=1, max_size=2, unique=True)
-    measured = st.lists(value_of(DEFS["RunMetricsTable"]["properties"]["measures"]["items"]), min_size=1, unique=True)
+    measured = st.lists(
+        value_of(TABLES["run-metrics"].model_json_schema()["properties"]["measures"]["items"]), min_size=1, unique=True
+    )
     watched = st.lists(st.sampled_from(["loss", "step_size", "seconds"]), min_size=1, unique=True)
     labels = st.sampled_from(["", "a", "$\\rho$", "$x", "<b>", "50%"])
     entries: dict[str, SearchStrategy[dict[str, Any]]] = {
