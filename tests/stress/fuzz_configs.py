@@ -375,6 +375,8 @@ def planned(resolver: Resolver, raw: bytes, path: Path) -> str:
                 raise Wrong(f"job {job} has the name {value!r}")
     made = {job.names for job in found if job.rule == "distill"}
     for table in resolver.campaign.tables.values():
+        if table.kind == "late-start" or getattr(table, "sets", "") == "per-step":
+            continue  # made of sets of other methods or datasets than it names
         for dataset, ipcs in table.datasets.items():
             for ipc, method in itertools.product(ipcs, table.methods):
                 for seed in table.seeds_at.get(ipc, table.seeds):
