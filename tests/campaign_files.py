@@ -23,7 +23,7 @@ from satm.methods import resolve
 from satm.results.columns import BOUNDS, CONTINUAL, EVALUATION, METRICS, NAS, TRAJECTORY, VARIANCE, Columns
 from satm.results.distilled import DistilledDataset, History, save_distilled
 from satm.results.rows import write_rows
-from satm.storage.files import hash_file
+from satm.storage.identity import hash_file
 
 Row = dict[str, Any]
 

@@ -161,7 +161,9 @@ def test_seconds_lie_on_the_line_through_what_was_measured(planned: tuple[Campai
         assert found is not None and found.seconds == pytest.approx(10 * seconds) and found.known == "measured"
     found = pace.of(share("iteration", matched, 2))
     assert (
-        found is not None and found.seconds == pytest.approx(2 * (1.0 + 24 * 0.25)) and found.state == pytest.approx(11)
+        found is not None
+        and found.seconds == pytest.approx(2 * (1.0 + 24 * 0.25))
+        and found.memory == pytest.approx(11)
     )
 
 
