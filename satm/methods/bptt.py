@@ -10,9 +10,8 @@ step size fixed; outer descent. Adam inside and outside, clipped hypergradients.
 
 Source: RaT-BPTT section 2 and appendix C; growing inner steps: C.5 (BPTT-Increasing Windows).
 Not given: the distribution of R-BPTT's random lengths; uniform from 1 to N here.
-Differs: learned labels in the paper are positive numbers that are not normalised, which its public code clips at 0;
-here
-    they are logits, whose softmax is what the network is trained on, as for all methods here.
+Differs: learned labels in the paper are positive, unnormalised numbers, which its public code clips at 0; here they are
+    logits, as for all methods here: the network is trained on their softmax.
 """
 
 from typing import TYPE_CHECKING
