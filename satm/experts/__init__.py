@@ -1,12 +1,6 @@
-"""Networks trained on real images, and the store of the paths that they took."""
+"""Networks trained on real images, and the store of their trajectories."""
 
-from satm.experts.difficulty import (
-    Difficulty,
-    expert_difficulty,
-    load_difficulty,
-    mean_difficulty,
-    save_difficulty,
-)
+from satm.experts.difficulty import Difficulty, expert_difficulty, load_difficulty, mean_difficulty, save_difficulty
 from satm.experts.store import (
     TrajectoryStore,
     describe_shard,
