@@ -1,4 +1,4 @@
-"""Registries that find their entries: a new file in a package is registered without a list of imports."""
+"""Registries that import their entries: a new file in a package needs no import elsewhere."""
 
 import importlib
 import pkgutil
@@ -11,11 +11,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Entries by name, in alphabetical order, registered by the modules of a package on first look-up.
 
-    Where the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
-    in functions that compute: every cluster job parses the Snakefile.
-
-    Args:
-        package: name of the package, such as ``satm.methods``; its modules are imported, its subpackages are not.
+    If the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
+    in functions that compute: every cluster job parses the Snakefile. Subpackages of the package are not imported.
     """
 
     def __init__(self, package: str) -> None:
