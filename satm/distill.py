@@ -5,7 +5,7 @@ Shapes: n synthetic images of C x H x W.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,8 +86,7 @@ def kept_iterations(options: IterativeOptions) -> list[int]:
 
 def begin(method: Method[IterativeOptions]) -> Run:
     """Return the run before its first iteration."""
-    options = method.options
-    synthetic = method.start()
+    options, synthetic = method.options, method.start()
     numbers, rates = method.parameterisation.split(synthetic.images), method.rates()
     numbers = {**numbers, "step_size": synthetic.step_size, "labels": synthetic.labels}
     moments = {name: _rule(options, name).start(numbers[name]) for name in rates}
@@ -112,8 +111,7 @@ def distill(
     last safe state, with a lower outer rate of the number responsible.
 
     Args:
-        method: gives the gradients.
-        run: from `begin`, or stored earlier; changed in place.
+        method, run: gradients, and the state from `begin` or a checkpoint, which is changed in place.
         look: accuracy of a set; None: no looks.
         on_row: called with each row of metrics.
         on_safe: called every `SAFE_EVERY` iterations with the run, which can be stored then.
@@ -150,8 +148,14 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
     reset_peak(device)
     row, following, fault = _iterate(method, run)
     if fault is None:
-        if options.skip_above is not None and following.iteration == min(MOST_SKIPPED, options.iterations):
-            _stop_if_nothing_learned(options, [*run.rows, row])
+        if following.iteration == min(MOST_SKIPPED, options.iterations):
+            rows = [*run.rows, row]
+            if all(each["event"].startswith(SKIPPED) for each in rows):
+                raise RunError(
+                    f"all of the first {len(rows)} iterations were skipped and nothing was learned: the smallest loss "
+                    f"of {min(each['loss'] for each in rows):g} is above skip_above={options.skip_above:g}; raise "
+                    "skip_above, or lower step_size or inner_steps"
+                )
         due = following.iteration % options.evaluate_every == 0 or following.iteration == options.iterations
         if look is not None and due:
             made = finished(method, following)
@@ -285,13 +289,3 @@ def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     run.attempt += 1
     run.now = run.recent = run.safe
     return f"{where}; went back to iteration {run.safe.iteration} and lowered lr_{name} to {run.rates[name]:g}"
-
-
-def _stop_if_nothing_learned(options: IterativeOptions, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise `RunError` if every iteration so far was skipped, so that the set is still the initial one."""
-    if all(row["event"].startswith(SKIPPED) for row in rows):
-        least = min(row["loss"] for row in rows)
-        raise RunError(
-            f"all of the first {len(rows)} iterations were skipped and nothing was learned: the smallest loss of "
-            f"{least:g} is above skip_above={options.skip_above:g}; raise skip_above, or lower step_size or inner_steps"
-        )

@@ -32,7 +32,7 @@ class RunError(_OneLine, RuntimeError):
 
 
 def short(value: object) -> str:
-    """Return `repr(value)` for a message, with the middle left out if it is long."""
+    """Return `repr(value)` for a message, without the middle if it is longer than `LONGEST`."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 

@@ -21,11 +21,11 @@ from satm.experts import (
     TrajectoryStore,
     describe_shard,
     shard_identity,
-    shard_name,
     train_expert,
     write_manifest,
     write_shard,
 )
+from satm.experts.store import shard_name
 from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.params import flatten

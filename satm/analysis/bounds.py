@@ -18,12 +18,9 @@ from satm.networks.training import soft_cross_entropy
 from satm.params import call_flat
 from satm.seeds import make_generator
 
-TOLERANCE = 1e-2
-"""Relative accuracy of a curvature."""
-
 
 def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float, float]:
-    """Return the smallest and largest eigenvalue of the Hessian of `loss`, `[P] -> []`, by Lanczos' method."""
+    """Return the smallest and largest eigenvalue of the Hessian of `loss`, `[P] -> []`, to 1 %, by Lanczos' method."""
 
     def product(vector: numpy.ndarray) -> numpy.ndarray:
         place = weights.detach().requires_grad_()
@@ -32,13 +29,12 @@ def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float,
             gradient = torch.autograd.grad(loss(place), place, create_graph=True)[0]
             return torch.autograd.grad(gradient, place, direction)[0].double().cpu().numpy()
 
-    size = len(weights)
-    operator = LinearOperator((size, size), matvec=product, dtype=numpy.float64)
-    begin = numpy.random.default_rng(0).standard_normal(size)  # ARPACK's own start changes from run to run
+    operator = LinearOperator((len(weights), len(weights)), matvec=product, dtype=numpy.float64)
+    begin = numpy.random.default_rng(0).standard_normal(len(weights))  # ARPACK's own start changes from run to run
     ends = []
     for which in ("SA", "LA"):
         try:
-            values = eigsh(operator, k=1, which=which, v0=begin, tol=TOLERANCE, maxiter=50, return_eigenvectors=False)
+            values = eigsh(operator, k=1, which=which, v0=begin, tol=1e-2, maxiter=50, return_eigenvectors=False)
         except ArpackNoConvergence as error:
             values = error.eigenvalues
         ends.append(float(values[0]) if len(values) else float("nan"))
@@ -76,8 +72,7 @@ def measure_bounds(
         measured here; the term with beta is then not needed, since both trajectories are measured.
     """
     options, problem = matching.options, matching.problem
-    steps, step_size = options.inner_steps, float(synthetic.step_size)
-    every = range(steps + 1)
+    steps, step_size, every = options.inner_steps, float(synthetic.step_size), range(options.inner_steps + 1)
 
     def inner(weights: Tensor) -> Tensor:
         return soft_cross_entropy(call_flat(problem.module, weights, synthetic.images), synthetic.labels)

@@ -12,11 +12,8 @@ import numpy
 def correlations(losses: Sequence[numpy.ndarray]) -> numpy.ndarray:
     """Return `[E, E]`: entry (i, j) is Pearson's correlation of the losses of epoch i and epoch j while i is matched.
 
-    ``r_ij = cov(L_i, L_j) / (std(L_i) * std(L_j))`` over the measurements of the distillation that matches epoch i. The
-    diagonal is 1. NaN where a loss is constant.
-
-    Args:
-        losses: `[t, E]` for each matched epoch, the losses of all epochs along its distillation; t may differ.
+    ``r_ij = cov(L_i, L_j) / (std(L_i) * std(L_j))`` over the measurements of the distillation that matches epoch i,
+    whose losses of all epochs are `[t, E]`; t may differ. The diagonal is 1. NaN where a loss is constant.
 
     Source: ConTra section 4.2, Eq. 5.
     """

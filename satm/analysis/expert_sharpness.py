@@ -48,18 +48,12 @@ def measure_expert_sharpness(
 ) -> Iterator[list[dict[str, float]]]:
     """Yield the rows of `sharpness_at` for one snapshot after another: all epochs of the first expert, …
 
-    Args:
-        module: the experts' network, on the images' device.
-        store: the experts.
-        data: real training images, the same for all compared recipes.
-        experts: number of experts, the first ones; at most those in the store.
-        lengths: rho of `sharpness_at`.
+    The number of experts may exceed those in the store. Recipes should be compared on the same images.
     """
     place = flatten(module)
     for expert in range(min(experts, len(store))):
         for epoch in range(store.epochs + 1):
-            weights = store.snapshot(expert, epoch).to(place)
-            rows = sharpness_at(module, weights, data, lengths)
+            rows = sharpness_at(module, store.snapshot(expert, epoch).to(place), data, lengths)
             yield [{"expert": expert, "epoch": epoch, **row} for row in rows]
 
 

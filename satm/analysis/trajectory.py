@@ -36,10 +36,8 @@ def student(
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
     augment = problem.augmentation.drawn(generator, [count] * steps, images.shape[-1])
-    rule = Sgd()
-    loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
-    point = Point(weights.detach(), rule.start(weights))
-    return loop.run(point, images, synthetic.labels, synthetic.step_size).weights
+    loop = InnerLoop(problem.module, soft_cross_entropy, Sgd(), steps, batches, augment if options.augment else None)
+    return loop.run(Point(weights.detach(), {}), images, synthetic.labels, synthetic.step_size).weights
 
 
 def follow(
@@ -102,8 +100,8 @@ def restart(
         generator = make_generator("restart", *matching.problem.cell, expert, start)
         weights = student(matching, synthetic, store.snapshot(expert, start).to(like), steps, generator)
         accuracy, loss = test(weights)
-        row = {"start": start, "epoch": store.epochs, "steps": steps}
-        yield {**row, "evaluation_accuracy": accuracy, "evaluation_loss": loss}
+        row = {"start": start, "epoch": store.epochs, "steps": steps, "evaluation_accuracy": accuracy}
+        yield {**row, "evaluation_loss": loss}
 
 
 def measure_trajectory(

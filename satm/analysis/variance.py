@@ -41,8 +41,8 @@ def gradient_variance(
         # The same generator each time: draws of batches and augmentation are those of the iteration.
         generator = problem.generator("variance", iteration)
         gradients.append(method.unroll(synthetic, iteration, NO_STATE, image, label, generator).images.flatten())
-    samples_by_entry = torch.stack(gradients)
-    return {"variance": normalised_variance(samples_by_entry), "norm": float(samples_by_entry.mean(0).norm())}
+    stacked = torch.stack(gradients)
+    return {"variance": normalised_variance(stacked), "norm": float(stacked.mean(0).norm())}
 
 
 def measure_variance(

@@ -5,8 +5,7 @@ Only the buffer goes from one step to the next (GDumb), so a step measures the i
 Shapes: n images of C x H x W; K classes of the dataset, S of them seen so far.
 
 Source: GDumb (Prabhu et al. 2020); SATM section 4.2.2; for 5 orders of 3 networks DM's public code (`CL_DM.py`).
-Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as evaluation trains
-them.
+Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as in evaluation.
 """
 
 import itertools
@@ -63,15 +62,11 @@ def one_set_a_step(
     ]
 
 
-MakeTask = Callable[[TrainingImages, float, int, tuple[int, ...]], Task]
-"""From the buffer's images with labels among the seen classes, their step size, the step and the seen classes."""
-
-
 def learn(
     steps: Sequence[StepImages],
     parts: Sequence[tuple[int, ...]],
     real: TrainingImages,
-    make_task: MakeTask,
+    make_task: Callable[[TrainingImages, float, int, tuple[int, ...]], Task],
     order: int,
     axes: Axes,
     repeats: int,
@@ -81,17 +76,9 @@ def learn(
     """Learn the classes in one order; yield each tested network, step by step.
 
     The step size of a step is the mean of those of all sets so far. Classes are numbered in the order of learning.
-
-    Args:
-        steps: images of each step.
-        parts: classes of each step.
-        real: test images, with integer labels of the whole dataset.
-        make_task: says how networks are trained.
-        order: number of this order.
-        axes: names of the networks, before order, step and repeat.
-        repeats: networks at each step.
-        done: networks tested by an earlier process, which are left out.
-        kept: gives the place where the state of a network is kept during training.
+    Networks, `repeats` at each step, are named by `axes`, order, step and repeat; the first `done`, which an earlier
+    process has tested, are left out. `make_task` gets the buffer's images with labels among the seen classes, their
+    step size, the step and the seen classes. Real images have integer labels of the whole dataset.
     """
     device, memory, rates = real.labels.device, Memory(), list[float]()
     for step, (new, seen) in enumerate(zip(steps, itertools.accumulate(parts), strict=True), 1):
@@ -111,15 +98,9 @@ def learn(
 
 
 def whole_labels(labels: Tensor, part: tuple[int, ...], classes: int) -> Tensor:
-    """Return labels of the whole dataset from those of a set distilled on some of its classes.
+    """Return labels of the whole dataset from those of a set distilled on its k classes `part`.
 
-    Args:
-        labels: `[n]` int64 in that set, or `[n, k]` logits.
-        part: the k classes of the set, by its labels.
-        classes: K.
-
-    Returns:
-        `[n]` int64, or `[n, K]` logits, minus infinity (probability 0) for classes that the set lacks.
+    `[n]` int64 stay `[n]` int64; `[n, k]` logits become `[n, K]`, minus infinity (probability 0) for other classes.
     """
     if not labels.is_floating_point():
         return torch.tensor(part, device=labels.device)[labels]
@@ -131,12 +112,8 @@ def whole_labels(labels: Tensor, part: tuple[int, ...], classes: int) -> Tensor:
 def renumbered(labels: Tensor, seen: tuple[int, ...]) -> Tensor:
     """Return labels among the S seen classes, numbered in the order of learning.
 
-    Args:
-        labels: `[n]` int64, all of them seen classes, or `[n, K]` logits.
-        seen: the seen classes.
-
-    Returns:
-        `[n]` int64 from 0 to S - 1, or `[n, S]` the columns of the seen classes.
+    `[n]` int64, all of them seen, become `[n]` int64 from 0 to S - 1; `[n, K]` logits become `[n, S]`, the columns of
+    the seen classes.
     """
     if labels.is_floating_point():
         return labels[:, list(seen)]
@@ -175,14 +152,7 @@ def rows(
     images: Sequence[int],
     columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return one row per network and seen class.
-
-    Args:
-        results: of the networks.
-        parts: classes of each step, by order.
-        images: test images by class; at least one each.
-        columns: shared by all rows.
-    """
+    """Return one row per network and seen class; `parts` are by order, then step, `images` are counts by class."""
     table = []
     for result in results:
         shared = {**columns, **vars(result), "classes_seen": len(result.right)}

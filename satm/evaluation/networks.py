@@ -134,10 +134,8 @@ def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep 
 
     `task.options.together` says whether they are trained at once.
     """
-    return [
-        Score(accuracy, loss, seconds, peak)
-        for (accuracy, loss), seconds, peak in train_and_test(task, axes, kept, lambda module: measure(module, real))
-    ]
+    results = train_and_test(task, axes, kept, partial(measure, data=real))
+    return [Score(accuracy, loss, seconds, peak) for (accuracy, loss), seconds, peak in results]
 
 
 def train_and_test(
@@ -174,15 +172,10 @@ def evaluate_tasks(
     done: int = 0,
     kept: Keep | None = None,
 ) -> Iterator[Group]:
-    """Train and test `repeats` networks of each task, except the first `done` ones.
+    """Train and test `repeats` networks of each task, except the first `done`, which an earlier process has tested.
 
-    Args:
-        tasks: each called when its first network is due, because a step size may have to be searched.
-        axes: gives the names of a network from the index of its task and its number.
-        repeats: networks of each task.
-        real: test images, with integer labels.
-        done: networks tested by an earlier process.
-        kept: gives the place where the states of networks are kept during training.
+    A task is called when its first network is due, because a step size may have to be searched. `axes` gives the names
+    of a network from the index of its task and its number; real images have integer labels.
     """
     for which in range(done // repeats, len(tasks)):
         task, left = tasks[which](), range(max(0, done - which * repeats), repeats)
@@ -194,10 +187,9 @@ def evaluate_tasks(
 
 def stacked(task: Task, device: torch.device) -> bool:
     """Return whether the networks of a task are trained at once on a device."""
-    options = task.options
-    if options.together == "auto":
-        return device.type == "cuda" and not options.flat_rho
-    return options.together == "yes"
+    if task.options.together == "auto":
+        return device.type == "cuda" and not task.options.flat_rho
+    return task.options.together == "yes"
 
 
 def train(task: Task, axes: Axes, kept: Kept | None = None) -> nn.Module:
@@ -262,8 +254,19 @@ def _train_epochs(
 
     With `kept` an epoch ends before a stop, and the state after it is kept.
     """
-    optimiser = task.optimiser(parameters, 0, None)
-    for number in range(_resume(tensors, generators, optimiser, kept), task.options.epochs):
+    optimiser, done = task.optimiser(parameters, 0, None), 0
+    if kept and (stored := kept.load()):
+        done, moments = stored[0], defaultdict[int, dict[str, Tensor]](dict)
+        for name, tensor in stored[1].items():
+            match name.split("/"):
+                case ["network", place]:
+                    tensors[place].detach().copy_(tensor)
+                case ["generator", index]:
+                    generators[int(index)].set_state(tensor)
+                case [_, index, moment]:
+                    moments[int(index)][moment] = tensor
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+    for number in range(done, task.options.epochs):
         optimiser = task.optimiser(parameters, number, optimiser)
         with uninterruptible() if kept else contextlib.nullcontext():
             epoch(optimiser)
@@ -272,32 +275,10 @@ def _train_epochs(
             check_stop()
 
 
-def _resume(
-    tensors: Mapping[str, Tensor],
-    generators: Sequence[torch.Generator],
-    optimiser: torch.optim.Optimizer,
-    kept: Kept | None,
-) -> int:
-    """Bring a training to its kept state; return the epochs of that, 0 without one."""
-    if kept is None or (stored := kept.load()) is None:
-        return 0
-    moments = defaultdict[int, dict[str, Tensor]](dict)
-    for name, tensor in stored[1].items():
-        match name.split("/"):
-            case ["network", place]:
-                tensors[place].detach().copy_(tensor)
-            case ["generator", index]:
-                generators[int(index)].set_state(tensor)
-            case [_, index, moment]:
-                moments[int(index)][moment] = tensor
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    return stored[0]
-
-
 def _state(
     tensors: Mapping[str, Tensor], generators: Sequence[torch.Generator], optimiser: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """Return the state of a training, which `_resume` restores."""
+    """Return the state of a training between two epochs."""
     state = {f"network/{name}": tensor for name, tensor in tensors.items()}
     for index, moments in optimiser.state_dict()["state"].items():
         state |= {f"optimiser/{index}/{name}": each for name, each in moments.items() if isinstance(each, Tensor)}

@@ -132,11 +132,6 @@ def rank(proxy: pandas.Series, real: pandas.Series, top_by: Literal["real", "pro
             "one of them only; make both with the same sample and sample_seed"
         )
     proxy, real = proxy.sort_index(), real.sort_index()
+    correlations = {name: spearman(proxy, real, top, top_by) for name, top in TOPS.items()}
     selected = int(proxy.index[int(proxy.argmax())])
-    return Ranking(
-        {name: spearman(proxy, real, top, top_by) for name, top in TOPS.items()},
-        selected,
-        float(real[selected]),
-        float(real.max()),
-        len(real),
-    )
+    return Ranking(correlations, selected, float(real[selected]), float(real.max()), len(real))

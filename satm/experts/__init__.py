@@ -6,7 +6,6 @@ from satm.experts.store import (
     describe_shard,
     read_shards,
     shard_identity,
-    shard_name,
     write_manifest,
     write_shard,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "read_shards",
     "save_difficulty",
     "shard_identity",
-    "shard_name",
     "train_expert",
     "write_manifest",
     "write_shard",

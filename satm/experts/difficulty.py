@@ -26,10 +26,6 @@ class Difficulty:
     epoch: Tensor  # epochs until the image was first classified correctly
     loss: Tensor  # mean cross-entropy of the image over the snapshots
 
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.epoch)
-
     @property
     def hash(self) -> str:
         """SHA-256 over the values."""

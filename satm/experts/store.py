@@ -101,8 +101,7 @@ def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -
 
 def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str, Any]]) -> None:
     """Write the manifest of some shards, in the order of their indices."""
-    ordered = sorted(shards, key=lambda shard: int(shard["index"]))
-    write_record(path, {"format": 1, "identity": identity, "shards": ordered})
+    write_record(path, {"format": 1, "identity": identity, "shards": sorted(shards, key=lambda shard: shard["index"])})
 
 
 class TrajectoryStore:
@@ -117,8 +116,7 @@ class TrajectoryStore:
         content = read_record(manifest, "manifest of experts", {"format": int, "identity": dict, "shards": list})
         if content["format"] != 1 or not content["shards"]:
             raise UsageError(f"{manifest} is no manifest of experts of format 1; make the experts again")
-        self.folder = manifest.parent
-        self.identity: dict[str, Any] = content["identity"]
+        self.folder, self.identity = manifest.parent, content["identity"]
         if expected is not None and (difference := differing_field(expected, self.identity)):
             raise UsageError(
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "

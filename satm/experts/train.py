@@ -43,9 +43,7 @@ def train_expert(
     Args:
         module: freshly initialised, on the data's device; trained in place. Running statistics of batch norms are not
             part of a snapshot, as a trajectory is made of parameters.
-        data: real images.
-        options: the recipe.
-        augmentation: of the real images.
+        data, options, augmentation: real images, and the recipe.
         axes: names of this expert for its seeds.
         after: snapshot to resume from.
         order: `[n]` int64 on the CPU, the images from easy to hard, for the curriculum that the options ask for.
@@ -70,13 +68,12 @@ def train_expert(
         for name, parameter in module.named_parameters():
             optimiser.state[parameter]["momentum_buffer"] = stored[name].clone()
     full_epoch = max(1, options.epochs // 2) if options.full_epoch is None else options.full_epoch
-    sharpness_aware = None
-    if options.optimiser == "flat":
-        sharpness_aware = SharpnessAware(options.flat_rule, options.rho, options.alpha, options.adaptive)
+    rule = (options.flat_rule, options.rho, options.alpha, options.adaptive)
+    flat = SharpnessAware(*rule) if options.optimiser == "flat" else None
     for epoch in range(after.epoch + 1, options.epochs + 1):
         among = None if order is None else easiest(order, pace(epoch - 1, options.start_fraction, full_epoch))
         how = (options.batch_size, augmentation, make_generator(*axes, epoch))
-        loss = train_epoch(module, optimiser, data, *how, among=among, sharpness_aware=sharpness_aware)
+        loss = train_epoch(module, optimiser, data, *how, among=among, sharpness_aware=flat)
         buffers = [optimiser.state[parameter].get("momentum_buffer") for parameter in module.parameters()]
         parts = [buffer.reshape(-1) for buffer in buffers if buffer is not None]
         momentum = torch.cat(parts).to("cpu", copy=True) if parts else None

@@ -59,17 +59,20 @@ def explain_disk(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {error}; free space or check the folder, then start again") from error
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON with sorted keys, atomically."""
+def write_record(path: Path, content: Mapping[str, object]) -> None:
+    """Write JSON values by name, sorted, with the hash of them all, atomically; `read_record` compares it."""
+    values = json.loads(json.dumps(content))  # numbers as names become texts before the hash is taken
     with atomic_path(path) as part:
-        part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        part.write_text(json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, object]:
-    """Return the object in a JSON file.
+def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
+    """Return the values that `write_record` wrote, without the hash, which files of an earlier version lack.
+
+    `what` is the word for the file in messages; `fields` are all its names, with the type of each value.
 
     Raises:
-        UsageError: the file is missing, damaged, or not a JSON object.
+        UsageError: the file is missing, not a JSON object, has other fields, or was changed.
     """
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; make it first")
@@ -79,24 +82,6 @@ def read_json(path: Path, what: str) -> dict[str, object]:
         raise UsageError(f"{what} {path} is not readable JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{what} {path} holds a {type(content).__name__}, expected a JSON object; make it again")
-    return content
-
-
-def write_record(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON values by name with the hash of them all, atomically; `read_record` compares it."""
-    values = json.loads(json.dumps(content))  # numbers as names become texts before the hash is taken
-    write_json(path, {**values, HASH: hash_json(values)})
-
-
-def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
-    """Return the values that `write_record` wrote, without the hash, which files of an earlier version lack.
-
-    `what` is the word for the file in messages; `fields` are all its names, with the type of each value.
-
-    Raises:
-        UsageError: the file is missing, has other fields, or was changed.
-    """
-    content: dict[str, Any] = read_json(path, what)
     stated = content.pop(HASH, None)
     if set(content) != set(fields):
         names, expected = (", ".join(map(repr, sorted(each))) or "nothing" for each in (content, fields))
