@@ -43,7 +43,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Made:
+class Outcome:
     """A synthetic set as it leaves the loop."""
 
     iteration: int  # outer steps that led to it
@@ -57,7 +57,7 @@ class Best:
     """The best set by accuracy on the split that the options select on."""
 
     accuracy: float
-    made: Made
+    outcome: Outcome
 
 
 @dataclass
@@ -103,7 +103,7 @@ def distill(
     on_row: Callable[[Mapping[str, Any]], None],
     on_safe: Callable[[Run], None],
     on_stop: Callable[[Run], object] | None = None,
-) -> Made:
+) -> Outcome:
     """Run the remaining iterations and return the last set, or the best one by `look`.
 
     The generator of an iteration is derived from its number, so a run resumed from any state given to `on_safe` ends at
@@ -138,7 +138,7 @@ def distill(
         raise
     if options.iterations in kept:
         run.history[options.iterations] = compose(method, run.now)
-    return finished(method, run.now) if run.best is None else run.best.made
+    return finished(method, run.now) if run.best is None else run.best.outcome
 
 
 def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> Mapping[str, Any]:
@@ -158,11 +158,11 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
                 )
         due = following.iteration % options.evaluate_every == 0 or following.iteration == options.iterations
         if look is not None and due:
-            made = finished(method, following)
-            accuracy = look(made.synthetic, following.iteration)
+            outcome = finished(method, following)
+            accuracy = look(outcome.synthetic, following.iteration)
             row[f"{options.watch or options.selection}_accuracy"] = accuracy
             if options.selection != "last" and (best is None or accuracy > best.accuracy):
-                best = Best(accuracy, made)
+                best = Best(accuracy, outcome)
         run.now, run.best = following, best
     else:
         row["event"] = _go_back(run, options, fault)
@@ -171,14 +171,14 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
     return row
 
 
-def finished(method: Method[IterativeOptions], state: State) -> Made:
+def finished(method: Method[IterativeOptions], state: State) -> Outcome:
     """Return the set of a state as it is tested and stored."""
     composed, iteration = compose(method, state), state.iteration
     learned = {name: tensor for name, tensor in state.numbers.items() if name not in ("images", "labels", "step_size")}
     raw = method.finish(composed, iteration)
     if state.average is None:
-        return Made(iteration, raw, None, learned)
-    return Made(iteration, method.finish(replace(composed, **state.average), iteration), raw, learned)
+        return Outcome(iteration, raw, None, learned)
+    return Outcome(iteration, method.finish(replace(composed, **state.average), iteration), raw, learned)
 
 
 def compose(method: Method[IterativeOptions], state: State) -> Synthetic:
