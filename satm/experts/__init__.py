@@ -1,12 +1,6 @@
 """Networks trained on real images, and the store of the paths that they took."""
 
-from satm.experts.difficulty import (
-    Difficulty,
-    expert_difficulty,
-    load_difficulty,
-    mean_difficulty,
-    save_difficulty,
-)
+from satm.experts.difficulty import Difficulty, expert_difficulty, load_difficulty, mean_difficulty, save_difficulty
 from satm.experts.store import (
     TrajectoryStore,
     describe_shard,
@@ -17,20 +11,3 @@ from satm.experts.store import (
     write_shard,
 )
 from satm.experts.train import Snapshot, train_expert
-
-__all__ = [
-    "Difficulty",
-    "Snapshot",
-    "TrajectoryStore",
-    "describe_shard",
-    "expert_difficulty",
-    "load_difficulty",
-    "mean_difficulty",
-    "read_shards",
-    "save_difficulty",
-    "shard_identity",
-    "shard_name",
-    "train_expert",
-    "write_manifest",
-    "write_shard",
-]

@@ -13,8 +13,6 @@ from satm.networks.base import NETWORKS, Architecture, network
 if TYPE_CHECKING:
     from satm.networks.layers import Network
 
-__all__ = ["NETWORKS", "Architecture", "build", "network", "resolve"]
-
 
 def resolve(values: Mapping[str, object]) -> tuple[str, Options]:
     """Return the registered name and the checked options of `{"network": name, option: value…}`.

@@ -3,28 +3,4 @@
 from satm.outer.base import NO_STATE, HypergradientFn, MethodState, OuterGradient, OuterValue, Points
 from satm.outer.descent import descent
 from satm.outer.noise import smoothing_noise
-from satm.outer.sharpness_aware import (
-    Ascent,
-    adaptive,
-    orthogonal,
-    sharpness_aware,
-    steepest,
-    without_surrogate_gap,
-)
-
-__all__ = [
-    "NO_STATE",
-    "Ascent",
-    "HypergradientFn",
-    "MethodState",
-    "OuterGradient",
-    "OuterValue",
-    "Points",
-    "adaptive",
-    "descent",
-    "orthogonal",
-    "sharpness_aware",
-    "smoothing_noise",
-    "steepest",
-    "without_surrogate_gap",
-]
+from satm.outer.sharpness_aware import Ascent, adaptive, orthogonal, sharpness_aware, steepest, without_surrogate_gap

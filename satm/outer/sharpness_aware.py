@@ -16,12 +16,7 @@ Ascent = Callable[[Tensor], Tensor]
 
 
 def sharpness_aware(
-    oracle: HypergradientFn,
-    images: Tensor,
-    ascent: Ascent,
-    *,
-    last: int | None = None,
-    reuse_from: int = 0,
+    oracle: HypergradientFn, images: Tensor, ascent: Ascent, *, last: int | None = None, reuse_from: int = 0
 ) -> tuple[OuterGradient, Tensor]:
     """Return the hypergradient at the perturbed set, and the first hypergradient, `[n, C, H, W]`.
 

@@ -175,14 +175,7 @@ def tesla(
         here = Point(here.weights - step_size * direction, state)
     step_size_bar = -torch.dot(end_gradient, directions)
     return Cotangents(
-        loss,
-        end,
-        end_gradient,
-        images_bar,
-        labels_bar,
-        step_size_bar,
-        start=end_gradient,
-        directions=directions,
+        loss, end, end_gradient, images_bar, labels_bar, step_size_bar, start=end_gradient, directions=directions
     )
 
 

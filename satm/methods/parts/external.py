@@ -14,15 +14,7 @@ from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
-from satm.results.fitting import (
-    doubts,
-    fit_images,
-    fit_labels,
-    fit_space,
-    fit_statistics,
-    fit_step_size,
-    name_labels,
-)
+from satm.results.fitting import doubts, fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
 from satm.storage.identity import differing_field, hash_file
 
 LOG = logging.getLogger("satm")
