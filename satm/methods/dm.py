@@ -36,7 +36,7 @@ def step(
     """Return the gradient of the squared distances between mean features, summed over the classes."""
     import torch
 
-    from satm.networks.features import embed_flat
+    from satm.networks.layers import embed_flat
     from satm.outer import OuterGradient
 
     problem = matching.problem

@@ -11,7 +11,7 @@ from satm.errors import UsageError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.networks.features import embed_flat
+from satm.networks.layers import embed_flat
 
 CHUNK = 500
 """Real images that are embedded in one go."""
