@@ -149,10 +149,9 @@ def _compare(
 
 def _rule(options: DcOptions) -> "Rule":
     """Return the optimiser of the network."""
-    from satm.unroll import Momentum, Sgd
+    from satm.unroll import descent_rule
 
-    decay = options.weight_decay_network
-    return Momentum(options.momentum_network, weight_decay=decay) if options.momentum_network else Sgd(decay)
+    return descent_rule(options.momentum_network, options.weight_decay_network)
 
 
 def _trained(

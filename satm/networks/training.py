@@ -103,9 +103,8 @@ class SharpnessAware:
 
     def neighbour(self, weights: Weights, gradient: Weights) -> dict[str, Tensor]:
         """Return the weights of the neighbour with a higher loss; the weights themselves if the gradient is zero."""
-        norm = _norm(
-            {name: weights[name].abs() * slope if self.adaptive else slope for name, slope in gradient.items()}
-        )
+        scaled = {name: weights[name].abs() * slope if self.adaptive else slope for name, slope in gradient.items()}
+        norm = _norm(scaled)
         if self.rule == "code":
             factor = self.rho / (norm + 1e-12)
         else:

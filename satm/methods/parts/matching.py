@@ -3,9 +3,11 @@
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -18,9 +20,9 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
-from satm.outer import HypergradientFn, OuterValue, Points
+from satm.outer import HypergradientFn, OuterValue, Points, Span
 from satm.params import call_flat
-from satm.unroll import Hypergradient, Point, hypergradient
+from satm.unroll import Point, hypergradient
 from satm.unroll.batches import mini_batches
 
 
@@ -116,8 +118,9 @@ class TrajectoryMatching(Method[Own]):
         augment = self.problem.augmentation.drawn(generator, [count] * options.inner_steps, size)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
 
-        def unroll(student: Student, images: Tensor, start: Tensor | Point, **asked: Any) -> Hypergradient:
-            return hypergradient(
+        def value(student: Student, images: Tensor, start: Tensor | Point, span: Span) -> OuterValue:
+            """Return the weighted loss and hypergradient of one student."""
+            found = hypergradient(
                 self.problem.module,
                 images,
                 student.labels,
@@ -130,28 +133,21 @@ class TrajectoryMatching(Method[Own]):
                 augment=augment if options.augment else None,
                 step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
                 engine=options.engine,
-                **asked,
+                **span,
             )
+            weight, points = student.weight, {index: (point,) for index, point in found.points.items()}
+            labels = weight * found.labels if options.labels == "learned" and found.labels is not None else None
+            return OuterValue(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
 
-        def at(
-            images: Tensor,
-            *,
-            last: int | None = None,
-            start: Points | None = None,
-            first: int = 0,
-            keep_points: Sequence[int] = (),
-        ) -> OuterValue:
-            total: OuterValue | None = None
-            for index, student in enumerate(students):
-                begin = student.begin if start is None else start[index]
-                found = unroll(student, images, begin, last=last, first=first, keep_points=keep_points)
-                total = _added(total, found, student.weight)
-            assert total is not None
+        def at(images: Tensor, start: Points | None = None, **span: Unpack[Span]) -> OuterValue:
+            starts: Sequence[Tensor | Point] = start or [student.begin for student in students]
+            values = (value(student, images, begin, span) for student, begin in zip(students, starts, strict=True))
+            total = functools.reduce(operator.add, values)
             if options.step_size_gradient == "fixed":
                 total = replace(total, step_size=torch.zeros_like(total.step_size))
             if options.engine == "tesla" and options.tesla_scale == "code":
                 total = replace(total, images=total.images / 2)
-            return total if options.labels == "learned" else replace(total, labels=None)
+            return total
 
         return at
 
@@ -180,19 +176,3 @@ class TrajectoryMatching(Method[Own]):
         """Return the images of each inner step; None where each step takes all."""
         options = self.options
         return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)
-
-
-def _added(total: OuterValue | None, found: Hypergradient, weight: float) -> OuterValue:
-    """Return the sum of answers with one more, weighted."""
-    labels = None if found.labels is None else weight * found.labels
-    points = {index: (point,) for index, point in found.points.items()}
-    one = OuterValue(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
-    if total is None:
-        return one
-    return OuterValue(
-        total.loss + one.loss,
-        total.images + one.images,
-        None if total.labels is None or labels is None else total.labels + labels,
-        total.step_size + one.step_size,
-        {index: total.points[index] + points[index] for index in points},
-    )

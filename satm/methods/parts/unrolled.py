@@ -22,7 +22,7 @@ from satm.methods.parts.window import Window, Windows
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import NO_STATE, MethodState, OuterGradient
-from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
+from satm.unroll import Adam, Hypergradient, Rule, Scheduled, descent_rule, hypergradient
 from satm.unroll.batches import mini_batches
 from satm.unroll.objectives import real_loss
 
@@ -169,8 +169,7 @@ def inner_rule(options: UnrolledOptions) -> Rule:
     """Return the inner optimiser with its schedule."""
     rule: Rule = Adam()
     if options.inner == "sgd":
-        momentum, decay = options.inner_momentum, options.inner_weight_decay
-        rule = Momentum(momentum, weight_decay=decay) if momentum else Sgd(decay)
+        rule = descent_rule(options.inner_momentum, options.inner_weight_decay)
     return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
 
 

@@ -1,10 +1,11 @@
-"""Sharpness-aware steps, which follow the hypergradient at a perturbed set with a higher loss.
+"""Outer steps: plain descent, and those that follow the hypergradient at a perturbed set with a higher loss.
 
 Shapes: n synthetic images of C x H x W, N inner steps.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,31 @@ from satm.outer.base import HypergradientFn, OuterGradient
 
 Ascent = Callable[[Tensor], Tensor]
 """`[n, C, H, W]` hypergradient -> `[n, C, H, W]` perturbation of the set."""
+
+
+def descent(oracle: HypergradientFn, images: Tensor, last: int | None = None) -> OuterGradient:
+    """Return the hypergradient at the set's images, `[n, C, H, W]`, through the `last` steps; None: all."""
+    value = oracle(images, last=last)
+    return OuterGradient(value.loss, value.images, value.labels, value.step_size)
+
+
+def smoothing_noise(
+    images: Tensor, generator: torch.Generator, gamma: float, kind: Literal["std", "variance"]
+) -> Tensor:
+    """Return Gaussian noise, `[n, C, H, W]`, with a magnitude proportional to each image's norm.
+
+    Args:
+        images: `[n, C, H, W]` synthetic set.
+        generator: on the CPU.
+        gamma: strength relative to each image's norm.
+        kind: whether gamma times the norm is the noise's standard deviation (`std`) or its variance.
+
+    Source: SATM section 3.2 and Algorithm 1, line 7.
+    """
+    drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    magnitude = gamma * images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
+    scale: Tensor = magnitude if kind == "std" else magnitude.sqrt()
+    return drawn * scale
 
 
 def sharpness_aware(
