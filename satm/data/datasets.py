@@ -20,11 +20,7 @@ CHUNK = 1024
 
 
 def load_dataset(name: str, options: DatasetOptions) -> ImageData:
-    """Return a dataset, decoded and checked.
-
-    Args:
-        name: the dataset's name in files and messages.
-        options: source, folder, classes, size, held-out images and normalisation.
+    """Return a dataset, decoded and checked; `name` is its name in files and messages.
 
     Raises:
         UsageError: missing or damaged files, images of different sizes or of an unsupported mode, labels out of range,
@@ -91,8 +87,8 @@ def _statistics(name: str, images: Tensor, options: DatasetOptions) -> tuple[tup
         total, squares = (sum(count * level**power for level, count in enumerate(row)) for power in (1, 2))
         means.append(total / (255 * pixels))
         stds.append(math.sqrt(pixels * squares - total**2) / (255 * pixels))
-    for what, fixed in (("mean", options.mean), ("std", options.std)):
-        if fixed is not None and len(fixed) != channels:
+    for what in ("mean", "std"):
+        if (fixed := getattr(options, what)) is not None and len(fixed) != channels:
             raise UsageError(
                 f"dataset {name!r}: `{what}` has {len(fixed)} values, expected {channels}, one per channel; correct it"
             )

@@ -53,17 +53,17 @@ class Hypergradient(Gradients):
     points: dict[int, Point] = field(default_factory=dict)
 
 
-Differentiated = tuple[Hypergradient, Tensor, Tensor]
+Derivatives = tuple[Hypergradient, Tensor, Tensor]
 """The hypergradient through all steps of an engine, `[P]` gradient with respect to the weights after the last step, and
 `[P]` sum of the directions of the steps."""
 
-Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Differentiated]
+Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Derivatives]
 """`(loop, point before the first step, images, labels, step size, objective, index of the first step)`."""
 
 
 def reverse(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Differentiated:
+) -> Derivatives:
     """Return exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
     pixels, targets, inputs = _leaves(images, labels)
     start, rate = point.weights.detach().requires_grad_(), step_size.detach().requires_grad_()
@@ -83,7 +83,7 @@ def reverse(
 
 def mixed(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Differentiated:
+) -> Derivatives:
     """Return the gradients of `reverse` in the memory of one step and two weight vectors per step (as `Engine`).
 
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
@@ -95,11 +95,11 @@ def mixed(
     times as long as `reverse` and 316 MiB, the second backward pass 1.15 times and 244 MiB (`python -m satm bench
     hypergradient` measures the ratio).
     """
-    passed: list[tuple[Point, Tensor]] = []
+    path: list[tuple[Point, Tensor]] = []
     directions = torch.zeros_like(point.weights)
     for step in range(first, loop.steps):
         following, direction, gradient = loop.advance(point, images, labels, step_size, step)
-        passed.append((point, gradient))
+        path.append((point, gradient))
         directions += direction
         point = following
     loss, end_bar = _outer(objective, point.weights)
@@ -108,7 +108,7 @@ def mixed(
     bars, step_size_bar, weights_bar = [torch.zeros_like(leaf) for leaf in inputs], torch.zeros_like(step_size), end_bar
     state_bar = {name: torch.zeros_like(value) for name, value in point.state.items()}
     for step in reversed(range(first, loop.steps)):
-        here, gradient = passed.pop()
+        here, gradient = path.pop()
         step_size_bar -= torch.dot(weights_bar, loop.rule.direction(here.weights, here.state, gradient)[0])
         through_rule, tangent, state_bar = _pull_rule(loop.rule, here, gradient, -step_size * weights_bar, state_bar)
 
@@ -123,7 +123,7 @@ def mixed(
 
 def tesla(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Differentiated:
+) -> Derivatives:
     """Return TESLA's gradients in the memory of one step, for any number of steps (arguments: `Engine`).
 
     Each step's gradient gets the cotangent of the last weights unchanged, as if the weights of a step were constant.

@@ -73,9 +73,9 @@ def hypergradient(
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
     """
     last = steps - first if last is None else last
-    _check(module, images, labels, steps, first, last, batches, keep_points)
-    differentiate = pick(engine, ENGINES, "engine")
     loop = InnerLoop(module, loss, rule or Sgd(), steps, batches, augment)
+    _check(loop, images, labels, first, last, keep_points)
+    differentiate = pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
         weights = flatten(module) if start is None else start.detach()
         start = Point(weights, loop.rule.start(weights))
@@ -83,12 +83,12 @@ def hypergradient(
     inputs = images.detach(), labels.detach(), rate
 
     point, points, cut = start, dict[int, Point](), max(first, steps - last)
-    travelled = torch.zeros_like(point.weights)
+    earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
         if step in keep_points:
             points[step] = point
         point, direction, _ = loop.advance(point, *inputs, step)
-        travelled += direction
+        earlier += direction
     if cut in keep_points:
         points[cut] = point
     found, end_bar, directions = differentiate(loop, point, *inputs, objective, cut)
@@ -98,21 +98,13 @@ def hypergradient(
             points[step] = point
     step_size_bar = found.step_size
     if step_size_gradient == "first-order":
-        step_size_bar = -torch.dot(end_bar, travelled + directions)
+        step_size_bar = -torch.dot(end_bar, earlier + directions)
     return replace(found, step_size=step_size_bar, start=found.start if cut == first else None, points=points)
 
 
-def _check(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    steps: int,
-    first: int,
-    last: int,
-    batches: Sequence[Tensor] | None,
-    keep_points: Sequence[int],
-) -> None:
+def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: int, keep_points: Sequence[int]) -> None:
     """Refuse arguments that would fail late or, worse, silently give a wrong gradient."""
+    steps, batches = loop.steps, loop.batches
     if not 0 <= first < steps:
         raise ValueError(f"expected 0 <= first < steps, got first {first} and steps {steps}; correct one of them")
     if last < 1:
@@ -127,11 +119,10 @@ def _check(
         raise ValueError(f"expected one batch per step, got {len(batches)} batches and {steps} steps; add or drop some")
     if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:
         raise ValueError(f"keep_points must be from {first} (first) to {steps} (steps), got {list(keep_points)}")
-    for name, part in module.named_modules():
+    for name, part in loop.module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
             raise ValueError(f"{name} is active dropout, so steps cannot be repeated exactly; call .eval() on it first")
-        tracks = isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats
-        if tracks:
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
             raise ValueError(
                 f"{name} tracks running statistics, which the gradient would not account for; "
                 "build it with track_running_stats=False or call .eval() on it first"
