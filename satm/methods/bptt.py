@@ -44,11 +44,7 @@ class TbpttOptions(UnrolledOptions):
 
 
 def check_growth(options: BpttOptions) -> None:
-    """Refuse to grow downwards.
-
-    Raises:
-        UsageError: with both options.
-    """
+    """Refuse to grow downwards: UsageError."""
     if options.grow_from is not None and options.grow_from > options.inner_steps:
         raise UsageError(
             f"grow_from {options.grow_from} is more than {options.inner_steps} inner_steps; lower grow_from or raise "

@@ -10,7 +10,7 @@ from satm.config.methods import IterativeOptions, MethodOptions
 from satm.errors import UsageError
 from satm.methods.parts.init import INITS, real
 from satm.methods.parts.labels import LABELS
-from satm.methods.parts.parameterisation import DIRECT, Parameterisation
+from satm.methods.parts.parameterisation import Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
@@ -30,7 +30,7 @@ class Method(Generic[Own]):
         UsageError: (on construction) options, experts and data do not fit together.
     """
 
-    parameterisation: Parameterisation = DIRECT
+    parameterisation = Parameterisation()
     """What is learned: the images themselves, or what they are computed from."""
 
     def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:

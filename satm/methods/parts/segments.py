@@ -57,15 +57,7 @@ def draw(
 
 
 def check(options: MatchingOptions, epochs: int) -> None:
-    """Refuse options that exclude each other or the experts.
-
-    Args:
-        options: to check.
-        epochs: that the experts have.
-
-    Raises:
-        UsageError: naming both.
-    """
+    """Refuse options that exclude each other or the `epochs` of the experts: UsageError names both."""
     least, below, length = options.min_start_epoch, options.max_start_epoch, options.expert_epochs
     if least >= below:
         raise UsageError(
@@ -116,8 +108,7 @@ def check(options: MatchingOptions, epochs: int) -> None:
 
 
 def _check_concurrent(options: MatchingOptions, epochs: int) -> None:
-    count, least, most = options.concurrent, options.min_start_epoch, options.max_start_epoch
-    distance = options.spacing
+    count, least, most, distance = options.concurrent, options.min_start_epoch, options.max_start_epoch, options.spacing
     start = least + (count - 1) * distance
     if distance < 1:
         raise UsageError(

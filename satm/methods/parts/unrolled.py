@@ -63,9 +63,9 @@ class UnrolledTraining(Method[Own]):
     def rates(self) -> dict[str, float]:
         """Return the outer learning rate of each tensor that is learned."""
         rates = super().rates()
-        return (
-            {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates} if self.options.basis else rates
-        )
+        if self.options.basis:
+            return {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates}
+        return rates
 
     def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
@@ -82,7 +82,7 @@ class UnrolledTraining(Method[Own]):
             found.images,
             found.labels if options.labels == "learned" else None,
             torch.zeros_like(step_size) if options.step_size_gradient == "fixed" else step_size,
-            state=self.remember(state, found.loss),
+            state=NO_STATE if self.windows.remember is None else self.windows.remember(self, state, found.loss),
             share=None if here is None else here.share,
             restart=here is not None and here.begins,
         )
@@ -108,13 +108,8 @@ class UnrolledTraining(Method[Own]):
     ) -> Hypergradient:
         """Return the hypergradient, through the window of an iteration, of the loss on some real images.
 
-        Args:
-            synthetic: the set.
-            iteration: outer iterations done before.
-            state: of the previous iteration.
-            images: `[B, C, H, W]` real images in the space of training.
-            labels: `[B]` their classes.
-            generator: on the CPU; draws mini-batches and augmentation of all N steps.
+        `images` are `[B, C, H, W]` in the space of training, `labels` `[B]` their classes; the generator, on the CPU,
+        draws mini-batches and augmentation of all N steps.
         """
         options, problem = self.options, self.problem
         module, like = problem.module, synthetic.images
@@ -142,10 +137,6 @@ class UnrolledTraining(Method[Own]):
     def window(self, iteration: int, state: MethodState) -> Window:
         """Return the differentiated steps of an iteration."""
         return self.windows.place(self, iteration, state)
-
-    def remember(self, state: MethodState, loss: Tensor) -> MethodState:
-        """Return what the window's place depends on in the next iteration."""
-        return NO_STATE if self.windows.remember is None else self.windows.remember(self, state, loss)
 
     def _stage(self, iteration: int, count: int) -> Stage | None:
         """Return which block is learned; None where all images are learned at once."""
@@ -194,11 +185,7 @@ def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) 
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
-    """Refuse options that exclude each other or the data.
-
-    Raises:
-        UsageError: naming both.
-    """
+    """Refuse options that exclude each other or the data: UsageError names both."""
     idle: dict[str, tuple[str, ...]] = {}
     if options.inner == "adam":
         idle["inner 'adam'; set inner to sgd"] = ("inner_momentum", "inner_weight_decay")
@@ -232,12 +219,5 @@ def check(options: UnrolledOptions, problem: Problem) -> None:
                 f"{name} {value} needs images that are learned themselves, basis {options.basis} computes them; leave "
                 "one of them out"
             )
-    data = problem.data
-    check_budget(
-        options.basis,
-        options.basis_images or problem.ipc,
-        problem.ipc,
-        data.classes,
-        data.channels * data.size**2,
-        options.labels == "learned",
-    )
+    data, per_class, soft = problem.data, options.basis_images or problem.ipc, options.labels == "learned"
+    check_budget(options.basis, per_class, problem.ipc, data.classes, data.channels * data.size**2, soft)

@@ -37,11 +37,7 @@ class Windows:
 
 
 def window_length(options: Any) -> int:
-    """Return the differentiated inner steps T of options with `inner_steps` and `window`.
-
-    Raises:
-        UsageError: they are more than the inner steps.
-    """
+    """Return the differentiated inner steps T of options with `inner_steps` and `window`; UsageError if T > N."""
     length: int = options.inner_steps if options.window is None else options.window
     if length > options.inner_steps:
         raise UsageError(
