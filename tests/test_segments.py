@@ -169,8 +169,8 @@ class Untouched:
         ),
         (
             {"concurrent": 4},
-            "the last of concurrent 4 segments starts at epoch 3 and ends at 5, the experts have 4; lower concurrent, "
-            "distance or expert_epochs",
+            "concurrent, distance: a segment from epoch 3 over 2 epochs ends at epoch 5, the experts have 4; lower "
+            "concurrent, distance or expert_epochs",
         ),
         ({"concurrent": 4, "distance": None}, "concurrent 4 segments do not fit between .*lower concurrent or set"),
         ({"tesla_scale": "code"}, "tesla_scale 'code' belongs to the engine 'tesla', the engine is 'mixed'; leave one"),

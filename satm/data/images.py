@@ -88,7 +88,7 @@ def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:
         UsageError: a class has no image left to train on.
     """
     order = torch.randperm(len(split), generator=make_generator("hold-out", seed))
-    held = torch.zeros(len(split), dtype=torch.bool)
+    mask = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique().tolist() if per_class else ():
         own = order[split.labels[order] == label]
         if len(own) <= per_class:
@@ -96,8 +96,8 @@ def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:
                 f"cannot hold out {per_class} validation images of class {label}, which has {len(own)} training "
                 f"images; set `validation` to at most {len(own) - 1}"
             )
-        held[own[:per_class]] = True
-    return split.select(~held), split.select(held)
+        mask[own[:per_class]] = True
+    return split.select(~mask), split.select(mask)
 
 
 def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData:

@@ -27,18 +27,14 @@ def smoothing_noise(
 ) -> Tensor:
     """Return Gaussian noise, `[n, C, H, W]`, with a magnitude proportional to each image's norm.
 
-    Args:
-        images: `[n, C, H, W]` synthetic set.
-        generator: on the CPU.
-        gamma: strength relative to each image's norm.
-        kind: whether gamma times the norm is the noise's standard deviation (`std`) or its variance.
+    Gamma times the norm is the noise's standard deviation (`std`) or its variance. The generator is on the CPU.
 
     Source: SATM section 3.2 and Algorithm 1, line 7.
     """
-    drawn = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
     magnitude = gamma * images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
     scale: Tensor = magnitude if kind == "std" else magnitude.sqrt()
-    return drawn * scale
+    return noise * scale
 
 
 def sharpness_aware(
@@ -55,8 +51,7 @@ def sharpness_aware(
         images: `[n, C, H, W]` synthetic set.
         ascent: from a hypergradient to a perturbation.
         last: number of differentiated steps of each unroll; None: all.
-        reuse_from: index of the step at which the second unroll continues the first trajectory. 0: both have the same
-            start.
+        reuse_from: step from which the second unroll continues the first trajectory; 0: both have the same start.
 
     Source: SAM: Foret et al. 2021, Algorithm 1. Reuse: SATM Algorithm 1, Eq. 11; the step size from the first
         unroll: text after Eq. 12.

@@ -76,8 +76,8 @@ def reverse(
             weights = weights - rate * direction
             directions += direction.detach()
         loss = objective(weights)
-    found = torch.autograd.grad(loss, [weights, start, rate, *inputs], materialize_grads=True)
-    end_bar, start_bar, step_size_bar, *bars = found
+    gradients = torch.autograd.grad(loss, [weights, start, rate, *inputs], materialize_grads=True)
+    end_bar, start_bar, step_size_bar, *bars = gradients
     return _result(loss.detach(), bars, step_size_bar, start_bar, weights.detach()), end_bar, directions
 
 
@@ -91,9 +91,8 @@ def mixed(
     Hessian, which is symmetric, and the contributions to the images and labels.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
-    numbers, but needs a forward-mode rule for every operation of the module; on a ConvNet of width 128 it took 1.32
-    times as long as `reverse` and 316 MiB, the second backward pass 1.15 times and 244 MiB (`python -m satm bench
-    hypergradient` measures the ratio).
+    numbers, but needs a forward-mode rule for every operation of the module, and was slower: on a ConvNet of width 128
+    1.32 times as long as `reverse` instead of 1.15 times (`python -m satm bench hypergradient` measures the ratio).
     """
     path: list[tuple[Point, Tensor]] = []
     directions = torch.zeros_like(point.weights)
@@ -149,8 +148,8 @@ def tesla(
     for step in range(first, loop.steps):
         with torch.enable_grad():
             slope = loop.gradient(here.weights.detach().requires_grad_(), pixels, targets, step)
-            none = {name: torch.zeros_like(value) for name, value in here.state.items()}
-            _, tangent, _ = _pull_rule(loop.rule, here, slope.detach(), -step_size * end_bar, none)
+            zero = {name: torch.zeros_like(value) for name, value in here.state.items()}
+            _, tangent, _ = _pull_rule(loop.rule, here, slope.detach(), -step_size * end_bar, zero)
             shares = torch.autograd.grad(slope, inputs, tangent, materialize_grads=True)
         bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
         direction, state = loop.rule.direction(here.weights, here.state, slope.detach())

@@ -91,15 +91,15 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    found, end_bar, directions = differentiate(loop, point, *inputs, objective, cut)
+    result, end_bar, directions = differentiate(loop, point, *inputs, objective, cut)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
         point, _, _ = loop.advance(point, *inputs, step - 1)
         if step in keep_points:
             points[step] = point
-    step_size_bar = found.step_size
+    step_size_bar = result.step_size
     if step_size_gradient == "first-order":
         step_size_bar = -torch.dot(end_bar, earlier + directions)
-    return replace(found, step_size=step_size_bar, start=found.start if cut == first else None, points=points)
+    return replace(result, step_size=step_size_bar, start=result.start if cut == first else None, points=points)
 
 
 def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: int, keep_points: Sequence[int]) -> None:

@@ -83,12 +83,12 @@ class TrajectoryMatching(Method[Own]):
         options = self.options
         if iteration % options.monitor_every:
             return {}
-        last, found = len(self.experts) - 1, {}
+        last, losses = len(self.experts) - 1, {}
         for start in range(options.monitor):
             segment = Segment(last, start, start + options.expert_epochs)
             oracle = self.oracle_of(synthetic, self.problem.generator("monitor", start), [(1.0, segment)])
-            found[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
-        return found
+            losses[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
+        return losses
 
     def oracle(self, synthetic: Synthetic, iteration: int) -> HypergradientFn:
         """Return the hypergradient of an iteration's matching loss as a function of the images (`oracle_of`)."""
@@ -100,33 +100,29 @@ class TrajectoryMatching(Method[Own]):
     ) -> HypergradientFn:
         """Return the hypergradient of a matching loss as a function of the images, with all random choices made.
 
-        Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
-        grow with their number.
-
-        Args:
-            synthetic: the set.
-            generator: on the CPU; draws mini-batches, augmentation and noise on the student's weights.
-            segments: with the weights of their losses.
+        The generator, on the CPU, draws mini-batches, augmentation and noise on the student's weights. Segments have
+        the weights of their losses; concurrent ones are unrolled one after another on the same batches and
+        augmentation, so the memory does not grow with their number.
 
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
         options = self.options
-        batches = self._batches(len(synthetic.images), generator)
-        count = len(synthetic.images) if batches is None else len(batches[0])
-        size = synthetic.images.shape[-1]
-        augment = self.problem.augmentation.drawn(generator, [count] * options.inner_steps, size)
+        count, steps, size = len(synthetic.images), options.inner_steps, synthetic.images.shape[-1]
+        batches = mini_batches(count, options.batch_size, steps, generator, self.problem.device)
+        each = count if batches is None else len(batches[0])
+        augment = self.problem.augmentation.drawn(generator, [each] * steps, size)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
 
         def value(student: Student, images: Tensor, start: Tensor | Point, span: Span) -> OuterValue:
             """Return the weighted loss and hypergradient of one student."""
-            found = hypergradient(
+            inner = hypergradient(
                 self.problem.module,
                 images,
                 student.labels,
                 synthetic.step_size,
                 lambda weights: matching_loss(weights, student.origin, student.target),
-                steps=options.inner_steps,
+                steps=steps,
                 start=start,
                 loss=soft_cross_entropy,
                 batches=batches,
@@ -135,9 +131,9 @@ class TrajectoryMatching(Method[Own]):
                 engine=options.engine,
                 **span,
             )
-            weight, points = student.weight, {index: (point,) for index, point in found.points.items()}
-            labels = weight * found.labels if options.labels == "learned" and found.labels is not None else None
-            return OuterValue(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
+            weight, points = student.weight, {index: (point,) for index, point in inner.points.items()}
+            labels = weight * inner.labels if options.labels == "learned" and inner.labels is not None else None
+            return OuterValue(weight * inner.loss, weight * inner.images, labels, weight * inner.step_size, points)
 
         def at(images: Tensor, start: Points | None = None, **span: Unpack[Span]) -> OuterValue:
             starts: Sequence[Tensor | Point] = start or [student.begin for student in students]
@@ -171,8 +167,3 @@ class TrajectoryMatching(Method[Own]):
             return synthetic.labels
         with torch.no_grad():
             return call_flat(self.problem.module, target.to(synthetic.images), synthetic.images)
-
-    def _batches(self, count: int, generator: torch.Generator) -> list[Tensor] | None:
-        """Return the images of each inner step; None where each step takes all."""
-        options = self.options
-        return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)

@@ -53,8 +53,8 @@ class Selection(Method[SelectionOptions]):
 
     @torch.no_grad()
     def _features(self, members: Tensor, weights: Tensor) -> Tensor:
-        problem, found = self.problem, []
+        problem, features = self.problem, []
         for part in members.split(CHUNK):
             images, _ = problem.real.batch(part.to(problem.device))
-            found.append(embed_flat(problem.module, weights.to(images), images).cpu())
-        return torch.cat(found)
+            features.append(embed_flat(problem.module, weights.to(images), images).cpu())
+        return torch.cat(features)

@@ -75,14 +75,13 @@ class UnrolledTraining(Method[Own]):
             state = NO_STATE
         generator = self.problem.generator("iteration", iteration)
         images, labels = self.real_images(iteration, generator)
-        found = self.unroll(synthetic, iteration, state, images, labels, generator)
-        step_size = found.step_size
+        inner = self.unroll(synthetic, iteration, state, images, labels, generator)
         outer = OuterGradient(
-            found.loss,
-            found.images,
-            found.labels if options.labels == "learned" else None,
-            torch.zeros_like(step_size) if options.step_size_gradient == "fixed" else step_size,
-            state=NO_STATE if self.windows.remember is None else self.windows.remember(self, state, found.loss),
+            inner.loss,
+            inner.images,
+            inner.labels if options.labels == "learned" else None,
+            torch.zeros_like(inner.step_size) if options.step_size_gradient == "fixed" else inner.step_size,
+            state=NO_STATE if self.windows.remember is None else self.windows.remember(self, state, inner.loss),
             share=None if here is None else here.share,
             restart=here is not None and here.begins,
         )
@@ -143,8 +142,8 @@ class UnrolledTraining(Method[Own]):
         options, problem = self.options, self.problem
         if options.blocks == 1:
             return None
-        found = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
-        return replace(found, trained=found.trained.to(problem.device), share=found.share.to(problem.device))
+        here = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
+        return replace(here, trained=here.trained.to(problem.device), share=here.share.to(problem.device))
 
     def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
         """Return the images of each of the N inner steps, those of the present blocks only; None: all in each."""
@@ -164,7 +163,7 @@ def inner_rule(options: UnrolledOptions) -> Rule:
     return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
 
 
-def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
+def limited(outer: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
     """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
     The previous iteration's state holds the average `norm`.
@@ -172,16 +171,16 @@ def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) 
     Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
         is not changed.
     """
-    norm = found.images.norm()
+    norm = outer.images.norm()
     if options.normalise:
-        return replace(found, images=found.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
+        return replace(outer, images=outer.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
     if options.clip is None:
-        return found
+        return outer
     before = state.get("norm", norm)
     average = options.clip_decay * before + (1 - options.clip_decay) * norm
     cap = options.clip * average
-    images = torch.where(norm > cap, cap / norm, 1.0) * found.images
-    return replace(found, images=images, norm=norm, state={**found.state, "norm": average})
+    images = torch.where(norm > cap, cap / norm, 1.0) * outer.images
+    return replace(outer, images=images, norm=norm, state={**outer.state, "norm": average})
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
