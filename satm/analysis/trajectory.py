@@ -59,7 +59,7 @@ def student(
     images = synthetic.images
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
-    augment = problem.augmentation.drawn(generator, [count] * steps, images.shape[-1])
+    augment = problem.augmentation.per_step(generator, [count] * steps, images.shape[-1])
     rule = Sgd()
     loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
     point = Point(weights.detach(), rule.start(weights))

@@ -91,7 +91,7 @@ class Augmentation:
         steps = tuple((name, FAMILIES[name].draw(generator, count, size)) for name in names)
         return Draw(steps, batch if self.share == "image" else None, size)
 
-    def drawn(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
+    def per_step(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
         """Return `(images, step) -> augmented images`, with all draws made now, for `counts` images in each step."""
         draws = [self.draw(generator, count, size) for count in counts]
         return lambda images, step: self.apply(images, draws[step])

@@ -115,7 +115,7 @@ class UnrolledTraining(Method[Own]):
         window = self.window(iteration, state)
         batches = self._batches(len(like), iteration, generator)
         count = len(like) if batches is None else len(batches[0])
-        augment = problem.augmentation.drawn(generator, [count] * options.inner_steps, like.shape[-1])
+        augment = problem.augmentation.per_step(generator, [count] * options.inner_steps, like.shape[-1])
         return hypergradient(
             module,
             like,
