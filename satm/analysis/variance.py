@@ -65,4 +65,4 @@ def _each(
         # The same generator each time: draws of batches and augmentation are those of the iteration.
         generator = method.problem.generator("variance", iteration)
         part = (images[index : index + 1], labels[index : index + 1])
-        yield method.unroll(synthetic, iteration, NO_STATE, *part, generator).images
+        yield method.unroll(synthetic, iteration, NO_STATE, part, generator).images

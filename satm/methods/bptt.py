@@ -45,11 +45,9 @@ class TbpttOptions(UnrolledOptions):
 
 def check_growth(options: BpttOptions) -> None:
     """Refuse to grow downwards: UsageError."""
-    if options.grow_from is not None and options.grow_from > options.inner_steps:
-        raise UsageError(
-            f"grow_from {options.grow_from} is more than {options.inner_steps} inner_steps; lower grow_from or raise "
-            "inner_steps"
-        )
+    first, steps = options.grow_from, options.inner_steps
+    if first is not None and first > steps:
+        raise UsageError(f"grow_from {first} is more than {steps} inner_steps; lower grow_from or raise inner_steps")
 
 
 def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, state: "MethodState") -> Window:

@@ -19,16 +19,16 @@ ALIGNED: dict[str, Any] = {"experts": "flat", "init": "correct", "labels": "lear
 """What DATM starts from and skips."""
 
 
-def expanded(first_below: int, start_below: int, over: int, iteration: int | None) -> int:
+def expanding(options: MatchingOptions, iteration: int | None) -> int:
     """Return one more than the last start epoch in an iteration; it grows linearly, so that easy segments come first.
 
-    It is `first_below` in the first iteration and `start_below` after `over` iterations; `iteration` None: at the end.
+    It is `expand_from` at first and `max_start_epoch` after `expand_iterations`; `iteration` None: after all.
 
     Source: DATM's public code.
     """
-    if iteration is None or iteration >= over:
-        return start_below
-    return first_below + (start_below - first_below) * iteration // over
+    first, last, over = options.expand_from, options.max_start_epoch, options.expand_iterations
+    assert first is not None  # expanding segments without it are refused
+    return last if iteration is None or iteration >= over else first + (last - first) * iteration // over
 
 
 recipe("datm", MATCHING, MatchingOptions, step, **ALIGNED)

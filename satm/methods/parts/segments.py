@@ -8,7 +8,7 @@ import torch
 from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods.contra import concurrent
-from satm.methods.datm import expanded
+from satm.methods.datm import expanding
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,6 @@ class Segment:
 def uniform(options: MatchingOptions, iteration: int | None) -> int:
     """Return one more than the last start epoch: the same in every iteration. Source: MTT's public code."""
     return options.max_start_epoch
-
-
-def expanding(options: MatchingOptions, iteration: int | None) -> int:
-    """Return one more than the last start epoch of an iteration, which grows from `expand_from` on (DATM)."""
-    assert options.expand_from is not None  # `check` refuses expanding segments without it
-    return expanded(options.expand_from, options.max_start_epoch, options.expand_iterations, iteration)
 
 
 RANGES: Mapping[str, Callable[[MatchingOptions, int | None], int]] = {"uniform": uniform, "expanding": expanding}
@@ -59,21 +53,20 @@ def draw(
 def check(options: MatchingOptions, epochs: int) -> None:
     """Refuse options that exclude each other or the `epochs` of the experts: UsageError names both."""
     least, below, length = options.min_start_epoch, options.max_start_epoch, options.expert_epochs
-    count, distance = options.concurrent, options.spacing
+    first, count, distance = options.expand_from, options.concurrent, options.spacing
     last_fixed = least + (count - 1) * distance
     if least >= below:
         raise UsageError(
             f"segments start in [min_start_epoch, max_start_epoch), got [{least}, {below}); raise max_start_epoch"
         )
-    if (options.segments == "expanding") != (options.expand_from is not None):
+    if (options.segments == "expanding") != (first is not None):
         raise UsageError(
-            f"segments {options.segments!r} does not go with expand_from {options.expand_from}; expanding segments "
-            "need the range they begin with, uniform ones have none"
+            f"segments {options.segments!r} does not go with expand_from {first}; expanding segments need the range "
+            "they begin with, uniform ones have none"
         )
-    if options.expand_from is not None and not least < options.expand_from <= below:
+    if first is not None and not least < first <= below:
         raise UsageError(
-            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got "
-            f"{options.expand_from}"
+            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}"
         )
     if options.start_epoch is not None and options.segments == "expanding":
         raise UsageError(

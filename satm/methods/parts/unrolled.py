@@ -74,8 +74,7 @@ class UnrolledTraining(Method[Own]):
         if here is not None and here.begins:
             state = NO_STATE
         generator = self.problem.generator("iteration", iteration)
-        images, labels = self.real_images(iteration, generator)
-        inner = self.unroll(synthetic, iteration, state, images, labels, generator)
+        inner = self.unroll(synthetic, iteration, state, self.real_images(iteration, generator), generator)
         outer = OuterGradient(
             inner.loss,
             inner.images,
@@ -101,16 +100,15 @@ class UnrolledTraining(Method[Own]):
         synthetic: Synthetic,
         iteration: int,
         state: MethodState,
-        images: Tensor,
-        labels: Tensor,
+        real: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> Hypergradient:
-        """Return the hypergradient, through the window of an iteration, of the loss on some real images.
+        """Return the hypergradient, through the window of an iteration, of the loss on real images and their labels.
 
-        `images` are `[B, C, H, W]` in the space of training, `labels` `[B]` their classes; the generator, on the CPU,
-        draws mini-batches and augmentation of all N steps.
+        Images are `[B, C, H, W]` in the space of training, labels `[B]` classes; the generator, on the CPU, draws
+        mini-batches and augmentation of all N steps.
         """
-        options, problem = self.options, self.problem
+        options, problem, (images, labels) = self.options, self.problem, real
         module, like = problem.module, synthetic.images
         window = self.window(iteration, state)
         batches = self._batches(len(like), iteration, generator)
@@ -197,10 +195,10 @@ def check(options: UnrolledOptions, problem: Problem) -> None:
     if options.blocks == 1:
         idle["blocks 1; raise blocks"] = ("boost",)
     refuse_idle(options, idle)
-    if late := [milestone for milestone in options.milestones if milestone >= options.inner_steps]:
+    steps = options.inner_steps
+    if late := [milestone for milestone in options.milestones if milestone >= steps]:
         raise UsageError(
-            f"milestones {late[0]} lies at or after the end of {options.inner_steps} inner_steps; lower it or raise "
-            "inner_steps"
+            f"milestones {late[0]} lies at or after the end of {steps} inner_steps; lower it or raise inner_steps"
         )
     if min(options.milestones, default=1) < 1:
         raise UsageError(f"milestones count inner_steps from 1, got {min(options.milestones)}; lower step_size instead")

@@ -38,10 +38,10 @@ class Windows:
 
 def window_length(options: Any) -> int:
     """Return the differentiated inner steps T of options with `inner_steps` and `window`; UsageError if T > N."""
-    length: int = options.inner_steps if options.window is None else options.window
-    if length > options.inner_steps:
+    steps: int = options.inner_steps
+    length: int = steps if options.window is None else options.window
+    if length > steps:
         raise UsageError(
-            f"a window of {length} steps does not fit in {options.inner_steps} inner_steps; lower window or raise "
-            "inner_steps"
+            f"a window of {length} steps does not fit in {steps} inner_steps; lower window or raise inner_steps"
         )
     return length
