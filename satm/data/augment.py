@@ -92,7 +92,7 @@ class Augmentation:
         return Draw(steps, batch if self.share == "image" else None, size)
 
     def per_step(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
-        """Return `(images, step) -> augmented images`, with all draws made now, for `counts` images in each step."""
+        """Return `(images, step) -> augmented images` for `counts` images in each step; all is drawn now."""
         draws = [self.draw(generator, count, size) for count in counts]
         return lambda images, step: self.apply(images, draws[step])
 

@@ -1,4 +1,4 @@
-"""What a source lists: encoded images with labels, before any is decoded; and the ways to list folders of files."""
+"""Encoded images with labels, as a source lists them before any is decoded, and ways to list folders of files."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ def step(
     generator = problem.generator("iteration", iteration)
 
     def class_mean(label: int) -> "tuple[Tensor, Draw, Tensor]":
-        """Return the places of a class in the set, its augmentation, and `[F]` the mean features of its real images."""
+        """Return the indices of a class in the set, its augmentation, and `[F]` the mean features of real images."""
         comparison = matching.comparison(synthetic, label, generator)
         with torch.no_grad():
             target = embed_flat(problem.module, weights, comparison.real).mean(0)

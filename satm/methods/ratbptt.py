@@ -50,7 +50,7 @@ class RatBpttOptions(UnrolledOptions):
 
 
 def check(options: RatBpttOptions) -> None:
-    """Refuse a window that does not fit, and options that the placement does not use: UsageError names them."""
+    """Raise UsageError for a window that does not fit, and for options that the placement does not use."""
     window_length(options)
     cause = f"placement {options.placement!r}; set placement to"
     if options.moves:

@@ -52,7 +52,7 @@ class SatmOptions(MatchingOptions):
 
 
 def check(options: SatmOptions) -> None:
-    """Refuse a second unroll without steps: UsageError."""
+    """Raise UsageError if no step is left to the second unroll."""
     if options.reuse_from >= options.inner_steps:
         raise UsageError(f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index")
 

@@ -60,7 +60,7 @@ class OuterValue(Gradients):
 
 
 class Span(TypedDict, total=False):
-    """Inner steps that are run, differentiated and kept, as in `satm.hypergradient`."""
+    """Arguments of `satm.hypergradient` that say which inner steps are run, differentiated and kept."""
 
     first: int
     last: int | None

@@ -1,4 +1,4 @@
-"""Which synthetic images each inner step trains on."""
+"""Mini-batches of an inner loop."""
 
 import torch
 from torch import Tensor

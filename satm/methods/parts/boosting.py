@@ -46,7 +46,7 @@ def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, bo
 
 
 def check_blocks(blocks: int, ipc: int, iterations: int) -> None:
-    """Refuse blocks that are unequal or get no iteration: UsageError names both options."""
+    """Raise UsageError for blocks that are unequal or get no iteration."""
     if ipc % blocks:
         raise UsageError(f"blocks {blocks} does not divide ipc {ipc}, the images per class; choose a divisor of ipc")
     if iterations < blocks:

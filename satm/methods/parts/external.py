@@ -1,4 +1,4 @@
-"""The machinery of sets made elsewhere."""
+"""Sets made elsewhere: their files are read and fitted to a problem."""
 
 import logging
 from pathlib import Path

@@ -74,7 +74,7 @@ class Method(Generic[Own]):
         return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
 
     def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
-        """Return what the outer step of this iteration follows; a pure function of its arguments.
+        """Return the gradient that the outer step of this iteration follows; a pure function of its arguments.
 
         `iteration` outer iterations were done before; the previous one left `state` in its `OuterGradient.state`.
         """

@@ -1,4 +1,4 @@
-"""Places of the window of differentiated steps, place at random or moving by the loss.
+"""Places of the window of differentiated steps, at random or moving by the loss.
 
 N inner steps in all, T of a window.
 """

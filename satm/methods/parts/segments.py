@@ -1,4 +1,4 @@
-"""Which parts of which expert's path the students are measured against in one iteration."""
+"""Segments: the parts of experts' paths that the students of an iteration are matched to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def draw(
 
 
 def check(options: MatchingOptions, epochs: int) -> None:
-    """Refuse options that exclude each other or the `epochs` of the experts: UsageError names both."""
+    """Raise UsageError for options that exclude each other or go beyond the `epochs` of the experts."""
     least, below, length = options.min_start_epoch, options.max_start_epoch, options.expert_epochs
     first, count, distance = options.expand_from, options.concurrent, options.spacing
     last_fixed = least + (count - 1) * distance

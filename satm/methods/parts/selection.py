@@ -1,4 +1,4 @@
-"""Choosing training images by what an expert sees in them: what all methods share that do.
+"""Selection of training images by their features in an expert.
 
 Shapes: m images of one class, F features.
 """

@@ -182,7 +182,7 @@ def limited(outer: OuterGradient, state: MethodState, options: UnrolledOptions) 
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
-    """Refuse options that exclude each other or the data: UsageError names both."""
+    """Raise UsageError for options that exclude each other or the data."""
     idle: dict[str, tuple[str, ...]] = {}
     if options.inner == "adam":
         idle["inner 'adam'; set inner to sgd"] = ("inner_momentum", "inner_weight_decay")

@@ -1,4 +1,4 @@
-"""The window of differentiated steps of an unroll, and how a method of unrolled training says where it lies.
+"""The window of differentiated steps of an unroll, and the code that places it.
 
 The inner steps are counted from 0. The outer loss is measured right after a window, and no step after it is run.
 """
