@@ -87,8 +87,8 @@ def _statistics(name: str, images: Tensor, options: DatasetOptions) -> tuple[tup
         total, squares = (sum(count * level**power for level, count in enumerate(row)) for power in (1, 2))
         means.append(total / (255 * pixels))
         stds.append(math.sqrt(pixels * squares - total**2) / (255 * pixels))
-    for what in ("mean", "std"):
-        if (fixed := getattr(options, what)) is not None and len(fixed) != channels:
+    for what, fixed in (("mean", options.mean), ("std", options.std)):
+        if fixed is not None and len(fixed) != channels:
             raise UsageError(
                 f"dataset {name!r}: `{what}` has {len(fixed)} values, expected {channels}, one per channel; correct it"
             )

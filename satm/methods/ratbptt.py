@@ -78,10 +78,10 @@ def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "
 
 def remember(training: "UnrolledTraining[RatBpttOptions]", state: "MethodState", loss: "Tensor") -> "MethodState":
     """Return where a moving window is and how its loss has developed."""
-    from satm.methods.parts.placement import followed
+    from satm.methods.parts.placement import follow
     from satm.outer import NO_STATE
 
-    return followed(state, loss, training.options.patience) if training.options.moves else NO_STATE
+    return follow(state, loss, training.options.patience) if training.options.moves else NO_STATE
 
 
 recipe("ratbptt", UNROLLED, RatBpttOptions, Windows(place, remember), {"estimator": "window"}, check)

@@ -33,7 +33,7 @@ def early(generator: torch.Generator, most: int, power: float) -> int:
 
 
 def moving(state: MethodState, placement: str, most: int, length: int) -> int:
-    """Return the first step of a window that moves by its own length T, from the state of `followed`.
+    """Return the first step of a window that moves by its own length T, from the state of `follow`.
 
     `forward`: it starts at the last place, `most` = N - T, and moves towards the first step; `backward`: it starts at 0
     and moves towards the last step. The last move is shortened so that the window reaches the other end and stays.
@@ -44,7 +44,7 @@ def moving(state: MethodState, placement: str, most: int, length: int) -> int:
     return most - travelled if placement == "forward" else travelled
 
 
-def followed(state: MethodState, loss: Tensor, patience: int) -> MethodState:
+def follow(state: MethodState, loss: Tensor, patience: int) -> MethodState:
     """Return the state of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
 
     The loss stagnates when its exponential moving average (decay `AVERAGE`, reset by each move, as another window has

@@ -84,7 +84,7 @@ class UnrolledTraining(Method[Own]):
             share=None if here is None else here.share,
             restart=here is not None and here.begins,
         )
-        return limited(outer, state, options)
+        return limit(outer, state, options)
 
     def real_images(self, iteration: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return `[B, C, H, W]` real images of an iteration, augmented, and their labels."""
@@ -161,7 +161,7 @@ def inner_rule(options: UnrolledOptions) -> Rule:
     return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
 
 
-def limited(outer: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
+def limit(outer: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
     """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
     The previous iteration's state holds the average `norm`.
@@ -183,18 +183,14 @@ def limited(outer: OuterGradient, state: MethodState, options: UnrolledOptions) 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
     """Raise UsageError for options that exclude each other or the data."""
-    idle: dict[str, tuple[str, ...]] = {}
-    if options.inner == "adam":
-        idle["inner 'adam'; set inner to sgd"] = ("inner_momentum", "inner_weight_decay")
-    if not options.milestones:
-        idle["no milestones; set milestones"] = ("factor",)
-    if options.clip is None:
-        idle["clip None; set clip to a number"] = ("clip_decay",)
-    if not options.basis:
-        idle["basis 0; set basis"] = ("basis_images", "lr_weights")
-    if options.blocks == 1:
-        idle["blocks 1; raise blocks"] = ("boost",)
-    refuse_idle(options, idle)
+    switches: list[tuple[bool, str, tuple[str, ...]]] = [
+        (options.inner == "adam", "inner 'adam'; set inner to sgd", ("inner_momentum", "inner_weight_decay")),
+        (not options.milestones, "no milestones; set milestones", ("factor",)),
+        (options.clip is None, "clip None; set clip to a number", ("clip_decay",)),
+        (not options.basis, "basis 0; set basis", ("basis_images", "lr_weights")),
+        (options.blocks == 1, "blocks 1; raise blocks", ("boost",)),
+    ]
+    refuse_idle(options, {cause: names for off, cause, names in switches if off})
     steps = options.inner_steps
     if late := [milestone for milestone in options.milestones if milestone >= steps]:
         raise UsageError(
