@@ -204,10 +204,8 @@ class Preprocessor:
     def apply(self, images: Tensor) -> Tensor:
         """Return images in the space that networks are trained in, without a graph.
 
-        The result is float32 on this preprocessor's device. Conversion in chunks takes a few tens of MiB beside it.
-
-        Args:
-            images: `[n, C, H, W]` uint8, or floating point in [0, 1]; on any device.
+        Images are `[n, C, H, W]` uint8, or floating point in [0, 1], on any device. The result is float32 on this
+        preprocessor's device; conversion in chunks takes a few tens of MiB beside it.
 
         Raises:
             UsageError: the images have another number of channels, or of pixels if they are whitened.
@@ -221,14 +219,9 @@ class Preprocessor:
         return self._in_chunks(images, forward)
 
     def to_pixels(self, images: Tensor, clip: bool = True) -> Tensor:
-        """Return normalised or whitened images in [0, 1], float32 on this preprocessor's device, without a graph.
+        """Return normalised or whitened images in [0, 1], clamped with `clip`, without a graph.
 
-        Args:
-            images: `[n, C, H, W]` floating point, on any device.
-            clip: clamp values to [0, 1].
-
-        Raises:
-            UsageError: as `apply`.
+        Images are `[n, C, H, W]` floating point, on any device; the result and errors are as those of `apply`.
         """
         mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, None, :, None, None]
 

@@ -65,10 +65,7 @@ class Whitening:
     def apply(self, images: Tensor) -> Tensor:
         """Return whitened images: `(x - mean) matrix` for each flattened image, or `standardise(x) matrix`.
 
-        Differentiable.
-
-        Args:
-            images: `[n, C, H, W]` floating point in [0, 1], on the device of this whitening.
+        Differentiable. Images are `[n, C, H, W]` floating point in [0, 1], on the device of this whitening.
 
         Raises:
             UsageError: the images do not have the size of the training images.

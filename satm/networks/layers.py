@@ -45,10 +45,8 @@ def embed_flat(network: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
 def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
     """Return the norm of `[B, channels, size, size]` maps as a list of at most one layer.
 
-    Args:
-        name: `batch`; `layer`; `instance`, a group norm with one channel per group; `group`, with four groups; `none`.
-        channels: channels of the maps.
-        size: height and width of the maps; only `layer` depends on it.
+    Of the names, `instance` is a group norm with one channel per group, `group` one with four groups; `none` is no layer.
+    Only `layer` depends on the size.
 
     Raises:
         ValueError: the channels cannot be split into four groups.
