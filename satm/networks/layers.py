@@ -45,8 +45,8 @@ def embed_flat(network: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
 def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
     """Return the norm of `[B, channels, size, size]` maps as a list of at most one layer.
 
-    Of the names, `instance` is a group norm with one channel per group, `group` one with four groups; `none` is no layer.
-    Only `layer` depends on the size.
+    `instance` is a group norm with one channel per group, `group` one with four groups; only `layer` depends on the
+    size.
 
     Raises:
         ValueError: the channels cannot be split into four groups.
