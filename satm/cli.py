@@ -14,16 +14,7 @@ from typing import Any, Literal
 import torch
 
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import (
-    ACCOUNTING,
-    ANALYSES,
-    OVERVIEW,
-    Cell,
-    SearchOptions,
-    load_campaign,
-    parse,
-    place_of,
-)
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse, place_of
 from satm.errors import RunError, UsageError, pick
 from satm.flags import (
     CELL,

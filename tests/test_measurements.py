@@ -76,8 +76,8 @@ def test_monitored_losses_are_those_of_the_held_out_expert(problem: Problem) -> 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"start_epoch": 4}, "from start_epoch 4 over 1 epochs ends after the last of 4"),
-        ({"monitor": 5}, "monitor 5 epochs needs segments up to epoch 5, the experts have 4"),
+        ({"start_epoch": 4}, "start_epoch: a segment from epoch 4 over 1 epochs ends at epoch 5, the experts have 4"),
+        ({"monitor": 5}, "monitor: a segment from epoch 4 over 1 epochs ends at epoch 5, the experts have 4"),
         ({"start_epoch": 0, "segments": "expanding", "expand_from": 1}, "leave one of them out"),
     ],
 )

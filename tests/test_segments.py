@@ -14,7 +14,7 @@ from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods import METHODS, resolve
 from satm.methods.contra import concurrent
-from satm.methods.datm import expanded
+from satm.methods.datm import expanding
 from satm.methods.parts.problem import Problem
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import MATCHING
@@ -59,12 +59,13 @@ def test_the_last_segment_is_reached(problem: Problem) -> None:
 
 @pytest.mark.parametrize(("first", "last", "over"), [(1, 3, 8), (10, 40, 7), (5, 5, 3), (20, 90, 1000), (2, 20, 1)])
 def test_an_expanding_range_is_a_straight_line(first: int, last: int, over: int) -> None:
-    found = [expanded(first, last, over, iteration) for iteration in range(2 * over)]
+    options = MatchingOptions(segments="expanding", expand_from=first, max_start_epoch=last, expand_iterations=over)
+    found = [expanding(options, iteration) for iteration in range(2 * over)]
     for iteration, below in enumerate(found):
         upper = first + int((last - first) * (iteration / over) + 1e-9)
         assert below == min(upper, last), iteration
     assert found[0] == first and set(found[over:]) == {last} and found == sorted(found)
-    assert expanded(first, last, over, None) == last
+    assert expanding(options, None) == last
 
 
 @pytest.mark.parametrize(("iteration", "starts"), [(0, {0}), (3, {0}), (4, {0, 1}), (7, {0, 1}), (8, {0, 1, 2})])
@@ -169,8 +170,8 @@ class Untouched:
         ),
         (
             {"concurrent": 4},
-            "the last of concurrent 4 segments starts at epoch 3 and ends at 5, the experts have 4; lower concurrent, "
-            "distance or expert_epochs",
+            "concurrent, distance: a segment from epoch 3 over 2 epochs ends at epoch 5, the experts have 4; lower "
+            "concurrent, distance or expert_epochs",
         ),
         ({"concurrent": 4, "distance": None}, "concurrent 4 segments do not fit between .*lower concurrent or set"),
         ({"tesla_scale": "code"}, "tesla_scale 'code' belongs to the engine 'tesla', the engine is 'mixed'; leave one"),

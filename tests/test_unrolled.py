@@ -20,7 +20,7 @@ from satm.methods import resolve
 from satm.methods.parts import placement as windows
 from satm.methods.parts.boosting import stage
 from satm.methods.parts.problem import Problem
-from satm.methods.parts.unrolled import UnrolledTraining, limited, real_loss
+from satm.methods.parts.unrolled import UnrolledTraining, limit, real_loss
 from satm.networks import build
 from satm.outer import NO_STATE, OuterGradient
 from satm.params import call_flat, flatten
@@ -186,7 +186,7 @@ def test_clipping_is_a_cap_at_a_multiple_of_the_average_norm(problem: Problem) -
     clipped = []
     for norm in norms:
         zero = torch.zeros((), dtype=torch.float64)
-        found = limited(OuterGradient(zero, norm * way, None, zero), memory, options)
+        found = limit(OuterGradient(zero, norm * way, None, zero), memory, options)
         average = 0.8 * average + 0.2 * norm
         clipped.append(norm > 1.5 * average)
         torch.testing.assert_close(found.images, min(norm, 1.5 * average) * way)
@@ -252,7 +252,7 @@ def test_moving_windows_go_from_end_to_end_when_the_loss_stagnates() -> None:
         memory, found = NO_STATE, []
         for loss in losses:
             found.append(windows.moving(memory, placement, 10, 4))
-            memory = windows.followed(memory, torch.tensor(loss, dtype=torch.float64), 3)
+            memory = windows.follow(memory, torch.tensor(loss, dtype=torch.float64), 3)
         return found
 
     flat = [1.0] * 16

@@ -37,10 +37,10 @@ def gradient_variance(
     problem = method.problem
     images, labels = method.real_images(iteration, problem.generator("iteration", iteration))
     gradients = []
-    for image, label in zip(images[:samples].split(1), labels[:samples].split(1), strict=True):
+    for pair in zip(images[:samples].split(1), labels[:samples].split(1), strict=True):
         # The same generator each time: draws of batches and augmentation are those of the iteration.
         generator = problem.generator("variance", iteration)
-        gradients.append(method.unroll(synthetic, iteration, NO_STATE, image, label, generator).images.flatten())
+        gradients.append(method.unroll(synthetic, iteration, NO_STATE, pair, generator).images.flatten())
     stacked = torch.stack(gradients)
     return {"variance": normalised_variance(stacked), "norm": float(stacked.mean(0).norm())}
 

@@ -5,22 +5,3 @@ from satm.data.datasets import load_dataset
 from satm.data.images import ImageData, Preprocessor, Split, hold_out, keep_classes, load_images, save_images
 from satm.data.sources import DATASETS
 from satm.data.whitening import Whitening, fit_whitening, load_whitening, save_whitening
-
-__all__ = [
-    "DATASETS",
-    "FAMILIES",
-    "Augmentation",
-    "Draw",
-    "ImageData",
-    "Preprocessor",
-    "Split",
-    "Whitening",
-    "fit_whitening",
-    "hold_out",
-    "keep_classes",
-    "load_dataset",
-    "load_images",
-    "load_whitening",
-    "save_images",
-    "save_whitening",
-]

@@ -64,11 +64,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which families change a batch, and which images share random parameters.
-
-    Raises:
-        UsageError: an unknown family; the message suggests the nearest name.
-    """
+    """Which families change a batch, and which images share random parameters; UsageError for an unknown family."""
 
     strategy: str
     """Names of families joined by `_`; empty: none."""
@@ -87,13 +83,7 @@ class Augmentation:
         return tuple(self.strategy.split("_")) if self.strategy else ()
 
     def draw(self, generator: torch.Generator, batch: int, size: int) -> Draw:
-        """Return new random parameters.
-
-        Args:
-            generator: on the CPU.
-            batch: number of images (b); no effect with `share="batch"`.
-            size: height and width of the images in pixels.
-        """
+        """Return new random parameters for `batch` images of `size` x `size` pixels, from a generator on the CPU."""
         names = self.families
         if names and self.mode == "single":
             names = (names[int(torch.randint(len(names), (1,), generator=generator))],)
@@ -101,14 +91,8 @@ class Augmentation:
         steps = tuple((name, FAMILIES[name].draw(generator, count, size)) for name in names)
         return Draw(steps, batch if self.share == "image" else None, size)
 
-    def drawn(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
-        """Return `(images, step) -> augmented images` of several steps, all of whose draws are made now.
-
-        Args:
-            generator: on the CPU.
-            counts: number of images of each step.
-            size: height and width of an image.
-        """
+    def per_step(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
+        """Return `(images, step) -> augmented images` for `counts` images in each step; all is drawn now."""
         draws = [self.draw(generator, count, size) for count in counts]
         return lambda images, step: self.apply(images, draws[step])
 
@@ -116,11 +100,9 @@ class Augmentation:
         """Return augmented images; a pure function, differentiable with respect to the images.
 
         Args:
-            images: `[b, C, H, W]` floating point of any precision on any device, normalised or whitened.
-            draw: from `draw`, for this number and size of images.
-
-        Returns:
-            `[b, C, H, W]` of the same type; without families, `images` itself.
+            images: `[b, C, H, W]` floating point of any precision on any device, normalised or whitened; the result has
+                the same type.
+            draw: for this number and size of images.
 
         Raises:
             UsageError: the draw is for another number or size of images.
@@ -216,8 +198,8 @@ def _draw_scale(generator: torch.Generator, count: int, size: int) -> Parameters
 
 def _scale(images: Tensor, parameters: Parameters) -> Tensor:
     x, y = parameters.values()
-    none = torch.zeros_like(x)
-    return _affine(images, torch.stack([x, none, none, none, y, none], 1))
+    zero = torch.zeros_like(x)
+    return _affine(images, torch.stack([x, zero, zero, zero, y, zero], 1))
 
 
 def _draw_rotate(generator: torch.Generator, count: int, size: int) -> Parameters:
@@ -226,8 +208,8 @@ def _draw_rotate(generator: torch.Generator, count: int, size: int) -> Parameter
 
 def _rotate(images: Tensor, parameters: Parameters) -> Tensor:
     angle = parameters["radians"]
-    none = torch.zeros_like(angle)
-    return _affine(images, torch.stack([angle.cos(), -angle.sin(), none, angle.sin(), angle.cos(), none], 1))
+    zero = torch.zeros_like(angle)
+    return _affine(images, torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], 1))
 
 
 def _affine(images: Tensor, matrices: Tensor) -> Tensor:

@@ -39,17 +39,7 @@ TIMEOUT = 60.0
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive.
-
-    Args:
-        url: where the authors publish it.
-        size: bytes of the file.
-        sha256: SHA-256 of the file, in hexadecimal.
-        train: members with training images.
-        test: member with test images.
-        names: member with the names of the classes.
-        labels: number of bytes before the pixels of an image; the last one is its class.
-    """
+    """A published archive: address, size in bytes, hash, and the members with the images and the class names."""
 
     url: str
     size: int
@@ -58,6 +48,7 @@ class Archive:
     test: str
     names: str
     labels: int
+    """Bytes before the pixels of an image; the last one is its class."""
 
     @property
     def name(self) -> str:
@@ -91,12 +82,8 @@ def list_cifar(options: DatasetOptions, archive: Archive) -> Listing:
 
 
 def _download(path: Path, source: str, archive: Archive) -> None:
-    digest = hashlib.sha256()
-    with (
-        atomic_path(path) as part,
-        part.open("wb") as file,
-        Progress(f"{source}, MiB", math.ceil(archive.size / CHUNK)) as progress,
-    ):
+    digest, progress = hashlib.sha256(), Progress(f"{source}, MiB", math.ceil(archive.size / CHUNK))
+    with atomic_path(path) as part, part.open("wb") as file, progress:
         for content in _receive(archive.url, path, source):
             digest.update(content)
             file.write(content)

@@ -20,11 +20,7 @@ CHUNK = 1024
 
 
 def load_dataset(name: str, options: DatasetOptions) -> ImageData:
-    """Return a dataset, decoded and checked.
-
-    Args:
-        name: the dataset's name in files and messages.
-        options: source, folder, classes, size, held-out images and normalisation.
+    """Return a dataset, decoded and checked; `name` is its name in files and messages.
 
     Raises:
         UsageError: missing or damaged files, images of different sizes or of an unsupported mode, labels out of range,

@@ -33,14 +33,14 @@ SMALL = 8192
 """Bytes of an encoded image below which threads do not help: 60,000 CIFAR images take 7 s without them, 10 s with."""
 
 
-def decode_part(part: Part, kept: tuple[int, ...], size: int | None, wanted: int | None) -> tuple[Split, bool]:
+def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: int | None) -> tuple[Split, bool]:
     """Return the images of the kept classes, with three channels, and whether all are grey.
 
     Args:
         part: images to decode.
         kept: labels to keep, in the order of their new labels.
-        size: height and width to resize and crop to; None: as they are.
-        wanted: height and width that the images must have; None: those of the first image.
+        size: height and width to resize and crop to; None: images stay as they are.
+        expected: height and width of all images; None: those of the first image.
 
     Raises:
         UsageError: an image that cannot be read, or of another mode, shape or size than expected.
@@ -48,7 +48,7 @@ def decode_part(part: Part, kept: tuple[int, ...], size: int | None, wanted: int
     renumber = {label: new for new, label in enumerate(kept)}
     labels = [renumber[label] for label in part.labels if label in renumber]
     items = ((index, image) for index, image in enumerate(part.images) if part.labels[index] in renumber)
-    pixels = np.empty((0, 3, wanted or 0, wanted or 0), np.uint8)
+    pixels = np.empty((0, 3, expected or 0, expected or 0), np.uint8)
     grey, row = True, 0
 
     def decode(task: list[tuple[int, Encoded]]) -> list[NDArray[np.uint8]]:
@@ -60,20 +60,18 @@ def decode_part(part: Part, kept: tuple[int, ...], size: int | None, wanted: int
             decoded = map(decode, tasks) if _is_small(batch[0][1]) else pool.map(decode, tasks)
             for (index, _), image in zip(batch, itertools.chain.from_iterable(decoded), strict=True):
                 height, width = image.shape[:2]
-                if wanted is None and height == width:
-                    wanted = height
-                if (height, width) != (wanted, wanted):
-                    expected = f"{wanted} x {wanted} like the others" if wanted else "a square image"
+                if expected is None and height == width:
+                    expected = height
+                if (height, width) != (expected, expected):
+                    form = f"{expected} x {expected} like the others" if expected else "a square image"
                     raise UsageError(
-                        f"{part.where(index)}: the image has {height} x {width} pixels, expected {expected}; "
+                        f"{part.where(index)}: the image has {height} x {width} pixels, expected {form}; "
                         "resize it, or set the dataset's `size` to resize and crop all images"
                     )
                 if not len(pixels):
                     pixels = np.empty((len(labels), 3, height, width), np.uint8)
-                if image.ndim == 3:
-                    grey = False
-                    image = image.transpose(2, 0, 1)
-                pixels[row] = image
+                grey = grey and image.ndim == 2
+                pixels[row] = image if image.ndim == 2 else image.transpose(2, 0, 1)
                 row += 1
     return Split(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)), grey
 

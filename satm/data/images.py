@@ -82,18 +82,13 @@ class ImageData:
 
 
 def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:
-    """Divide a split into the images to train on and held-out images; both keep its order.
-
-    Args:
-        split: images to divide.
-        per_class: held-out images of each class.
-        seed: determines which images are held out.
+    """Divide a split into the images to train on and `per_class` held-out images of each class; both keep its order.
 
     Raises:
         UsageError: a class has no image left to train on.
     """
     order = torch.randperm(len(split), generator=make_generator("hold-out", seed))
-    held = torch.zeros(len(split), dtype=torch.bool)
+    mask = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique().tolist() if per_class else ():
         own = order[split.labels[order] == label]
         if len(own) <= per_class:
@@ -101,19 +96,15 @@ def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:
                 f"cannot hold out {per_class} validation images of class {label}, which has {len(own)} training "
                 f"images; set `validation` to at most {len(own) - 1}"
             )
-        held[own[:per_class]] = True
-    return split.select(~held), split.select(held)
+        mask[own[:per_class]] = True
+    return split.select(~mask), split.select(mask)
 
 
 def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData:
     """Return the part of a dataset with certain labels, renumbered from 0 in the given order.
 
     Mean and std stay those of the whole dataset, so that all its parts are in one space; held-out images stay held out.
-
-    Args:
-        data: the whole dataset.
-        name: name of the part.
-        labels: distinct labels of the whole dataset.
+    `name` is that of the part, `labels` are distinct labels of the whole dataset.
     """
     new = torch.full((data.classes,), -1)
     new[list(labels)] = torch.arange(len(labels))
@@ -172,10 +163,7 @@ class Preprocessor:
     back is exact up to rounding and clamping, except with a `per_image` whitening, which gives every image the
     brightness and contrast of an average training image; the result is only for viewing.
 
-    Args:
-        mean: per channel, [0, 1] scale.
-        std: per channel, [0, 1] scale, positive.
-        whitening: fitted on the training images, or None.
+    Mean and std (positive) are per channel on the [0, 1] scale; the whitening was fitted on the training images.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], whitening: Whitening | None) -> None:
@@ -184,14 +172,10 @@ class Preprocessor:
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any], whitening: Whitening | None) -> "Preprocessor":
-        """Return the preprocessor with this `identity`, as the file of a synthetic set states it.
-
-        Args:
-            identity: of the preprocessor that made the file.
-            whitening: the dataset's stored whitening, or None if the identity has none.
+        """Return the preprocessor with an `identity` that the file of a synthetic set states.
 
         Raises:
-            UsageError: the whitening is not the one in the identity.
+            UsageError: the dataset's stored whitening (None: it has none) is not the one in the identity.
         """
         expected, actual = identity["whitening_hash"], whitening.hash if whitening else None
         if expected != actual:
@@ -220,52 +204,32 @@ class Preprocessor:
     def apply(self, images: Tensor) -> Tensor:
         """Return images in the space that networks are trained in, without a graph.
 
-        Images are moved to this preprocessor's device and converted in chunks, so the extra memory is a few tens of
-        MiB.
-
-        Args:
-            images: `[n, C, H, W]` uint8, or floating point in [0, 1]; on any device.
-
-        Returns:
-            `[n, C, H, W]` float32, normalised or whitened, on this preprocessor's device.
+        Images are `[n, C, H, W]` uint8, or floating point in [0, 1], on any device. The result is float32 on this
+        preprocessor's device; conversion in chunks takes a few tens of MiB beside it.
 
         Raises:
             UsageError: the images have another number of channels, or of pixels if they are whitened.
         """
-        return self._in_chunks(images, self._forward)
+        mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, None, :, None, None]
+
+        def forward(images: Tensor) -> Tensor:
+            scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+            return self.whitening.apply(scaled) if self.whitening else (scaled - mean) / std
+
+        return self._in_chunks(images, forward)
 
     def to_pixels(self, images: Tensor, clip: bool = True) -> Tensor:
-        """Return normalised or whitened images in [0, 1], without a graph.
+        """Return normalised or whitened images in [0, 1], clamped with `clip`, without a graph.
 
-        Args:
-            images: `[n, C, H, W]` floating point, on any device.
-            clip: clamp values to [0, 1].
-
-        Returns:
-            `[n, C, H, W]` float32 on this preprocessor's device.
-
-        Raises:
-            UsageError: the images have another number of channels, or of pixels if they are whitened.
+        Images are `[n, C, H, W]` floating point, on any device; the result and errors are as those of `apply`.
         """
-        pixels = self._in_chunks(images, self._backward)
-        return pixels.clamp(0, 1) if clip else pixels
-
-    def _forward(self, images: Tensor) -> Tensor:
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if self.whitening:
-            return self.whitening.apply(scaled)
-        mean, std = self._statistics()
-        return (scaled - mean) / std
-
-    def _backward(self, images: Tensor) -> Tensor:
-        if self.whitening:
-            return self.whitening.invert(images.float())
-        mean, std = self._statistics()
-        return images.float() * std + mean
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
         mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, None, :, None, None]
-        return mean, std
+
+        def backward(images: Tensor) -> Tensor:
+            return self.whitening.invert(images.float()) if self.whitening else images.float() * std + mean
+
+        pixels = self._in_chunks(images, backward)
+        return pixels.clamp(0, 1) if clip else pixels
 
     @torch.no_grad()
     def _in_chunks(self, images: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
@@ -277,6 +241,5 @@ class Preprocessor:
         result = torch.empty(images.shape, device=self.device)
         rows = max(1, CHUNK_NUMBERS // max(1, math.prod(images.shape[1:])))
         for start in range(0, len(images), rows):
-            chunk = images[start : start + rows].to(self.device)
-            result[start : start + rows] = convert(chunk)
+            result[start : start + rows] = convert(images[start : start + rows].to(self.device))
         return result

@@ -1,4 +1,4 @@
-"""What a source lists: encoded images with labels, before any is decoded; and the ways to list folders of files."""
+"""Encoded images with labels, as a source lists them before any is decoded, and ways to list folders of files."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -48,11 +48,7 @@ def decoded_part(pixels: NDArray[np.uint8], labels: list[int], where: str) -> Pa
 
 
 def existing_folder(options: DatasetOptions) -> Path:
-    """Return the folder of a dataset.
-
-    Raises:
-        UsageError: it does not exist.
-    """
+    """Return the folder of a dataset; UsageError if it does not exist."""
     folder = data_path(options)
     if not folder.is_dir():
         raise UsageError(f"the dataset's folder {folder} does not exist; create it, or set `path` or SATM_DATA")
@@ -65,13 +61,9 @@ def entries(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the visible files in a folder, sorted by name.
-
-    Raises:
-        UsageError: the folder has a subfolder.
-    """
-    found = entries(folder)
-    for path in found:
+    """Return the visible files in a folder, sorted by name; UsageError if it has a subfolder."""
+    files = entries(folder)
+    for path in files:
         if not path.is_file():
             raise UsageError(f"{path} is a folder among images; move its images up, or move it elsewhere")
-    return found
+    return files

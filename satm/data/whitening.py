@@ -12,6 +12,7 @@ real ones. The plain variant gives about 14.
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ ROUNDING = 1e-12
 class Whitening:
     """A map from images in [0, 1] to whitened images, and back.
 
-    On the images that it was fitted on, it turns a variance s along an eigenvector into s / (s + eps); with `relative`,
-    eps is multiplied by the mean of all s. With `per_image` the map is not affine and has no inverse: an image's mean
-    and norm are lost, and `invert` uses their averages over the training images instead.
+    On the images that it was fitted on, it turns a variance s along an eigenvector into s / (s + eps). With `per_image`
+    the map is not affine and has no inverse: an image's mean and norm are lost, and `invert` uses their averages over
+    the training images instead.
     """
 
     mean: Tensor
@@ -64,11 +65,7 @@ class Whitening:
     def apply(self, images: Tensor) -> Tensor:
         """Return whitened images: `(x - mean) matrix` for each flattened image, or `standardise(x) matrix`.
 
-        Args:
-            images: `[n, C, H, W]` floating point in [0, 1], on the device of this whitening.
-
-        Returns:
-            `[n, C, H, W]` of the same type; differentiable.
+        Differentiable. Images are `[n, C, H, W]` floating point in [0, 1], on the device of this whitening.
 
         Raises:
             UsageError: the images do not have the size of the training images.
@@ -81,13 +78,7 @@ class Whitening:
         """Return images on the [0, 1] scale, not clamped, from whitened ones: `x inverse + mean`.
 
         With `per_image` it is `norm * (x inverse) + mean`, only for viewing: brightness and contrast are those of an
-        average image.
-
-        Args:
-            images: `[n, C, H, W]` floating point, whitened, on the device of this whitening.
-
-        Raises:
-            UsageError: the images do not have the size of the training images.
+        average image. Arguments and errors as in `apply`.
         """
         flat = self._flatten(images) @ self.inverse.to(images.dtype)
         flat = flat if self.norm is None else flat * self.norm.to(flat.dtype)
@@ -95,9 +86,8 @@ class Whitening:
 
     def to(self, device: torch.device | str) -> "Whitening":
         """Return this whitening with its tensors on a device."""
-        norm = None if self.norm is None else self.norm.to(device)
-        mean, matrix, inverse = (tensor.to(device) for tensor in (self.mean, self.matrix, self.inverse))
-        return replace(self, mean=mean, matrix=matrix, inverse=inverse, norm=norm)
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return replace(self, **moved)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name, the norm only if there is one."""
@@ -115,32 +105,20 @@ class Whitening:
 
 
 def standardise(flat: Tensor) -> Tensor:
-    """Return `[n, D]` images with mean 0 and norm 1 over all D numbers; an image of one colour becomes zero.
-
-    Differentiable.
-    """
+    """Return `[n, D]` images with mean 0 and norm 1 over all D numbers; an image of one colour becomes zero."""
     centred = flat - flat.mean(1, keepdim=True)
     norm: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
     return centred / norm.clamp_min(FLAT)
 
 
 def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, relative: bool = False) -> Whitening:
-    """Fit ZCA whitening to the training images.
+    """Fit ZCA whitening to the training images, `[n, C, H, W]` uint8; for `eps` and variants see `Whitening`.
 
-    With images x in [0, 1] flattened to D numbers, their mean m and their covariance
-    `sum (x - m)(x - m)^T / (n - 1) = U diag(s) U^T`: the matrix is `U diag(1 / sqrt(s + eps)) U^T` and the inverse
-    `U diag(sqrt(s + eps)) U^T`. With `relative`, eps is replaced by eps times the mean of s. With `per_image`, x is the
-    standardised image (`standardise`), and `sum x x^T / n` is decomposed, without subtracting a mean image.
+    U and s are from `sum (x - m)(x - m)^T / (n - 1) = U diag(s) U^T`, the covariance of images x in [0, 1] with mean m;
+    with `per_image` from `sum x x^T / n` of standardised images x, without subtracting a mean image.
 
     The sums are exact: products of uint8 values are summed in float32 in chunks small enough not to round, and the
-    chunks in float64; with `per_image` all sums are float64. Eigenvalues are computed in float64 on the CPU; the result
-    is float32.
-
-    Args:
-        images: `[n, C, H, W]` uint8, the training images.
-        eps: added to the eigenvalues, positive.
-        per_image: bring each image to mean 0 and norm 1 first.
-        relative: measure eps in units of the mean eigenvalue.
+    chunks in float64; with `per_image` all sums are float64. Eigenvalues are computed in float64 on the CPU.
 
     Raises:
         UsageError: fewer than two images, images that are not uint8, eps not positive, or more than 20,000 numbers per
@@ -168,23 +146,15 @@ def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, rel
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp_min(0)  # the smallest eigenvalues may be negative by rounding
     root = (values + eps * (_unit(values) if relative else 1)).sqrt()
-    return Whitening(
-        mean.float(),
-        ((vectors / root) @ vectors.T).float(),
-        ((vectors * root) @ vectors.T).float(),
-        hash=hash_tensors(images, _variant(eps, per_image, relative)),
-        eps=eps,
-        per_image=per_image,
-        relative=relative,
-        norm=None if norm is None else norm.float(),
-    )
+    matrix, inverse = ((vectors / root) @ vectors.T).float(), ((vectors * root) @ vectors.T).float()
+    hash, norm = hash_tensors(images, _variant(eps, per_image, relative)), None if norm is None else norm.float()
+    return Whitening(mean.float(), matrix, inverse, hash, eps, per_image, relative, norm)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, None, Tensor]:
     """Return `[D]` mean, no norm, and `[D, D]` covariance of images in [0, 1], float64."""
     count, dims = len(images), math.prod(images.shape[1:])
-    total = torch.zeros(dims, dtype=torch.float64)
-    products = torch.zeros(dims, dims, dtype=torch.float64)
+    total, products = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
     for chunk in images.split(EXACT_CHUNK):
         flat = chunk.reshape(len(chunk), dims).to("cpu", torch.float32)
         total += flat.sum(0)
@@ -196,8 +166,7 @@ def _moments(images: Tensor) -> tuple[Tensor, None, Tensor]:
 def _moments_per_image(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `[D]` average mean, repeated, `[]` average norm, and `[D, D]` second moment of standardised images."""
     count, dims = len(images), math.prod(images.shape[1:])
-    level = torch.zeros((), dtype=torch.float64)
-    norm = torch.zeros((), dtype=torch.float64)
+    level, norm = torch.zeros(2, dtype=torch.float64)
     products = torch.zeros(dims, dims, dtype=torch.float64)
     for chunk in images.split(EXACT_CHUNK):
         flat = chunk.reshape(len(chunk), dims).to("cpu", torch.float64) / 255
@@ -216,24 +185,14 @@ def _unit(values: Tensor) -> Tensor:
 
 
 def save_whitening(path: Path, whitening: Whitening, data: str | None = None) -> None:
-    """Write a whitening as safetensors, atomically.
-
-    Args:
-        path: file to write.
-        whitening: the whitening.
-        data: hash of the dataset that it was fitted on (`ImageData.hash`); None: unknown.
-    """
+    """Write a whitening as safetensors, atomically, with the hash of its dataset (`ImageData.hash`); None: unknown."""
     metadata = {field: getattr(whitening, field) for field in ("hash", "eps", "per_image", "relative")}
     metadata |= {"kind": "whitening", "content": _content(whitening), "data": data}
     write_tensors(path, whitening.tensors(), metadata)
 
 
 def load_whitening(path: Path, data: str | None = None) -> Whitening:
-    """Return the whitening in a file.
-
-    Args:
-        path: file to read.
-        data: expected hash of the dataset that it was fitted on, checked if the file states one; None: any.
+    """Return the whitening in a file; `data` is the expected hash of its dataset, None: any or an unknown one.
 
     Raises:
         UsageError: the file is missing, cut short, not a whitening, fitted on another dataset, or does not match its
@@ -241,7 +200,7 @@ def load_whitening(path: Path, data: str | None = None) -> Whitening:
     """
     tensors, metadata = read_tensors(path, "whitening")
     per_image, relative = bool(metadata.get("per_image")), bool(metadata.get("relative"))
-    expected = {"mean", "matrix", "inverse"} | ({"norm"} if per_image else set())
+    expected = {"mean", "matrix", "inverse", *(["norm"] if per_image else [])}
     if metadata.get("kind") != "whitening" or set(tensors) != expected:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected a whitening; make it again")
     if data is not None and metadata.get("data") not in (None, data):

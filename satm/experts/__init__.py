@@ -10,19 +10,3 @@ from satm.experts.store import (
     write_shard,
 )
 from satm.experts.train import Snapshot, train_expert
-
-__all__ = [
-    "Difficulty",
-    "Snapshot",
-    "TrajectoryStore",
-    "describe_shard",
-    "expert_difficulty",
-    "load_difficulty",
-    "mean_difficulty",
-    "read_shards",
-    "save_difficulty",
-    "shard_identity",
-    "train_expert",
-    "write_manifest",
-    "write_shard",
-]

@@ -4,5 +4,3 @@
 """
 
 from satm.methods.recipe import METHODS, Recipe, resolve
-
-__all__ = ["METHODS", "Recipe", "resolve"]

@@ -44,20 +44,14 @@ class TbpttOptions(UnrolledOptions):
 
 
 def check_growth(options: BpttOptions) -> None:
-    """Refuse to grow downwards.
-
-    Raises:
-        UsageError: with both options.
-    """
-    if options.grow_from is not None and options.grow_from > options.inner_steps:
-        raise UsageError(
-            f"grow_from {options.grow_from} is more than {options.inner_steps} inner_steps; lower grow_from or raise "
-            "inner_steps"
-        )
+    """Raise UsageError if `grow_from` is more than all inner steps."""
+    first, steps = options.grow_from, options.inner_steps
+    if first is not None and first > steps:
+        raise UsageError(f"grow_from {first} is more than {steps} inner_steps; lower grow_from or raise inner_steps")
 
 
 def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, state: "MethodState") -> Window:
-    """Return all inner steps, or as many as have grown until now."""
+    """Return all inner steps, or with `grow_from` the number that this iteration has reached."""
     options = training.options
     if options.grow_from is None:
         return Window(0, options.inner_steps)
@@ -72,7 +66,7 @@ def last(training: "UnrolledTraining[TbpttOptions]", iteration: int, state: "Met
 
 
 def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int, state: "MethodState") -> Window:
-    """Return the first inner steps, as many as are drawn."""
+    """Return a random number of first inner steps."""
     from satm.methods.parts.placement import uniform
 
     generator = training.problem.generator("window", iteration)

@@ -1,8 +1,8 @@
 """Difficulty-aligned trajectory matching (DATM): early segments first, with learned labels.
 
-Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding where a preset gives the
-range that they begin with, as the published configurations do); objective match; estimator exact; step size exact;
-outer descent. Iterations with a loss above 1 are skipped.
+Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding where the preset of a
+dataset and IPC says so, as the published configurations do); objective match; estimator exact; step size exact; outer
+descent. Iterations with a loss above 1 are skipped.
 
 Source: Guo et al. 2024 (DATM) and its public code; settings from its configuration files, where losses above 1.1 are
     skipped for CIFAR-10 at one image per class.
@@ -19,20 +19,16 @@ ALIGNED: dict[str, Any] = {"experts": "flat", "init": "correct", "labels": "lear
 """What DATM starts from and skips."""
 
 
-def expanded(first_below: int, start_below: int, over: int, iteration: int | None) -> int:
+def expanding(options: MatchingOptions, iteration: int | None) -> int:
     """Return one more than the last start epoch in an iteration; it grows linearly, so that easy segments come first.
 
-    Args:
-        first_below: in the first iteration.
-        start_below: at the end.
-        over: iterations until the end value is reached.
-        iteration: outer iterations done before; None: after all.
+    It is `expand_from` at first and `max_start_epoch` after `expand_iterations`; `iteration` None: after all.
 
     Source: DATM's public code.
     """
-    if iteration is None or iteration >= over:
-        return start_below
-    return first_below + (start_below - first_below) * iteration // over
+    first, last, over = options.expand_from, options.max_start_epoch, options.expand_iterations
+    assert first is not None  # expanding segments without it are refused
+    return last if iteration is None or iteration >= over else first + (last - first) * iteration // over
 
 
 recipe("datm", MATCHING, MatchingOptions, step, **ALIGNED)

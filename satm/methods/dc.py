@@ -74,9 +74,7 @@ def loops(ipc: int, options: DcOptions) -> tuple[int, int]:
 def gradient_distance(synthetic: "Sequence[Tensor]", real: "Sequence[Tensor]") -> "Tensor":
     """Return `[]` the sum of 1 - cosine over the layers and the output channels of each.
 
-    Args:
-        synthetic: gradient of each layer's weights, `[out, ...]`, on synthetic images.
-        real: the same on real images; constant.
+    The arguments are the gradients of each layer's weights, `[out, ...]`; those on real images are constants.
 
     Source: DC Eq. 10 and the public code (`distance_wb`).
     """
@@ -112,19 +110,15 @@ def step(
     loss, images = torch.zeros_like(synthetic.step_size), torch.zeros_like(synthetic.images)
     for label in range(matching.problem.data.classes):
         comparison = matching.comparison(synthetic, label, generator)
-        distance, images[comparison.chosen] = _compare(matching, synthetic, label, comparison, point.weights)
+        distance, images[comparison.chosen] = _compare(matching, synthetic.images, comparison, point.weights)
         loss = loss + distance
     ended = (iteration + 1) % outer_loop == 0
-    kept = NO_STATE if ended else {"weights": point.weights, **point.state}
-    return OuterGradient(loss, images, None, torch.zeros_like(synthetic.step_size), state=kept)
+    following = NO_STATE if ended else {"weights": point.weights, **point.state}
+    return OuterGradient(loss, images, None, torch.zeros_like(synthetic.step_size), state=following)
 
 
 def _compare(
-    matching: "ClassMatching[DcOptions]",
-    synthetic: "Synthetic",
-    label: int,
-    comparison: "Comparison",
-    weights: "Tensor",
+    matching: "ClassMatching[DcOptions]", images: "Tensor", comparison: "Comparison", weights: "Tensor"
 ) -> "tuple[Tensor, Tensor]":
     """Return the distance of one class and its gradient with respect to the synthetic images of the class."""
     import torch
@@ -133,15 +127,15 @@ def _compare(
     from satm.params import unflatten
 
     module = matching.problem.module
-    values = {name: held.requires_grad_() for name, held in unflatten(module, weights.detach().clone()).items()}
-    compared = [held for held in values.values() if held.ndim in (2, 4)]
+    values = {name: value.requires_grad_() for name, value in unflatten(module, weights.detach().clone()).items()}
+    layers = [value for value in values.values() if value.ndim in (2, 4)]
 
     def slopes(images: "Tensor", create_graph: bool) -> "tuple[Tensor, ...]":
-        labels = torch.full((len(images),), label, device=images.device)
+        labels = torch.full((len(images),), comparison.label, device=images.device)
         inner = soft_cross_entropy(torch.func.functional_call(module, values, (images,)), labels)
-        return torch.autograd.grad(inner, compared, create_graph=create_graph)
+        return torch.autograd.grad(inner, layers, create_graph=create_graph)
 
-    own = synthetic.images[comparison.chosen].detach().requires_grad_()
+    own = images[comparison.chosen].detach().requires_grad_()
     real = slopes(comparison.real, False)
     distance = gradient_distance(slopes(matching.siamese.apply(own, comparison.draw), True), real)
     return distance.detach(), torch.autograd.grad(distance, own)[0]
@@ -149,10 +143,9 @@ def _compare(
 
 def _rule(options: DcOptions) -> "Rule":
     """Return the optimiser of the network."""
-    from satm.unroll import Momentum, Sgd
+    from satm.unroll import descent_rule
 
-    decay = options.weight_decay_network
-    return Momentum(options.momentum_network, weight_decay=decay) if options.momentum_network else Sgd(decay)
+    return descent_rule(options.momentum_network, options.weight_decay_network)
 
 
 def _trained(
@@ -171,11 +164,11 @@ def _trained(
     for _ in range(inner_loop):
         batches += torch.randperm(count, generator=generator).split(options.batch_size)
     augmentation = replace(matching.siamese, share=problem.augmentation.share)
-    augment = augmentation.drawn(generator, [len(batch) for batch in batches], synthetic.images.shape[-1])
+    augment = augmentation.per_step(generator, [len(batch) for batch in batches], synthetic.images.shape[-1])
     batches = [batch.to(synthetic.images.device) for batch in batches]
     loop = InnerLoop(problem.module, soft_cross_entropy, _rule(options), len(batches), batches, augment)
     step_size = torch.full_like(synthetic.step_size, options.lr_network)
-    point = Point(state["weights"], {name: held for name, held in state.items() if name != "weights"})
+    point = Point(state["weights"], {name: value for name, value in state.items() if name != "weights"})
     return loop.run(point, synthetic.images, synthetic.labels, step_size)
 
 

@@ -36,15 +36,15 @@ def step(
     """Return the gradient of the squared distances between mean features, summed over the classes."""
     import torch
 
-    from satm.networks.features import embed_flat
+    from satm.networks.layers import embed_flat
     from satm.outer import OuterGradient
 
     problem = matching.problem
     weights = problem.fresh_weights("network", iteration).to(synthetic.images)
     generator = problem.generator("iteration", iteration)
 
-    def asked(label: int) -> "tuple[Tensor, Draw, Tensor]":
-        """Return the places of a class in the set, its augmentation, and `[F]` the mean features of its real images."""
+    def class_mean(label: int) -> "tuple[Tensor, Draw, Tensor]":
+        """Return the indices of a class in the set, its augmentation, and `[F]` the mean features of real images."""
         comparison = matching.comparison(synthetic, label, generator)
         with torch.no_grad():
             target = embed_flat(problem.module, weights, comparison.real).mean(0)
@@ -63,12 +63,12 @@ def step(
     together = max(1, CHUNK // problem.ipc)
     labels = range(problem.data.classes)
     for first in labels[::together]:
-        classes = [asked(label) for label in labels[first : first + together]]
+        classes = [class_mean(label) for label in labels[first : first + together]]
         chosen = torch.cat([places for places, _, _ in classes])
         own = synthetic.images[chosen].detach().requires_grad_()
-        found = distance(own, classes)
-        images[chosen] = torch.autograd.grad(found, own)[0]
-        loss = loss + found.detach()
+        part = distance(own, classes)
+        images[chosen] = torch.autograd.grad(part, own)[0]
+        loss = loss + part.detach()
     return OuterGradient(loss, images, None, torch.zeros_like(synthetic.step_size))
 
 

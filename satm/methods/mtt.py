@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 def matching_loss(student: "Tensor", start: "Tensor", target: "Tensor") -> "Tensor":
     """Return `[]` the squared distance from student to target, relative to the distance that the expert moved.
 
-    0 is a perfect match, 1 no better than not training; values above 1 are possible.
-
-    Args:
-        student: `[P]` after N inner steps.
-        start: `[P]` the expert where the student began; constant.
-        target: `[P]` the expert M epochs later; constant.
+    0 is a perfect match, 1 no better than not training; values above 1 are possible. All are `[P]` weights: the student
+    after N inner steps, the expert where the student began and M epochs later, both constant.
 
     Source: MTT; SATM Eq. 6; FTD section 3.1; ConTra Eq. 2.
     """

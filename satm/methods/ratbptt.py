@@ -50,11 +50,7 @@ class RatBpttOptions(UnrolledOptions):
 
 
 def check(options: RatBpttOptions) -> None:
-    """Refuse a window that does not fit, and options that the placement does not use.
-
-    Raises:
-        UsageError: naming them.
-    """
+    """Raise UsageError for a window that does not fit, and for options that the placement does not use."""
     window_length(options)
     cause = f"placement {options.placement!r}; set placement to"
     if options.moves:
@@ -82,10 +78,10 @@ def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "
 
 def remember(training: "UnrolledTraining[RatBpttOptions]", state: "MethodState", loss: "Tensor") -> "MethodState":
     """Return where a moving window is and how its loss has developed."""
-    from satm.methods.parts.placement import followed
+    from satm.methods.parts.placement import follow
     from satm.outer import NO_STATE
 
-    return followed(state, loss, training.options.patience) if training.options.moves else NO_STATE
+    return follow(state, loss, training.options.patience) if training.options.moves else NO_STATE
 
 
 recipe("ratbptt", UNROLLED, RatBpttOptions, Windows(place, remember), {"estimator": "window"}, check)

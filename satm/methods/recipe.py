@@ -74,19 +74,18 @@ class Recipe:
     @property
     def parts(self) -> dict[str, str]:
         """The part that answers each question, with the default options."""
-        default = self.options()
-        held: dict[str, Any] = {name: getattr(default, name) or "" for name in type(default).model_fields}
-        kept = "truncated" if held.get("keep_divisor", 1) > 1 else "exact"
-        segments, noisy = held.get("segments", "none"), held.get("start_noise")
+        values: dict[str, Any] = dict(self.options())
+        estimator = "truncated" if values.get("keep_divisor", 1) > 1 else "exact"
+        segments = values.get("segments", "none")
         return {
-            "experts": held.get("experts", "none"),
-            "init": held.get("init", "real"),
-            "labels": held.get("labels", "hard"),
-            "segments": f"concurrent({segments})" if held.get("concurrent") else segments,
-            "objective": self.family.objective + (" from noisy weights" if noisy else ""),
-            "estimator": "tesla" if held.get("engine") == "tesla" else kept if "engine" in held else "none",
-            "step size": held.get("step_size_gradient", "fixed"),
-            "outer": ("descent" if "iterations" in held else "none") + (" + ema" if held.get("ema") else ""),
+            "experts": values.get("experts", "none"),
+            "init": values.get("init", "real"),
+            "labels": values.get("labels", "hard"),
+            "segments": f"concurrent({segments})" if values.get("concurrent") else segments,
+            "objective": self.family.objective + (" from noisy weights" if values.get("start_noise") else ""),
+            "estimator": "tesla" if values.get("engine") == "tesla" else estimator if "engine" in values else "none",
+            "step size": values.get("step_size_gradient", "fixed"),
+            "outer": ("descent" if "iterations" in values else "none") + (" + ema" if values.get("ema") else ""),
             **self.fixed,
         }
 
@@ -97,10 +96,10 @@ class Recipe:
             UsageError: options, experts and data do not fit together.
         """
         module, name = self.family.machinery
-        made: Method[Any] = getattr(importlib.import_module(module), name)(self, options, problem)
+        method: Method[Any] = getattr(importlib.import_module(module), name)(self, options, problem)
         if self.check is not None:
             self.check(options)
-        return made
+        return method
 
 
 METHODS: Registry[Recipe] = Registry("satm.methods")
@@ -130,14 +129,14 @@ def with_defaults(options: type[MethodOptions], **defaults: object) -> type[Meth
         raise ValueError(f"{options.__name__} has no option {', '.join(sorted(unknown))}")
     if not defaults:
         return options
-    changed: dict[str, Any] = {}
-    for name, value in defaults.items():
-        field = options.model_fields[name]
-        changed[name] = (field.annotation, FieldInfo.merge_field_infos(field, default=value))
-    made: type[MethodOptions] = create_model(
+    fields = {name: options.model_fields[name] for name in defaults}
+    changed: dict[str, Any] = {
+        name: (field.annotation, FieldInfo.merge_field_infos(field, default=defaults[name]))
+        for name, field in fields.items()
+    }
+    return create_model(
         options.__name__, __base__=options, __doc__=options.__doc__, __module__=options.__module__, **changed
     )
-    return made
 
 
 def resolve(values: Mapping[str, Any]) -> tuple[Recipe, MethodOptions]:
@@ -146,7 +145,6 @@ def resolve(values: Mapping[str, Any]) -> tuple[Recipe, MethodOptions]:
     Raises:
         UsageError: an unknown method or option, or an unusable value.
     """
-    held = dict(values)
-    name = str(held.pop("method"))
-    found = pick(name, METHODS, "method")
-    return found, parse(found.options, held, f"method {name}")
+    options = dict(values)
+    entry = pick(str(options.pop("method")), METHODS, "method")
+    return entry, parse(entry.options, options, f"method {entry.name}")

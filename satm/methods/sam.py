@@ -69,11 +69,9 @@ def sharpened(
     """Return the hypergradient at the neighbour that an ascent leads to, and the one at the set."""
     from satm.outer import sharpness_aware
 
-    kept, steps = matching.options.kept, matching.options.inner_steps
-    reuse_from = steps - kept if matching.options.reuse else 0
-    return sharpness_aware(
-        matching.oracle(synthetic, iteration), synthetic.images, ascent, last=kept, reuse_from=reuse_from
-    )
+    options, oracle = matching.options, matching.oracle(synthetic, iteration)
+    reuse_from = options.inner_steps - options.kept if options.reuse else 0
+    return sharpness_aware(oracle, synthetic.images, ascent, last=options.kept, reuse_from=reuse_from)
 
 
 def sam(
@@ -91,8 +89,8 @@ def gsam(
     """Return the hypergradient at the sharpest neighbour without part of what widens the surrogate gap."""
     from satm.outer import steepest, without_surrogate_gap
 
-    found, first = sharpened(matching, synthetic, iteration, steepest(matching.options.rho))
-    return without_surrogate_gap(found, first, matching.options.alpha)
+    sharp, plain = sharpened(matching, synthetic, iteration, steepest(matching.options.rho))
+    return without_surrogate_gap(sharp, plain, matching.options.alpha)
 
 
 def asam(
@@ -111,17 +109,15 @@ def vasso(
     """Return the hypergradient at the neighbour that a moving average of hypergradients, the state, points to."""
     from satm.outer import steepest
 
-    options = matching.options
-    theta, kept = options.theta, dict(state)
+    theta, following = matching.options.theta, dict(state)
 
     def ascent(gradient: "Tensor") -> "Tensor":
         before = state.get("direction")
-        average = theta * gradient if before is None else (1 - theta) * before + theta * gradient
-        kept["direction"] = average
-        return steepest(options.rho)(average)
+        following["direction"] = theta * gradient if before is None else (1 - theta) * before + theta * gradient
+        return steepest(matching.options.rho)(following["direction"])
 
-    found, _ = sharpened(matching, synthetic, iteration, ascent)
-    return replace(found, state=kept)
+    sharp, _ = sharpened(matching, synthetic, iteration, ascent)
+    return replace(sharp, state=following)
 
 
 recipe("mtt-ema", MATCHING, MatchingOptions, mtt.step, **TRUNCATED, ema=0.999)

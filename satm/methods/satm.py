@@ -4,8 +4,8 @@ Composition of `satm`: experts sgd; init real; labels hard; segments uniform; ob
 size first-order; outer smoothed.
 
 `satm-fi`: as `satm`, experts flat.
-`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding where a preset gives the
-range that they begin with). Iterations with a loss above 1 are skipped.
+`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding where the preset says so).
+Iterations with a loss above 1 are skipped.
 
 Source: "Dataset Condensation with Sharpness-Aware Trajectory Matching", Algorithm 1, Eq. 9 to 12, Table 6; SATM-FI:
     Table 10 and section A.8; SATM-DA: Table 12 and section A.10, which name DATM's schedule.
@@ -52,11 +52,7 @@ class SatmOptions(MatchingOptions):
 
 
 def check(options: SatmOptions) -> None:
-    """Refuse a second unroll without steps.
-
-    Raises:
-        UsageError: with the option.
-    """
+    """Raise UsageError if no step is left to the second unroll."""
     if options.reuse_from >= options.inner_steps:
         raise UsageError(f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index")
 

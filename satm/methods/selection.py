@@ -31,13 +31,13 @@ def herding(features: "Tensor", count: int, generator: "Generator") -> "Tensor":
     import torch
 
     target, total = features.mean(0), torch.zeros_like(features[0])
-    picked: list[int] = []
+    rows: list[int] = []
     for number in range(1, count + 1):
         distances = ((total + features) / number - target).norm(dim=1)
-        distances[picked] = torch.inf
-        picked.append(int(distances.argmin()))
-        total = total + features[picked[-1]]
-    return torch.tensor(picked)
+        distances[rows] = torch.inf
+        rows.append(int(distances.argmin()))
+        total = total + features[rows[-1]]
+    return torch.tensor(rows)
 
 
 def k_center(features: "Tensor", count: int, generator: "Generator") -> "Tensor":
@@ -45,13 +45,13 @@ def k_center(features: "Tensor", count: int, generator: "Generator") -> "Tensor"
     import torch
 
     newest = int((features - features.mean(0)).norm(dim=1).argmin())
-    picked, far = [newest], torch.full((len(features),), torch.inf, dtype=features.dtype)
-    while len(picked) < count:
+    rows, far = [newest], torch.full((len(features),), torch.inf, dtype=features.dtype)
+    while len(rows) < count:
         far = torch.minimum(far, (features - features[newest]).norm(dim=1))
         far[newest] = -1  # so that images that are all alike are not chosen twice
         newest = int(far.argmax())
-        picked.append(newest)
-    return torch.tensor(picked)
+        rows.append(newest)
+    return torch.tensor(rows)
 
 
 recipe("random", SELECTED, MethodOptions)

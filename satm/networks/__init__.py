@@ -13,8 +13,6 @@ from satm.networks.base import NETWORKS, Architecture, network
 if TYPE_CHECKING:
     from satm.networks.layers import Network
 
-__all__ = ["NETWORKS", "Architecture", "build", "network", "resolve"]
-
 
 def resolve(values: Mapping[str, object]) -> tuple[str, Options]:
     """Return the registered name and the checked options of `{"network": name, option: value…}`.
@@ -28,14 +26,10 @@ def resolve(values: Mapping[str, object]) -> tuple[str, Options]:
 
 
 def build(values: Mapping[str, object], channels: int, classes: int, size: int, seed: int) -> "Network":
-    """Build a freshly initialised network.
+    """Build a freshly initialised network from `{"network": registered name, option: value…}`.
 
-    Args:
-        values: `{"network": registered name, option: value…}`.
-        channels: channels of an image.
-        classes: number of outputs.
-        size: height and width of an image in pixels.
-        seed: determines the initial weights; the global random generator is left unchanged.
+    `size` is the height and width of an image in pixels. The seed determines the initial weights; the global random
+    generator is left unchanged.
 
     Raises:
         UsageError: an unknown network or option, or an image too small for the network.

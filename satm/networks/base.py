@@ -1,17 +1,16 @@
-"""How a network registers, and the size arithmetic that several networks share; no torch."""
+"""How a network registers, and the options and the size arithmetic that several networks share; no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
+
+from pydantic import Field
 
 from satm.config import Options
 from satm.registry import Registry
 
 if TYPE_CHECKING:
     from satm.networks.layers import Network
-
-Norm = Literal["none", "batch", "instance"]
-"""Norms of the networks that the papers use for evaluation only."""
 
 S = TypeVar("S", bound=Options)
 
@@ -45,14 +44,29 @@ def network(name: str, options: type[S]) -> Callable[[Builder[S]], Builder[S]]:
     return register
 
 
+class PaperOptions(Options):
+    """Shape of a network that the papers use for evaluation only."""
+
+    norm: Literal["none", "batch", "instance"] = "instance"
+    """After each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
+    width_factor: float = Field(1.0, gt=0)
+    """Multiplies the published number of filters of every convolution."""
+
+
+class StemOptions(PaperOptions):
+    """Shape of a network whose first convolution may have a stride."""
+
+    stem_stride: int | None = Field(None, ge=1)
+    """Stride of the first convolution; None: 2 from 64 pixels on, as in DATM's code, else 1."""
+
+    def stride(self, size: int) -> int:
+        """Return the stride for images of this height and width in pixels."""
+        return self.stem_stride or (2 if size >= 64 else 1)
+
+
 def scaled(filters: int, factor: float) -> int:
     """Return a published number of filters times a factor, rounded, at least 1."""
     return max(1, round(filters * factor))
-
-
-def stem_stride(size: int, stride: int | None) -> int:
-    """Return the stride of the first convolution; None: 2 from 64 pixels on, else 1."""
-    return stride or (2 if size >= 64 else 1)
 
 
 def check_size(size: int, least: int, why: str) -> None:

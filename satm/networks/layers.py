@@ -1,47 +1,52 @@
 """The network module, and layers that architectures are made of.
 
-Shapes: B images; W the width of a token.
+Shapes: B images of C x H x W; P parameters, F features; W the width of a token.
 """
 
-from typing import Self
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from satm.params import unflatten
+
 
 class Network(nn.Module):
     """A classifier of square images: a feature extractor, then one linear layer on all features.
 
-    Args:
-        features: from `[B, C, H, W]` images to maps or vectors, which are flattened.
-        classifier: from the flattened features to the logits.
+    `features` maps `[B, C, H, W]` images to maps or vectors; flattened, they are the input of `classifier`.
     """
 
     def __init__(self, features: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
-        self.features = features
-        self.classifier = classifier
+        self.features, self.classifier = features, classifier
 
     def embed(self, images: Tensor) -> Tensor:
         """Return `[B, F]` features of `[B, C, H, W]` images, the input of the last linear layer."""
         features: Tensor = self.features(images)
         return features.flatten(1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return `[B, classes]` logits of `[B, C, H, W]` images."""
-        logits: Tensor = self.classifier(self.embed(images))
+    def forward(self, images: Tensor, embed: bool = False) -> Tensor:
+        """Return `[B, classes]` logits of `[B, C, H, W]` images, or with `embed` their `[B, F]` features."""
+        features = self.embed(images)
+        logits: Tensor = features if embed else self.classifier(features)
         return logits
+
+
+def embed_flat(network: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
+    """Return `[B, F]` features of `[B, C, H, W]` images with `[P]` weights in place of the network's own."""
+    features: Tensor = torch.func.functional_call(network, unflatten(network, weights), (images, True))
+    return features
 
 
 def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
     """Return the norm of `[B, channels, size, size]` maps as a list of at most one layer.
 
-    Args:
-        name: `batch`; `layer`; `instance`, a group norm with one channel per group; `group`, with four groups; `none`.
-        channels: channels of the maps.
-        size: height and width of the maps; only `layer` depends on it.
+    `instance` is a group norm with one channel per group, `group` one with four groups; only `layer` depends on the
+    size.
 
     Raises:
         ValueError: the channels cannot be split into four groups.
@@ -57,6 +62,47 @@ def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
             raise ValueError(f"norm 'group' needs a width divisible by 4, got {channels}")
         return [nn.GroupNorm(4, channels)]
     return []
+
+
+class Convolution(NamedTuple):
+    """One convolution of a network without branches, and whether 2 x 2 pooling follows it."""
+
+    filters: int
+    kernel: int = 3
+    pooled: bool = False
+    stride: int = 1
+
+
+ACTIVATIONS = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU}
+POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
+def convolutional(
+    plan: Sequence[Convolution],
+    channels: int,
+    classes: int,
+    size: int,
+    norm: str,
+    activation: str = "relu",
+    pooling: str = "max",
+    corner: bool = False,
+) -> Network:
+    """Build convolutions with norm, activation and pooling, then one linear layer.
+
+    The linear layer sees the whole last map, or with `corner` its upper left pixel; see `satm.networks.base.Builder`.
+    """
+    layers: list[nn.Module] = []
+    for filters, kernel, pooled, stride in plan:
+        layers += [nn.Conv2d(channels, filters, kernel, stride, padding=kernel // 2)]
+        channels, size = filters, -(-size // stride)
+        layers += [*norm_layers(norm, channels, size), ACTIVATIONS[activation]()]
+        if pooled:
+            layers += [POOLINGS[pooling](2)]
+            size //= 2
+    if corner:
+        layers += [nn.AvgPool2d(1, stride=size)]
+        size = 1
+    return Network(nn.Sequential(*layers), nn.Linear(channels * size * size, classes))
 
 
 class ResidualBlock(nn.Module):

@@ -130,11 +130,11 @@ class SharpnessAware:
         The second pass sees the same augmented images. It changes neither weights nor buffers: running statistics of
         batch norms are those of the first pass, as in the GSAM package.
         """
-        parameters = {name: held for name, held in module.named_parameters() if held.grad is not None}
-        here = {name: held.grad for name, held in parameters.items() if held.grad is not None}
-        weights = {name: held.detach() for name, held in parameters.items()}
-        near = {name: held.requires_grad_() for name, held in self.neighbour(weights, here).items()}
-        buffers = {name: held.clone() for name, held in module.named_buffers()}
+        parameters = dict(module.named_parameters())
+        here = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+        weights = {name: parameters[name].detach() for name in here}
+        near = {name: value.requires_grad_() for name, value in self.neighbour(weights, here).items()}
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         loss = soft_cross_entropy(torch.func.functional_call(module, (near, buffers), (images,)), labels)
         there = dict(zip(near, torch.autograd.grad(loss, list(near.values())), strict=True))
         for name, slope in self.combine(here, there).items():
@@ -168,13 +168,12 @@ def train_epoch(
         augmentation: drawn for each batch.
         generator: on the CPU; draws the order and the augmentation.
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
-        sharpness_aware: how to compute the gradient; None: the plain one. The returned loss is always the plain one.
+        sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
     """
     module.train()
     count = len(data) if among is None else len(among)
     order = torch.randperm(count, generator=generator)
-    if among is not None:
-        order = among[order]
+    order = order if among is None else among[order]
     total = torch.zeros((), device=data.labels.device)
     for chosen in order.split(batch_size):
         check_stop()

@@ -1,30 +1,13 @@
 """Outer steps: which hypergradients they need, and the gradient for the synthetic set that they form."""
 
-from satm.outer.base import NO_STATE, HypergradientFn, MethodState, OuterGradient, OuterValue, Points
-from satm.outer.descent import descent
-from satm.outer.noise import smoothing_noise
-from satm.outer.sharpness_aware import (
+from satm.outer.base import NO_STATE, HypergradientFn, MethodState, OuterGradient, OuterValue, Points, Span
+from satm.outer.steps import (
     Ascent,
     adaptive,
+    descent,
     orthogonal,
     sharpness_aware,
+    smoothing_noise,
     steepest,
     without_surrogate_gap,
 )
-
-__all__ = [
-    "NO_STATE",
-    "Ascent",
-    "HypergradientFn",
-    "MethodState",
-    "OuterGradient",
-    "OuterValue",
-    "Points",
-    "adaptive",
-    "descent",
-    "orthogonal",
-    "sharpness_aware",
-    "smoothing_noise",
-    "steepest",
-    "without_surrogate_gap",
-]

@@ -6,11 +6,11 @@ Shapes: n synthetic images of C x H x W, P parameters.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from torch import Tensor
 
-from satm.unroll import Point
+from satm.unroll import Gradients, Point
 
 MethodState = Mapping[str, Tensor]
 """State of a method between iterations, by name; it is stored with the run."""
@@ -23,14 +23,10 @@ Points = tuple[Point, ...]
 
 
 @dataclass(frozen=True)
-class OuterGradient:
-    """The gradient that an outer step follows.
+class OuterGradient(Gradients):
+    """The gradient that an outer step follows, with the loss at the synthetic set.
 
     Args:
-        loss: `[]` outer loss at the synthetic set.
-        images: `[n, C, H, W]` gradient.
-        labels: gradient of their shape; None if they are integers.
-        step_size: `[]` gradient.
         sharpness: `[]` increase of the loss at the perturbed set; None if the method perturbs nothing.
         state: of the method, for the next iteration.
         share: `[n]` factors on the step of each image and its label; None: all 1.
@@ -38,10 +34,6 @@ class OuterGradient:
         norm: `[]` norm of the images' hypergradient before scaling; None if `images` was not scaled.
     """
 
-    loss: Tensor
-    images: Tensor
-    labels: Tensor | None
-    step_size: Tensor
     sharpness: Tensor | None = None
     state: MethodState = field(default_factory=lambda: NO_STATE)
     share: Tensor | None = None
@@ -50,35 +42,33 @@ class OuterGradient:
 
 
 @dataclass(frozen=True)
-class OuterValue:
-    """Outer loss and hypergradient at some images.
+class OuterValue(Gradients):
+    """Outer loss and hypergradient at some images, summed over the students of an iteration.
 
     Args:
-        loss: `[]` outer loss.
-        images: `[n, C, H, W]` gradient.
-        labels: gradient of their shape; None if they are integers.
-        step_size: `[]` gradient.
         points: the students before the requested steps, by the index of the step.
     """
 
-    loss: Tensor
-    images: Tensor
-    labels: Tensor | None
-    step_size: Tensor
     points: Mapping[int, Points] = field(default_factory=dict)
+
+    def __add__(self, other: "OuterValue") -> "OuterValue":
+        """Return the value for the students of both."""
+        labels = None if self.labels is None or other.labels is None else self.labels + other.labels
+        points = {index: students + other.points[index] for index, students in self.points.items()}
+        loss, images, step_size = self.loss + other.loss, self.images + other.images, self.step_size + other.step_size
+        return OuterValue(loss, images, labels, step_size, points)
+
+
+class Span(TypedDict, total=False):
+    """Arguments of `satm.hypergradient` that say which inner steps are run, differentiated and kept."""
+
+    first: int
+    last: int | None
+    keep_points: Sequence[int]
 
 
 class HypergradientFn(Protocol):
     """The hypergradient as a function of the images, with segments, batches and augmentation of an iteration fixed."""
 
-    def __call__(
-        self,
-        images: Tensor,
-        *,
-        last: int | None = None,
-        start: Points | None = None,
-        first: int = 0,
-        keep_points: Sequence[int] = (),
-    ) -> OuterValue:
-        """Return the hypergradient at images `[n, C, H, W]`; other arguments as in `satm.hypergradient`."""
-        ...
+    def __call__(self, images: Tensor, start: Points | None = None, **span: Unpack[Span]) -> OuterValue:
+        """Return the hypergradient at images `[n, C, H, W]`; with `start` the students go on from these points."""

@@ -12,16 +12,7 @@ import torch
 from satm.config import Cell, LearnOptions, Resolver, place_of
 from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
-from satm.evaluation.continual import (
-    StepImages,
-    StepResult,
-    among,
-    learn,
-    one_set_a_step,
-    rows,
-    seen_accuracy,
-    slices,
-)
+from satm.evaluation.continual import StepImages, StepResult, among, learn, one_set_a_step, rows, seen_accuracy, slices
 from satm.evaluation.networks import Axes, Task, settled
 from satm.evaluation.sets import kind_of
 from satm.networks.training import TrainingImages

@@ -1,21 +1,6 @@
 """The inner loop and its hypergradient."""
 
-from satm.unroll.engines import ENGINES
-from satm.unroll.hypergradient import Hypergradient, hypergradient
+from satm.unroll.engines import ENGINES, Gradients, Hypergradient
+from satm.unroll.hypergradient import hypergradient
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
-from satm.unroll.rules import Adam, Momentum, Rule, Scheduled, Sgd
-
-__all__ = [
-    "ENGINES",
-    "Adam",
-    "Augment",
-    "Hypergradient",
-    "InnerLoop",
-    "Loss",
-    "Momentum",
-    "Point",
-    "Rule",
-    "Scheduled",
-    "Sgd",
-    "hypergradient",
-]
+from satm.unroll.rules import Adam, Momentum, Rule, Scheduled, Sgd, descent_rule

@@ -1,4 +1,4 @@
-"""Which synthetic images each inner step trains on."""
+"""Mini-batches of an inner loop."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,9 @@ from torch import Tensor
 def mini_batches(
     count: int, size: int | None, steps: int, generator: torch.Generator, device: torch.device
 ) -> list[Tensor] | None:
-    """Return the images `[size]` int64 of each inner step; None where each step takes all.
+    """Return the indices `[size]` int64, among `count` images, of each inner step; None where each step takes all.
 
-    Args:
-        count: images there are.
-        size: images of a step; None: all.
-        steps: inner steps.
-        generator: on the CPU; not used where each step takes all.
-        device: of the indices.
+    The generator is on the CPU, the indices are on the device. Where each step takes all, nothing is drawn.
 
     Source: MTT's public code: a permutation is consumed in chunks and drawn again when it is used up.
     Differs: a rest smaller than a batch is a batch of its own there and is dropped here, so that all have one size.

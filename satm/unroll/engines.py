@@ -9,7 +9,7 @@ Shapes: n synthetic images of C x H x W, P parameters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,72 +22,68 @@ Objective = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Cotangents:
-    """Outer loss, weights after the last step, and gradients of the loss with respect to the inputs of the loop.
+class Gradients:
+    """An outer loss and its gradients, without graphs.
 
     Args:
         loss: `[]` outer loss.
-        end: `[P]` weights after the last step.
-        end_gradient: `[P]` gradient with respect to `end`.
-        images: `[n, C, H, W]` gradient.
-        labels: gradient, shaped like the labels; None if they are integers.
-        step_size: `[]` gradient.
-        start: `[P]` gradient with respect to the weights before the first differentiated step.
-        directions: `[P]` sum of the directions of the differentiated steps.
+        images: `[n, C, H, W]` gradient with respect to the synthetic images.
+        labels: gradient with respect to the labels, of their shape; None if they are integers.
+        step_size: `[]` gradient with respect to the inner step size.
     """
 
     loss: Tensor
-    end: Tensor
-    end_gradient: Tensor
     images: Tensor
     labels: Tensor | None
     step_size: Tensor
-    start: Tensor
-    directions: Tensor
 
 
-Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Cotangents]
+@dataclass(frozen=True)
+class Hypergradient(Gradients):
+    """The outer loss at the end of an inner loop, and its gradients.
+
+    Args:
+        start: `[P]` gradient with respect to the weights before the first step; None if the loop was truncated.
+        end: `[P]` weights after the last step.
+        points: points of the trajectory requested by `keep_points`, by the index of the next step.
+    """
+
+    start: Tensor | None
+    end: Tensor
+    points: dict[int, Point] = field(default_factory=dict)
+
+
+Derivatives = tuple[Hypergradient, Tensor, Tensor]
+"""The hypergradient through all steps of an engine, `[P]` gradient with respect to the weights after the last step, and
+`[P]` sum of the directions of the steps."""
+
+Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Derivatives]
 """`(loop, point before the first step, images, labels, step size, objective, index of the first step)`."""
 
 
 def reverse(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Cotangents:
+) -> Derivatives:
     """Return exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
-    leaves = [tensor.detach().requires_grad_() for tensor in (images, step_size, point.weights)]
-    soft = labels.is_floating_point()
-    if soft:
-        labels = labels.detach().requires_grad_()
-        leaves.append(labels)
-    weights, state = leaves[2], point.state
+    pixels, targets, inputs = _leaves(images, labels)
+    start, rate = point.weights.detach().requires_grad_(), step_size.detach().requires_grad_()
+    weights, state = start, point.state
     directions = torch.zeros_like(weights, requires_grad=False)
     with torch.enable_grad():
         for step in range(first, loop.steps):
-            gradient = loop.gradient(weights, leaves[0], labels, step)
+            gradient = loop.gradient(weights, pixels, targets, step)
             direction, state = loop.rule.direction(weights, state, gradient)
-            weights = weights - leaves[1] * direction
+            weights = weights - rate * direction
             directions += direction.detach()
         loss = objective(weights)
-    found = torch.autograd.grad(loss, [weights, *leaves], allow_unused=True)
-    end_gradient, *gradients = [
-        torch.zeros_like(leaf) if gradient is None else gradient
-        for gradient, leaf in zip(found, [weights, *leaves], strict=True)
-    ]
-    return Cotangents(
-        loss.detach(),
-        weights.detach(),
-        end_gradient,
-        images=gradients[0],
-        labels=gradients[3] if soft else None,
-        step_size=gradients[1],
-        start=gradients[2],
-        directions=directions,
-    )
+    gradients = torch.autograd.grad(loss, [weights, start, rate, *inputs], materialize_grads=True)
+    end_bar, start_bar, step_size_bar, *bars = gradients
+    return _result(loss.detach(), bars, step_size_bar, start_bar, weights.detach()), end_bar, directions
 
 
 def mixed(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Cotangents:
+) -> Derivatives:
     """Return the gradients of `reverse` in the memory of one step and two weight vectors per step (as `Engine`).
 
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
@@ -95,46 +91,38 @@ def mixed(
     Hessian, which is symmetric, and the contributions to the images and labels.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
-    numbers, but needs a forward-mode rule for every operation of the module; on a ConvNet of width 128 it took 1.32
-    times as long as `reverse` and 316 MiB, the second backward pass 1.15 times and 244 MiB (`python -m satm bench
-    hypergradient` measures the ratio).
+    numbers, but needs a forward-mode rule for every operation of the module, and was slower: on a ConvNet of width 128
+    1.32 times as long as `reverse` instead of 1.15 times (`python -m satm bench hypergradient` measures the ratio).
     """
-    passed: list[tuple[Point, Tensor]] = []
+    path: list[tuple[Point, Tensor]] = []
     directions = torch.zeros_like(point.weights)
     for step in range(first, loop.steps):
         following, direction, gradient = loop.advance(point, images, labels, step_size, step)
-        passed.append((point, gradient))
+        path.append((point, gradient))
         directions += direction
         point = following
-    end = point.weights
-    loss, end_gradient = _outer(objective, end)
+    loss, end_bar = _outer(objective, point.weights)
 
-    images_bar, step_size_bar = torch.zeros_like(images), torch.zeros_like(step_size)
-    soft = labels.is_floating_point()
-    labels_bar = torch.zeros_like(labels) if soft else None
-    weights_bar = end_gradient
+    pixels, targets, inputs = _leaves(images, labels)
+    bars, step_size_bar, weights_bar = [torch.zeros_like(leaf) for leaf in inputs], torch.zeros_like(step_size), end_bar
     state_bar = {name: torch.zeros_like(value) for name, value in point.state.items()}
     for step in reversed(range(first, loop.steps)):
-        here, gradient = passed.pop()
+        here, gradient = path.pop()
         step_size_bar -= torch.dot(weights_bar, loop.rule.direction(here.weights, here.state, gradient)[0])
         through_rule, tangent, state_bar = _pull_rule(loop.rule, here, gradient, -step_size * weights_bar, state_bar)
 
         with torch.enable_grad():
-            weights, pixels = here.weights.detach().requires_grad_(), images.detach().requires_grad_()
-            targets = labels.detach().requires_grad_(soft)
+            weights = here.weights.detach().requires_grad_()
             slope = loop.gradient(weights, pixels, targets, step)
-            inputs = [weights, pixels, targets] if soft else [weights, pixels]
-            curvature, *shares = torch.autograd.grad(slope, inputs, tangent, materialize_grads=True)
-        images_bar += shares[0]
-        if labels_bar is not None:
-            labels_bar += shares[1]
+            curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
+        bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
         weights_bar = weights_bar + through_rule + curvature
-    return Cotangents(loss, end, end_gradient, images_bar, labels_bar, step_size_bar, weights_bar, directions)
+    return _result(loss, bars, step_size_bar, weights_bar, point.weights), end_bar, directions
 
 
 def tesla(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
-) -> Cotangents:
+) -> Derivatives:
     """Return TESLA's gradients in the memory of one step, for any number of steps (arguments: `Engine`).
 
     Each step's gradient gets the cotangent of the last weights unchanged, as if the weights of a step were constant.
@@ -153,37 +141,31 @@ def tesla(
         here, direction, _ = loop.advance(here, images, labels, step_size, step)
         directions += direction
     end = here.weights
-    loss, end_gradient = _outer(objective, end)
+    loss, end_bar = _outer(objective, end)
 
-    images_bar = torch.zeros_like(images)
-    soft = labels.is_floating_point()
-    labels_bar = torch.zeros_like(labels) if soft else None
-    here = point
+    pixels, targets, inputs = _leaves(images, labels)
+    bars, here = [torch.zeros_like(leaf) for leaf in inputs], point
     for step in range(first, loop.steps):
         with torch.enable_grad():
-            weights, pixels = here.weights.detach().requires_grad_(), images.detach().requires_grad_()
-            targets = labels.detach().requires_grad_(soft)
-            slope = loop.gradient(weights, pixels, targets, step)
-            none = {name: torch.zeros_like(value) for name, value in here.state.items()}
-            _, tangent, _ = _pull_rule(loop.rule, here, slope.detach(), -step_size * end_gradient, none)
-            inputs = [pixels, targets] if soft else [pixels]
+            slope = loop.gradient(here.weights.detach().requires_grad_(), pixels, targets, step)
+            zero = {name: torch.zeros_like(value) for name, value in here.state.items()}
+            _, tangent, _ = _pull_rule(loop.rule, here, slope.detach(), -step_size * end_bar, zero)
             shares = torch.autograd.grad(slope, inputs, tangent, materialize_grads=True)
-        images_bar += shares[0]
-        if labels_bar is not None:
-            labels_bar += shares[1]
+        bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
         direction, state = loop.rule.direction(here.weights, here.state, slope.detach())
         here = Point(here.weights - step_size * direction, state)
-    step_size_bar = -torch.dot(end_gradient, directions)
-    return Cotangents(
-        loss,
-        end,
-        end_gradient,
-        images_bar,
-        labels_bar,
-        step_size_bar,
-        start=end_gradient,
-        directions=directions,
-    )
+    return _result(loss, bars, -torch.dot(end_bar, directions), end_bar, end), end_bar, directions
+
+
+def _leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return images and labels as leaves of a graph, and those of them that have gradients: hard labels have none."""
+    pixels, targets = images.detach().requires_grad_(), labels.detach().requires_grad_(labels.is_floating_point())
+    return pixels, targets, [leaf for leaf in (pixels, targets) if leaf.requires_grad]
+
+
+def _result(loss: Tensor, bars: list[Tensor], step_size: Tensor, start: Tensor, end: Tensor) -> Hypergradient:
+    """Return the hypergradient with the gradients of the leaves, `bars`."""
+    return Hypergradient(loss, bars[0], bars[1] if len(bars) > 1 else None, step_size, start, end)
 
 
 def _outer(objective: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -203,13 +185,12 @@ def _pull_rule(
         weights, slope = point.weights.detach().requires_grad_(), gradient.detach().requires_grad_()
         state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
         direction, following = rule.direction(weights, state, slope)
-        outputs = {"": (direction, direction_bar), **{name: (following[name], state_bar[name]) for name in state}}
-        live = [pair for pair in outputs.values() if pair[0].requires_grad]
+        pairs = [(direction, direction_bar), *((following[name], state_bar[name]) for name in state)]
+        live = [(output, bar) for output, bar in pairs if output.requires_grad]
+        outputs, bars = zip(*live, strict=True)
         inputs = [weights, slope, *state.values()]
-        found = torch.autograd.grad(
-            [output for output, _ in live], inputs, [bar for _, bar in live], allow_unused=True, materialize_grads=True
-        )
-    return found[0], found[1], dict(zip(state, found[2:], strict=True))
+        weights_bar, slope_bar, *rest = torch.autograd.grad(outputs, inputs, bars, materialize_grads=True)
+    return weights_bar, slope_bar, dict(zip(state, rest, strict=True))
 
 
 ENGINES: dict[str, Engine] = {"mixed": mixed, "reverse": reverse, "tesla": tesla}

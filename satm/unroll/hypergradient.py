@@ -4,7 +4,7 @@ Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -13,34 +13,9 @@ from torch.nn import functional
 
 from satm.errors import pick
 from satm.params import flatten
-from satm.unroll.engines import ENGINES, Objective
+from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
 from satm.unroll.rules import Rule, Sgd
-
-StepSizeGradient = Literal["exact", "first-order"]
-
-
-@dataclass(frozen=True)
-class Hypergradient:
-    """An outer loss and its gradients, without graphs.
-
-    Args:
-        loss: `[]` outer loss at the weights after the last step.
-        images: `[n, C, H, W]` gradient with respect to the synthetic images.
-        labels: gradient with respect to the labels, of their shape; None if they are integers.
-        step_size: `[]` gradient with respect to the inner step size.
-        start: `[P]` gradient with respect to the weights before the first step; None if the loop was truncated.
-        end: `[P]` weights after the last step.
-        points: points of the trajectory requested by `keep_points`, by the index of the next step.
-    """
-
-    loss: Tensor
-    images: Tensor
-    labels: Tensor | None
-    step_size: Tensor
-    start: Tensor | None
-    end: Tensor
-    points: dict[int, Point] = field(default_factory=dict)
 
 
 def hypergradient(
@@ -58,7 +33,7 @@ def hypergradient(
     loss: Loss = functional.cross_entropy,
     batches: Sequence[Tensor] | None = None,
     augment: Augment | None = None,
-    step_size_gradient: StepSizeGradient = "exact",
+    step_size_gradient: Literal["exact", "first-order"] = "exact",
     engine: str = "mixed",
     keep_points: Sequence[int] = (),
 ) -> Hypergradient:
@@ -97,62 +72,39 @@ def hypergradient(
     Source: truncation: SATM Eq. 10; first-order step size: SATM Eq. 12 (for SGD the directions are the gradients).
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
     """
-    rule = Sgd() if rule is None else rule
-    held_step_size = torch.as_tensor(step_size, dtype=images.dtype, device=images.device).detach()
-    point = _start(module, rule, start)
     last = steps - first if last is None else last
-    _check(module, images, labels, steps, first, last, batches, keep_points)
+    loop = InnerLoop(module, loss, rule or Sgd(), steps, batches, augment)
+    _check(loop, images, labels, first, last, keep_points)
     differentiate = pick(engine, ENGINES, "engine")
-    loop = InnerLoop(module, loss, rule, steps, batches, augment)
+    if not isinstance(start, Point):
+        weights = flatten(module) if start is None else start.detach()
+        start = Point(weights, loop.rule.start(weights))
+    rate = torch.as_tensor(step_size, dtype=images.dtype, device=images.device).detach()
+    inputs = images.detach(), labels.detach(), rate
 
-    points: dict[int, Point] = {}
-    travelled = torch.zeros_like(point.weights)
-    cut = max(first, steps - last)
-    wanted = set(keep_points)
+    point, points, cut = start, dict[int, Point](), max(first, steps - last)
+    earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
-        if step in wanted:
+        if step in keep_points:
             points[step] = point
-        point, direction, _ = loop.advance(point, images.detach(), labels.detach(), held_step_size, step)
-        travelled += direction
-    if cut in wanted:
+        point, direction, _ = loop.advance(point, *inputs, step)
+        earlier += direction
+    if cut in keep_points:
         points[cut] = point
-    found = differentiate(loop, point, images.detach(), labels.detach(), held_step_size, objective, cut)
-    for step in range(cut + 1, max(wanted, default=0) + 1):  # inside the differentiated part, which is run again
-        point = loop.advance(point, images.detach(), labels.detach(), held_step_size, step - 1)[0]
-        if step in wanted:
+    result, end_bar, directions = differentiate(loop, point, *inputs, objective, cut)
+    for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
+        point, _, _ = loop.advance(point, *inputs, step - 1)
+        if step in keep_points:
             points[step] = point
-    step_size_bar = found.step_size
+    step_size_bar = result.step_size
     if step_size_gradient == "first-order":
-        step_size_bar = -torch.dot(found.end_gradient, travelled + found.directions)
-    return Hypergradient(
-        loss=found.loss,
-        images=found.images,
-        labels=found.labels,
-        step_size=step_size_bar,
-        start=found.start if cut == first else None,
-        end=found.end,
-        points=points,
-    )
+        step_size_bar = -torch.dot(end_bar, earlier + directions)
+    return replace(result, step_size=step_size_bar, start=result.start if cut == first else None, points=points)
 
 
-def _start(module: nn.Module, rule: Rule, start: Tensor | Point | None) -> Point:
-    if isinstance(start, Point):
-        return start
-    weights = flatten(module) if start is None else start.detach()
-    return Point(weights, rule.start(weights))
-
-
-def _check(
-    module: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    steps: int,
-    first: int,
-    last: int,
-    batches: Sequence[Tensor] | None,
-    keep_points: Sequence[int],
-) -> None:
+def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: int, keep_points: Sequence[int]) -> None:
     """Refuse arguments that would fail late or, worse, silently give a wrong gradient."""
+    steps, batches = loop.steps, loop.batches
     if not 0 <= first < steps:
         raise ValueError(f"expected 0 <= first < steps, got first {first} and steps {steps}; correct one of them")
     if last < 1:
@@ -167,11 +119,10 @@ def _check(
         raise ValueError(f"expected one batch per step, got {len(batches)} batches and {steps} steps; add or drop some")
     if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:
         raise ValueError(f"keep_points must be from {first} (first) to {steps} (steps), got {list(keep_points)}")
-    for name, part in module.named_modules():
+    for name, part in loop.module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
             raise ValueError(f"{name} is active dropout, so steps cannot be repeated exactly; call .eval() on it first")
-        tracks = isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats
-        if tracks:
+        if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
             raise ValueError(
                 f"{name} tracks running statistics, which the gradient would not account for; "
                 "build it with track_running_stats=False or call .eval() on it first"

@@ -51,11 +51,7 @@ class InnerLoop:
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """Return the gradient of the inner loss in one step, `[P]`, with a graph to the arguments.
 
-        Args:
-            weights: `[P]`, part of a graph.
-            images: `[n, C, H, W]` all synthetic images; those of the step are chosen and augmented here.
-            labels: of all synthetic images.
-            step: index of the step.
+        Of all synthetic images, `[n, C, H, W]`, and labels those of the step are chosen and augmented here.
         """
         check_stop()
         if self.batches is not None:

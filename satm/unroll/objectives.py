@@ -19,13 +19,8 @@ pixels, where a batch of 5,000 would need ten times as much."""
 def real_loss(module: nn.Module, images: Tensor, labels: Tensor, chunk: int = CHUNK) -> Objective:
     """Return the mean cross-entropy on real images as a function of the weights, in the memory of a chunk of them.
 
-    A chunk's activations are dropped after its forward pass and computed again in the backward pass.
-
-    Args:
-        module: the network.
-        images: `[B, C, H, W]` in the space that it is trained in, of the weights' type.
-        labels: `[B]` int64.
-        chunk: images whose activations are held together.
+    A chunk's activations are dropped after its forward pass and computed again in the backward pass. The images are
+    `[B, C, H, W]` in the space of training, of the weights' type, the labels `[B]` int64.
     """
 
     def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:

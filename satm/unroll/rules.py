@@ -21,11 +21,9 @@ class Rule(Protocol):
 
     def start(self, weights: Tensor) -> State:
         """Return the state before the first step from weights `[P]`."""
-        ...
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
         """Return the direction, `[P]`, and the next state; differentiable in all three arguments."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,11 +76,7 @@ class Adam:
 
     def start(self, weights: Tensor) -> State:
         """Return zero moments and a count of zero."""
-        return {
-            "first": torch.zeros_like(weights),
-            "second": torch.zeros_like(weights),
-            "count": torch.zeros((), dtype=weights.dtype, device=weights.device),
-        }
+        return {"first": torch.zeros_like(weights), "second": torch.zeros_like(weights), "count": weights.new_zeros(())}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
         """Return the first moment divided by the root of the second, both corrected for their start at zero."""
@@ -114,17 +108,22 @@ class Scheduled:
 
     def start(self, weights: Tensor) -> State:
         """Return the state of the rule and a count of zero."""
-        return {**self.rule.start(weights), "passed": torch.zeros((), dtype=weights.dtype, device=weights.device)}
+        return {**self.rule.start(weights), "passed": weights.new_zeros(())}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
         """Return the rule's direction, scaled."""
-        inner = dict(state)
-        passed = inner.pop("passed").detach()
+        passed = state["passed"].detach()
+        inner = {name: value for name, value in state.items() if name != "passed"}
         direction, following = self.rule.direction(weights, inner, gradient)
         scale = torch.ones_like(passed)
         for milestone in self.milestones:
             scale = torch.where(passed >= milestone, scale * self.factor, scale)
         return scale * direction, {**following, "passed": passed + 1}
+
+
+def descent_rule(momentum: float, weight_decay: float) -> Rule:
+    """Return SGD, plain where the momentum is 0."""
+    return Momentum(momentum, weight_decay=weight_decay) if momentum else Sgd(weight_decay)
 
 
 def _decayed(gradient: Tensor, weights: Tensor, weight_decay: float) -> Tensor:

@@ -51,11 +51,7 @@ class Table:
 
     @classmethod
     def open(cls, path: Path, options: DatasetOptions) -> "Table":
-        """Find the columns of a file and read its labels.
-
-        Raises:
-            UsageError: the file is damaged, or has no such columns.
-        """
+        """Find the columns of a file and read its labels; UsageError if it is damaged or has no such columns."""
         try:
             schema = pq.read_schema(path)
             image = _image_column(path, schema, options.image_column)
@@ -110,16 +106,11 @@ def _damaged(path: Path, error: Exception) -> UsageError:
 
 
 def _image_column(path: Path, schema: pa.Schema, name: str | None) -> str:
-    usable: list[str] = [
-        field.name
-        for field in schema
-        if pa.types.is_struct(field.type)
-        and (index := field.type.get_field_index("bytes")) >= 0
-        and pa.types.is_binary(field.type.field(index).type)
-    ]
+    structs = [field for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    usable: list[str] = [field.name for field in structs if pa.types.is_binary(field.type.field("bytes").type)]
     if name is None and len(usable) == 1:
         return usable[0]
-    if name is not None and name in usable:
+    if name in usable:
         return name
     got = "no `image_column` is given" if name is None else f"`image_column` is {name!r}"
     raise UsageError(
@@ -153,8 +144,8 @@ def _matching(folder: Path, pattern: str, part: str) -> list[Path]:
         if os.pardir in Path(alternative).parts:
             raise UsageError(f"the pattern {pattern!r} of `{part}` leads out of {folder}; give one below it")
         try:
-            if found := sorted(path for path in folder.glob(alternative) if path.is_file()):
-                return found
+            if files := sorted(path for path in folder.glob(alternative) if path.is_file()):
+                return files
         except (ValueError, NotImplementedError) as error:
             raise UsageError(
                 f"the pattern {pattern!r} of `{part}` cannot be used ({error}); give one relative to `path`"
@@ -167,7 +158,7 @@ def _matching(folder: Path, pattern: str, part: str) -> list[Path]:
 
 def _alternatives(pattern: str) -> list[str]:
     """Return the patterns without braces that `{a,b}` stands for, in order."""
-    if not (found := re.search(r"\{([^{}]*)\}", pattern)):
+    if not (braces := re.search(r"\{([^{}]*)\}", pattern)):
         return [pattern]
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    return [one for middle in found[1].split(",") for one in _alternatives(before + middle + after)]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    return [one for middle in braces[1].split(",") for one in _alternatives(before + middle + after)]

@@ -15,17 +15,14 @@ from satm.errors import UsageError
 
 @dataclass(frozen=True)
 class Stage:
-    """The part of a run in which one block is learned.
-
-    Args:
-        trained: `[m]` int64, the images of this block and of the earlier ones.
-        share: `[n]` factors on the outer step of each image: 1 in this block, `boost` before it, 0 after it.
-        begins: whether the previous iteration learned another block.
-    """
+    """The part of a run in which one block is learned."""
 
     trained: Tensor
+    """`[m]` int64, the images of this block and of the earlier ones."""
     share: Tensor
+    """`[n]` factors on the outer step of each image: 1 in this block, `boost` before it, 0 after it."""
     begins: bool
+    """Whether the previous iteration learned another block."""
 
 
 def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, boost: float) -> Stage:
@@ -49,11 +46,7 @@ def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, bo
 
 
 def check_blocks(blocks: int, ipc: int, iterations: int) -> None:
-    """Refuse blocks that are unequal or get no iteration.
-
-    Raises:
-        UsageError: naming both options.
-    """
+    """Raise UsageError for blocks that are unequal or get no iteration."""
     if ipc % blocks:
         raise UsageError(f"blocks {blocks} does not divide ipc {ipc}, the images per class; choose a divisor of ipc")
     if iterations < blocks:

@@ -25,6 +25,7 @@ class Comparison:
     The same draw is meant for the synthetic images.
     """
 
+    label: int
     chosen: Tensor
     real: Tensor
     draw: Draw
@@ -63,4 +64,4 @@ class ClassMatching(Method[Own]):
         real, _ = self.problem.real.batch(members[order].to(self.problem.device))
         draw = self.siamese.draw(generator, len(real), real.shape[-1])
         chosen = (synthetic.labels == label).nonzero().squeeze(1)
-        return Comparison(chosen, self.siamese.apply(real.to(synthetic.images), draw), draw)
+        return Comparison(label, chosen, self.siamese.apply(real.to(synthetic.images), draw), draw)

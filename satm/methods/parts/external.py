@@ -1,7 +1,6 @@
-"""The machinery of sets made elsewhere."""
+"""Sets made elsewhere: their files are read and fitted to a problem."""
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,15 +13,7 @@ from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
-from satm.results.fitting import (
-    doubts,
-    fit_images,
-    fit_labels,
-    fit_space,
-    fit_statistics,
-    fit_step_size,
-    name_labels,
-)
+from satm.results.fitting import doubts, fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
 from satm.storage.identity import differing_field, hash_file
 
 LOG = logging.getLogger("satm")
@@ -32,7 +23,7 @@ COMPARED = 500
 
 
 class External(Method[FilesOptions]):
-    """Read a set from its files and make it fit the problem.
+    """Read a set from its files and make it fit the problem; `notes` say what images, labels and step size are.
 
     Raises:
         UsageError: (on construction) files that are missing, damaged, would run code, or do not fit the dataset, the
@@ -47,92 +38,82 @@ class External(Method[FilesOptions]):
                 "--images images_best.pt"
             )
         self._path, data = expand(options.images), problem.data
-        self._read = [self._path]
-        found = read_set(self._path, options.image_column, options.label_column)
-        self._check(found)
-        images = fit_images(found, data, problem.ipc)
-        labels, labels_are = self._labels(found)
-        step_size, step_size_is = self._step_size(found)
-        images, images_are = fit_space(
-            images, found, options.space, problem.preprocessor, *fit_statistics(options.mean, options.std, data)
-        )
+        self._files = [self._path]
+        external = read_set(self._path, options.image_column, options.label_column)
+        self._check(external)
+        images = fit_images(external, data, problem.ipc)
+        labels, labels_are = self._labels(external)
+        step_size, step_size_is = self._step_size(external)
+        statistics = fit_statistics(options.mean, options.std, data)
+        images, images_are = fit_space(images, external, options.space, problem.preprocessor, *statistics)
         real = data.train.images[torch.linspace(0, len(data.train) - 1, min(COMPARED, len(data.train))).long()]
         for doubt in doubts(images, labels, problem.ipc, problem.preprocessor.apply(real)):
             LOG.warning("the images of %s may not be what they were taken for: %s", self._path, doubt)
         self._set = Synthetic(*(part.to(problem.device) for part in (images, labels, step_size)))
-        hashes = [f"{path.name} {hash_file(path)}" for path in self._read if path.is_file()]
-        self._notes = {"images": images_are, "labels": labels_are, "step_size": step_size_is}
-        self._notes |= {"sha256": ", ".join(hashes)} if hashes else {}
-        self._selection: str = options.selection
+        notes = {"images": images_are, "labels": labels_are, "step_size": step_size_is}
+        if hashes := [f"{path.name} {hash_file(path)}" for path in self._files if path.is_file()]:
+            notes["sha256"] = ", ".join(hashes)
+        self.selection = options.selection
         if options.selection == "auto":
-            self._selection = "test" if found.made is None else found.made.selection
-            stated = "taken to be" if found.made is None else "as the file states:"
-            self._notes["selection"] = f"{stated} {self._selection}, decided (selection auto)"
+            self.selection = "test" if external.made is None else external.made.selection
+            stated = "taken to be" if external.made is None else "as the file states:"
+            notes["selection"] = f"{stated} {self.selection}, decided (selection auto)"
+        self.notes = notes
 
     def start(self) -> Synthetic:
         """Return the set."""
         return self._set
 
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """What images, labels and step size were taken for, and the hash of each file that was read."""
-        return self._notes
-
-    @property
-    def selection(self) -> str:
-        """Which iteration the makers kept, as the option says."""
-        return self._selection
-
-    def _check(self, found: ExternalSet) -> None:
+    def _check(self, external: ExternalSet) -> None:
         """Check that options have an effect, and that a set of this project was made for images prepared as here."""
         options, problem, idle = self.options, self.problem, dict[str, tuple[str, ...]]()
         if options.space != "normalised":
             idle[f"space {options.space!r}; set space to normalised"] = ("mean", "std")
-        if found.layout != "parquet":
+        if external.layout != "parquet":
             idle[f"{self._path}, which is not parquet; give parquet"] = ("image_column", "label_column")
         refuse_idle(options, idle, f"method {self.name!r}: ")
-        if found.made is None:
+        if external.made is None:
             return
         here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}
-        there = {"preprocessing": dict(found.made.preprocessing), "class_names": found.made.class_names}
+        there = {"preprocessing": dict(external.made.preprocessing), "class_names": external.made.class_names}
         if difference := differing_field(here, there):
             raise UsageError(
                 f"{self._path} was made for other images, or images prepared in another way: {difference}; use the "
                 "dataset and the options that it was made with"
             )
 
-    def _labels(self, found: ExternalSet) -> tuple[Tensor, str]:
+    def _labels(self, external: ExternalSet) -> tuple[Tensor, str]:
         """Return the labels and in words what they are."""
         options, data = self.options, self.problem.data
-        source = self._source(options.labels_from, found.labels, "labels")
-        labels, kind, how = found.labels, options.label_kind, ""
+        source = self._source(options.labels_from, external.labels, "labels")
+        labels, kind, order = external.labels, options.label_kind, ""
         if source is not None:
             labels = read_labels(source)
-        elif found.made is not None:
+        elif external.made is not None:
             kind = "logits" if kind == "auto" else kind
-        elif labels is not None and found.class_names is not None:
-            labels, how = name_labels(labels, found.class_names, data.class_names, found.where)
-        where = self._path if source is None else source
+        elif labels is not None and external.class_names is not None:
+            labels, order = name_labels(labels, external.class_names, data.class_names, external.where)
+        where = source or self._path
         if labels is None or not labels.is_floating_point():
             idle = {"labels that are not soft; give soft ones in labels_from": ("label_kind",)}
             refuse_idle(options, idle, f"method {self.name!r}: ")
-        fitted, told = fit_labels(labels, kind, self.problem.ipc, data.classes, str(where))
-        return fitted, told if labels is None else f"of {where.name}: {told}{how and f', {how}'}"
+        fitted, form = fit_labels(labels, kind, self.problem.ipc, data.classes, str(where))
+        return fitted, form if labels is None else f"of {where.name}: {form}{order and f', {order}'}"
 
-    def _step_size(self, found: ExternalSet) -> tuple[Tensor, str]:
+    def _step_size(self, external: ExternalSet) -> tuple[Tensor, str]:
         """Return the step size and in words where it is from."""
-        source = self._source(self.options.step_size_from, found.step_size, "lr")
-        where = self._path if source is None else source
-        step_size = found.step_size if source is None else read_step_size(source)
+        source = self._source(self.options.step_size_from, external.step_size, "lr")
+        step_size = external.step_size if source is None else read_step_size(source)
         if step_size is None:
-            held = self.options.step_size
-            return torch.tensor(held), f"{held:g} of the option step_size, as no file holds one"
+            value = self.options.step_size
+            return torch.tensor(value), f"{value:g} of the option step_size, as no file holds one"
+        where = source or self._path
         step_size = fit_step_size(step_size, str(where))
         return step_size, f"{float(step_size):g} of {where.name}"
 
-    def _source(self, given: str, found: Tensor | None, what: str) -> Path | None:
-        """Return the file that is read beside that of the images: the given one, or one that its name leads to."""
-        source = expand(given) if given else beside(self._path, what) if found is None else None
+    def _source(self, option: str, own: Tensor | None, what: str) -> Path | None:
+        """Return the file beside that of the images: of the option, or where there is no `own`, of a usual name."""
+        source = expand(option) if option else beside(self._path, what) if own is None else None
         if source is not None:
-            self._read.append(source)
+            self._files.append(source)
         return source

@@ -52,15 +52,14 @@ def correct(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
     weights = experts.snapshot(0, experts.epochs).to(problem.device)
     chosen = []
     for label, order in enumerate(_orders(problem)):
-        found: list[Tensor] = []
+        right = order[:0]
         for part in order.split(CHUNK):
             images, _ = problem.real.batch(part.to(problem.device))
-            found.append(part[(expert_logits(problem, weights, images).argmax(1) == label).cpu()])
-            if sum(map(len, found)) >= problem.ipc:
+            hit = (expert_logits(problem, weights, images).argmax(1) == label).cpu()
+            right = torch.cat([right, part[hit]])
+            if len(right) >= problem.ipc:
                 break
-        right = torch.cat(found)
-        rest = order[~torch.isin(order, right)]
-        chosen.append(torch.cat([right, rest])[: problem.ipc])
+        chosen.append(torch.cat([right, order[~torch.isin(order, right)]])[: problem.ipc])
     return _gather(problem, chosen)
 
 

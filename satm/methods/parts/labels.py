@@ -43,7 +43,7 @@ def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, la
 
 
 def confident(labels: Tensor, classes: int, probability: float) -> Tensor:
-    """Return `[n, K]` float32 logits with a given probability of each image's class, the rest shared equally.
+    """Return `[n, K]` float32 logits with a probability of each image's class, the rest shared equally.
 
     Raises:
         UsageError: there is only one class.

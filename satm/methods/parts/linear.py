@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from satm.errors import UsageError
-from satm.methods.parts.parameterisation import Numbers
+from satm.methods.parts.parameterisation import Numbers, Parameterisation
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Parameterisation):
     """`images = weights @ basis`, both learned.
 
     Args:
@@ -51,21 +51,18 @@ class Linear:
 
     def pull(self, numbers: Numbers, gradient: Tensor) -> Numbers:
         """Return the gradients of `basis` and `weights`, given that of the images."""
-        weights, basis = numbers["weights"], numbers["basis"]
-        return {
-            "basis": torch.tensordot(weights.t(), gradient, 1),
-            "weights": gradient.flatten(1) @ basis.flatten(1).t(),
-        }
+        basis = torch.tensordot(numbers["weights"].t(), gradient, 1)
+        return {"basis": basis, "weights": gradient.flatten(1) @ numbers["basis"].flatten(1).t()}
 
 
 def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int, soft: bool) -> None:
-    """Refuse a basis that stores more numbers than the images of its budget.
+    """Refuse a basis that stores more numbers than the images of its budget, or has more images than come from it.
 
     Basis and weights are counted against `ipc` images per class of `pixels` = C * H * W numbers; with learned (`soft`)
     labels also K numbers for each image's label, on both sides. Hard labels count nothing, as the images are sorted.
 
     Raises:
-        UsageError: naming options and counts, or a basis of more images than are computed from it (`per_class` each).
+        UsageError: with options and counts.
     """
     count = classes * per_class
     if basis > count:
@@ -74,8 +71,7 @@ def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int
             "lower basis or raise basis_images"
         )
     label = classes if soft else 0
-    stored = basis * pixels + count * (basis + label)
-    allowed = classes * ipc * (pixels + label)
+    stored, allowed = basis * pixels + count * (basis + label), classes * ipc * (pixels + label)
     if stored > allowed:
         raise UsageError(
             f"basis {basis} with basis_images {per_class} stores {stored} numbers, ipc {ipc} allows {allowed}; lower "

@@ -3,9 +3,11 @@
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -18,9 +20,9 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.segments import Segment, check, draw
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
-from satm.outer import HypergradientFn, OuterValue, Points
+from satm.outer import HypergradientFn, OuterValue, Points, Span
 from satm.params import call_flat
-from satm.unroll import Hypergradient, Point, hypergradient
+from satm.unroll import Point, hypergradient
 from satm.unroll.batches import mini_batches
 
 
@@ -81,12 +83,12 @@ class TrajectoryMatching(Method[Own]):
         options = self.options
         if iteration % options.monitor_every:
             return {}
-        last, found = len(self.experts) - 1, {}
+        last, losses = len(self.experts) - 1, {}
         for start in range(options.monitor):
             segment = Segment(last, start, start + options.expert_epochs)
             oracle = self.oracle_of(synthetic, self.problem.generator("monitor", start), [(1.0, segment)])
-            found[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
-        return found
+            losses[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
+        return losses
 
     def oracle(self, synthetic: Synthetic, iteration: int) -> HypergradientFn:
         """Return the hypergradient of an iteration's matching loss as a function of the images (`oracle_of`)."""
@@ -98,60 +100,50 @@ class TrajectoryMatching(Method[Own]):
     ) -> HypergradientFn:
         """Return the hypergradient of a matching loss as a function of the images, with all random choices made.
 
-        Concurrent segments are unrolled one after another on the same batches and augmentation, so the memory does not
-        grow with their number.
-
-        Args:
-            synthetic: the set.
-            generator: on the CPU; draws mini-batches, augmentation and noise on the student's weights.
-            segments: with the weights of their losses.
+        The generator, on the CPU, draws mini-batches, augmentation and noise on the student's weights. Segments have
+        the weights of their losses; concurrent ones are unrolled one after another on the same batches and
+        augmentation, so the memory does not grow with their number.
 
         Raises:
             UsageError: the expert did not move between a segment's ends.
         """
         options = self.options
-        batches = self._batches(len(synthetic.images), generator)
-        count = len(synthetic.images) if batches is None else len(batches[0])
-        size = synthetic.images.shape[-1]
-        augment = self.problem.augmentation.drawn(generator, [count] * options.inner_steps, size)
+        count, steps, size = len(synthetic.images), options.inner_steps, synthetic.images.shape[-1]
+        batches = mini_batches(count, options.batch_size, steps, generator, self.problem.device)
+        each = count if batches is None else len(batches[0])
+        augment = self.problem.augmentation.per_step(generator, [each] * steps, size)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
 
-        def unroll(student: Student, images: Tensor, start: Tensor | Point, **asked: Any) -> Hypergradient:
-            return hypergradient(
+        def value(student: Student, images: Tensor, start: Tensor | Point, span: Span) -> OuterValue:
+            """Return the weighted loss and hypergradient of one student."""
+            inner = hypergradient(
                 self.problem.module,
                 images,
                 student.labels,
                 synthetic.step_size,
                 lambda weights: matching_loss(weights, student.origin, student.target),
-                steps=options.inner_steps,
+                steps=steps,
                 start=start,
                 loss=soft_cross_entropy,
                 batches=batches,
                 augment=augment if options.augment else None,
                 step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
                 engine=options.engine,
-                **asked,
+                **span,
             )
+            weight, points = student.weight, {index: (point,) for index, point in inner.points.items()}
+            labels = weight * inner.labels if options.labels == "learned" and inner.labels is not None else None
+            return OuterValue(weight * inner.loss, weight * inner.images, labels, weight * inner.step_size, points)
 
-        def at(
-            images: Tensor,
-            *,
-            last: int | None = None,
-            start: Points | None = None,
-            first: int = 0,
-            keep_points: Sequence[int] = (),
-        ) -> OuterValue:
-            total: OuterValue | None = None
-            for index, student in enumerate(students):
-                begin = student.begin if start is None else start[index]
-                found = unroll(student, images, begin, last=last, first=first, keep_points=keep_points)
-                total = _added(total, found, student.weight)
-            assert total is not None
+        def at(images: Tensor, start: Points | None = None, **span: Unpack[Span]) -> OuterValue:
+            starts: Sequence[Tensor | Point] = start or [student.begin for student in students]
+            values = (value(student, images, begin, span) for student, begin in zip(students, starts, strict=True))
+            total = functools.reduce(operator.add, values)
             if options.step_size_gradient == "fixed":
                 total = replace(total, step_size=torch.zeros_like(total.step_size))
             if options.engine == "tesla" and options.tesla_scale == "code":
                 total = replace(total, images=total.images / 2)
-            return total if options.labels == "learned" else replace(total, labels=None)
+            return total
 
         return at
 
@@ -175,24 +167,3 @@ class TrajectoryMatching(Method[Own]):
             return synthetic.labels
         with torch.no_grad():
             return call_flat(self.problem.module, target.to(synthetic.images), synthetic.images)
-
-    def _batches(self, count: int, generator: torch.Generator) -> list[Tensor] | None:
-        """Return the images of each inner step; None where each step takes all."""
-        options = self.options
-        return mini_batches(count, options.batch_size, options.inner_steps, generator, self.problem.device)
-
-
-def _added(total: OuterValue | None, found: Hypergradient, weight: float) -> OuterValue:
-    """Return the sum of answers with one more, weighted."""
-    labels = None if found.labels is None else weight * found.labels
-    points = {index: (point,) for index, point in found.points.items()}
-    one = OuterValue(weight * found.loss, weight * found.images, labels, weight * found.step_size, points)
-    if total is None:
-        return one
-    return OuterValue(
-        total.loss + one.loss,
-        total.images + one.images,
-        None if total.labels is None or labels is None else total.labels + labels,
-        total.step_size + one.step_size,
-        {index: total.points[index] + points[index] for index in points},
-    )

@@ -10,7 +10,7 @@ from satm.config.methods import IterativeOptions, MethodOptions
 from satm.errors import UsageError
 from satm.methods.parts.init import INITS, real
 from satm.methods.parts.labels import LABELS
-from satm.methods.parts.parameterisation import DIRECT, Parameterisation
+from satm.methods.parts.parameterisation import Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
@@ -30,12 +30,18 @@ class Method(Generic[Own]):
         UsageError: (on construction) options, experts and data do not fit together.
     """
 
-    parameterisation: Parameterisation = DIRECT
+    parameterisation = Parameterisation()
     """What is learned: the images themselves, or what they are computed from."""
 
     def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
         self.recipe, self.options, self.problem = recipe, options, problem
         self.name = recipe.name
+        self.iterative = isinstance(options, IterativeOptions)
+        """Whether the set is improved in iterations."""
+        self.notes: Mapping[str, str] = {}
+        """What was decided beyond the options, in words by subject: logged, and stored beside them."""
+        self.selection: str = options.selection if isinstance(options, IterativeOptions) else "last"
+        """Iteration that the set is of: `last`, or the best on `validation` or `test` images."""
         if not isinstance(options, IterativeOptions):
             return
         if options.selection != "last" and options.watch not in (None, options.selection):
@@ -48,21 +54,6 @@ class Method(Generic[Own]):
                 raise UsageError(
                     f"{name} {value!r} needs experts, method {self.name!r} uses none; choose another {name}"
                 )
-
-    @property
-    def iterative(self) -> bool:
-        """Whether the set is improved in iterations."""
-        return isinstance(self.options, IterativeOptions)
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """What was decided beyond the options, in words by subject: logged, and stored beside them."""
-        return {}
-
-    @property
-    def selection(self) -> str:
-        """Iteration that the set is of: `last`, or the best on `validation` or `test` images."""
-        return self.options.selection if isinstance(self.options, IterativeOptions) else "last"
 
     def start(self) -> Synthetic:
         """Return the set before the first iteration, as the options `init` and `labels` say."""
@@ -83,15 +74,12 @@ class Method(Generic[Own]):
         return {"images": options.lr_images, **soft, "step_size": options.lr_step_size}
 
     def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
-        """Return what the outer step of this iteration follows; a pure function of its arguments.
+        """Return the gradient that the outer step of this iteration follows; a pure function of its arguments.
 
-        Args:
-            synthetic: the set.
-            iteration: outer iterations done before.
-            state: what the previous iteration left in its `OuterGradient.state`.
+        `iteration` outer iterations were done before; the previous one left `state` in its `OuterGradient.state`.
         """
-        found: OuterGradient = self.recipe.code(self, synthetic, iteration, state)
-        return found
+        outer: OuterGradient = self.recipe.code(self, synthetic, iteration, state)
+        return outer
 
     def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
         """Return further measurements of the set before an iteration, by column of the metrics."""

@@ -4,7 +4,6 @@ Shapes: n synthetic images of C x H x W, m basis images.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from torch import Tensor
 
@@ -12,36 +11,17 @@ Numbers = Mapping[str, Tensor]
 """What is learned, by name."""
 
 
-class Parameterisation(Protocol):
-    """A differentiable map from learned tensors to images."""
+class Parameterisation:
+    """A differentiable map from learned tensors to images: here the identity of `images`."""
 
     def split(self, images: Tensor) -> Numbers:
         """Return the tensors that make, or approximate, `[n, C, H, W]` initial images."""
-        ...
-
-    def join(self, numbers: Numbers) -> Tensor:
-        """Return `[n, C, H, W]` images."""
-        ...
-
-    def pull(self, numbers: Numbers, gradient: Tensor) -> Numbers:
-        """Return the gradient of each tensor, given that of the images, `[n, C, H, W]`."""
-        ...
-
-
-class Direct:
-    """The images themselves, under the name `images`: every function is the identity."""
-
-    def split(self, images: Tensor) -> Numbers:
-        """Return the images."""
         return {"images": images}
 
     def join(self, numbers: Numbers) -> Tensor:
-        """Return the images."""
+        """Return `[n, C, H, W]` images."""
         return numbers["images"]
 
     def pull(self, numbers: Numbers, gradient: Tensor) -> Numbers:
-        """Return the gradient of the images."""
+        """Return the gradient of each tensor, given that of the images, `[n, C, H, W]`."""
         return {"images": gradient}
-
-
-DIRECT = Direct()

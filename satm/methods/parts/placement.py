@@ -1,4 +1,4 @@
-"""Places of the window of differentiated steps, drawn at random or moving by the loss.
+"""Places of the window of differentiated steps, at random or moving by the loss.
 
 N inner steps in all, T of a window.
 """
@@ -28,12 +28,12 @@ def early(generator: torch.Generator, most: int, power: float) -> int:
 
     Source: RaT-BPTT C.2 says that sampling more on the initial phase helps and gives no distribution; this one is ours.
     """
-    drawn = float(torch.rand(1, generator=generator, dtype=torch.float64)) ** power
-    return min(most, int((most + 1) * drawn))
+    place = float(torch.rand(1, generator=generator, dtype=torch.float64)) ** power
+    return min(most, int((most + 1) * place))
 
 
 def moving(state: MethodState, placement: str, most: int, length: int) -> int:
-    """Return the first step of a window that moves by its own length T, from the state of `followed`.
+    """Return the first step of a window that moves by its own length T, from the state of `follow`.
 
     `forward`: it starts at the last place, `most` = N - T, and moves towards the first step; `backward`: it starts at 0
     and moves towards the last step. The last move is shortened so that the window reaches the other end and stays.
@@ -44,7 +44,7 @@ def moving(state: MethodState, placement: str, most: int, length: int) -> int:
     return most - travelled if placement == "forward" else travelled
 
 
-def followed(state: MethodState, loss: Tensor, patience: int) -> MethodState:
+def follow(state: MethodState, loss: Tensor, patience: int) -> MethodState:
     """Return the state of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
 
     The loss stagnates when its exponential moving average (decay `AVERAGE`, reset by each move, as another window has
@@ -55,12 +55,12 @@ def followed(state: MethodState, loss: Tensor, patience: int) -> MethodState:
     Differs: its public code looks at the test loss of evaluated sets and does not forget the best one when it moves.
     """
     moves = state.get("moves", torch.zeros((), dtype=torch.int64, device=loss.device))
-    none = torch.zeros_like(moves)
+    zero = torch.zeros_like(moves)
     if "average" not in state:
-        return {"moves": moves, "average": loss, "lowest": loss, "since": none}
+        return {"moves": moves, "average": loss, "lowest": loss, "since": zero}
     average = AVERAGE * state["average"] + (1 - AVERAGE) * loss
     if average < state["lowest"]:
-        return {"moves": moves, "average": average, "lowest": average, "since": none}
+        return {"moves": moves, "average": average, "lowest": average, "since": zero}
     if int(state["since"]) + 1 >= patience:
         return {"moves": moves + 1}
     return {"moves": moves, "average": average, "lowest": state["lowest"], "since": state["since"] + 1}

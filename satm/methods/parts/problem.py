@@ -1,4 +1,4 @@
-"""What a method works on: the problem and a synthetic set.
+"""The problem that a method works on, and a synthetic set.
 
 Shapes: n synthetic images of C x H x W, K classes.
 """

@@ -1,4 +1,4 @@
-"""Which parts of which expert's path the students are measured against in one iteration."""
+"""Segments: the parts of experts' paths that the students of an iteration are matched to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from satm.config.methods import MatchingOptions
 from satm.errors import UsageError
 from satm.methods.contra import concurrent
-from satm.methods.datm import expanded
+from satm.methods.datm import expanding
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,6 @@ class Segment:
 def uniform(options: MatchingOptions, iteration: int | None) -> int:
     """Return one more than the last start epoch: the same in every iteration. Source: MTT's public code."""
     return options.max_start_epoch
-
-
-def expanding(options: MatchingOptions, iteration: int | None) -> int:
-    """Return one more than the last start epoch of an iteration, which grows from `expand_from` on (DATM)."""
-    assert options.expand_from is not None  # `check` refuses expanding segments without it
-    return expanded(options.expand_from, options.max_start_epoch, options.expand_iterations, iteration)
 
 
 RANGES: Mapping[str, Callable[[MatchingOptions, int | None], int]] = {"uniform": uniform, "expanding": expanding}
@@ -57,81 +51,50 @@ def draw(
 
 
 def check(options: MatchingOptions, epochs: int) -> None:
-    """Refuse options that exclude each other or the experts.
-
-    Args:
-        options: to check.
-        epochs: that the experts have.
-
-    Raises:
-        UsageError: naming both.
-    """
+    """Raise UsageError for options that exclude each other or go beyond the `epochs` of the experts."""
     least, below, length = options.min_start_epoch, options.max_start_epoch, options.expert_epochs
+    first, count, distance = options.expand_from, options.concurrent, options.spacing
+    last_fixed = least + (count - 1) * distance
     if least >= below:
         raise UsageError(
             f"segments start in [min_start_epoch, max_start_epoch), got [{least}, {below}); raise max_start_epoch"
         )
-    if below - 1 + length > epochs:
+    if (options.segments == "expanding") != (first is not None):
         raise UsageError(
-            f"a segment from epoch {below - 1} over {length} epochs ends at epoch {below - 1 + length}, the experts "
-            f"have {epochs}; lower max_start_epoch or expert_epochs, or train longer experts"
+            f"segments {options.segments!r} does not go with expand_from {first}; expanding segments need the range "
+            "they begin with, uniform ones have none"
         )
-    if (options.segments == "expanding") != (options.expand_from is not None):
+    if first is not None and not least < first <= below:
         raise UsageError(
-            f"segments {options.segments!r} does not go with expand_from {options.expand_from}; expanding segments "
-            "need the range they begin with, uniform ones have none"
-        )
-    if options.expand_from is not None and not least < options.expand_from <= below:
-        raise UsageError(
-            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got "
-            f"{options.expand_from}"
-        )
-    if options.start_epoch is not None and options.start_epoch + length > epochs:
-        raise UsageError(
-            f"a segment from start_epoch {options.start_epoch} over {length} epochs ends after the last of {epochs} "
-            f"epochs of the experts; lower start_epoch or expert_epochs, or train longer experts"
+            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}"
         )
     if options.start_epoch is not None and options.segments == "expanding":
         raise UsageError(
             f"segments 'expanding' says where segments start, and so does start_epoch {options.start_epoch}; leave one "
             "of them out"
         )
-    if options.monitor and options.monitor - 1 + length > epochs:
+    if count and distance < 1:
         raise UsageError(
-            f"monitor {options.monitor} epochs needs segments up to epoch {options.monitor - 1 + length}, the experts "
-            f"have {epochs}; lower monitor"
+            f"concurrent {count} segments do not fit between min_start_epoch {least} and max_start_epoch {below}: "
+            f"{below - least} epochs divided by {count} are less than one; lower concurrent or set distance"
         )
+    if count and last_fixed > below:
+        raise UsageError(
+            f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
+            f"{last_fixed}, max_start_epoch is {below}; lower concurrent or distance"
+        )
+    starts = {"max_start_epoch": below - 1, "start_epoch": options.start_epoch or 0, "monitor": options.monitor - 1}
+    for option, start in {**starts, "concurrent, distance": last_fixed}.items():
+        if start + length > epochs:
+            raise UsageError(
+                f"{option}: a segment from epoch {start} over {length} epochs ends at epoch {start + length}, the "
+                f"experts have {epochs}; lower {option} or expert_epochs, or train longer experts"
+            )
     if options.kept < 1:
-        raise UsageError(
-            f"int({options.inner_steps} / {options.keep_divisor}) keeps no step; lower keep_divisor or raise "
-            "inner_steps"
-        )
+        quotient = f"int({options.inner_steps} / {options.keep_divisor})"
+        raise UsageError(f"{quotient} keeps no step; lower keep_divisor or raise inner_steps")
     if options.tesla_scale != "paper" and options.engine != "tesla":
         raise UsageError(
             f"tesla_scale {options.tesla_scale!r} belongs to the engine 'tesla', the engine is {options.engine!r}; "
             "leave one of them out"
-        )
-    if options.concurrent:
-        _check_concurrent(options, epochs)
-
-
-def _check_concurrent(options: MatchingOptions, epochs: int) -> None:
-    count, least, most = options.concurrent, options.min_start_epoch, options.max_start_epoch
-    distance = options.spacing
-    start = least + (count - 1) * distance
-    if distance < 1:
-        raise UsageError(
-            f"concurrent {count} segments do not fit between min_start_epoch {least} and max_start_epoch {most}: "
-            f"{most - least} epochs divided by {count} are less than one; lower concurrent or set distance"
-        )
-    if start > most:
-        raise UsageError(
-            f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
-            f"{start}, max_start_epoch is {most}; lower concurrent or distance"
-        )
-    if start + options.expert_epochs > epochs:
-        raise UsageError(
-            f"the last of concurrent {count} segments starts at epoch {start} and ends at "
-            f"{start + options.expert_epochs}, the experts have {epochs}; lower concurrent, distance or expert_epochs, "
-            "or train longer experts"
         )

@@ -1,4 +1,4 @@
-"""Choosing training images by what an expert sees in them: what all methods share that do.
+"""Selection of training images by their features in an expert.
 
 Shapes: m images of one class, F features.
 """
@@ -11,7 +11,7 @@ from satm.errors import UsageError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.networks.features import embed_flat
+from satm.networks.layers import embed_flat
 
 CHUNK = 500
 """Real images that are embedded in one go."""
@@ -53,8 +53,8 @@ class Selection(Method[SelectionOptions]):
 
     @torch.no_grad()
     def _features(self, members: Tensor, weights: Tensor) -> Tensor:
-        problem, found = self.problem, []
+        problem, features = self.problem, []
         for part in members.split(CHUNK):
             images, _ = problem.real.batch(part.to(problem.device))
-            found.append(embed_flat(problem.module, weights.to(images), images).cpu())
-        return torch.cat(found)
+            features.append(embed_flat(problem.module, weights.to(images), images).cpu())
+        return torch.cat(features)

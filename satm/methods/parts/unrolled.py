@@ -22,7 +22,7 @@ from satm.methods.parts.window import Window, Windows
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import NO_STATE, MethodState, OuterGradient
-from satm.unroll import Adam, Hypergradient, Momentum, Rule, Scheduled, Sgd, hypergradient
+from satm.unroll import Adam, Hypergradient, Rule, Scheduled, descent_rule, hypergradient
 from satm.unroll.batches import mini_batches
 from satm.unroll.objectives import real_loss
 
@@ -63,9 +63,9 @@ class UnrolledTraining(Method[Own]):
     def rates(self) -> dict[str, float]:
         """Return the outer learning rate of each tensor that is learned."""
         rates = super().rates()
-        return (
-            {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates} if self.options.basis else rates
-        )
+        if self.options.basis:
+            return {"basis": rates.pop("images"), "weights": self.options.lr_weights, **rates}
+        return rates
 
     def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         """Return the hypergradient through the window, clipped or normalised."""
@@ -74,19 +74,17 @@ class UnrolledTraining(Method[Own]):
         if here is not None and here.begins:
             state = NO_STATE
         generator = self.problem.generator("iteration", iteration)
-        images, labels = self.real_images(iteration, generator)
-        found = self.unroll(synthetic, iteration, state, images, labels, generator)
-        step_size = found.step_size
+        inner = self.unroll(synthetic, iteration, state, self.real_images(iteration, generator), generator)
         outer = OuterGradient(
-            found.loss,
-            found.images,
-            found.labels if options.labels == "learned" else None,
-            torch.zeros_like(step_size) if options.step_size_gradient == "fixed" else step_size,
-            state=self.remember(state, found.loss),
+            inner.loss,
+            inner.images,
+            inner.labels if options.labels == "learned" else None,
+            torch.zeros_like(inner.step_size) if options.step_size_gradient == "fixed" else inner.step_size,
+            state=NO_STATE if self.windows.remember is None else self.windows.remember(self, state, inner.loss),
             share=None if here is None else here.share,
             restart=here is not None and here.begins,
         )
-        return limited(outer, state, options)
+        return limit(outer, state, options)
 
     def real_images(self, iteration: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return `[B, C, H, W]` real images of an iteration, augmented, and their labels."""
@@ -102,26 +100,20 @@ class UnrolledTraining(Method[Own]):
         synthetic: Synthetic,
         iteration: int,
         state: MethodState,
-        images: Tensor,
-        labels: Tensor,
+        real: tuple[Tensor, Tensor],
         generator: torch.Generator,
     ) -> Hypergradient:
-        """Return the hypergradient, through the window of an iteration, of the loss on some real images.
+        """Return the hypergradient, through the window of an iteration, of the loss on real images and their labels.
 
-        Args:
-            synthetic: the set.
-            iteration: outer iterations done before.
-            state: of the previous iteration.
-            images: `[B, C, H, W]` real images in the space of training.
-            labels: `[B]` their classes.
-            generator: on the CPU; draws mini-batches and augmentation of all N steps.
+        Images are `[B, C, H, W]` in the space of training, labels `[B]` classes; the generator, on the CPU, draws
+        mini-batches and augmentation of all N steps.
         """
-        options, problem = self.options, self.problem
+        options, problem, (images, labels) = self.options, self.problem, real
         module, like = problem.module, synthetic.images
         window = self.window(iteration, state)
         batches = self._batches(len(like), iteration, generator)
         count = len(like) if batches is None else len(batches[0])
-        augment = problem.augmentation.drawn(generator, [count] * options.inner_steps, like.shape[-1])
+        augment = problem.augmentation.per_step(generator, [count] * options.inner_steps, like.shape[-1])
         return hypergradient(
             module,
             like,
@@ -143,17 +135,13 @@ class UnrolledTraining(Method[Own]):
         """Return the differentiated steps of an iteration."""
         return self.windows.place(self, iteration, state)
 
-    def remember(self, state: MethodState, loss: Tensor) -> MethodState:
-        """Return what the window's place depends on in the next iteration."""
-        return NO_STATE if self.windows.remember is None else self.windows.remember(self, state, loss)
-
     def _stage(self, iteration: int, count: int) -> Stage | None:
         """Return which block is learned; None where all images are learned at once."""
         options, problem = self.options, self.problem
         if options.blocks == 1:
             return None
-        found = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
-        return replace(found, trained=found.trained.to(problem.device), share=found.share.to(problem.device))
+        here = stage(iteration, options.iterations, count, problem.ipc, options.blocks, options.boost)
+        return replace(here, trained=here.trained.to(problem.device), share=here.share.to(problem.device))
 
     def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
         """Return the images of each of the N inner steps, those of the present blocks only; None: all in each."""
@@ -169,12 +157,11 @@ def inner_rule(options: UnrolledOptions) -> Rule:
     """Return the inner optimiser with its schedule."""
     rule: Rule = Adam()
     if options.inner == "sgd":
-        momentum, decay = options.inner_momentum, options.inner_weight_decay
-        rule = Momentum(momentum, weight_decay=decay) if momentum else Sgd(decay)
+        rule = descent_rule(options.inner_momentum, options.inner_weight_decay)
     return Scheduled(rule, options.milestones, options.factor) if options.milestones else rule
 
 
-def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
+def limit(outer: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
     """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
     The previous iteration's state holds the average `norm`.
@@ -182,40 +169,32 @@ def limited(found: OuterGradient, state: MethodState, options: UnrolledOptions) 
     Source: RaT-BPTT C.5 and its public code: the average includes the present norm, and the gradient of learned labels
         is not changed.
     """
-    norm = found.images.norm()
+    norm = outer.images.norm()
     if options.normalise:
-        return replace(found, images=found.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
+        return replace(outer, images=outer.images / norm.clamp_min(torch.finfo(norm.dtype).tiny), norm=norm)
     if options.clip is None:
-        return found
+        return outer
     before = state.get("norm", norm)
     average = options.clip_decay * before + (1 - options.clip_decay) * norm
     cap = options.clip * average
-    images = torch.where(norm > cap, cap / norm, 1.0) * found.images
-    return replace(found, images=images, norm=norm, state={**found.state, "norm": average})
+    images = torch.where(norm > cap, cap / norm, 1.0) * outer.images
+    return replace(outer, images=images, norm=norm, state={**outer.state, "norm": average})
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
-    """Refuse options that exclude each other or the data.
-
-    Raises:
-        UsageError: naming both.
-    """
-    idle: dict[str, tuple[str, ...]] = {}
-    if options.inner == "adam":
-        idle["inner 'adam'; set inner to sgd"] = ("inner_momentum", "inner_weight_decay")
-    if not options.milestones:
-        idle["no milestones; set milestones"] = ("factor",)
-    if options.clip is None:
-        idle["clip None; set clip to a number"] = ("clip_decay",)
-    if not options.basis:
-        idle["basis 0; set basis"] = ("basis_images", "lr_weights")
-    if options.blocks == 1:
-        idle["blocks 1; raise blocks"] = ("boost",)
-    refuse_idle(options, idle)
-    if late := [milestone for milestone in options.milestones if milestone >= options.inner_steps]:
+    """Raise UsageError for options that exclude each other or the data."""
+    switches: list[tuple[bool, str, tuple[str, ...]]] = [
+        (options.inner == "adam", "inner 'adam'; set inner to sgd", ("inner_momentum", "inner_weight_decay")),
+        (not options.milestones, "no milestones; set milestones", ("factor",)),
+        (options.clip is None, "clip None; set clip to a number", ("clip_decay",)),
+        (not options.basis, "basis 0; set basis", ("basis_images", "lr_weights")),
+        (options.blocks == 1, "blocks 1; raise blocks", ("boost",)),
+    ]
+    refuse_idle(options, {cause: names for off, cause, names in switches if off})
+    steps = options.inner_steps
+    if late := [milestone for milestone in options.milestones if milestone >= steps]:
         raise UsageError(
-            f"milestones {late[0]} lies at or after the end of {options.inner_steps} inner_steps; lower it or raise "
-            "inner_steps"
+            f"milestones {late[0]} lies at or after the end of {steps} inner_steps; lower it or raise inner_steps"
         )
     if min(options.milestones, default=1) < 1:
         raise UsageError(f"milestones count inner_steps from 1, got {min(options.milestones)}; lower step_size instead")
@@ -233,12 +212,5 @@ def check(options: UnrolledOptions, problem: Problem) -> None:
                 f"{name} {value} needs images that are learned themselves, basis {options.basis} computes them; leave "
                 "one of them out"
             )
-    data = problem.data
-    check_budget(
-        options.basis,
-        options.basis_images or problem.ipc,
-        problem.ipc,
-        data.classes,
-        data.channels * data.size**2,
-        options.labels == "learned",
-    )
+    data, per_class, soft = problem.data, options.basis_images or problem.ipc, options.labels == "learned"
+    check_budget(options.basis, per_class, problem.ipc, data.classes, data.channels * data.size**2, soft)

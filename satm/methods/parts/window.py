@@ -1,4 +1,4 @@
-"""The window of differentiated steps of an unroll, and how a method of unrolled training says where it lies.
+"""The window of differentiated steps of an unroll, and the code that places it.
 
 The inner steps are counted from 0. The outer loss is measured right after a window, and no step after it is run.
 """
@@ -37,15 +37,11 @@ class Windows:
 
 
 def window_length(options: Any) -> int:
-    """Return the differentiated inner steps T of options with `inner_steps` and `window`.
-
-    Raises:
-        UsageError: they are more than the inner steps.
-    """
-    length: int = options.inner_steps if options.window is None else options.window
-    if length > options.inner_steps:
+    """Return the differentiated inner steps T of options with `inner_steps` and `window`; UsageError if T > N."""
+    steps: int = options.inner_steps
+    length: int = steps if options.window is None else options.window
+    if length > steps:
         raise UsageError(
-            f"a window of {length} steps does not fit in {options.inner_steps} inner_steps; lower window or raise "
-            "inner_steps"
+            f"a window of {length} steps does not fit in {steps} inner_steps; lower window or raise inner_steps"
         )
     return length

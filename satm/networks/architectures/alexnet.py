@@ -9,12 +9,9 @@ Source: public code of MTT (`networks.py`), used by MTT, FTD (Table 3), SATM (Ta
 Differs: grey images are not padded from 28 to 32 pixels.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from satm.config import Options
-from satm.networks.base import Norm, check_size, network, scaled, stem_stride
+from satm.networks.base import StemOptions, check_size, network, scaled
 
 if TYPE_CHECKING:
     from satm.networks.layers import Network
@@ -23,33 +20,20 @@ PLAN = ((128, 5, True), (192, 5, True), (256, 3, False), (192, 3, False), (192, 
 """Filters and kernel size of each convolution, and whether pooling follows it."""
 
 
-class AlexNetOptions(Options):
+class AlexNetOptions(StemOptions):
     """Shape of an AlexNet."""
 
-    norm: Norm = "none"
+    norm: Literal["none", "batch", "instance"] = "none"
     """After each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
-    width_factor: float = Field(1.0, gt=0)
-    """Multiplies the published number of filters of every convolution."""
-    stem_stride: int | None = Field(None, ge=1)
-    """Stride of the first convolution; None: 2 from 64 pixels on, as in DATM's code, else 1."""
 
 
 @network("alexnet", AlexNetOptions)
 def alexnet(channels: int, classes: int, size: int, options: AlexNetOptions) -> "Network":
     """Build an AlexNet; images must be larger than 7 pixels times the stride of the first convolution."""
-    from torch import nn
+    from satm.networks.layers import Convolution, convolutional
 
-    from satm.networks.layers import Network, norm_layers
-
-    stride = stem_stride(size, options.stem_stride)
+    stride = options.stride(size)
     check_size(size, 7 * stride + 1, f"stem_stride {stride}")
-    layers: list[nn.Module] = []
-    for filters, kernel, pooled in PLAN:
-        width = scaled(filters, options.width_factor)
-        layers += [nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2)]
-        channels, size, stride = width, -(-size // stride), 1
-        layers += [*norm_layers(options.norm, width, size), nn.ReLU()]
-        if pooled:
-            layers += [nn.MaxPool2d(2)]
-            size //= 2
-    return Network(nn.Sequential(*layers), nn.Linear(channels * size * size, classes))
+    plan = [Convolution(scaled(filters, options.width_factor), kernel, pooled) for filters, kernel, pooled in PLAN]
+    plan[0] = plan[0]._replace(stride=stride)
+    return convolutional(plan, channels, classes, size, options.norm)

@@ -37,21 +37,11 @@ class ConvNetOptions(Options):
 @network("convnet", ConvNetOptions)
 def convnet(channels: int, classes: int, size: int, options: ConvNetOptions) -> "Network":
     """Build a ConvNet; pooling must not halve the image to nothing, and norm `group` needs a width divisible by 4."""
-    from torch import nn
+    from satm.networks.layers import Convolution, convolutional
 
-    from satm.networks.layers import Network, norm_layers
-
-    activations = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU}
-    poolings = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+    pooled = options.pooling != "none"
     depth = max(1, round(math.log2(size)) - 2) if options.depth is None else options.depth
-    if options.pooling in poolings and size >> depth < 1:
+    if pooled and size >> depth < 1:
         raise ValueError(f"depth {depth} halves {size} pixels to nothing; use at most depth {int(math.log2(size))}")
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Conv2d(channels, options.width, 3, padding=1)]
-        layers += [*norm_layers(options.norm, options.width, size), activations[options.activation]()]
-        if options.pooling in poolings:
-            layers += [poolings[options.pooling](2)]
-            size //= 2
-        channels = options.width
-    return Network(nn.Sequential(*layers), nn.Linear(channels * size * size, classes))
+    plan = [Convolution(options.width, pooled=pooled)] * depth
+    return convolutional(plan, channels, classes, size, options.norm, options.activation, options.pooling)

@@ -13,10 +13,7 @@ Differs: the mean is over the whole last map, which is the published 4 x 4 windo
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from satm.config import Options
-from satm.networks.base import Norm, check_size, network, scaled, stem_stride
+from satm.networks.base import StemOptions, check_size, network, scaled
 
 if TYPE_CHECKING:
     from satm.networks.layers import Network
@@ -25,31 +22,20 @@ PLAN = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512
 """Filters and stride of each block."""
 
 
-class ResNet18Options(Options):
-    """Shape of a ResNet18."""
-
-    norm: Norm = "instance"
-    """After each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
-    width_factor: float = Field(1.0, gt=0)
-    """Multiplies the published number of filters of every convolution."""
-    stem_stride: int | None = Field(None, ge=1)
-    """Stride of the first convolution; None: 2 from 64 pixels on, as in DATM's code, else 1."""
-
-
-@network("resnet18", ResNet18Options)
-def resnet18(channels: int, classes: int, size: int, options: ResNet18Options) -> "Network":
+@network("resnet18", StemOptions)
+def resnet18(channels: int, classes: int, size: int, options: StemOptions) -> "Network":
     """Build a ResNet18; with norm `instance` the last maps need more than one pixel, which the norm would erase."""
     from torch import nn
 
     from satm.networks.layers import Network, ResidualBlock, norm_layers
 
-    stride = stem_stride(size, options.stem_stride)
+    stride = options.stride(size)
     if options.norm == "instance":
         check_size(size, 8 * stride + 1, f"stem_stride {stride} with norm 'instance'")
     width = scaled(64, options.width_factor)
     size = -(-size // stride)
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)]
-    layers += [*norm_layers(options.norm, width, size), nn.ReLU()]
+    stem = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+    layers = [stem, *norm_layers(options.norm, width, size), nn.ReLU()]
     for filters, step in PLAN:
         channels, width, size = width, scaled(filters, options.width_factor), -(-size // step)
         layers += [ResidualBlock(channels, width, step, options.norm, size)]

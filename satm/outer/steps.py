@@ -1,10 +1,11 @@
-"""Sharpness-aware steps, which follow the hypergradient at a perturbed set with a higher loss.
+"""Outer steps: plain descent, and those that follow the hypergradient at a perturbed set with a higher loss.
 
 Shapes: n synthetic images of C x H x W, N inner steps.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +16,29 @@ Ascent = Callable[[Tensor], Tensor]
 """`[n, C, H, W]` hypergradient -> `[n, C, H, W]` perturbation of the set."""
 
 
+def descent(oracle: HypergradientFn, images: Tensor, last: int | None = None) -> OuterGradient:
+    """Return the hypergradient at the set's images, `[n, C, H, W]`, through the `last` steps; None: all."""
+    value = oracle(images, last=last)
+    return OuterGradient(value.loss, value.images, value.labels, value.step_size)
+
+
+def smoothing_noise(
+    images: Tensor, generator: torch.Generator, gamma: float, kind: Literal["std", "variance"]
+) -> Tensor:
+    """Return Gaussian noise, `[n, C, H, W]`, with a magnitude proportional to each image's norm.
+
+    Gamma times the norm is the noise's standard deviation (`std`) or its variance. The generator is on the CPU.
+
+    Source: SATM section 3.2 and Algorithm 1, line 7.
+    """
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+    magnitude = gamma * images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
+    scale: Tensor = magnitude if kind == "std" else magnitude.sqrt()
+    return noise * scale
+
+
 def sharpness_aware(
-    oracle: HypergradientFn,
-    images: Tensor,
-    ascent: Ascent,
-    *,
-    last: int | None = None,
-    reuse_from: int = 0,
+    oracle: HypergradientFn, images: Tensor, ascent: Ascent, *, last: int | None = None, reuse_from: int = 0
 ) -> tuple[OuterGradient, Tensor]:
     """Return the hypergradient at the perturbed set, and the first hypergradient, `[n, C, H, W]`.
 
@@ -34,8 +51,7 @@ def sharpness_aware(
         images: `[n, C, H, W]` synthetic set.
         ascent: from a hypergradient to a perturbation.
         last: number of differentiated steps of each unroll; None: all.
-        reuse_from: index of the step at which the second unroll continues the first trajectory. 0: both have the same
-            start.
+        reuse_from: step from which the second unroll continues the first trajectory; 0: both have the same start.
 
     Source: SAM: Foret et al. 2021, Algorithm 1. Reuse: SATM Algorithm 1, Eq. 11; the step size from the first
         unroll: text after Eq. 12.
