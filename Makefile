@@ -1,4 +1,4 @@
-# Needs only Python 3.11+ and make; each target installs what it uses into .venv. `make help` lists the targets.
+# Needs only Python 3.11+ and make; each target installs what it needs into .venv. `make help` lists the targets.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -41,7 +41,7 @@ clean: ## remove the environment and caches, but no results
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find satm tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp file per set of extras, which is installed again when pyproject.toml or constraints.txt changes.
+# One stamp file for each set of extras: make installs the set again when pyproject.toml or constraints.txt changes.
 $(VENV)/.satm-demo: extras := workflow,figures
 $(VENV)/.satm-test: extras := test
 $(VENV)/.satm-dev: extras := dev

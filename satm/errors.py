@@ -1,4 +1,4 @@
-"""Errors in the input and of a run, and look-up of names with a suggestion."""
+"""Errors of the input and of a run, and the look-up of names."""
 
 import difflib
 import re
@@ -8,14 +8,15 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONGEST = 200
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 
 
 class _OneLine(Exception):
-    """An error whose message is one line, whatever file or option names it quotes."""
+    """An error with a message of one line, without control characters, whatever names it quotes."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(_one_line(text))
+        text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
 
 
 class UsageError(_OneLine, ValueError):
@@ -30,14 +31,8 @@ class RunError(_OneLine, RuntimeError):
     """Failure of a run or machine with usable input. The command exits with 1."""
 
 
-def _one_line(text: str) -> str:
-    """Return a text without line breaks and terminal control characters."""
-    text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 def short(value: object) -> str:
-    """Return `repr(value)` for a message, with the middle left out if it is long."""
+    """Return `repr(value)` for a message, without the middle if it is longer than `LONGEST`."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
@@ -49,18 +44,12 @@ def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
 
 
 def pick(name: str, known: Mapping[str, T], what: str) -> T:
-    """Return `known[name]`.
-
-    Args:
-        name: requested name.
-        known: all names.
-        what: the kind of thing, for the message, such as ``dataset``.
+    """Return `known[name]`; `what` names the kind of thing in the message, such as ``dataset``.
 
     Raises:
         UsageError: an unknown name; the message lists the known names and suggests the nearest.
     """
     if name in known:
         return known[name]
-    raise UsageError(
-        f"unknown {what} {short(name)}; known: {', '.join(sorted(known)) or 'none'}.{suggest(name, known)}"
-    )
+    names = ", ".join(sorted(known)) or "none"
+    raise UsageError(f"unknown {what} {short(name)}; known: {names}.{suggest(name, known)}")

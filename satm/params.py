@@ -3,8 +3,6 @@
 Shapes: P parameters in total.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +35,7 @@ def load_flat(module: nn.Module, vector: Tensor) -> None:
     Raises:
         ValueError: the vector's length is not the number of parameters.
     """
-    values: Mapping[str, Tensor] = unflatten(module, vector)
+    values = unflatten(module, vector)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(values[name])

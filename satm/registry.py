@@ -1,8 +1,9 @@
-"""Registries that find their entries: a new file in a package is registered without a list of imports."""
+"""Registries that import their entries: a new file in a package needs no import elsewhere."""
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,17 +12,13 @@ T = TypeVar("T")
 class Registry(Mapping[str, T]):
     """Entries by name, in alphabetical order, registered by the modules of a package on first look-up.
 
-    Where the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
-    in functions that compute: every cluster job parses the Snakefile.
-
-    Args:
-        package: name of the package, such as ``satm.methods``; its modules are imported, its subpackages are not.
+    If the workflow reads options from a registry, its modules must not import torch, directly or indirectly, except
+    in functions that compute: every cluster job parses the Snakefile. Subpackages of the package are not imported.
     """
 
     def __init__(self, package: str) -> None:
         self._package = package
         self._entries: dict[str, T] = {}
-        self._complete = False
 
     def register(self, name: str, entry: T) -> T:
         """Register an entry under a name and return it.
@@ -39,18 +36,17 @@ class Registry(Mapping[str, T]):
         return lambda entry: self.register(name, entry)
 
     def __getitem__(self, name: str) -> T:
-        return self._complete_entries()[name]
+        return self._complete[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._complete_entries()))
+        return iter(sorted(self._complete))
 
     def __len__(self) -> int:
-        return len(self._complete_entries())
+        return len(self._complete)
 
-    def _complete_entries(self) -> dict[str, T]:
-        if not self._complete:
-            for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-                if not module.ispkg:
-                    importlib.import_module(f"{self._package}.{module.name}")
-            self._complete = True
+    @cached_property
+    def _complete(self) -> dict[str, T]:
+        for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
+            if not module.ispkg:
+                importlib.import_module(f"{self._package}.{module.name}")
         return self._entries

@@ -7,10 +7,9 @@ import torch
 
 
 def derive_seed(*axes: str | int) -> int:
-    """Return a seed in [0, 2**63) determined by the axes and their order.
+    """Return a seed in [0, 2**63) determined by the axes, such as ``"distill", "cifar10", 1, "mtt", 0``.
 
-    Args:
-        axes: names and numbers, such as ``"distill", "cifar10", 1, "mtt", 0``. ``1`` and ``"1"`` differ.
+    Their order matters; ``1`` and ``"1"`` differ.
     """
     digest = hashlib.sha256(json.dumps(list(axes)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

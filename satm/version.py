@@ -1,4 +1,4 @@
-"""The version, and where this copy of the package lies."""
+"""The version, and the place of this copy of the package."""
 
 from pathlib import Path
 
@@ -8,15 +8,10 @@ PACKAGE = Path(__file__).parent
 """Folder of the package."""
 
 CHECKOUT = PACKAGE.parent
-"""Root of the checkout; in an installed package a folder that is none, such as `site-packages`."""
+"""Root of the checkout; of an installed package another folder, such as `site-packages`."""
 
 
 def shipped(name: str, checkout: str) -> Path:
-    """Return a file or folder that the wheel holds under `name`, and a checkout under `config/`.
-
-    Args:
-        name: inside an installed package, such as ``presets``.
-        checkout: from the root of a checkout, such as ``config/presets``.
-    """
+    """Return a part of the installed package, such as ``presets``, or else of a checkout, ``config/presets``."""
     installed = PACKAGE / name
     return installed if installed.exists() else CHECKOUT / checkout

@@ -72,6 +72,22 @@ def no_links(event: str, _: tuple[Any, ...]) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
 
+def no_network(event: str, _: tuple[Any, ...]) -> None:
+    """Be a machine without a network."""
+    if event in ("socket.getaddrinfo", "socket.connect"):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+
+def unwritable(number: int) -> Hook:
+    """Return the hook of a disk on which no file can be completed, for the reason with this errno."""
+
+    def refuse(event: str, _: tuple[Any, ...]) -> None:
+        if event == "os.rename":
+            raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
 @contextmanager
 def stopped_after(count: int, text: str) -> Iterator[None]:
     """Send this process SIGTERM once it has written so many files with a text in their path."""

@@ -1,5 +1,6 @@
 """The command line: exit codes and one clear line for bad input and bad machines, and what a kill leaves behind."""
 
+import errno
 import json
 import os
 import random
@@ -8,14 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas
 import pytest
 import torch
-from resuming import stopped_after
+from resuming import audited, no_network, stopped_after, unwritable
 
 import satm
 from satm import cli
@@ -25,7 +25,6 @@ from satm.results.columns import EVALUATION, METRICS
 from satm.results.distilled import load_distilled
 from satm.results.rows import read_rows, read_rows_metadata
 from satm.run.lock import exclusive
-from satm.storage import files
 from satm.storage.tensors import read_tensors
 
 Refuse = Callable[..., str]
@@ -343,21 +342,14 @@ FULL = [
 
 
 @pytest.mark.parametrize("arguments", FULL, ids=[arguments[0] for arguments in FULL])
-def test_a_full_disk_is_exit_1_and_loses_nothing(
-    campaign: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
-) -> None:
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_is_exit_1_and_loses_nothing(campaign: Path, refused: Refuse, arguments: tuple[str, ...]) -> None:
     kept = [RUN / "data/digits/images.safetensors", SHARD, DISTILLED, EVALUATED]
     before = [path.read_bytes() for path in kept]
-    monkeypatch.setattr(files.os, "fsync", full)
-    told = refused(*arguments, code=1)
+    with audited(unwritable(errno.ENOSPC)):
+        told = refused(*arguments, code=1)
     assert "No space left on device; free some space and start again" in told
     assert [path.read_bytes() for path in kept] == before
     assert not list(RUN.rglob("*.part"))
-    monkeypatch.undo()
-    os.chdir(campaign)
     assert main(list(arguments)) == 0
 
 
@@ -409,14 +401,11 @@ def test_two_processes_on_one_directory(
 def test_no_network_for_a_download(
     tmp_path: Path, refused: Refuse, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SATM_DATA", raising=False)
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
-    told = refused("data", "--dataset", source, code=1)
-    assert "no route to host" in told and "connect to the network" in told
+    with audited(no_network):
+        told = refused("data", "--dataset", source, code=1)
+    assert "Network is unreachable" in told and "connect to the network" in told
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from matching import double, make, single
 from torch import Tensor
 
 from satm.config.methods import IterativeOptions
-from satm.distill import SAFE_EVERY, Look, Made, Run, begin, distill, kept_iterations
+from satm.distill import SAFE_EVERY, Look, Outcome, Run, begin, distill, kept_iterations
 from satm.errors import RunError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
@@ -67,7 +67,7 @@ def followed(synthetic: Synthetic, iteration: int) -> OuterGradient:
     return OuterGradient(torch.tensor(1.0), gradient, of_labels, 0.1 * size + synthetic.images.mean() / 50)
 
 
-def make_all(method: Method[Any], look: Look | None = None, run: Run | None = None) -> tuple[Made, Run]:
+def make_all(method: Method[Any], look: Look | None = None, run: Run | None = None) -> tuple[Outcome, Run]:
     run = begin(method) if run is None else run
     return distill(method, run, look, lambda row: None, lambda run: None), run
 
@@ -237,7 +237,7 @@ def test_best_tested_set_is_kept() -> None:
     method = Scripted(lambda *_: answer(1.0), iterations=9, selection="validation", evaluate_every=2)
     found, run = run_all(method, look)
     assert seen == [2, 4, 6, 8, 9]
-    assert run.best is not None and (run.best.made.iteration, run.best.accuracy) == (4, 0.8)
+    assert run.best is not None and (run.best.outcome.iteration, run.best.accuracy) == (4, 0.8)
     torch.testing.assert_close(found.images, torch.full((2, 1, 2, 2), 1 - 0.1 * 4))
     looked = [(row["iteration"], row["validation_accuracy"]) for row in run.rows if "validation_accuracy" in row]
     assert looked == list(accuracies.items())
@@ -299,7 +299,7 @@ def test_resuming_from_any_checkpoint_gives_the_same_bytes(tmp_path: Path, outer
         assert not unequal(other, found)
         assert values(again) == values(run)
         assert again.best is not None and run.best is not None
-        assert again.best.made.iteration == run.best.made.iteration == found.iteration
+        assert again.best.outcome.iteration == run.best.outcome.iteration == found.iteration
         assert list(again.history) == list(run.history) == list(range(0, 61, 5))
         for iteration, held in run.history.items():
             there = again.history[iteration]
@@ -352,7 +352,7 @@ def test_a_stop_keeps_the_last_whole_iteration(tmp_path: Path, within: str) -> N
         assert values(again) == values(whole)
 
 
-def unequal(one: Made, other: Made) -> list[str]:
+def unequal(one: Outcome, other: Outcome) -> list[str]:
     """Return what two sets differ in, bit for bit."""
     found = [] if one.iteration == other.iteration else ["iteration"]
     for kind in ("synthetic", "raw"):

@@ -1,7 +1,7 @@
 """Pictures of synthetic images: every pixel where it belongs, and clear words where a picture cannot be drawn."""
 
-import builtins
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy
@@ -122,13 +122,6 @@ def test_an_animation_shows_the_states_in_their_order(tmp_path: Path) -> None:
 
 
 def test_a_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # Python then refuses to import it
     with pytest.raises(UsageError, match=r"pip install 'satm\[figures\]'"):
         draw({"a": synthetic(3, 1)}, tmp_path / "a.png")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from resuming import audited, unwritable
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from satm.errors import RunError, UsageError, pick, short, suggest
 from satm.run.disk import patiently
 from satm.seeds import derive_seed, make_generator
-from satm.storage import files
-from satm.storage.files import atomic_path, read_json, read_record, write_json, write_record
+from satm.storage.files import atomic_path, explain_disk, read_record, write_record
 from satm.storage.identity import hash_file
 from satm.storage.tensors import hash_tensors, open_tensors, read_tensors, write_tensors
 
@@ -41,10 +41,10 @@ def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "file.json"
     before = os.umask(0o022)
     try:
-        write_json(path, {"b": 1, "a": [2]})
+        write_record(path, {"b": 1, "a": [2]})
     finally:
         os.umask(before)
-    assert path.read_text() == '{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
+    assert path.read_text().startswith('{\n  "a": [\n    2\n  ],\n  "b": 1,\n  "sha256": "')
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
@@ -52,32 +52,28 @@ def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
     ("number", "text"),
     [(errno.ENOSPC, "No space left on device; free some space"), (errno.EACCES, "Permission denied; check that the")],
 )
-def test_a_full_or_closed_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
-    def refuse(handle: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    write_json(tmp_path / "file.json", {"old": 1})
-    monkeypatch.setattr(files.os, "fsync", refuse)
-    with pytest.raises(RunError, match=f"cannot write .*file.json: {text}") as caught:
-        write_json(tmp_path / "file.json", {"new": 1})
+def test_a_full_or_closed_disk_is_told(tmp_path: Path, number: int, text: str) -> None:
+    write_record(tmp_path / "file.json", {"old": 1})
+    with audited(unwritable(number)), pytest.raises(RunError, match=f"cannot write .*file.json: {text}") as caught:
+        write_record(tmp_path / "file.json", {"new": 1})
     assert "\n" not in str(caught.value)
-    assert read_json(tmp_path / "file.json", "it") == {"old": 1} and listed(tmp_path) == ["file.json"]
+    assert read_record(tmp_path / "file.json", "it", {"old": int}) == {"old": 1} and listed(tmp_path) == ["file.json"]
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*; check that the folder exists"):
-        write_json(tmp_path / "file" / "below.json", {})
+        write_record(tmp_path / "file" / "below.json", {})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"[1]", b"3"])
 def test_json_that_is_half_or_something_else_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.json"
     with pytest.raises(UsageError, match=r"thing .*file.json does not exist; make it first"):
-        read_json(path, "thing")
+        read_record(path, "thing", {})
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"thing .*file.json .*make it again"):
-        read_json(path, "thing")
+        read_record(path, "thing", {})
 
 
 def some_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -176,7 +172,7 @@ def test_metadata_that_are_no_object_are_refused(tmp_path: Path, text: str) -> N
         read_tensors(path, "thing")
     (tmp_path / "file.json").write_text(text)
     with pytest.raises(UsageError, match="make it again"):
-        read_json(tmp_path / "file.json", "thing")
+        read_record(tmp_path / "file.json", "thing", {})
 
 
 FIELDS = {"name": str, "numbers": list, "count": int, "share": float}
@@ -193,7 +189,7 @@ def test_a_record_comes_back_and_any_change_of_it_is_noticed(tmp_path: Path) -> 
         with pytest.raises(UsageError, match=r"file\.json") as caught:
             read_record(path, "thing", FIELDS)
         assert "\n" not in str(caught.value)
-    write_json(path, content)  # as earlier versions wrote it
+    path.write_text(json.dumps(content))  # as earlier versions wrote it
     assert read_record(path, "thing", FIELDS)["name"] == "it"
 
 
@@ -211,7 +207,7 @@ def test_a_record_comes_back_and_any_change_of_it_is_noticed(tmp_path: Path) -> 
 )
 def test_a_record_of_other_values_is_refused(tmp_path: Path, change: dict[str, object], text: str) -> None:
     path = tmp_path / "file.json"
-    write_json(path, {"name": "it", "numbers": [], "count": 3, "share": 0.5, **change})
+    path.write_text(json.dumps({"name": "it", "numbers": [], "count": 3, "share": 0.5, **change}))
     with pytest.raises(UsageError, match=text):
         read_record(path, "thing", FIELDS)
 
@@ -266,7 +262,7 @@ def test_a_finished_result_waits_for_space(caplog: pytest.LogCaptureFixture) -> 
     def write(works_at: int | None, number: int = errno.ENOSPC) -> None:
         tries.append(1)
         if len(tries) != works_at:
-            with files.explain_disk(Path("there")):
+            with explain_disk(Path("there")):
                 raise OSError(number, os.strerror(number))
 
     patiently(lambda: write(3), 0.5)

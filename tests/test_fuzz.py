@@ -1,6 +1,7 @@
 """A sample of the campaigns and damaged files of `tests/stress/fuzz.py`, and proof that the fuzzers can fail."""
 
 import datetime
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,24 @@ def test_hangs_and_hunger_are_found() -> None:
         bytearray(2**30)
 
 
+def ends(code: int, line: str) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
         (lambda arguments: 1 / 0, "a traceback: ZeroDivisionError"),
-        (lambda arguments: print("Traceback (most recent call last)"), "a traceback in the output"),
-        (lambda arguments: bytearray(2**60), "all of the memory"),
+        (lambda arguments: ends(1, "Traceback (most recent call last)"), "a traceback in the output"),
+        (lambda arguments: ends(1, "satm: error: the memory is used up"), "all of the memory"),
+        (lambda arguments: ends(3, "satm: error: it is wrong"), "exit code 3"),
+        (lambda arguments: ends(2, "it is wrong"), "exit code 2 and no clear line"),
     ],
 )
-def test_other_ends_than_one_clear_line_are_found(stage: Callable[[object], object], text: str) -> None:
-    with mock.patch.dict("satm.cli.STAGES", {"data": stage}), pytest.raises(Wrong, match=text):
-        command("data")
+def test_other_ends_than_one_clear_line_are_found(stage: Callable[[object], int], text: str) -> None:
+    with pytest.raises(Wrong, match=text):
+        command("data", run=stage)
 
 
 def test_a_result_of_a_change_that_nobody_notices_is_found(goldens: Goldens) -> None:
@@ -134,23 +142,18 @@ def test_odd_values_become_yaml(tmp_path: Path) -> None:
     assert b"2001-01-01" in written({"a": datetime.date(2001, 1, 1)})
 
 
-def test_the_script_counts_and_tells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.argv", ["fuzz.py", "configs", "--count", "5", "--seed", "3"])
+def test_the_script_counts_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some = ["configs", "--count", "5", "--seed", "3", "--kept", str(tmp_path / "kept")]
     threads = torch.get_num_threads()
-    assert fuzz.main() == 0
+    assert fuzz.main(some) == 0
     assert "configs: 5 cases of seed 3" in (told := capsys.readouterr().out) and "5 in all, 0 wrong" in told
 
     def fail(raw: bytes, base: Path) -> str:
         raise Wrong("it is wrong")
 
-    monkeypatch.setattr(fuzz, "check_config", fail)
-    monkeypatch.setattr(fuzz, "KEPT", tmp_path / "kept")
-    assert fuzz.main() == 1
+    assert fuzz.main(some, fail) == 1
     told = capsys.readouterr().out
     kept = sorted((tmp_path / "kept").iterdir())
     assert told.count("WRONG: it is wrong") == len(kept) == 5 and f"configs --case {kept[0]}" in told
-    monkeypatch.setattr("sys.argv", ["fuzz.py", "configs", "--case", str(kept[0])])
-    assert fuzz.main() == 1
+    assert fuzz.main(["configs", "--case", str(kept[0])], fail) == 1
     assert torch.get_num_threads() == threads

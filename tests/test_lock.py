@@ -202,14 +202,13 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
     """All find the folder free and take the same file; the file system lets them."""
     monkeypatch.setenv(IN_WORKFLOW, "yes")
     monkeypatch.setattr(os, "open", lambda path, flags, *more, real=os.open: real(path, flags & ~os.O_EXCL, *more))
-    together, create, calls = threading.Barrier(4), locking._create, iter(range(4))
+    together, calls = threading.Barrier(4), iter(range(4))
 
-    def at_once(path: Path, text: str) -> bool:
-        if next(calls, None) is not None:  # the first of each
+    def at_once(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.link" and next(calls, None) is not None:  # the first of each
             together.wait(10)
-        return create(path, text)
+        no_links(event, arguments)
 
-    monkeypatch.setattr(locking, "_create", at_once)
     inside, most, done = [0], [0], [0]
 
     def work() -> None:
@@ -222,7 +221,7 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
             done[0] += 1
 
     threads = [threading.Thread(target=work) for _ in range(4)]
-    with audited(no_links):
+    with audited(at_once):
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -129,14 +129,16 @@ def test_no_job_asks_for_more_memory_than_the_largest_node_has(
 ) -> None:
     """Attempts ask for more and more, and what no node has is refused."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slurm, "PROFILE", tmp_path)
+    own = tmp_path / "slurm" / "site.yaml"
+    own.parent.mkdir()
+    own.write_text("")
     assert slurm.open_site().limits == {"mem_mb": 64000}
-    (tmp_path / "site.yaml").write_text("gpu_partition: gpu\nper_job: {nas: 2}")
+    own.write_text("gpu_partition: gpu\nper_job: {nas: 2}")
     assert slurm.open_site().limits == {"gpu": 1, "mem_mb": 128000}
-    (tmp_path / "site.yaml").write_text("memory: 9000")
+    own.write_text("memory: 9000")
     assert slurm.open_site().limits == {"mem_mb": 9000}
     cluster.answer("scontrol", fails=1)
-    (tmp_path / "site.yaml").write_text("")
+    own.write_text("")
     assert slurm.open_site().limits == {}
 
 
@@ -149,11 +151,13 @@ def test_a_database_of_jobs_decides_what_says_how_they_ended(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(slurm, "PROFILE", tmp_path)
+    own = tmp_path / "slurm" / "site.yaml"
+    own.parent.mkdir()
+    own.write_text("")
     assert slurm.open_site().status_command == "squeue"
     cluster.answer("scontrol", "AccountingStorageType = accounting_storage/slurmdbd")
     assert slurm.open_site().status_command == "sacct"
-    (tmp_path / "site.yaml").write_text("status_command: squeue")
+    own.write_text("status_command: squeue")
     assert slurm.open_site().status_command == "squeue"
 
 

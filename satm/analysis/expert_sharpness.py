@@ -1,4 +1,4 @@
-"""How much the training loss rises at the worst neighbour of an expert's weights, along its path.
+"""Rise of the training loss at the worst neighbour of an expert's weights, along its trajectory.
 
 Shapes: n images, K classes, P parameters.
 """
@@ -13,22 +13,17 @@ from satm.networks.training import TrainingImages, soft_cross_entropy
 from satm.params import call_flat, flatten
 
 LENGTHS = (0.005, 0.01, 0.03, 0.05, 0.1)
-"""Lengths of the step to the neighbour: those that FTD chose from (section A.3.1)."""
+"""Lengths of the step to the neighbour: FTD's candidates (section A.3.1)."""
 
 
 def sharpness_at(
     module: nn.Module, weights: Tensor, data: TrainingImages, lengths: Sequence[float]
 ) -> Iterator[dict[str, float]]:
-    """Yield the loss, the loss at the worst neighbour and their difference, for one length of the step after another.
+    """Yield the loss, the loss at the worst neighbour and their difference, for each length rho of the step.
 
     ``S(w) = max L(w + eps) - L(w)`` over ``|eps| <= rho``, L the mean cross-entropy of the images, not augmented; the
-    maximum is taken where the loss rises fastest: ``eps = rho * g / |g|``, g the gradient of L.
-
-    Args:
-        module: the experts' network; it is put to test and otherwise left alone.
-        weights: `[P]` floating point, on the images' device.
-        data: the images.
-        lengths: rho, each in the norm over all weights.
+    maximum is taken where the loss rises fastest: ``eps = rho * g / |g|``, g the gradient of L and the norm over all
+    `weights`, `[P]` on the images' device. The module is put into evaluation mode and not changed otherwise.
 
     Source: FTD Eq. 12, with the maximum of Eq. 15. The paper prints no values of it.
     Differs: for small rho this is nearly ``rho * |g|``, so experts are compared at one length, and short and long ones
@@ -36,43 +31,33 @@ def sharpness_at(
     """
     module.eval()
     place = weights.detach().clone().requires_grad_()
-    loss = 0.0
-    gradient = torch.zeros_like(weights)
-    for images, labels in data.batches():
-        part = soft_cross_entropy(call_flat(module, place, images), labels) * len(labels) / len(data)
+    loss, gradient = 0.0, torch.zeros_like(weights)
+    for part in _losses(module, place, data):
         gradient += torch.autograd.grad(part, place)[0]
         loss += float(part.detach())
     norm = gradient.norm()
     direction = gradient / norm if norm > 0 else gradient
     for rho in lengths:
-        perturbed = _loss(module, weights + rho * direction, data)
+        with torch.no_grad():
+            perturbed = sum(float(part) for part in _losses(module, weights + rho * direction, data))
         yield {"rho": rho, "loss": loss, "perturbed_loss": perturbed, "sharpness": perturbed - loss}
 
 
 def measure_expert_sharpness(
     module: nn.Module, store: TrajectoryStore, data: TrainingImages, experts: int, lengths: Sequence[float]
 ) -> Iterator[list[dict[str, float]]]:
-    """Yield the sharpness of one snapshot after another, one entry for each length: all epochs of the first expert, …
+    """Yield the rows of `sharpness_at` for one snapshot after another: all epochs of the first expert, …
 
-    Args:
-        module: the experts' network, on the images' device.
-        store: the experts.
-        data: real training images, the same for all recipes that are compared.
-        experts: how many, the first ones; at most as many as there are.
-        lengths: rho of `sharpness_at`.
+    The number of experts may exceed those in the store. Recipes should be compared on the same images.
     """
     place = flatten(module)
     for expert in range(min(experts, len(store))):
         for epoch in range(store.epochs + 1):
-            weights = store.snapshot(expert, epoch).to(place)
-            found = sharpness_at(module, weights, data, lengths)
-            yield [{"expert": expert, "epoch": epoch, **values} for values in found]
+            rows = sharpness_at(module, store.snapshot(expert, epoch).to(place), data, lengths)
+            yield [{"expert": expert, "epoch": epoch, **row} for row in rows]
 
 
-@torch.no_grad()
-def _loss(module: nn.Module, weights: Tensor, data: TrainingImages) -> float:
-    """Return the mean cross-entropy of all images."""
-    total = 0.0
+def _losses(module: nn.Module, weights: Tensor, data: TrainingImages) -> Iterator[Tensor]:
+    """Yield the share of each batch in the mean cross-entropy of all images."""
     for images, labels in data.batches():
-        total += float(soft_cross_entropy(call_flat(module, weights, images), labels) * len(labels) / len(data))
-    return total
+        yield soft_cross_entropy(call_flat(module, weights, images), labels) * len(labels) / len(data)

@@ -1,10 +1,9 @@
-"""How far networks trained on a synthetic set are from an expert's path, along all of it.
+"""Distance of networks trained on a synthetic set from an expert's trajectory, along all of it.
 
 Shapes: n synthetic images of C x H x W, P parameters, N inner steps for M epochs of the expert.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,24 +18,7 @@ from satm.unroll import InnerLoop, Point, Sgd
 from satm.unroll.batches import mini_batches
 
 Test = Callable[[Tensor], tuple[float, float]]
-"""`weights [P] -> (accuracy, loss)` on the real images to test on."""
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Where a network stands after one segment, trained from the start of the path on the synthetic set alone.
-
-    All are Euclidean norms over the P weights.
-    """
-
-    accumulated: float
-    """Difference to the expert there."""
-    matching: float
-    """Error that the segment alone makes, begun where the expert was."""
-    initialisation: float
-    """What the segment adds because it was begun elsewhere."""
-    residual: float
-    """Accumulated error minus all matching and initialisation errors so far, relative to it: rounding."""
+"""`weights [P] -> (accuracy, loss)` on real test images."""
 
 
 def student(
@@ -46,48 +28,36 @@ def student(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return `[P]` weights after some steps on a synthetic set, in the way of the method's inner loop.
+    """Return `[P]` weights after some steps of the method's inner loop, with the set's own step size and labels.
 
-    Args:
-        matching: says batches, augmentation and network.
-        synthetic: the set, with its step size and the labels that it has.
-        weights: `[P]` before.
-        steps: how many.
-        generator: on the CPU; draws batches and augmentation.
+    The generator, on the CPU, draws batches and augmentation.
     """
-    options, problem = matching.options, matching.problem
-    images = synthetic.images
+    options, problem, images = matching.options, matching.problem, synthetic.images
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
     augment = problem.augmentation.drawn(generator, [count] * steps, images.shape[-1])
-    rule = Sgd()
-    loop = InnerLoop(problem.module, soft_cross_entropy, rule, steps, batches, augment if options.augment else None)
-    point = Point(weights.detach(), rule.start(weights))
-    return loop.run(point, images, synthetic.labels, synthetic.step_size).weights
+    loop = InnerLoop(problem.module, soft_cross_entropy, Sgd(), steps, batches, augment if options.augment else None)
+    return loop.run(Point(weights.detach(), {}), images, synthetic.labels, synthetic.step_size).weights
 
 
 def follow(
     matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, expert: int, test: Test
 ) -> Iterator[dict[str, float | int]]:
-    """Yield the errors of one segment of M epochs after another, from the start of an expert's path to its end.
+    """Yield the errors of one segment of M epochs after another, from the start of an expert's trajectory to its end.
 
     With ``student_t(w)`` the weights after the N steps of segment t from w, the expert's ``w*_t`` and the trained
     network's ``w_t = student_t-1(w_t-1)`` from ``w_0 = w*_0``:
 
-    - accumulated error ``e_t+1 = w_t+1 - w*_t+1``,
-    - matching error ``d_t+1 = student_t(w*_t) - w*_t+1``,
-    - initialisation error ``i_t = (student_t(w_t) - w_t) - (student_t(w*_t) - w*_t)``,
+    - accumulated error ``e_t+1 = w_t+1 - w*_t+1``, the distance from the expert,
+    - matching error ``d_t+1 = student_t(w*_t) - w*_t+1``, that of the segment alone, begun at the expert,
+    - initialisation error ``i_t = (student_t(w_t) - w_t) - (student_t(w*_t) - w*_t)``, added by beginning elsewhere,
 
-    so that ``e_t+1 = e_t + i_t + d_t+1``, and the last error is the sum of all of the others.
+    so that ``e_t+1 = e_t + i_t + d_t+1``, and the last error is the sum of all of the others. Rows hold Euclidean norms
+    over the P weights; `residual` is the norm of that identity's rounding error, relative to the accumulated error.
 
     Each row also has accuracy and loss of the expert (`expert_…`), of the trained network (`evaluation_…`) and of
-    ``student_t(w*_t)`` (`distillation_…`), all after the segment.
-
-    Args:
-        matching: says N, M, batches and augmentation; a segment draws the same ones for both of its networks.
-        synthetic: the set.
-        expert: index in the trajectory store; epochs beyond the last whole segment are left out.
-        test: of weights.
+    ``student_t(w*_t)`` (`distillation_…`), all after the segment. A segment draws the same batches and augmentation for
+    both of its networks; epochs beyond the last whole segment are left out.
 
     Source: FTD Eq. 5 to 8, Figure 1; ConTra Definitions 1 and 2, Theorem 1 (Eq. 6).
     """
@@ -103,13 +73,12 @@ def follow(
             student(matching, synthetic, weights, options.inner_steps, make_generator(*axes))
             for weights in (origin, trained)
         )
-        wrong, shifted = near - target, (there - trained) - (near - origin)
-        total += wrong + shifted
-        trained, error = there, there - target
-        norm = float(error.norm())
-        residual = float((error - total).norm()) / max(norm, torch.finfo(error.dtype).tiny)
-        errors = Errors(norm, float(wrong.norm()), float(shifted.norm()), residual)
-        row: dict[str, float | int] = {"start": start, "epoch": start + length, **vars(errors)}
+        error, matched, initial = there - target, near - target, (there - trained) - (near - origin)
+        total += matched + initial
+        trained, norm = there, float(error.norm())
+        row: dict[str, float | int] = {"start": start, "epoch": start + length}
+        row |= {"accumulated": norm, "matching": float(matched.norm()), "initialisation": float(initial.norm())}
+        row["residual"] = float((error - total).norm()) / max(norm, torch.finfo(error.dtype).tiny)
         for name, weights in (("expert", target), ("evaluation", there), ("distillation", near)):
             row[f"{name}_accuracy"], row[f"{name}_loss"] = test(weights)
         yield row
@@ -118,9 +87,9 @@ def follow(
 def restart(
     matching: TrajectoryMatching[MatchingOptions], synthetic: Synthetic, expert: int, starts: Sequence[int], test: Test
 ) -> Iterator[dict[str, float | int]]:
-    """Yield accuracy and loss of networks that begin where the expert is after some epochs and go on to its last one.
+    """Yield accuracy and loss of networks trained from the expert's weights at each of `starts` to its last epoch.
 
-    They make N / M steps for each epoch that is left. Arguments as in `follow`; `starts` are epochs below the last one.
+    They take N / M steps for each epoch that is left.
 
     Source: FTD A.1, Table 6.
     """
@@ -131,8 +100,8 @@ def restart(
         generator = make_generator("restart", *matching.problem.cell, expert, start)
         weights = student(matching, synthetic, store.snapshot(expert, start).to(like), steps, generator)
         accuracy, loss = test(weights)
-        row = {"start": start, "epoch": store.epochs, "evaluation_accuracy": accuracy, "evaluation_loss": loss}
-        yield {**row, "steps": steps}
+        row = {"start": start, "epoch": store.epochs, "steps": steps, "evaluation_accuracy": accuracy}
+        yield {**row, "evaluation_loss": loss}
 
 
 def measure_trajectory(
@@ -142,10 +111,7 @@ def measure_trajectory(
     experts: Sequence[int],
     starts: Sequence[int],
 ) -> Iterator[dict[str, float | int | str]]:
-    """Yield the rows of `follow`, of kind `path`, and those of `restart`, of one expert after another.
-
-    Arguments as theirs; `real` are the images to test on, with integer labels.
-    """
+    """Yield the rows of `follow` (kind `path`) and of `restart`, tested on real images with integer labels."""
     module = matching.problem.build(0).to(real.labels.device)
 
     def test(weights: Tensor) -> tuple[float, float]:

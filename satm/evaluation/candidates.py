@@ -10,8 +10,8 @@ from satm.networks import NETWORKS, resolve
 
 @functools.cache
 def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -> tuple[Candidate, ...]:
-    """Return the candidates that fit images of `size` x `size` pixels, by the rule of the network itself."""
-    found = []
+    """Return the candidates that the network can build for images of `size` x `size` pixels."""
+    fit = []
     for candidate in candidates(width_factor):
         name, options = resolve(candidate.network)
         try:
@@ -19,5 +19,5 @@ def fitting(channels: int, classes: int, size: int, width_factor: float = 1.0) -
                 NETWORKS[name].build(channels, classes, size, options)
         except ValueError:
             continue
-        found.append(candidate)
-    return tuple(found)
+        fit.append(candidate)
+    return tuple(fit)

@@ -1,15 +1,14 @@
-"""Class-incremental learning: each step brings new classes, and a new network learns from all synthetic images kept.
+"""Class-incremental learning: each step brings new classes, and a new network learns from the whole replay buffer.
 
-Nothing but the memory goes from one step to the next (GDumb), so a step says what the images are worth, not how a
-network is updated.
+Only the buffer goes from one step to the next (GDumb), so a step measures the images, not how a network is updated.
 
 Shapes: n images of C x H x W; K classes of the dataset, S of them seen so far.
 
 Source: GDumb (Prabhu et al. 2020); SATM section 4.2.2; for 5 orders of 3 networks DM's public code (`CL_DM.py`).
-Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as evaluation trains
-them.
+Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as in evaluation.
 """
 
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,133 +24,96 @@ from satm.evaluation.replay import Data, Memory
 from satm.networks.training import TrainingImages, outputs
 from satm.results.distilled import DistilledDataset
 
-# The loop
-
 
 @dataclass(frozen=True)
 class StepImages:
-    """The synthetic images that come with one step."""
+    """New synthetic images of one step."""
 
-    data: Data
-    """With labels of the whole dataset."""
-    classes: tuple[int, ...] | None
-    """Classes of the images that come; None: all."""
-    step_size: float
-    """That belongs to the images."""
+    data: Data  # labels of the whole dataset
+    classes: tuple[int, ...] | None  # of the new images; None: all
+    step_size: float  # learned with the images
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One network, tested on the real images of all classes seen; `seconds` and memory as in `Score`."""
+    """One network, tested on the real images of all seen classes; `seconds` and memory as in `Score`."""
 
-    order: int
-    """Number of the class order."""
-    step: int
-    """From 1."""
-    repeat: int
-    """Number of the network."""
-    right: tuple[int, ...]
-    """Images classified correctly, by class, in the order in which the classes were learned."""
-    rate: float
-    """Step size of the first epoch."""
+    order: int  # number of the class order
+    step: int  # from 1
+    repeat: int  # number of the network
+    right: tuple[int, ...]  # images classified correctly, by class, in the order of learning
+    rate: float  # step size of the first epoch
     seconds: float
     peak_memory_bytes: int
 
 
-def slices(made: DistilledDataset, parts: Sequence[tuple[int, ...]]) -> list[StepImages]:
-    """Return what each step brings where the set of all classes is cut into their images."""
-    return [StepImages(made, part, float(made.step_size)) for part in parts]
+def slices(synthetic: DistilledDataset, parts: Sequence[tuple[int, ...]]) -> list[StepImages]:
+    """Return the images of each step, cut from a set of all classes."""
+    return [StepImages(synthetic, part, float(synthetic.step_size)) for part in parts]
 
 
 def one_set_a_step(
     sets: Sequence[DistilledDataset], parts: Sequence[tuple[int, ...]], classes: int
 ) -> list[StepImages]:
-    """Return what each step brings where a set was distilled on the classes of each step, of K classes in all."""
+    """Return the images of each step from sets distilled on the classes of one step each, of K classes in all."""
     return [
-        StepImages((made.images, whole_labels(made.labels, part, classes)), None, float(made.step_size))
-        for made, part in zip(sets, parts, strict=True)
+        StepImages((each.images, whole_labels(each.labels, part, classes)), None, float(each.step_size))
+        for each, part in zip(sets, parts, strict=True)
     ]
 
 
-MakeTask = Callable[[TrainingImages, float, int, tuple[int, ...]], Task]
-"""From the memory's images with labels among the seen classes, their step size, the step and the seen classes."""
-
-
 def learn(
-    brought: Sequence[StepImages],
+    steps: Sequence[StepImages],
     parts: Sequence[tuple[int, ...]],
     real: TrainingImages,
-    make_task: MakeTask,
+    make_task: Callable[[TrainingImages, float, int, tuple[int, ...]], Task],
     order: int,
     axes: Axes,
     repeats: int,
     done: int = 0,
     kept: Keep | None = None,
 ) -> Iterator[StepResult]:
-    """Learn the classes in one order; yield each network tested, step by step.
+    """Learn the classes in one order; yield each tested network, step by step.
 
-    The step size of a step is the mean of those of the sets that came so far. Classes are numbered as they are learned.
-
-    Args:
-        brought: what comes with each step.
-        parts: the classes of each step.
-        real: images to test on, with integer labels of the whole dataset.
-        make_task: says how networks are trained.
-        order: number of this order.
-        axes: names of the networks, before order, step and repeat.
-        repeats: networks at each step.
-        done: networks that were tested before, which are left out.
-        kept: gives the place where the state of a network is kept while it is trained alone.
+    The step size of a step is the mean of those of all sets so far. Classes are numbered in the order of learning.
+    Networks, `repeats` at each step, are named by `axes`, order, step and repeat; the first `done`, which an earlier
+    process has tested, are left out. `make_task` gets the buffer's images with labels among the seen classes, their
+    step size, the step and the seen classes. Real images have integer labels of the whole dataset.
     """
-    device = real.labels.device
-    memory, rates = Memory(), list[float]()
-    seen: tuple[int, ...] = ()
-    for step, (each, part) in enumerate(zip(brought, parts, strict=True), 1):
-        memory.add(each.data, each.classes)
-        seen += part
-        rates.append(each.step_size)
-        before = max(0, done - (step - 1) * repeats)
-        if before >= repeats:
+    device, memory, rates = real.labels.device, Memory(), list[float]()
+    for step, (new, seen) in enumerate(zip(steps, itertools.accumulate(parts), strict=True), 1):
+        memory.add(new.data, new.classes)
+        rates.append(new.step_size)
+        left = range(max(0, done - (step - 1) * repeats), repeats)
+        if not left:
             continue
-        labels = renumbered(memory.labels, seen).to(device)
-        # `mean` is exact: of equal step sizes it is that step size.
-        task = make_task(TrainingImages(memory.images.to(device), labels), statistics.mean(rates), step, seen)
-        asked = among(real, seen)
-        left = range(before, repeats)
+        images = TrainingImages(memory.images.to(device), renumbered(memory.labels, seen).to(device))
+        task = make_task(
+            images, statistics.mean(rates), step, seen
+        )  # `mean` is exact: of equal step sizes it is theirs
         names = [(*axes, order, step, repeat) for repeat in left]
-        test = partial(right_by_class, real=asked, classes=len(seen))
-        found = train_and_test(task, names, kept, test)
-        for repeat, (right, seconds, peak) in zip(left, found, strict=True):
+        test = partial(right_by_class, real=among(real, seen), classes=len(seen))
+        for repeat, (right, seconds, peak) in zip(left, train_and_test(task, names, kept, test), strict=True):
             yield StepResult(order, step, repeat, right, task.rate, seconds, peak)
 
 
 def whole_labels(labels: Tensor, part: tuple[int, ...], classes: int) -> Tensor:
-    """Return labels of the whole dataset from those of a set that was distilled on some of its classes.
+    """Return labels of the whole dataset from those of a set distilled on its k classes `part`.
 
-    Args:
-        labels: `[n]` int64 in that set, or `[n, k]` logits.
-        part: the k classes of the set, by its labels.
-        classes: K.
-
-    Returns:
-        `[n]` int64, or `[n, K]` logits, minus infinity (probability 0) for the classes that the set does not know.
+    `[n]` int64 stay `[n]` int64; `[n, k]` logits become `[n, K]`, minus infinity (probability 0) for other classes.
     """
     if not labels.is_floating_point():
         return torch.tensor(part, device=labels.device)[labels]
-    whole = torch.full((len(labels), classes), -torch.inf, dtype=labels.dtype, device=labels.device)
+    whole = labels.new_full((len(labels), classes), -torch.inf)
     whole[:, list(part)] = labels
     return whole
 
 
 def renumbered(labels: Tensor, seen: tuple[int, ...]) -> Tensor:
-    """Return labels among the seen classes, numbered as they were learned.
+    """Return labels among the S seen classes, numbered in the order of learning.
 
-    Args:
-        labels: `[n]` int64, all of them seen classes, or `[n, K]` logits.
-        seen: S classes.
-
-    Returns:
-        `[n]` int64 from 0 to S - 1, or `[n, S]` the columns of the seen classes.
+    `[n]` int64, all of them seen, become `[n]` int64 from 0 to S - 1; `[n, K]` logits become `[n, S]`, the columns of
+    the seen classes.
     """
     if labels.is_floating_point():
         return labels[:, list(seen)]
@@ -161,13 +123,13 @@ def renumbered(labels: Tensor, seen: tuple[int, ...]) -> Tensor:
 
 
 def among(real: TrainingImages, seen: tuple[int, ...]) -> TrainingImages:
-    """Return the real images of the seen classes, with labels numbered as the classes were learned."""
-    kept = torch.isin(real.labels, torch.tensor(seen, device=real.labels.device))
-    return TrainingImages(real.images[kept], renumbered(real.labels[kept], seen), real.preprocessor)
+    """Return the real images of the seen classes, with labels numbered in the order of learning."""
+    chosen = torch.isin(real.labels, torch.tensor(seen, device=real.labels.device))
+    return TrainingImages(real.images[chosen], renumbered(real.labels[chosen], seen), real.preprocessor)
 
 
 def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tuple[int, ...]:
-    """Return how many real images of each class are classified correctly; of a network that diverged none."""
+    """Return the number of correctly classified images of each class; none for a network that diverged."""
     right = torch.zeros(classes, dtype=torch.int64, device=real.labels.device)
     for logits, labels in outputs(module, real):
         known = (logits.argmax(1) == labels) & logits.isfinite().all(1)
@@ -176,15 +138,12 @@ def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tup
 
 
 def seen_accuracy(result: StepResult, parts: Sequence[tuple[int, ...]], images: Sequence[int]) -> float:
-    """Return the accuracy on all classes seen, from the classes of each step and the real images tested on by class."""
-    seen = [label for part in parts[: result.step] for label in part]
-    return sum(result.right) / sum(images[label] for label in seen)
+    """Return the accuracy on all seen classes, from the classes of each step and the test images by class."""
+    return sum(result.right) / sum(images[label] for part in parts[: result.step] for label in part)
 
-
-# Rows, and what they say. Frames hold rows of one or more runs, a run being one network per step of an order.
 
 RUN = ["dataset", "ipc", "method", "seed", "network", "protocol", "order", "repeat"]
-"""The columns that name a run; results of the functions below are indexed by them."""
+"""Columns that name a run, one network per step of an order; they index the results of the functions below."""
 
 
 def rows(
@@ -193,42 +152,23 @@ def rows(
     images: Sequence[int],
     columns: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return one row per network and class seen.
-
-    Args:
-        results: of the networks.
-        parts: the classes of each step, by order.
-        images: real images tested on, by class; at least one each.
-        columns: that all rows share.
-    """
-    found = []
-    for each in results:
-        learned = [(label, step) for step, part in enumerate(parts[each.order], 1) for label in part]
-        for (label, learned_at), right in zip(learned[: len(each.right)], each.right, strict=True):
-            found.append(
-                {
-                    **columns,
-                    "order": each.order,
-                    "repeat": each.repeat,
-                    "step": each.step,
-                    "classes_seen": len(each.right),
-                    "label": label,
-                    "learned_at": learned_at,
-                    "images": images[label],
-                    "accuracy": right / images[label],
-                    "rate": each.rate,
-                    "seconds": each.seconds,
-                    "peak_memory_bytes": each.peak_memory_bytes,
-                }
-            )
-    return found
+    """Return one row per network and seen class; `parts` are by order, then step, `images` are counts by class."""
+    table = []
+    for result in results:
+        shared = {**columns, **vars(result), "classes_seen": len(result.right)}
+        counts = iter(shared.pop("right"))
+        for step, part in enumerate(parts[result.order][: result.step], 1):
+            for label in part:
+                own = {"images": images[label], "accuracy": next(counts) / images[label]}
+                table.append({**shared, "label": label, "learned_at": step, **own})
+    return table
 
 
 def step_accuracies(frame: pandas.DataFrame) -> pandas.Series:
     """Return A_t, the accuracy on all classes seen at step t, by run, step and classes_seen.
 
-    ``A_t = sum_k m_k a_tk / sum_k m_k`` over the classes k seen by then, a_tk being the accuracy on class k after step
-    t and m_k its number of test images.
+    ``A_t = sum_k m_k a_tk / sum_k m_k`` over the classes k seen by then, with the accuracy a_tk on class k after step t
+    and its number m_k of test images.
     """
     return _accuracy(frame, ["step", "classes_seen"])
 
@@ -246,26 +186,20 @@ def final_accuracy(frame: pandas.DataFrame) -> pandas.Series:
 def forgetting(frame: pandas.DataFrame) -> pandas.Series:
     """Return how much accuracy on earlier classes was lost, by run; NaN with one step.
 
-    ``F = 1 / (T - 1) sum_j (max_l a_lj - a_Tj)`` over the tasks j = 1 ... T - 1 and l = j ... T - 1, a_lj being the
-    accuracy after step l on the classes that step j brought. Labels are among all classes seen by then, so a task gets
-    harder with each step and F is above 0 even where nothing is lost of the images.
+    ``F = 1 / (T - 1) sum_j (max_l a_lj - a_Tj)`` over the tasks j = 1 ... T - 1 and l = j ... T - 1, with the accuracy
+    a_lj after step l on the new classes of step j. Labels are among all classes seen by then, so a task gets harder
+    with each step and F is above 0 even if no image is lost.
 
     Source: Chaudhry et al. 2018 (Riemannian Walk for Incremental Learning), section on forgetting.
     """
-    last = frame["step"] == frame.groupby(RUN)["step"].transform("max")
-    earlier = frame["learned_at"] < frame.groupby(RUN)["step"].transform("max")
-    best = _accuracy(frame[earlier & ~last], ["learned_at", "step"]).groupby([*RUN, "learned_at"]).max()
-    end = _accuracy(frame[earlier & last], ["learned_at"])
-    lost = (best - end).groupby(RUN).mean()
+    last = frame.groupby(RUN)["step"].transform("max")
+    earlier, at_end = frame["learned_at"] < last, frame["step"] == last
+    best = _accuracy(frame[earlier & ~at_end], ["learned_at", "step"]).groupby([*RUN, "learned_at"]).max()
+    lost = (best - _accuracy(frame[earlier & at_end], ["learned_at"])).groupby(RUN).mean()
     return lost.reindex(final_accuracy(frame).index)
-
-
-def class_accuracies(frame: pandas.DataFrame) -> pandas.Series:
-    """Return the accuracy on each class after the last step, by run and label."""
-    return frame[frame["step"] == frame.groupby(RUN)["step"].transform("max")].set_index([*RUN, "label"])["accuracy"]
 
 
 def _accuracy(frame: pandas.DataFrame, by: list[str]) -> pandas.Series:
     """Return the accuracy over all images of some classes, by run and `by`."""
-    summed = frame.assign(right=frame["accuracy"] * frame["images"]).groupby([*RUN, *by])[["right", "images"]].sum()
-    return summed["right"] / summed["images"]
+    counts = frame.assign(right=frame["accuracy"] * frame["images"]).groupby([*RUN, *by])[["right", "images"]].sum()
+    return counts["right"] / counts["images"]

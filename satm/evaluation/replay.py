@@ -20,12 +20,11 @@ Data = DistilledDataset | tuple[Tensor, Tensor]
 class Memory:
     """Replay buffer: images of the classes learned so far, to train on or to mix with new data.
 
-    Labels are stored as they are, so all data must number the classes alike.
+    Labels are stored unchanged, so all data must number the classes alike.
     """
 
     def __init__(self) -> None:
-        self._images: Tensor | None = None
-        self._labels: Tensor | None = None
+        self._data: tuple[Tensor, Tensor] | None = None  # images and labels
         self._classes: tuple[int, ...] = ()
         self._preprocessing: Mapping[str, Any] | None = None
         self._left = torch.empty(0, dtype=torch.int64)  # indices not drawn in this pass over the images
@@ -33,12 +32,12 @@ class Memory:
     @property
     def images(self) -> Tensor:
         """`[n, C, H, W]` in the space of the data, in the order of `add`."""
-        return self._not_empty(self._images)
+        return self._not_empty()[0]
 
     @property
     def labels(self) -> Tensor:
         """`[n]` int64 classes, or `[n, K]` float32 logits."""
-        return self._not_empty(self._labels)
+        return self._not_empty()[1]
 
     @property
     def classes(self) -> tuple[int, ...]:
@@ -47,7 +46,7 @@ class Memory:
 
     def __len__(self) -> int:
         """Return n."""
-        return 0 if self._images is None else len(self._images)
+        return 0 if self._data is None else len(self._data[0])
 
     def add(self, data: Data, classes: Sequence[int] | None = None) -> None:
         """Add the images of some classes; None: of all.
@@ -64,23 +63,28 @@ class Memory:
             images, labels, preprocessing = data.images, data.labels, data.preprocessing
         else:
             images, labels = data
-        members = _members(images, labels, isinstance(data, DistilledDataset))
+        members = _members(images, labels, by_place=isinstance(data, DistilledDataset))
         present = tuple(dict.fromkeys(members.tolist()))
-        wanted = present if classes is None else tuple(dict.fromkeys(classes))
-        self._check(images, labels, preprocessing)
-        for label in wanted:
+        new = present if classes is None else tuple(dict.fromkeys(classes))
+        if self._preprocessing is not None and (differs := differing_field(self._preprocessing, preprocessing)):
+            raise UsageError(f"the images are in another space than those of the memory: {differs}; add sets of one")
+        for what, old, added in zip(("images", "labels"), self._data or (), (images, labels), strict=False):
+            if (old.shape[1:], old.dtype) != (added.shape[1:], added.dtype):
+                raise UsageError(
+                    f"the memory holds {what} of {old.dtype} {tuple(old.shape[1:])}, got {added.dtype} "
+                    f"{tuple(added.shape[1:])}; add those of one kind"
+                )
+        for label in new:
             if label in self._classes:
                 raise UsageError(f"class {label} is in the memory already; add each class once")
             if label not in present:
                 raise UsageError(f"the data has no images of class {label}; it has the classes {sorted(present)}")
-        chosen = torch.isin(members, torch.tensor(wanted, dtype=torch.int64, device=members.device))
-        self._left = torch.cat([self._left, torch.arange(len(self), len(self) + int(chosen.sum()))])
-        self._images, self._labels = (
-            new[chosen] if old is None else torch.cat([old, new[chosen]])
-            for old, new in ((self._images, images), (self._labels, labels))
-        )
-        self._classes += wanted
-        self._preprocessing = preprocessing
+        chosen = torch.isin(members, torch.tensor(new, dtype=torch.int64, device=members.device))
+        images, labels, size = images[chosen], labels[chosen], len(self)
+        self._left = torch.cat([self._left, torch.arange(size, size + len(images))])
+        if self._data is not None:
+            images, labels = torch.cat([self._data[0], images]), torch.cat([self._data[1], labels])
+        self._data, self._classes, self._preprocessing = (images, labels), self._classes + new, preprocessing
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return `[count, C, H, W]` random images and their labels; none repeats before all were drawn.
@@ -90,7 +94,7 @@ class Memory:
         Raises:
             UsageError: the buffer is empty, or `count` is not positive.
         """
-        images, labels = self.images, self.labels
+        images, labels = self._not_empty()
         if count < 1:
             raise UsageError(f"a batch needs at least 1 image, got count {count}; use 1 or more")
         batches: list[Tensor] = []
@@ -104,21 +108,10 @@ class Memory:
         indices = torch.cat(batches).to(images.device)
         return images[indices], labels[indices]
 
-    def _not_empty(self, part: Tensor | None) -> Tensor:
-        if part is None:
+    def _not_empty(self) -> tuple[Tensor, Tensor]:
+        if self._data is None:
             raise UsageError("the memory is empty; add a synthetic set first")
-        return part
-
-    def _check(self, images: Tensor, labels: Tensor, preprocessing: Mapping[str, Any] | None) -> None:
-        """Check that data fits what is in the buffer."""
-        if self._preprocessing is not None and (differs := differing_field(self._preprocessing, preprocessing)):
-            raise UsageError(f"the images are in another space than those of the memory: {differs}; add sets of one")
-        for what, old, new in (("images", self._images, images), ("labels", self._labels, labels)):
-            if old is not None and (old.shape[1:], old.dtype) != (new.shape[1:], new.dtype):
-                raise UsageError(
-                    f"the memory holds {what} of {old.dtype} {tuple(old.shape[1:])}, got {new.dtype} "
-                    f"{tuple(new.shape[1:])}; add those of one kind"
-                )
+        return self._data
 
 
 def _members(images: Tensor, labels: Tensor, by_place: bool) -> Tensor:

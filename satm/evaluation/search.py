@@ -26,12 +26,12 @@ SPACE: dict[str, tuple[Any, ...]] = {
 """The options of the network `convnet` that a candidate chooses from, 720 in all. Source: FTD A.3.4, ConTra E.3."""
 
 TOPS: dict[str, int | None] = {"top5": 5, "top10": 10, "top20": 20, "all": None}
-"""How many of the candidates, the best ones, a rank correlation is over, by its name."""
+"""Number of best candidates that a rank correlation is over, by its name; None: all."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of the space: its place in `candidates`, which never changes, and its options of `convnet`."""
+    """One network of the space: its constant place in `candidates`, and its options of `convnet`."""
 
     index: int
     width: int
@@ -47,77 +47,63 @@ class Candidate:
 
     @property
     def network(self) -> dict[str, int | str]:
-        """The same as `{"network": registered name, option: value…}`."""
+        """The network as `{"network": registered name, option: value…}`."""
         return {"network": "convnet", **self.choices}
 
     def __str__(self) -> str:
-        return "-".join(str(value) for value in self.choices.values())
+        return "-".join(map(str, self.choices.values()))
 
 
 def candidates(width_factor: float = 1.0) -> list[Candidate]:
     """Return all candidates; the first option of `SPACE` changes slowest, the last fastest.
 
-    Args:
-        width_factor: times the widths of `SPACE`, rounded, at least 1. The papers' are not scaled.
+    Widths are those of `SPACE` times the factor, rounded, at least 1. The papers' are not scaled.
     """
     space = {**SPACE, "width": tuple(max(1, round(width * width_factor)) for width in SPACE["width"])}
     return [Candidate(index, *choices) for index, choices in enumerate(itertools.product(*space.values()))]
 
 
 def sample(among: Iterable[Candidate], count: int | None, seed: int) -> list[Candidate]:
-    """Return some of the candidates in a random order; a smaller sample of one seed is the beginning of a larger one.
+    """Return a random sample of candidates; None: all, in random order.
 
-    Args:
-        among: the candidates that can be used. Leaving one out moves the later ones up and changes no other order.
-        count: how many; None: all.
-        seed: of the order.
+    A smaller sample of one seed is the beginning of a larger one. Leaving a candidate out of `among` moves the later
+    ones up and changes no other order.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer than `count`.
     """
     # Numbers of `random` are the same in every version of Python; those of numpy and the order of `shuffle` may change.
     generator = random.Random(seed)
     keys = [generator.random() for _ in candidates()]
-    found = sorted(among, key=lambda candidate: keys[candidate.index])
-    if count is not None and count > len(found):
-        raise UsageError(f"sample asks for {count} candidates, {len(found)} fit the images; lower it or leave it out")
-    return found[:count]
+    order = sorted(among, key=lambda candidate: keys[candidate.index])
+    if count is not None and count > len(order):
+        raise UsageError(f"sample asks for {count} candidates, {len(order)} fit the images; lower it or leave it out")
+    return order[:count]
 
 
 @dataclass(frozen=True)
 class Ranking:
     """How well a proxy ranks the candidates."""
 
-    spearman: Mapping[str, float]
-    """Rank correlation of proxy and real accuracies, by the names of `TOPS`; NaN as in `spearman`."""
-    selected: int
-    """Index of the best candidate by the proxy; ties go to the first."""
-    selected_accuracy: float
-    """Of that candidate, trained on the real images."""
-    best_accuracy: float
-    """Of the best candidate, trained on the real images."""
-    candidates: int
-    """Number of ranked candidates."""
+    spearman: Mapping[str, float]  # rank correlation of proxy and real accuracies, by the names of `TOPS`
+    selected: int  # index of the best candidate by the proxy; ties go to the first
+    selected_accuracy: float  # of that candidate, trained on the real images
+    best_accuracy: float  # of the best candidate, trained on the real images
+    candidates: int  # number of ranked candidates
 
 
 def mean_accuracies(rows: pandas.DataFrame) -> pandas.Series:
-    """Return the mean accuracy over the repeats by candidate, in the order of the index; a diverged one counts as 0."""
+    """Return the mean accuracy over the repeats by candidate, ordered by index; a diverged network counts as 0."""
     return rows.assign(accuracy=rows["accuracy"].fillna(0.0)).groupby("candidate")["accuracy"].mean()
 
 
 def spearman(
     proxy: pandas.Series, real: pandas.Series, top: int | None, top_by: Literal["real", "proxy"] = "real"
 ) -> float:
-    """Return Spearman's rank correlation of two accuracies over the best candidates; equal ones share their mean rank.
+    """Return Spearman's rank correlation of two accuracies over the best candidates.
 
-    Args:
-        proxy: accuracies.
-        real: accuracies of the same candidates.
-        top: how many of the best; of equal ones at the edge the first. None: all.
-        top_by: which accuracies say what the best are.
-
-    Returns:
-        In [-1, 1]; NaN where there are fewer candidates than `top`, or where all of one kind are equal.
+    Equal accuracies share their mean rank. The `top` best candidates (None: all) are those by `top_by`, ties broken by
+    index. NaN if there are fewer than `top`, or if all accuracies of one kind are equal.
 
     Source: FTD section 4.4, ConTra E.3. Which accuracies choose the best is not given exactly: FTD section 4.4 sounds
         like those of training on real images, its A.3.4 like those of training on the proxy.
@@ -146,11 +132,6 @@ def rank(proxy: pandas.Series, real: pandas.Series, top_by: Literal["real", "pro
             "one of them only; make both with the same sample and sample_seed"
         )
     proxy, real = proxy.sort_index(), real.sort_index()
+    correlations = {name: spearman(proxy, real, top, top_by) for name, top in TOPS.items()}
     selected = int(proxy.index[int(proxy.argmax())])
-    return Ranking(
-        {name: spearman(proxy, real, top, top_by) for name, top in TOPS.items()},
-        selected,
-        float(real[selected]),
-        float(real.max()),
-        len(real),
-    )
+    return Ranking(correlations, selected, float(real[selected]), float(real.max()), len(real))

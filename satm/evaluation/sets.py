@@ -20,46 +20,38 @@ class Form:
 
     images: TrainingImages
     options: EvaluateOptions
-    """How networks are trained."""
-    columns: Mapping[str, str]
-    """What rows of results say of the form: `labels`, `average`, `labelled`."""
-    text: str = ""
-    """The same in words, for progress; may be empty."""
+    columns: Mapping[str, str]  # `labels`, `average` and `labelled` in rows of results
+    text: str = ""  # the same in words, for progress; may be empty
 
 
-def averages(made: DistilledDataset, options: EvaluateOptions, device: torch.device) -> list[Form]:
-    """Return a set as it is; a moving average is followed by the set that was not averaged."""
+def averages(synthetic: DistilledDataset, options: EvaluateOptions, device: torch.device) -> list[Form]:
+    """Return a set as it is, and after a moving average the raw set too."""
     return [
         Form(
             TrainingImages(each.images.to(device), each.labels.to(device)),
             options,
             {"labels": kind_of(each.labels), "average": each.average, "labelled": "own"},
-            "" if made.average == "raw" else f" on the {each.average} set",
+            "" if synthetic.average == "raw" else f" on the {each.average} set",
         )
-        for each in ([made] if made.raw_images is None else [made, made.unaveraged()])
+        for each in ([synthetic] if synthetic.raw_images is None else [synthetic, synthetic.unaveraged()])
     ]
 
 
 def label_variants(
-    made: DistilledDataset, taught: Tensor | None, options: EvaluateOptions, device: torch.device
+    synthetic: DistilledDataset, teacher: Tensor | None, options: EvaluateOptions, device: torch.device
 ) -> list[Form]:
     """Return a set with hard and with soft labels, each with and without augmentation.
 
-    Hard labels are the class of each image; of learned soft labels it is the largest.
-
-    Args:
-        made: the set.
-        taught: `[n, K]` soft labels that a teacher gives its images; None where the set has soft labels itself.
-        options: how networks are trained, except for the augmentation.
-        device: of the images.
+    Hard labels are the class of each image; of learned soft labels it is the largest. Soft labels are a teacher's
+    logits, `[n, K]`, or if None the set's own.
     """
-    images = made.images.to(device)
-    kinds = {"class": made.classes} | ({"own": made.labels} if taught is None else {"teacher": taught})
+    images = synthetic.images.to(device)
+    kinds = {"class": synthetic.classes} | ({"own": synthetic.labels} if teacher is None else {"teacher": teacher})
     return [
         Form(
             TrainingImages(images, labels.to(device)),
             options.model_copy(update={"augment": augment}),
-            {"labels": "hard" if kind == "class" else "soft", "average": made.average, "labelled": kind},
+            {"labels": "hard" if kind == "class" else "soft", "average": synthetic.average, "labelled": kind},
             f" with {kind} labels{'' if augment else ', not augmented'}",
         )
         for kind, labels in kinds.items()

@@ -1,18 +1,11 @@
-"""Networks trained on real images, and the store of the paths that they took."""
+"""Networks trained on real images, and the store of their trajectories."""
 
-from satm.experts.difficulty import (
-    Difficulty,
-    expert_difficulty,
-    load_difficulty,
-    mean_difficulty,
-    save_difficulty,
-)
+from satm.experts.difficulty import Difficulty, expert_difficulty, load_difficulty, mean_difficulty, save_difficulty
 from satm.experts.store import (
     TrajectoryStore,
     describe_shard,
     read_shards,
     shard_identity,
-    shard_name,
     write_manifest,
     write_shard,
 )
@@ -29,7 +22,6 @@ __all__ = [
     "read_shards",
     "save_difficulty",
     "shard_identity",
-    "shard_name",
     "train_expert",
     "write_manifest",
     "write_shard",

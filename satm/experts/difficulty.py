@@ -1,4 +1,4 @@
-"""How hard each training image is, and which images an epoch of a curriculum sees.
+"""Difficulty of each training image, and the images that an epoch of a curriculum uses.
 
 Shapes: n training images, K classes, P parameters.
 """
@@ -21,16 +21,10 @@ from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How hard each training image is."""
+    """Difficulty of each training image, a mean over experts; both `[n]` float32."""
 
-    epoch: Tensor
-    """`[n]` float32, epochs until the image was first classified correctly, a mean over experts."""
-    loss: Tensor
-    """`[n]` float32, mean cross-entropy of the image over their snapshots."""
-
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.epoch)
+    epoch: Tensor  # epochs until the image was first classified correctly
+    loss: Tensor  # mean cross-entropy of the image over the snapshots
 
     @property
     def hash(self) -> str:
@@ -40,12 +34,9 @@ class Difficulty:
     def order(self, labels: Tensor | None = None) -> Tensor:
         """Return `[n]` int64, the images from easy to hard.
 
-        Args:
-            labels: `[n]` int64; then an image goes by its place among those of its class, relative to their number, so
-                that the easiest fraction of all is the easiest fraction of each class. None: by its place among all.
-
-        Images of one epoch go by their loss; images of one loss too, which are copies as a rule, by their index. The
-        index alone would bring the classes one after another where a dataset is sorted by them.
+        With labels, `[n]` int64, images are ordered by their relative rank within their class, so that the easiest
+        fraction of all is the easiest fraction of each class. Ties of the epoch are broken by the loss, those of both,
+        usually copies, by the index, which alone would order a sorted dataset by class.
         """
         by_loss = self.loss.argsort(stable=True)
         order = by_loss[self.epoch[by_loss].argsort(stable=True)]
@@ -59,16 +50,16 @@ class Difficulty:
 
 
 def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, data: TrainingImages) -> Difficulty:
-    """Return how hard the images were for one expert.
+    """Return the difficulty of the images for one expert.
 
-    An image counts as learned at the first epoch, from 1 on, after which the expert classifies it correctly, whether it
-    forgets it later or not; one that it never does, as learned one epoch after the last. The initialisation does not
-    count: it answers one class to nearly every image, which would make that class easy.
+    An image counts as learned at the first epoch, from 1 on, after which the expert classifies it correctly, even if it
+    is forgotten later; an image never classified correctly, one epoch after the last. The initialisation does not
+    count: it predicts one class for nearly every image, which would make that class easy.
 
     The training images are not augmented; the module's weights are overwritten.
 
     Source: ConTra Appendix B: how early an image is classified correctly in training on real data.
-    Not given there: which training, and what decides between images of one epoch.
+    Not given there: which training, and the order of images of one epoch.
     """
     device = data.labels.device
     learned = torch.full((len(data),), store.epochs + 1, device=device)
@@ -84,19 +75,16 @@ def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, da
     return Difficulty(learned.float().cpu(), (total / store.epochs).float().cpu())
 
 
-def mean_difficulty(found: Sequence[Difficulty]) -> Difficulty:
+def mean_difficulty(experts: Sequence[Difficulty]) -> Difficulty:
     """Return the mean over experts."""
-    epochs, losses = (torch.stack([getattr(one, name).double() for one in found]) for name in ("epoch", "loss"))
-    return Difficulty(epochs.mean(0).float(), losses.mean(0).float())
+    values = ([getattr(one, name).double() for one in experts] for name in ("epoch", "loss"))
+    return Difficulty(*(torch.stack(each).mean(0).float() for each in values))
 
 
 def pace(epoch: int, start_fraction: float, full_epoch: int) -> float:
-    """Return the fraction of the images, the easiest, that an epoch sees: ``min(1, lambda + (1 - lambda) e / gamma)``.
+    """Return the fraction of easiest images that an epoch uses: ``min(1, lambda + (1 - lambda) e / gamma)``.
 
-    Args:
-        epoch: e, from 0; the first epoch sees `start_fraction`.
-        start_fraction: lambda.
-        full_epoch: gamma; from this epoch on all images are seen.
+    The first epoch, e = 0, uses the fraction lambda; from `full_epoch`, gamma, on all images are used.
 
     Source: ConTra Eq. 12.
     """
@@ -110,24 +98,23 @@ def easiest(order: Tensor, fraction: float) -> Tensor:
 
 
 def save_difficulty(path: Path, difficulty: Difficulty, identity: Identity, experts: int) -> None:
-    """Write how hard the images were for some experts of an identity, which holds the hash of the images."""
-    metadata = {"kind": "difficulty", "identity": identity, "experts": experts}
-    write_tensors(path, {"epoch": difficulty.epoch, "loss": difficulty.loss}, metadata)
+    """Write the difficulty for some experts of an identity, which holds the hash of the images."""
+    write_tensors(path, vars(difficulty), {"kind": "difficulty", "identity": identity, "experts": experts})
 
 
 def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -> Difficulty:
-    """Return what `save_difficulty` wrote of so many experts and images.
+    """Return the difficulty that `save_difficulty` wrote for a number of experts and of images.
 
     Raises:
-        UsageError: the file is missing, cut short or something else, or belongs to other experts or other images.
+        UsageError: the file is missing, damaged or of another kind, or of other experts or images.
     """
     tensors, metadata = read_tensors(path, "difficulty of images")
     if metadata.get("kind") != "difficulty" or set(tensors) != {"epoch", "loss"}:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected difficulties; make it again")
-    if any(held.dtype != torch.float32 or held.shape != tensors["epoch"].shape[:1] for held in tensors.values()):
+    if any(each.dtype != torch.float32 or each.shape != tensors["epoch"].shape[:1] for each in tensors.values()):
         raise UsageError(f"{path} does not hold two numbers of each image; measure the difficulty again")
     expected = {"identity": identity, "experts": experts, "images": images}
-    found = {**metadata, "images": len(tensors["epoch"])}
-    if difference := differing_field(expected, {name: found.get(name) for name in expected}):
+    stored = {**metadata, "images": len(tensors["epoch"])}
+    if difference := differing_field(expected, {name: stored.get(name) for name in expected}):
         raise UsageError(f"{path} belongs to other experts: {difference}; measure the difficulty again")
-    return Difficulty(tensors["epoch"], tensors["loss"])
+    return Difficulty(**tensors)

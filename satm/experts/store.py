@@ -1,7 +1,7 @@
-"""The trajectory store: one shard per expert with all its snapshots, and a manifest that says what they are.
+"""The trajectory store: one shard per expert with all its snapshots, and a manifest of all shards.
 
-A shard is a safetensors file with the tensors ``0``, ``1``, … (`[P]` float32, the weights after so many epochs); it is
-read by memory map, one snapshot at a time.
+A shard is a safetensors file with a tensor for each number of epochs, ``0``, ``1``, … (`[P]` float32, the weights); it
+is read by memory map, one snapshot at a time.
 
 Shapes: P parameters.
 """
@@ -31,19 +31,19 @@ def write_shard(
 ) -> None:
     """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images)."""
     tensors = {str(epoch): weights for epoch, weights in enumerate(snapshots)}
-    metadata = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
-    write_tensors(folder / shard_name(index), tensors, metadata)
+    about = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
+    write_tensors(folder / shard_name(index), tensors, about)
 
 
 def shard_identity(folder: Path, index: int) -> Identity | None:
-    """Return what the expert in a shard is; None if there is no whole shard of ours of that index.
+    """Return the identity of the expert in a shard; None without an intact shard of that index.
 
-    All snapshots are read and compared with their hashes, for the shard is kept on this word.
+    All snapshots are read and compared with their hashes, because a shard with the right identity is kept.
     """
     path = folder / shard_name(index)
     try:
         tensors, metadata = read_tensors(path, "shard")
-        return _described(metadata, index, path)["identity"] if tensors else None
+        return _checked(metadata, index, path)["identity"] if tensors else None
     except UsageError:
         return None
 
@@ -56,19 +56,13 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     """
     path = folder / shard_name(index)
     with open_tensors(path, "shard") as file:
-        count, accuracy = len(file.keys()), _described(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
-    return {
-        "file": path.name,
-        "index": index,
-        "snapshots": count,
-        "test_accuracy": accuracy,
-        "bytes": path.stat().st_size,
-        "sha256": hash_file(path),
-    }
+        count, accuracy = len(file.keys()), _checked(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
+    about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": accuracy}
+    return {**about, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
-def _described(metadata: Mapping[str, object], index: int, path: Path) -> dict[str, Any]:
-    """Return a shard's metadata, checked.
+def _checked(metadata: Mapping[str, object], index: int, path: Path) -> dict[str, Any]:
+    """Return a shard's metadata.
 
     Raises:
         UsageError: they are those of another expert, or not those of a shard.
@@ -80,7 +74,7 @@ def _described(metadata: Mapping[str, object], index: int, path: Path) -> dict[s
 
 
 class Shard(Options):
-    """What a manifest says of a shard: its file, the accuracy of the last snapshot, length and hash of the file."""
+    """Record of a shard in a manifest; the accuracy is that of the last snapshot, length and hash are the file's."""
 
     file: str
     index: int = Field(ge=0)
@@ -91,43 +85,38 @@ class Shard(Options):
 
 
 def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Return the records of the shards of some experts, as `describe_shard` made them, checked.
+    """Check and return the records of `describe_shard` for the shards of some experts.
 
     Raises:
-        UsageError: one is damaged, or names a file that is not a shard's; or they are of other experts.
+        UsageError: a record is damaged or names a file that is not a shard's; or they are of other experts.
     """
-    found = []
-    for record in records:
-        shard = parse(Shard, cast(Mapping[str, Any], record), where)
+    shards = [parse(Shard, cast(Mapping[str, Any], record), where) for record in records]
+    for shard in shards:
         if shard.file != shard_name(shard.index):
             raise UsageError(f"{where}: file {shard.file!r} is not that of expert {shard.index}; {AGAIN}")
-        found.append(shard.model_dump())
-    if (held := [shard["index"] for shard in found]) != list(indices):
-        raise UsageError(f"{where}: it lists the experts {held}, expected {list(indices)}; {AGAIN}")
-    return found
+    if (listed := [shard.index for shard in shards]) != list(indices):
+        raise UsageError(f"{where}: it lists the experts {listed}, expected {list(indices)}; {AGAIN}")
+    return [shard.model_dump() for shard in shards]
 
 
 def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str, Any]]) -> None:
     """Write the manifest of some shards, in the order of their indices."""
-    ordered = sorted(shards, key=lambda shard: int(shard["index"]))
-    write_record(path, {"format": 1, "identity": identity, "shards": ordered})
+    write_record(path, {"format": 1, "identity": identity, "shards": sorted(shards, key=lambda shard: shard["index"])})
 
 
 class TrajectoryStore:
-    """Experts on disk, compared when they are opened with what they should be; None: with nothing.
+    """Experts on disk; opening them checks the manifest, the length of each shard and an expected identity, if any.
 
     Raises:
-        UsageError: the manifest is missing or broken; the experts are others than expected (the first field that
-            differs is named); a shard is missing or has another length than the manifest says.
+        UsageError: the manifest is missing or broken; the identity differs (the message names the first field); a shard
+            is missing or has another length than in the manifest.
     """
 
     def __init__(self, manifest: Path, expected: Identity | None = None) -> None:
-        fields = {"format": int, "identity": dict, "shards": list}
-        content = read_record(manifest, "manifest of experts", fields)
+        content = read_record(manifest, "manifest of experts", {"format": int, "identity": dict, "shards": list})
         if content["format"] != 1 or not content["shards"]:
             raise UsageError(f"{manifest} is no manifest of experts of format 1; make the experts again")
-        self.folder = manifest.parent
-        self.identity: dict[str, Any] = content["identity"]
+        self.folder, self.identity = manifest.parent, content["identity"]
         if expected is not None and (difference := differing_field(expected, self.identity)):
             raise UsageError(
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "
@@ -147,14 +136,14 @@ class TrajectoryStore:
 
     @property
     def epochs(self) -> int:
-        """Epochs that every expert has at least; snapshots go from 0 to this number."""
+        """Epochs of the shortest expert; every expert has snapshots from 0 to this number."""
         return min(int(shard["snapshots"]) for shard in self.shards) - 1
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
-        """Return `[P]` float32 on the CPU: the weights of one expert after some epochs. Reads only this snapshot.
+        """Return `[P]` float32 on the CPU, the weights of one expert after some epochs; reads only this snapshot.
 
         Raises:
-            UsageError: there is no such snapshot, or the shard was changed or is another one.
+            UsageError: the snapshot is missing, or the shard was changed or replaced.
             RunError: the weights are not finite.
         """
         path = self.folder / self.shards[expert]["file"]
@@ -162,20 +151,9 @@ class TrajectoryStore:
             if str(epoch) not in file.keys():  # noqa: SIM118
                 raise UsageError(f"shard {path} has no snapshot {epoch}; it has {len(file.keys())}")
             weights = file.get_tensor(str(epoch)).clone()
-            made = _described(read_metadata(file, path, "shard"), self.shards[expert]["index"], path)["identity"]
-        if difference := differing_field(self.identity, made):
+            identity = _checked(read_metadata(file, path, "shard"), self.shards[expert]["index"], path)["identity"]
+        if difference := differing_field(self.identity, identity):
             raise UsageError(f"shard {path} holds another expert than the manifest says: {difference}; {AGAIN}")
         if not torch.isfinite(weights).all():
             raise RunError(f"{path}, epoch {epoch}: weights that are not finite; train with a lower lr")
         return weights
-
-    def verify(self) -> None:
-        """Compare every shard's bytes with its hash in the manifest.
-
-        Raises:
-            UsageError: a shard differs.
-        """
-        for shard in self.shards:
-            path = self.folder / shard["file"]
-            if hash_file(path) != shard["sha256"]:
-                raise UsageError(f"shard {path} was changed: its SHA-256 is not the manifest's; make it again")

@@ -19,16 +19,12 @@ from satm.seeds import make_generator
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An expert after some epochs; the tensors own their memory."""
+    """An expert after some epochs; the tensors, `[P]` float32 on the CPU, own their memory."""
 
-    epoch: int
-    """Epochs trained; 0 is the initialisation."""
+    epoch: int  # 0 is the initialisation
     weights: Tensor
-    """`[P]` float32 on the CPU."""
-    momentum: Tensor | None
-    """`[P]` buffer of SGD, or None before the first step and without momentum."""
-    loss: float
-    """Mean training loss of the last epoch; NaN at the start."""
+    momentum: Tensor | None  # buffer of SGD; None before the first step and without momentum
+    loss: float  # mean training loss of the last epoch; NaN at the start
 
 
 def train_expert(
@@ -40,19 +36,17 @@ def train_expert(
     after: Snapshot | None = None,
     order: Tensor | None = None,
 ) -> Iterator[Snapshot]:
-    """Yield the expert after each epoch; the first is the initialisation, unless going on from a snapshot.
+    """Yield the expert after each epoch, beginning with its initialisation unless it resumes from a snapshot.
 
-    Each epoch has a generator of its own, derived from its number, so going on gives the same bytes as never stopping.
+    The generator of an epoch is derived from its number, so a resumed expert has the same bytes.
 
     Args:
         module: freshly initialised, on the data's device; trained in place. Running statistics of batch norms are not
             part of a snapshot, as a trajectory is made of parameters.
-        data: real images.
-        options: the recipe.
-        augmentation: of the real images.
+        data, options, augmentation: real images, and the recipe.
         axes: names of this expert for its seeds.
-        after: go on from here.
-        order: `[n]` int64 on the CPU, the images from easy to hard, where the options ask for a curriculum; None: none.
+        after: snapshot to resume from.
+        order: `[n]` int64 on the CPU, the images from easy to hard, for the curriculum that the options ask for.
 
     Raises:
         ValueError: a curriculum without an order, or an order without a curriculum.
@@ -70,35 +64,17 @@ def train_expert(
         module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
     if after.momentum is not None:
-        buffers = unflatten(module, after.momentum.to(data.labels.device))
+        stored = unflatten(module, after.momentum.to(data.labels.device))
         for name, parameter in module.named_parameters():
-            optimiser.state[parameter]["momentum_buffer"] = buffers[name].clone()
-    sharpness_aware = None
-    if options.optimiser == "flat":
-        sharpness_aware = SharpnessAware(options.flat_rule, options.rho, options.alpha, options.adaptive)
-    for epoch in range(after.epoch + 1, options.epochs + 1):
-        among = None if order is None else easiest(order, _share(options, epoch))
-        loss = train_epoch(
-            module,
-            optimiser,
-            data,
-            options.batch_size,
-            augmentation,
-            make_generator(*axes, epoch),
-            among=among,
-            sharpness_aware=sharpness_aware,
-        )
-        yield Snapshot(epoch, flatten(module).cpu(), _momentum(module, optimiser), loss)
-
-
-def _share(options: ExpertsOptions, epoch: int) -> float:
-    """Return the fraction of the images that an epoch, counted from 1, of a curriculum sees."""
+            optimiser.state[parameter]["momentum_buffer"] = stored[name].clone()
     full_epoch = max(1, options.epochs // 2) if options.full_epoch is None else options.full_epoch
-    return pace(epoch - 1, options.start_fraction, full_epoch)
-
-
-def _momentum(module: nn.Module, optimiser: torch.optim.SGD) -> Tensor | None:
-    """Return SGD's buffers as one vector on the CPU, or None where it keeps none."""
-    buffers = [optimiser.state[parameter].get("momentum_buffer") for parameter in module.parameters()]
-    held = [buffer.reshape(-1) for buffer in buffers if buffer is not None]
-    return torch.cat(held).to("cpu", copy=True) if held else None
+    rule = (options.flat_rule, options.rho, options.alpha, options.adaptive)
+    flat = SharpnessAware(*rule) if options.optimiser == "flat" else None
+    for epoch in range(after.epoch + 1, options.epochs + 1):
+        among = None if order is None else easiest(order, pace(epoch - 1, options.start_fraction, full_epoch))
+        how = (options.batch_size, augmentation, make_generator(*axes, epoch))
+        loss = train_epoch(module, optimiser, data, *how, among=among, sharpness_aware=flat)
+        buffers = [optimiser.state[parameter].get("momentum_buffer") for parameter in module.parameters()]
+        parts = [buffer.reshape(-1) for buffer in buffers if buffer is not None]
+        momentum = torch.cat(parts).to("cpu", copy=True) if parts else None
+        yield Snapshot(epoch, flatten(module).cpu(), momentum, loss)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satm.distill import Best, Made, Run, State
+from satm.distill import Best, Outcome, Run, State
 from satm.errors import RunError, UsageError
 from satm.experts import Snapshot
 from satm.methods.parts.problem import Synthetic
@@ -124,7 +124,7 @@ class RunState:
             if name != "recent" or state is not run.now:
                 tensors |= _flat(state, name)
         if run.best:
-            tensors |= _flat(run.best.made, "best")
+            tensors |= _flat(run.best.outcome, "best")
         tensors |= _flat(run.history, "history")
         content = {
             "backend": self.backend,
@@ -132,7 +132,7 @@ class RunState:
             "rates": run.rates,
             "attempt": run.attempt,
             "rows": run.rows,
-            "best": {"accuracy": run.best.accuracy, "iteration": run.best.made.iteration} if run.best else None,
+            "best": {"accuracy": run.best.accuracy, "iteration": run.best.outcome.iteration} if run.best else None,
         }
         done = self._files.save(tensors, content)
         if done and len(run.rows) > self._begun_with:
@@ -174,9 +174,9 @@ def _state(tree: Tree, iteration: int) -> State:
     return State(iteration, tree["numbers"], moments, tree.get("method_state", {}), tree.get("average"))
 
 
-def _made(tree: Tree, iteration: int) -> Made:
+def _made(tree: Tree, iteration: int) -> Outcome:
     raw = Synthetic(**tree["raw"]) if "raw" in tree else None
-    return Made(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
+    return Outcome(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
 
 
 def _flat(held: object, place: str) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from satm.config import Cell, EvaluateOptions, Resolver, place_of
 from satm.config.methods import IterativeOptions, MethodOptions
-from satm.distill import Look, Made, Run, begin, distill
+from satm.distill import Look, Outcome, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
 from satm.methods import Recipe
@@ -67,7 +67,7 @@ def make_distilled(
             found = _iterate(method, run, look, job, state, checkpoint_seconds)
             rows, history = run.rows, _history(run)
         else:
-            found, rows, history = Made(0, method.start(), None, {}), [], None
+            found, rows, history = Outcome(0, method.start(), None, {}), [], None
         synthetic, raw = found.synthetic, found.raw
         whole = DistilledDataset(
             images=synthetic.images.cpu(),
@@ -108,7 +108,7 @@ def _history(run: Run) -> History | None:
 
 def _iterate(
     method: Method[IterativeOptions], run: Run, look: Look | None, job: Job, state: RunState, checkpoint_seconds: float
-) -> Made:
+) -> Outcome:
     """Run the loop with progress and checkpoints."""
     written = time.monotonic()
 

@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, hashes, tensors and records with checksums, and the comparison of identities."""
+"""Files on disk: atomic writes, tensors and records with checksums, and the comparison of identities."""

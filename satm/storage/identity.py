@@ -1,4 +1,4 @@
-"""Whether two things are the same: hashes, and the first field in which two descriptions differ.
+"""Hashes, and the first field in which two identities differ.
 
 Nothing here imports torch; `satm.storage.tensors` hashes tensors.
 """
@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any
 
 Identity = Mapping[str, Any]
-"""Everything that makes a result what it is, as JSON values: options, revision, hashes of its inputs."""
+"""Everything that determines a result, as JSON values: options, revision, hashes of its inputs."""
 
 ROUNDING = 1e-12
-"""Relative difference up to which two numbers of an identity are the same."""
+"""Relative difference up to which two numbers of an identity are equal."""
 
 
 def differing_field(expected: object, found: object, path: str = "") -> str | None:
     """Return the first field in which two trees of JSON values differ, with both values; None if they are equal.
 
-    Numbers that differ by rounding only are equal, because processors add up in different orders.
+    Rounding differences count as equal, because processors add in different orders.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for key in sorted({*expected, *found}):
             place = f"{path}.{key}" if path else str(key)
-            difference = differing_field(expected.get(key), found.get(key), place)
-            if difference:
+            if difference := differing_field(expected.get(key), found.get(key), place):
                 return difference
         return None
     return None if _equal(expected, found) else f"{path}: expected {expected!r}, found {found!r}"

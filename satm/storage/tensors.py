@@ -1,4 +1,4 @@
-"""Files of tensors, with hashes that tell a change."""
+"""Files of tensors, with hashes that reveal a change."""
 
 import contextlib
 import hashlib
@@ -15,21 +15,21 @@ from satm.storage.files import AGAIN, atomic_path
 from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
-"""Names under which files state hashes: of each tensor, of the metadata with the hashes of the tensors."""
+"""Names under which a file states the hashes of its tensors, and of its metadata including those."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
-    """Write tensors, copied to the CPU, and metadata, JSON values by name, as a safetensors file, atomically.
+    """Write tensors and metadata, JSON values by name, as a safetensors file, atomically, with hashes of all.
 
-    The metadata are stored under ``satm`` as one JSON text with sorted keys, because the format's own map of texts is
-    written in an order that changes from run to run; with the hash of each tensor, and the hash of all metadata.
+    The metadata are one JSON text with sorted keys, named ``satm``, because the format's own map of texts is written in
+    an order that changes from run to run.
     """
-    held = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    content = json.loads(json.dumps(metadata))  # numbers as names become texts here, before the hash is taken
-    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in held.items()}
+    own = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    content = json.loads(json.dumps(metadata))  # numbers as names become texts before the hash is taken
+    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in own.items()}
     content[METADATA_HASH] = hash_json(content)
     with atomic_path(path) as part:
-        save_file(held, part, metadata={"satm": json.dumps(content, sort_keys=True)})
+        save_file(own, part, metadata={"satm": json.dumps(content, sort_keys=True)})
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -43,9 +43,9 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 class TensorFile:
-    """An open safetensors file, each tensor of which is compared with its hash when it is read.
+    """An open safetensors file that compares each tensor with its hash on reading.
 
-    A file of an earlier version, or of others, has no hashes and is read as it is.
+    A file of an earlier version or of another program has no hashes, and nothing is compared.
 
     Raises:
         UsageError: (on construction) the metadata are damaged or changed, or are those of other tensors.
@@ -55,12 +55,9 @@ class TensorFile:
         self._file, self._path, self._what = file, path, what
         self._hashes: dict[str, str] | None = None
         self.stated = self._stated((file.metadata() or {}).get("satm"))
-        """The metadata that `write_tensors` stored; None: there are none."""
-
-    @property
-    def hashed(self) -> bool:
+        """The metadata that `write_tensors` stored, if any."""
+        self.hashed = self._hashes is not None
         """Whether the file states a hash of each tensor."""
-        return self._hashes is not None
 
     def keys(self) -> list[str]:
         """Return the names of the tensors."""
@@ -70,11 +67,11 @@ class TensorFile:
         """Return a tensor on the CPU.
 
         Raises:
-            UsageError: it does not have the hash that the file states.
+            UsageError: its hash is not the stated one.
         """
         try:
             tensor: torch.Tensor = self._file.get_tensor(name)
-        except (SafetensorError, ValueError, RuntimeError) as error:  # a type that only the format knows
+        except (SafetensorError, ValueError, RuntimeError) as error:  # a type that torch lacks
             raise self._damaged(f"has a tensor {name!r} that cannot be read ({error})") from error
         if self._hashes is not None and hash_tensors(tensor) != self._hashes[name]:
             raise self._damaged(f"was changed: its tensor {name!r} does not have the hash that it states")
@@ -105,10 +102,10 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
-    """Open a safetensors file by memory map, so that reading one tensor does not read the others.
+    """Open a safetensors file by memory map, which reads only the tensors asked for.
 
     Raises:
-        UsageError: the file is missing, cut short, or its metadata were changed.
+        UsageError: the file is missing or cut short, or its metadata were changed.
     """
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; make it first")
@@ -138,7 +135,7 @@ def hash_tensors(*tensors: torch.Tensor) -> str:
     """Return the SHA-256 of the tensors' types, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        held = tensor.detach().to("cpu").contiguous()
-        digest.update(f"{held.dtype} {tuple(held.shape)}".encode())
-        digest.update(held.reshape(-1).view(torch.uint8).numpy().data)
+        own = tensor.detach().to("cpu").contiguous()
+        digest.update(f"{own.dtype} {tuple(own.shape)}".encode())
+        digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

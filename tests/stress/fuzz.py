@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,23 +20,23 @@ from fuzz_files import Case, Goldens, cases, check_file, parse_case
 from fuzzing import Tally, Wrong, bounded, quick, tally
 
 KEPT = Path(__file__).parent.parent.parent / "build" / "fuzz"
-"""Where campaigns that went wrong are kept."""
+"""Default folder for campaigns that went wrong."""
 
 
-def try_configs(base: Path, count: int, seed: int) -> Tally:
-    """Try so many campaigns."""
+def try_configs(base: Path, count: int, seed: int, kept: Path, check: Callable[[bytes, Path], str]) -> Tally:
+    """Try a number of campaigns; keep those that went wrong in a folder."""
 
     def failed(raw: bytes, text: str) -> None:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        path = KEPT / f"seed-{seed}-{len(list(KEPT.iterdir()))}.yaml"
+        kept.mkdir(parents=True, exist_ok=True)
+        path = kept / f"seed-{seed}-{len(list(kept.iterdir()))}.yaml"
         path.write_bytes(raw)
         _tell(text, f"configs --case {path}")
 
-    return tally(configs(), lambda raw: check_config(raw, base), count, seed, failed)
+    return tally(configs(), lambda raw: check(raw, base), count, seed, failed)
 
 
 def try_files(base: Path, count: int, seed: int) -> Tally:
-    """Try so many damaged files."""
+    """Try a number of damaged files."""
     goldens = Goldens(base)
 
     def failed(case: Case, text: str) -> None:
@@ -59,25 +59,29 @@ def _once(check: Callable[[], str]) -> int:
     return 0
 
 
-def main() -> int:
-    """Run what the command line asks for."""
+def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], str] = check_config) -> int:
+    """Run what the command line asks for; `check` tries a campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["configs", "files"])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", help="Repeat one: the file of a campaign, or the text of a damage.")
-    flags = parser.parse_args()
+    parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
+    flags = parser.parse_args(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         if flags.case is not None and flags.what == "configs":
-            return _once(lambda: check_config(Path(flags.case).read_bytes(), base))
+            return _once(lambda: check(Path(flags.case).read_bytes(), base))
         if flags.case is not None:
             goldens = Goldens(base)
             return _once(lambda: check_file(parse_case(flags.case), goldens))
         begun = time.monotonic()
         print(f"{flags.what}: {flags.count} cases of seed {flags.seed}", flush=True)
-        found = (try_configs if flags.what == "configs" else try_files)(base, flags.count, flags.seed)
+        if flags.what == "configs":
+            found = try_configs(base, flags.count, flags.seed, flags.kept, check)
+        else:
+            found = try_files(base, flags.count, flags.seed)
     for kind, number in sorted(found.kinds.items()):
         print(f"{number:6} {kind}")
     print(f"{sum(found.kinds.values()):6} in all, {len(found.failures)} wrong, {time.monotonic() - begun:.0f} s")

@@ -4,6 +4,7 @@ A case is the bytes of a campaign's file. It must be refused in one line, or be 
 lost, changed or added, every job planned, no path outside of the campaign's folder.
 """
 
+import contextlib
 import copy
 import datetime
 import functools
@@ -13,7 +14,6 @@ import json
 import os
 import re
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -328,7 +328,7 @@ def check_config(raw: bytes, base: Path) -> str:
     shutil.rmtree(base / "work", ignore_errors=True)
     folder.mkdir(parents=True)
     path = Path("fuzzed.yaml")
-    with inside(folder), offline(), mock.patch.dict(os.environ, {"SATM_DATA": "data"}):
+    with inside(folder), offline():
         path.write_bytes(raw)
         resolver = loaded(path)
         kind = "refused" if resolver is None else planned(resolver, raw, path)
@@ -449,6 +449,11 @@ def same(written: Any, read: Any, place: str) -> None:
         raise Wrong(f"{place}: written {written!r}, read {read!r}")
 
 
-def offline() -> Any:
-    """Let no case reach the network."""
-    return mock.patch.object(urllib.request, "urlopen", side_effect=urllib.error.URLError("no network here"))
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Let no case reach data of this machine or the network, by a proxy that does not answer."""
+    urllib.request.urlcleanup()  # urlopen remembers its proxies
+    proxy = {"https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+    with mock.patch.dict(os.environ, {"SATM_DATA": "data", **proxy}):
+        yield
+    urllib.request.urlcleanup()

@@ -64,8 +64,8 @@ def bounded(seconds: float = SECONDS, most: int = BYTES) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def command(*arguments: str) -> tuple[int, str]:
-    """Run a command; return its exit code and what it told on the standard error.
+def command(*arguments: str, run: Callable[[list[str]], int] = main) -> tuple[int, str]:
+    """Run a command by `run`; return its exit code and what it wrote on the standard error.
 
     Raises:
         Wrong: a traceback, another exit code than 0, 1 and 2, or another error than one clear line.
@@ -73,7 +73,7 @@ def command(*arguments: str) -> tuple[int, str]:
     out, told = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(told):
-            code = main(list(arguments))
+            code = run(list(arguments))
     except Exception as error:
         raise Wrong(f"a traceback: {type(error).__name__}: {str(error)[:300]}") from error
     text = told.getvalue()

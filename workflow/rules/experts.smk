@@ -1,5 +1,5 @@
-# The shards of a part are beside it and are not outputs: Snakemake deletes the outputs of a job that it starts again, but an
-# interrupted part resumes after its last complete expert.
+# The shards of a part lie beside its summary and are not outputs: Snakemake deletes the outputs of a job that it starts again, but
+# an interrupted part resumes after its last stored epoch.
 rule experts_part:
     input:
         unpack(jobs.experts_part.inputs),

@@ -1,4 +1,4 @@
-# A table of accuracies has one of paired differences beside these, which the other kinds of table lack.
+# A table of accuracies also writes NAME-paired.csv, which is no output here because the other kinds of table have none.
 rule table:
     input:
         unpack(jobs.table.inputs),
@@ -59,7 +59,7 @@ rule overview:
         "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
 
 
-# The cost of the jobs so far; made after all tables, so that it covers the jobs behind them.
+# The cost of the jobs so far. It is made after all tables, so that it covers the jobs behind them.
 rule accounting:
     input:
         unpack(jobs.accounting.inputs),
