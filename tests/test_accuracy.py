@@ -14,7 +14,7 @@ from satm.errors import UsageError
 from satm.methods import METHODS
 from satm.results.columns import EVALUATION, METRICS, SHARPNESS
 from satm.results.rows import write_rows
-from satm.tables.accuracy import COLUMNS
+from satm.tables.accuracy import AccuracyTable
 from satm.tables.accuracy_grid import results_grid
 from satm.tables.published import load_published
 
@@ -87,7 +87,7 @@ def make(
 
 def test_a_row_is_the_mean_over_all_networks(tmp_path: Path) -> None:
     frame = frame_of(make(tmp_path), "table2")
-    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.columns) == list(AccuracyTable.columns)
     assert list(frame["method"]) == ["dc", "dsa", "dm", "ftd", "tesla", "mdc", "random", "mtt", "satm"]
     mtt = frame.set_index("method").loc["mtt"]
     values = [0.30, 0.32, 0.33, 0.35]
@@ -150,7 +150,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     paired = contents.beside["-paired"]
     folder = tmp_path / "results"
     text = (folder / "table2.csv").read_text()
-    assert text.splitlines()[0] == ",".join(COLUMNS)
+    assert text.splitlines()[0] == ",".join(AccuracyTable.columns)
     measured, printed = "0.325,0.0208167,4,0,last,raw,test,learned", "0.462,0.008,convnet,satm Table 2"
     assert f"cifar10,1,convnet,mtt,{measured},{printed},-0.137,7.5,201" in text.splitlines()
     again = pandas.read_csv(folder / "table2-paired.csv")

@@ -20,7 +20,7 @@ from satm.results.columns import EVALUATION
 from satm.results.distilled import DistilledDataset, load_distilled, save_distilled
 from satm.results.rows import read_rows, write_rows
 from satm.storage.tensors import read_tensors
-from satm.tables.robustness import COLUMNS
+from satm.tables.robustness import RobustnessTable
 from satm.tables.statistics import augmentation_robust_score, label_robust_score
 
 TABLE = {"kind": "robustness", "datasets": {"digits": [1]}, "methods": ["random", "mtt", "datm"], "seeds": [0, 1, 2]}
@@ -79,7 +79,11 @@ def interval(values: Any) -> tuple[float, float]:
 
 def test_every_number_is_the_one_worked_out_from_the_rows(tmp_path: Path) -> None:
     frame = frame_of(make(tmp_path), "worth")
-    assert list(frame.columns) == list(COLUMNS) and frame["method"].tolist() == ["random", "mtt", "datm"]
+    assert list(frame.columns) == list(RobustnessTable.columns) and frame["method"].tolist() == [
+        "random",
+        "mtt",
+        "datm",
+    ]
     assert frame["own_labels"].tolist() == ["hard", "hard", "soft"]
     assert frame["soft_labels"].tolist() == ["teacher", "teacher", "own"]
     assert frame["full_mean"].tolist() == pytest.approx([0.9] * 3)

@@ -1,6 +1,7 @@
 """What the jobs of a campaign have taken: time on devices by rule, and time in the queue beside time of running."""
 
 import textwrap
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,7 +10,7 @@ import pandas
 from satm.config import ACCOUNTING, FIGURES, FigureOptions, Layout, Resolver, TableOptions
 from satm.errors import UsageError
 from satm.figures.base import Drawn, FigureKind
-from satm.figures.style import COLOURS, HATCHES, PANEL, SIZES, dress, grid_of_panels, legend
+from satm.figures.style import PANEL, SIZES, bar_style, dress, grid_of_panels, legend
 from satm.tables.reader import Reader
 from satm.workflow.jobs import campaigns_of
 from satm.workflow.rules import cell_of
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 COLUMNS = ["quantity", "rule", "of", "hours"]
 """quantity: `device`, `queue` or `run`; of: the device or the method, empty where the jobs of a rule count together."""
 
-LARGEST = 5
-"""Methods that have a colour of their own, at most."""
+LARGEST, LONGEST = 5, 42
+"""Methods that have a colour of their own, and characters of a name in the legend, at most."""
 
 SMALL = 0.005
 """Rules of which every time is a smaller part than this of the longest rule's stand together."""
@@ -31,16 +32,11 @@ OTHERS, SHARED, UNKNOWN, REST = "other methods", "no method of its own", "unknow
 GREYS = {OTHERS: "#cccccc", SHARED: "#777777", UNKNOWN: "#cccccc"}
 """Colours of what is no single method or device."""
 
-UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
+"""Units of time, and how many of them are an hour."""
 
-ROW = 0.2
-"""Inches that a rule needs."""
-
-BELOW = 0.42
-"""Inches from a panel to the legend below it."""
-
-LONGEST = 42
-"""Characters of a name in the legend, at most."""
+ROW, BELOW = 0.2, 0.42
+"""Inches that a rule needs, and from a panel to the legend below it."""
 
 Parts = Mapping["Spent", Mapping[str, float]]
 """Seconds on devices of each job, by what has a colour of its own."""
@@ -63,11 +59,7 @@ class AccountingFigure(FigureKind):
         return [layout.table(ACCOUNTING)]
 
     def draw(self, reader: Reader) -> Drawn:
-        """Draw time on devices above, by device or, where there is only one, by method; queue and run below.
-
-        Raises:
-            UsageError: there is no campaign, or it cannot be used as it is.
-        """
+        """Draw time on devices above, by device or, where there is only one, by method; queue and run below."""
         from satm.cost.spent import spent
 
         resolver = reader.resolver
@@ -75,9 +67,11 @@ class AccountingFigure(FigureKind):
             raise UsageError(
                 "accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml"
             )
-        found = [one for one in spent(campaigns_of(resolver.path), resolver.layout.root) if one.run is not None]
-        devices = sorted({device for one in found for device in one.devices if device})
-        frame = _frame(_of_devices(found) if len(devices) > 1 else _of_methods(resolver, found))
+        jobs = [job for job in spent(campaigns_of(resolver.path), resolver.layout.root) if job.run is not None]
+        devices = sorted({device for job in jobs for device in job.devices if device})
+        frame = _frame(_by_device(jobs) if len(devices) > 1 else _by_method(resolver, jobs))
+        longest = frame.groupby(["quantity", "rule"])["hours"].sum().max()
+        unit = next((unit for unit, scale in UNITS.items() if longest * scale >= 1), "seconds")
         rules = list(dict.fromkeys(frame.loc[frame["quantity"] == "run", "rule"]))
         queued = bool((frame["quantity"] == "queue").any())
         notes = [
@@ -86,125 +80,83 @@ class AccountingFigure(FigureKind):
             f"{'Queue: of SLURM.' if queued else 'No job was in the queue of SLURM.'}",
             *reader.notes,
         ]
-        stacks = {part: _hours(frame, rules, "device", part) for part in dict.fromkeys(frame["of"]) if part}
-        sides = {name: _hours(frame, rules, name) for name in (("run", "queue") if queued else ("run",))}
-        tall = max(1.0, ROW * len(rules) + 0.2)
-        below = tall + BELOW + 0.08 * len(stacks) - PANEL[1]
-        figure, panels = grid_of_panels(2, 1, self.title, notes, below=below)
-        totals = map(sum, zip(*stacks.values(), strict=True))
-        unit = _unit(max([*totals, *(hours for some in sides.values() for hours in some)], default=0.0))
-        _stacked(panels[0][0], rules, stacks, unit, tall)
-        _beside(panels[1][0], rules, sides, unit, tall)
+        scaled = frame.assign(time=frame["hours"] * UNITS[unit])
+        stacks = {part: _times(scaled, rules, "device", part) for part in dict.fromkeys(frame["of"]) if part}
+        sides = {name: _times(scaled, rules, name) for name in (("run", "queue") if queued else ("run",))}
+        height = max(1.0, ROW * len(rules) + 0.2)
+        below = height + BELOW + 0.08 * len(stacks) - PANEL[1]
+        figure, ((above,), (beneath,)) = grid_of_panels(2, 1, self.title, notes, below=below)
+        _finish(above, rules, _bars(above, stacks, stacked=True), f"time on devices, {unit}")
+        _finish(beneath, rules, _bars(beneath, sides, stacked=False), f"time{'' if queued else ' of running'}, {unit}")
+        for axes in (above, beneath) if queued else (above,):
+            legend(axes, BELOW / height)
         return Drawn(figure, frame)
 
 
-def _of_devices(found: "Sequence[Spent]") -> Parts:
-    return {one: {device or UNKNOWN: seconds for device, seconds in one.devices.items()} for one in found}
+def _by_device(jobs: "Sequence[Spent]") -> Parts:
+    return {job: {device or UNKNOWN: seconds for device, seconds in job.devices.items()} for job in jobs}
 
 
-def _of_methods(resolver: Resolver, found: "Sequence[Spent]") -> Parts:
+def _by_method(resolver: Resolver, jobs: "Sequence[Spent]") -> Parts:
     """Return the method of each job; where there are many, the registered one below it, and of these the largest."""
-    methods = {one: dict(one.job.names).get("method", "") for one in found}
+    methods = {each: dict(each.job.names).get("method", "") for each in jobs}
     if len(set(methods.values()) - {""}) > LARGEST:
-        for one, method in methods.items():
-            names = one.job.wildcards
-            methods[one] = resolver.method(cell_of(names))["method"] if method else ""
-    totals: dict[str, float] = {}
-    for one, method in methods.items():
-        if method:
-            totals[method] = totals.get(method, 0.0) + sum(one.devices.values())
-    largest = sorted(totals, key=lambda method: -totals[method])[:LARGEST]
-    named = {method: method if method in largest else OTHERS for method in totals} | {"": SHARED}
-    return {one: {named[method]: sum(one.devices.values())} for one, method in methods.items()}
+        for each, method in methods.items():
+            methods[each] = resolver.method(cell_of(each.job.wildcards))["method"] if method else ""
+    totals: dict[str, float] = defaultdict(float)
+    for each, method in methods.items():
+        totals[method] += sum(each.devices.values())
+    largest = sorted(filter(None, totals), key=lambda method: -totals[method])[:LARGEST]
+    names = {method: method if method in largest else OTHERS for method in totals} | {"": SHARED}
+    return {each: {names[method]: sum(each.devices.values())} for each, method in methods.items()}
 
 
 def _frame(parts: Parts) -> pandas.DataFrame:
     """Return the numbers that the figure shows; small rules as one, the last, and the largest part first."""
-    times: dict[tuple[str, str, str], float] = {}
-    queues: dict[tuple[str, tuple[str, str]], float] = {}
+    rows = [("device", each.job.rule, part, time) for each, shares in parts.items() for part, time in shares.items()]
+    rows += [("run", each.job.rule, "", each.run or 0.0) for each in parts]
+    queues = {(each.job.rule, slurm): waited for each in parts for slurm, waited in each.queue.items()}
+    rows += [("queue", rule, "", waited) for (rule, _), waited in queues.items()]
+    frame = pandas.DataFrame(rows, columns=COLUMNS).astype({"hours": float})
+    times = frame.pivot_table("hours", "rule", "quantity", "sum", 0.0)
+    small = times.index[(times < SMALL * times.max()).all(axis=1)]
+    if len(small) > 1:
+        frame["rule"] = frame["rule"].where(~frame["rule"].isin(small), REST)
+    totals = frame.groupby("of")["hours"].sum()
+    frame = frame.groupby(COLUMNS[:-1], as_index=False)["hours"].sum().assign(hours=lambda sums: sums["hours"] / 3600)
+    rules = [*dict.fromkeys(each.job.rule for each in parts), REST]
 
-    def add(quantity: str, rule: str, part: str, seconds: float) -> None:
-        times[quantity, rule, part] = times.get((quantity, rule, part), 0.0) + seconds
+    def order(row: Any) -> tuple[int, bool, float, str, int]:
+        return (
+            ("device", "run", "queue").index(row.quantity),
+            row.of in GREYS,
+            -totals[row.of],
+            row.of,
+            rules.index(row.rule),
+        )
 
-    for one, shares in parts.items():
-        for part, seconds in shares.items():
-            add("device", one.job.rule, part, seconds)
-        add("run", one.job.rule, "", one.run or 0.0)
-        queues |= {(one.job.rule, slurm): waited for slurm, waited in one.queue.items()}
-    for (rule, _), waited in queues.items():
-        add("queue", rule, "", waited)
-
-    rules = _with_rest(times)
-    totals: dict[str, float] = {}
-    joined: dict[tuple[str, str, str], float] = {}
-    for (quantity, rule, part), seconds in times.items():
-        totals[part] = totals.get(part, 0.0) + seconds
-        key = (quantity, part, rules[rule])
-        joined[key] = joined.get(key, 0.0) + seconds
-    shown = [*dict.fromkeys(name for name in rules.values() if name != REST), REST]
-
-    def order(key: tuple[str, str, str]) -> tuple[int, bool, float, str, int]:
-        quantity, part, rule = key
-        return ("device", "run", "queue").index(quantity), part in GREYS, -totals[part], part, shown.index(rule)
-
-    rows = [
-        [quantity, rule, part, joined[quantity, part, rule] / 3600]
-        for quantity, part, rule in sorted(joined, key=order)
-    ]
-    return pandas.DataFrame(rows, columns=COLUMNS)
+    return pandas.DataFrame(sorted(frame.itertuples(index=False), key=order), columns=COLUMNS)
 
 
-def _with_rest(times: Mapping[tuple[str, str, str], float]) -> dict[str, str]:
-    """Return what each rule is called: its name, or where it is one of several small ones `REST`."""
-    sums: dict[str, dict[str, float]] = {}
-    for (quantity, rule, _), seconds in times.items():
-        own = sums.setdefault(quantity, {})
-        own[rule] = own.get(rule, 0.0) + seconds
-    rules = dict.fromkeys(rule for _, rule, _ in times)
-    small = [rule for rule in rules if all(own.get(rule, 0.0) < SMALL * max(own.values()) for own in sums.values())]
-    return {rule: REST if len(small) > 1 and rule in small else rule for rule in rules}
-
-
-def _hours(frame: pandas.DataFrame, rules: Sequence[str], quantity: str, part: str = "") -> list[float]:
-    own = frame[(frame["quantity"] == quantity) & (frame["of"] == part)].set_index("rule")["hours"]
+def _times(frame: pandas.DataFrame, rules: Sequence[str], quantity: str, part: str = "") -> list[float]:
+    """Return the time of each rule."""
+    own = frame[(frame["quantity"] == quantity) & (frame["of"] == part)].set_index("rule")["time"]
     return [float(own.get(rule, 0.0)) for rule in rules]
 
 
-def _unit(most: float) -> tuple[str, float]:
-    """Return the unit in which the longest bar has a readable number, and how many of it are an hour."""
-    return next(((name, 3600 / seconds) for name, seconds in UNITS if most * 3600 >= seconds), ("seconds", 3600.0))
-
-
-def _stacked(
-    axes: Any, rules: Sequence[str], stacks: Mapping[str, list[float]], unit: tuple[str, float], tall: float
-) -> None:
-    """Draw a bar per rule, of the parts that it consists of."""
-    left = [0.0] * len(rules)
-    for index, (name, hours) in enumerate(stacks.items()):
-        label = textwrap.shorten(name, LONGEST, placeholder="…")
-        look = {"color": GREYS.get(name, COLOURS[index]), "hatch": "" if name in GREYS else 2 * HATCHES[index]}
-        values = [unit[1] * each for each in hours]
-        axes.barh(range(len(rules)), values, 0.75, left=left, label=label, edgecolor="white", linewidth=0.3, **look)
-        left = [before + value for before, value in zip(left, values, strict=True)]
-    _finish(axes, rules, dict(zip(range(len(rules)), left, strict=True)), f"time on devices, {unit[0]}")
-    legend(axes, BELOW / tall)
-
-
-def _beside(
-    axes: Any, rules: Sequence[str], sides: Mapping[str, list[float]], unit: tuple[str, float], tall: float
-) -> None:
-    """Draw a bar per rule and side."""
-    wide = 0.8 / len(sides)
+def _bars(axes: Any, bars: Mapping[str, list[float]], stacked: bool) -> dict[float, float]:
+    """Draw a bar per rule and name, stacked or beside each other; return the end of each by its place."""
+    step = 0.0 if stacked else 0.8 / len(bars)
     ends: dict[float, float] = {}
-    for index, (name, hours) in enumerate(sides.items()):
-        places = [place + (index - (len(sides) - 1) / 2) * wide for place in range(len(rules))]
-        values = [unit[1] * each for each in hours]
-        ends |= dict(zip(places, values, strict=True))
-        look = {"color": COLOURS[index], "hatch": 2 * HATCHES[index], "edgecolor": "white", "linewidth": 0.3}
-        axes.barh(places, values, wide * 0.95, label=name, **look)
-    _finish(axes, rules, ends, f"time{'' if len(sides) > 1 else ' of running'}, {unit[0]}")
-    if len(sides) > 1:
-        legend(axes, BELOW / tall)
+    for index, (name, times) in enumerate(bars.items()):
+        style = bar_style(index)
+        style |= {"color": GREYS[name], "hatch": ""} if name in GREYS else {"hatch": 2 * style["hatch"]}
+        label = textwrap.shorten(name, LONGEST, placeholder="…")
+        places = [place + (index - (len(bars) - 1) / 2) * step for place in range(len(times))]
+        left = [ends.get(place, 0.0) for place in places]
+        axes.barh(places, times, 0.75 if stacked else step * 0.95, left=left, label=label, linewidth=0.3, **style)
+        ends |= {place: before + time for place, before, time in zip(places, left, times, strict=True)}
+    return ends
 
 
 def _finish(axes: Any, rules: Sequence[str], ends: Mapping[float, float], label: str) -> None:

@@ -1,7 +1,7 @@
 """One synthetic set on its way: a moving picture, and its states below each other."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -47,13 +47,10 @@ class AnimationFigure(CellsFigure):
                 "snapshots above 1"
             )
         states = [data.at(place) for place in range(len(data.history))]
-        blocks = [Block(f"{state.iteration}", state) for state in states]
+        blocks = [Block(str(state.iteration), state) for state in states]
         frame = clipped_frame(states)
         set_title = f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}"
         title = self.title or f"{set_title}: the set after so many iterations"
         figure = draw_images(blocks, title, clipping_note(frame), self.classes, self.per_class)
-
-        def png(path: Path) -> None:
-            write_animation(states, path, self.classes, self.per_class)
-
+        png = partial(write_animation, states, classes=self.classes, per_class=self.per_class)
         return Drawn(figure, frame, png, dict(TIGHT))

@@ -1,20 +1,19 @@
-"""What a kind of figure is: options, the files it needs, and how it is drawn from them.
+"""Base of all kinds of figure: options, the files that a figure needs, and how it is drawn from them.
 
 A new kind is one module here: a class with `@FIGURES.named("NAME")` that derives from `FigureKind` or `CellsFigure`,
 has the option `kind: Literal["NAME"] = "NAME"` and defines `files` and `draw`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas
 from pydantic import Field
 
 from satm.config import Cells, FigureOptions, Layout, Resolver, SomeDatasets, TableOptions
+from satm.figures.curves import Panel, draw_panels
 from satm.tables.reader import Reader
-from satm.tables.render import in_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,23 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as it is written.
-
-    Args:
-        figure: vector and pixel picture are written from it.
-        frame: the numbers that it shows, tidy.
-        png: writes the pixel picture in another way, given its path; None: from `figure`.
-        tight: options of `savefig`; None: the figure as large as it is.
-    """
+    """A figure, as vector and pixel pictures are written from it, and the tidy numbers that it shows."""
 
     figure: "Figure"
     frame: pandas.DataFrame
     png: Callable[[Any], None] | None = None
+    """Writes the pixel picture in another way, given its path; None: from `figure`."""
     tight: dict[str, Any] | None = None
+    """Options of `savefig`; None: the figure as large as it is."""
 
 
 class FigureKind(FigureOptions):
-    """A figure of some kind: its options, and how it is drawn from the files of other stages."""
+    """Base of all kinds of figure: its options, and how it is drawn from the files of other stages."""
 
     def draw(self, reader: Reader) -> Drawn:
         """Return the picture and the numbers that it shows.
@@ -48,6 +42,19 @@ class FigureKind(FigureOptions):
                 run; matplotlib is not installed.
         """
         raise TypeError(f"{type(self).__name__} must define draw()")
+
+    def drawn(
+        self,
+        reader: Reader,
+        panels: Sequence[Sequence[Panel]],
+        note: str,
+        frames: Sequence[pandas.DataFrame],
+        columns: list[str] | None = None,
+    ) -> Drawn:
+        """Return rows of panels with a note below them, and the frames of their numbers as one; `columns`: of these."""
+        frame = pandas.concat(frames) if frames else pandas.DataFrame(columns=columns)
+        figure = draw_panels(panels, self.title, [note, *reader.notes])
+        return Drawn(figure, frame if columns is None else frame[columns])
 
 
 class CellsFigure(Cells, FigureKind):
@@ -66,42 +73,38 @@ class CellsFigure(Cells, FigureKind):
 
 
 class MetricsFigure(CellsFigure):
-    """A figure of what was measured in the iterations of distillations."""
+    """A figure of measurements in the iterations of distillations."""
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
         """Return the metrics of all distillations."""
         return [layout.metrics(run) for run in self.runs()]
 
+    def measured(self, reader: Reader, dataset: str, ipc: int, method: str) -> list[pandas.DataFrame]:
+        """Return the metrics of all seeds, or none of a method that was not run."""
+        cells = self.cells_of(dataset, ipc, method)
+        return reader.attempt(lambda: [reader.metrics(cell) for cell in cells]) or []
+
 
 class AnalysisFigure(CellsFigure):
-    """A figure of what an analysis measured at synthetic sets; the analysis has the name of the kind."""
+    """A figure of measurements of an analysis at synthetic sets; the analysis has the name of the kind."""
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return what was measured at all sets."""
+        """Return the measurements at all sets."""
         return [layout.analysis(self.kind, cell) for cell in self.cells()]
 
     def measured(self, reader: Reader, dataset: str, ipc: int) -> Iterator[tuple[str, pandas.DataFrame]]:
-        """Yield each method and what was measured at its sets of all seeds; without those that may be left out."""
+        """Yield each method and the measurements at its sets of all seeds, without methods that were not run."""
         for method in self.methods:
-            rows = reader.attempt(partial(reader.analysis, self.kind, self.cells_of(dataset, ipc, method)))
+            rows = reader.attempt(reader.analysis, self.kind, self.cells_of(dataset, ipc, method))
             if rows is not None:
                 yield method, rows
 
 
 def figure_of(resolver: Resolver, name: str) -> FigureKind:
-    """Return a figure of a campaign.
-
-    Raises:
-        UsageError: there is no such figure.
-    """
+    """Return a figure of a campaign; a `UsageError` where it has none of this name."""
     figure = resolver.figure(name)
     assert isinstance(figure, FigureKind)
     return figure
-
-
-def counted(counts: Iterable[int], what: str, rest: str = "") -> str:
-    """Return how many values are behind means: `n = 1 seed` (arguments: `in_numbers`)."""
-    return f"n = {in_numbers(counts, what, rest)}"
 
 
 def cell_title(dataset: str, ipc: int) -> str:

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import pandas
 from pydantic import Field
 
 from satm.config import FIGURES, FigureOptions, Layout, TableOptions
 from satm.errors import pick
-from satm.figures.base import Drawn, FigureKind, cell_title, counted
-from satm.figures.curves import Line, Panel, draw_panels
+from satm.figures.base import Drawn, FigureKind, cell_title
+from satm.figures.curves import Line, Panel
 from satm.tables.continual import ContinualTable
 from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
 
 
 @FIGURES.named("continual")
@@ -29,11 +29,7 @@ class ContinualFigure(FigureKind):
         return {name: cls(protocols=(name,)) for name, table in tables.items() if isinstance(table, ContinualTable)}
 
     def tables_shown(self, tables: Mapping[str, TableOptions]) -> Mapping[str, ContinualTable]:
-        """Return the protocols.
-
-        Raises:
-            UsageError: the campaign has no such protocol.
-        """
+        """Return the protocols; a `UsageError` where the campaign has none of a name."""
         known = {name: table for name, table in tables.items() if isinstance(table, ContinualTable)}
         return {name: pick(name, known, "protocol of continual learning") for name in self.protocols}
 
@@ -56,8 +52,7 @@ class ContinualFigure(FigureKind):
                 title, ticks = f"{cell_title(dataset, ipc)}, {table.steps} steps", seen if len(seen) <= 10 else None
                 panels.append(Panel(title, "classes seen", "accuracy on them, percent", lines, ticks=ticks))
         note = (
-            f"Lines: mean over {counted(counts, 'pair', ' of a distillation and a class order')}; "
+            f"Lines: mean over n = {in_numbers(counts, 'pair', ' of a distillation and a class order')}; "
             "bands: one standard deviation."
         )
-        frame = pandas.concat(frames) if frames else pandas.DataFrame()
-        return Drawn(draw_panels([panels], self.title, [note, *reader.notes]), frame)
+        return self.drawn(reader, [panels], note, frames)

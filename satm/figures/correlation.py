@@ -1,6 +1,6 @@
 """Heatmaps of how the matching losses of all epochs move while one is matched."""
 
-from functools import partial
+from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 import numpy
@@ -10,9 +10,12 @@ from pydantic import Field, model_validator
 from satm.analysis.correlation import correlations, triangle
 from satm.config import AT_EPOCH, FIGURES, Cell, Ipc, budgets, refuse_many
 from satm.errors import UsageError
-from satm.figures.base import Drawn, MetricsFigure, cell_title, counted
+from satm.figures.base import Drawn, MetricsFigure, cell_title
 from satm.figures.style import SIZES, dress, grid_of_panels
 from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
+
+COLUMNS = ["method", "dataset", "ipc", "matched", "watched", "correlation"]
 
 
 @FIGURES.named("correlation")
@@ -36,7 +39,7 @@ class CorrelationFigure(MetricsFigure):
         return self
 
     def epochs_for(self, ipc: int) -> int:
-        """Return how many epochs are matched at so many images per class."""
+        """Return the number of matched epochs at a number of images per class."""
         return self.epochs_at.get(ipc, self.epochs)
 
     def size(self) -> dict[str, object]:
@@ -54,62 +57,51 @@ class CorrelationFigure(MetricsFigure):
     def draw(self, reader: Reader) -> Drawn:
         """Draw a heatmap per method (rows) and cell (columns), the mean over the seeds."""
         cells = budgets(self.datasets)
-        found: dict[tuple[str, str, int], numpy.ndarray] = {}
+        means: dict[tuple[str, str, int], numpy.ndarray] = {}
         counts = set()
-        for method in self.methods:
-            for dataset, ipc in cells:
-                matrices = [
-                    matrix
-                    for cell in self.cells_of(dataset, ipc, method)
-                    if (matrix := reader.attempt(partial(self._matrix, reader, cell))) is not None
-                ]
-                counts.add(len(matrices))
-                if matrices:
-                    found[method, dataset, ipc] = numpy.mean(matrices, 0)
+        for method, (dataset, ipc) in product(self.methods, cells):
+            seeds = [reader.attempt(self._matrix, reader, cell) for cell in self.cells_of(dataset, ipc, method)]
+            matrices = [matrix for matrix in seeds if matrix is not None]
+            counts.add(len(matrices))
+            if matrices:
+                means[method, dataset, ipc] = numpy.mean(matrices, 0)
         notes = [
             "Row: the epoch that is matched; column: the epoch whose matching loss is watched, on an expert that is "
-            f"never matched. Pearson's correlation over the iterations, mean over {counted(counts, 'seed')}. "
+            f"never matched. Pearson's correlation over the iterations, mean over n = {in_numbers(counts, 'seed')}. "
             "Below the diagonal a later epoch is matched and an earlier one watched.",
             *reader.notes,
         ]
-        figure, drawn = grid_of_panels(len(self.methods), len(cells), self.title, notes, extra=0.3)
+        figure, panels = grid_of_panels(len(self.methods), len(cells), self.title, notes, extra=0.3)
         image = None
-        for axes_row, method in zip(drawn, self.methods, strict=True):
-            for axes, (dataset, ipc) in zip(axes_row, cells, strict=True):
-                matrix = found.get((method, dataset, ipc))
-                label = self.label(method)
-                heading = f"{label}\n{cell_title(dataset, ipc)}"
-                dress(axes, heading, "epoch watched", "epoch matched")
-                if matrix is None:
-                    axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
-                    continue
-                low = triangle(matrix, lower=True)
-                heading += f"\nbelow the diagonal: mean {low.mean:.2f}, {100 * low.negative:.0f} % negative"
-                axes.set_title(heading, size=SIZES["tick"])
-                image = _heatmap(axes, matrix)
+        for axes, (method, (dataset, ipc)) in zip(panels.flat, product(self.methods, cells), strict=True):
+            title = f"{self.label(method)}\n{cell_title(dataset, ipc)}"
+            dress(axes, title, "epoch watched", "epoch matched")
+            if (matrix := means.get((method, dataset, ipc))) is None:
+                axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes)
+                continue
+            low = triangle(matrix, lower=True)
+            title += f"\nbelow the diagonal: mean {low.mean:.2f}, {100 * low.negative:.0f} % negative"
+            axes.set_title(title, size=SIZES["tick"])
+            image = _heatmap(axes, matrix)
         if image is not None:
-            bar = figure.colorbar(image, ax=drawn.ravel().tolist(), shrink=0.8)
+            bar = figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.8)
             bar.set_label("correlation", size=SIZES["label"])
             bar.ax.tick_params(labelsize=SIZES["tick"])
-        return Drawn(figure, _tidy(found))
+        rows = [[*key, *place, value] for key, mean in means.items() for place, value in numpy.ndenumerate(mean)]
+        return Drawn(figure, pandas.DataFrame(rows, columns=COLUMNS))
 
     def _matrix(self, reader: Reader, cell: Cell) -> numpy.ndarray:
-        """Return the correlations of one seed.
-
-        Raises:
-            UsageError: a distillation did not monitor so many epochs.
-        """
-        dataset, ipc, method, _ = cell
-        epochs = self.epochs_for(ipc)
-        columns = [f"monitor_{epoch}" for epoch in range(epochs)]
+        """Return the correlations of one seed."""
+        epochs = range(self.epochs_for(cell.ipc))
+        columns = [f"monitor_{epoch}" for epoch in epochs]
         losses = []
-        for epoch in range(epochs):
-            name = f"{method}{AT_EPOCH}{epoch}"
+        for epoch in epochs:
+            name = f"{cell.method}{AT_EPOCH}{epoch}"
             frame = reader.metrics(cell._replace(method=name))
             if lacking := [column for column in columns if column not in frame.columns]:
                 raise UsageError(
-                    f"the metrics of {name} on {dataset}, ipc {ipc}, lack {lacking[0]}: its distillation did not "
-                    f"monitor {epochs} epochs; set monitor {epochs} for {method} and distil again"
+                    f"the metrics of {name} on {cell.dataset}, ipc {cell.ipc}, lack {lacking[0]}: its distillation did "
+                    f"not monitor {len(epochs)} epochs; set monitor {len(epochs)} for {cell.method} and distil again"
                 )
             losses.append(frame[columns].dropna().to_numpy())
         return correlations(losses)
@@ -121,24 +113,12 @@ def _heatmap(axes: Any, matrix: numpy.ndarray) -> Any:
 
     colours = LinearSegmentedColormap.from_list("signed", ["#a14000", "#f5a45c", "#ffffff", "#6baed6", "#08306b"])
     image = axes.imshow(matrix, vmin=-1, vmax=1, cmap=colours, interpolation="nearest")
-    step = max(1, len(matrix) // 10)
-    ticks = range(0, len(matrix), step)
+    ticks = range(0, len(matrix), max(1, len(matrix) // 10))
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     if len(matrix) <= 12:
         # The sign stands in the square, since dark orange and dark blue are the same grey.
         for (row, column), value in numpy.ndenumerate(matrix):
-            shade = "white" if abs(value) > 0.6 else "black"
-            axes.text(
-                column, row, "" if numpy.isnan(value) else f"{value:.1f}", ha="center", va="center", size=5, color=shade
-            )
+            text, shade = "" if numpy.isnan(value) else f"{value:.1f}", "white" if abs(value) > 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", size=5, color=shade)
     return image
-
-
-def _tidy(found: dict[tuple[str, str, int], numpy.ndarray]) -> pandas.DataFrame:
-    rows = [
-        {"method": method, "dataset": dataset, "ipc": ipc, "matched": row, "watched": column, "correlation": value}
-        for (method, dataset, ipc), matrix in found.items()
-        for (row, column), value in numpy.ndenumerate(matrix)
-    ]
-    return pandas.DataFrame(rows, columns=["method", "dataset", "ipc", "matched", "watched", "correlation"])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -22,7 +22,7 @@ from satm.figures.style import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Values = Sequence[float] | pandas.Series | numpy.ndarray
+Values = Sequence[float] | pandas.Series | pandas.Index | numpy.ndarray
 
 GREYS = ("#000000", "#777777", "#aaaaaa")
 """Of horizontal lines that belong to no other line, in turn."""
@@ -33,58 +33,34 @@ FEW = 30
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a panel.
-
-    Args:
-        label: for the legend.
-        x: places.
-        mean: values there.
-        std: spread around them; None: none is drawn.
-        pale: measurements behind the line, drawn pale; None: none.
-        bars: draw the spread as bars at the points, not as a band.
-    """
+    """One line of a panel: values at places x, and its label in the legend."""
 
     label: str
     x: Values
     mean: Values
     std: Values | None = None
+    """Spread around the values; None: none is drawn."""
     pale: Values | None = None
+    """Measurements behind the line, drawn pale; None: none."""
     bars: bool = False
+    """Draw the spread as bars at the points, not as a band."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line.
-
-    Args:
-        label: for the legend.
-        value: its height.
-        published: printed in a paper, drawn dotted with that word.
-        like: index of the line whose colour it has; None: black or grey.
-    """
+    """A horizontal line at a value, and its label in the legend."""
 
     label: str
     value: float
     published: bool = False
+    """Printed in a paper: drawn dotted."""
     like: int | None = None
+    """Index of the line whose colour it has; None: black or grey."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
-
-    Args:
-        title: above it.
-        x_label: with its unit.
-        y_label: with its unit.
-        lines: of it.
-        levels: horizontal lines.
-        log_x: logarithmic axis.
-        log_y: logarithmic axis.
-        ticks: places of the x axis that are written; None: as matplotlib chooses.
-        right: further lines with an axis of their own at the right, grey.
-        right_label: with its unit.
-    """
+    """One panel: its title, the labels of its axes with their units, its lines and horizontal lines."""
 
     title: str
     x_label: str
@@ -94,7 +70,9 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     ticks: Sequence[float] | None = None
-    right: Sequence[Line] = field(default_factory=tuple)
+    """Places of the x axis that are written; None: as matplotlib chooses."""
+    right: Sequence[Line] = ()
+    """Further lines with an axis of their own at the right, grey."""
     right_label: str = ""
 
 
@@ -107,10 +85,10 @@ def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Seque
     for panel in (panel for row in panels for panel in row):
         labels = [line.label for line in (*panel.lines, *panel.right)] + [level.label for level in panel.levels]
         below = max(below, 0.15 * math.ceil(len(labels) / legend_columns(labels)))
-    told = dict.fromkeys(line.label for row in panels for panel in row for line in panel.lines)
-    shared = {label: index for index, label in enumerate(told)} if len(told) <= len(COLOURS) else {}
-    figure, drawn = grid_of_panels(len(panels), len(panels[0]), title, notes, below=below)
-    for row, axes_row in zip(panels, drawn, strict=True):
+    names = dict.fromkeys(line.label for row in panels for panel in row for line in panel.lines)
+    shared = {label: index for index, label in enumerate(names)} if len(names) <= len(COLOURS) else {}
+    figure, grid = grid_of_panels(len(panels), len(panels[0]), title, notes, below=below)
+    for row, axes_row in zip(panels, grid, strict=True):
         for panel, axes in zip(row, axes_row, strict=True):
             _panel(axes, panel, [shared.get(line.label, index) for index, line in enumerate(panel.lines)])
     return figure

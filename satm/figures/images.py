@@ -1,7 +1,6 @@
 """Synthetic images as grids in true colours, beside the images that they began from."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -29,14 +28,13 @@ class ImagesFigure(CellsFigure):
     def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, FigureOptions]:
         """Return a picture of the synthetic sets of all tables, for each dataset and number of images per class."""
         cells: dict[tuple[str, int], dict[str, int]] = {}
-        for table in tables.values():
-            for cell in table.cells():
-                cells.setdefault((cell.dataset, cell.ipc), {}).setdefault(cell.method, cell.seed)
+        for cell in (cell for table in tables.values() for cell in table.cells()):
+            cells.setdefault((cell.dataset, cell.ipc), {}).setdefault(cell.method, cell.seed)
         return {
             f"synthetic-{dataset}-ipc-{ipc}": cls(
-                datasets={dataset: (ipc,)}, methods=tuple(methods), seeds=(next(iter(methods.values())),)
+                datasets={dataset: (ipc,)}, methods=tuple(seeds), seeds=tuple(seeds.values())[:1]
             )
-            for (dataset, ipc), methods in cells.items()
+            for (dataset, ipc), seeds in cells.items()
         }
 
     def chosen(self) -> list[Cell]:
@@ -53,11 +51,9 @@ class ImagesFigure(CellsFigure):
         cells = self.chosen()
         several = len({cell[:2] for cell in cells}) > 1
         for cell in cells:
-            dataset, ipc, method, _ = cell
-            data = reader.attempt(partial(reader.distilled, cell))
-            if data is None:
+            if (data := reader.attempt(reader.distilled, cell)) is None:
                 continue
-            label = self.label(method) + (f"\n{dataset}\nIPC {ipc}" if several else "")
+            label = self.label(cell.method) + (f"\n{cell.dataset}\nIPC {cell.ipc}" if several else "")
             if self.start:
                 blocks.append(Block(f"start of {label}", data.at(0)))
             blocks.append(Block(label, data))

@@ -33,48 +33,28 @@ FRAME = 250
 
 @dataclass(frozen=True)
 class Block:
-    """The images of one set in a picture.
-
-    Args:
-        label: beside them.
-        data: the set.
-    """
+    """The images of one set in a picture, and the label beside them."""
 
     label: str
     data: "DistilledDataset"
 
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What sets below one row of class names have in common."""
-        return self.data.class_names, self.data.images.shape[1:]
-
 
 def clipped(data: "DistilledDataset") -> dict[str, float]:
-    """Return what showing a set takes away: pixels are shown in [0, 1], and those beyond are clipped.
-
-    Returns:
-        `clipped`, the fraction of the numbers that lie outside; `lowest` and `highest` of all.
-    """
+    """Return `clipped`, the fraction of a set's numbers outside [0, 1], and the `lowest` and `highest` of all."""
     pixels = data.pixels(clip=False)
-    outside = (pixels < 0) | (pixels > 1)
-    return {
-        "clipped": float(outside.float().mean()),
-        "lowest": float(pixels.min()),
-        "highest": float(pixels.max()),
-    }
+    outside = ((pixels < 0) | (pixels > 1)).float().mean()
+    return {"clipped": float(outside), "lowest": float(pixels.min()), "highest": float(pixels.max())}
 
 
 def clipped_frame(sets: "Sequence[DistilledDataset]") -> pandas.DataFrame:
-    """Return a row per set: which it is, and what showing it takes away."""
+    """Return a row per set: which it is, and what is clipped of it."""
     names = ("dataset", "ipc", "method", "seed", "iteration")
-    return pandas.DataFrame(
-        [{**{name: getattr(data, name) for name in names}, **clipped(data)} for data in sets],
-        columns=[*names, "clipped", "lowest", "highest"],
-    )
+    rows = [{**{name: getattr(data, name) for name in names}, **clipped(data)} for data in sets]
+    return pandas.DataFrame(rows, columns=[*names, "clipped", "lowest", "highest"])
 
 
 def clipping_note(frame: pandas.DataFrame) -> str:
-    """Say how much of the pictures lies beyond black and white."""
+    """Return how much of the pictures lies beyond black and white, in words."""
     if frame.empty:
         return ""
     low, high = 100 * frame["clipped"].min(), 100 * frame["clipped"].max()
@@ -85,38 +65,28 @@ def clipping_note(frame: pandas.DataFrame) -> str:
 def mosaic(images: "Tensor", labels: "Tensor", classes: int, per_class: int) -> "Tensor":
     """Return `[rows, columns, 3]` in [0, 1]: a column per class, its images below each other, enlarged, on white.
 
-    Args:
-        images: `[n, C, H, W]` in [0, 1]; one channel is shown grey.
-        labels: `[n]` int64.
-        classes: columns; classes from 0.
-        per_class: rows of images; a class with fewer leaves white squares.
+    Images are `[n, C, H, W]` in [0, 1], one channel is shown grey; labels `[n]` int64. Columns are the first `classes`
+    classes; one with fewer than `per_class` images leaves white squares.
     """
     import torch
 
-    height, width = images.shape[2:]
-    scale = max(1, math.ceil(TILE / height))
+    scale = max(1, math.ceil(TILE / images.shape[2]))
     gap = max(2, scale // 2)
     large = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3).expand(-1, 3, -1, -1)
-    tall, wide = height * scale + gap, width * scale + gap
-    picture = torch.ones(3, per_class * tall + gap, classes * wide + gap)
+    height, width = large.shape[2:]
+    picture = torch.ones(3, per_class * (height + gap) + gap, classes * (width + gap) + gap)
     for label in range(classes):
         for place, image in enumerate(large[labels == label][:per_class]):
-            top, left = gap + place * tall, gap + label * wide
-            picture[:, top : top + height * scale, left : left + width * scale] = image
+            top, left = gap + place * (height + gap), gap + label * (width + gap)
+            picture[:, top : top + height, left : left + width] = image
     return picture.permute(1, 2, 0)
 
 
 def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: int = 20, per_class: int = 5) -> "Figure":
     """Return a picture of synthetic images: a block per set, a column per class, class names above each kind of set.
 
-    An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay what they are.
-
-    Args:
-        blocks: the sets, from top to bottom.
-        title: above the picture.
-        note: below it, in small print.
-        classes: the first so many are shown.
-        per_class: and the first so many images of each.
+    An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay what they are. Of each set
+    the first `classes` classes and the first `per_class` images of each are shown. The note is in small print below.
 
     Raises:
         UsageError: there are no sets, matplotlib is not installed, or a set's whitening is missing
@@ -124,43 +94,40 @@ def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: in
     """
     if not blocks:
         raise UsageError("a picture needs at least one synthetic set, got none; name a dataset, ipc and method")
-    shown = [_mosaic(block.data, classes, per_class).numpy() for block in blocks]
-    heads = [index == 0 or block.kind != blocks[index - 1].kind for index, block in enumerate(blocks)]
+    pictures = [_mosaic(block.data, classes, per_class).numpy() for block in blocks]
+    kinds = [(block.data.class_names, block.data.images.shape[1:]) for block in blocks]
+    heads = [kind != above for kind, above in zip(kinds, [None, *kinds], strict=False)]
     names = [block.data.class_names[:classes] for block in blocks]
-    long = [max(map(len, each)) > 7 for each in names]
+    slants = [max(map(len, each)) > 7 for each in names]
     between, left = 12, 20 + 9 * max(len(line) for block in blocks for line in block.label.splitlines())
-    above = [(110 if slanted else 40) if head else 0 for head, slanted in zip(heads, long, strict=True)]
-    total_wide = left + max(picture.shape[1] for picture in shown) + between
-    lines = textwrap.wrap(note, max(40, total_wide // 6))
-    top, below = 24 if title else 0, 12 + 13 * len(lines)
-    total_tall = top + below + sum(above) + sum(picture.shape[0] + between for picture in shown)
-    figure = new_figure(total_wide / DPI, total_tall / DPI, DPI)
-    figure.text(between / total_wide, 1 - 4 / total_tall, title, va="top", size=12)
-    figure.text(between / total_wide, 4 / total_tall, "\n".join(lines), va="bottom", size=8, color="#444444")
-    place = top
-    for block, picture, space, slanted, columns in zip(blocks, shown, above, long, names, strict=True):
-        tall, wide, _ = picture.shape
+    spaces = [(110 if slant else 40) if head else 0 for head, slant in zip(heads, slants, strict=True)]
+    total_width = left + max(picture.shape[1] for picture in pictures) + between
+    lines = textwrap.wrap(note, max(40, total_width // 6))
+    place, below = 24 if title else 0, 12 + 13 * len(lines)
+    total_height = place + below + sum(spaces) + sum(picture.shape[0] + between for picture in pictures)
+    figure = new_figure(total_width / DPI, total_height / DPI, DPI)
+    figure.text(between / total_width, 1 - 4 / total_height, title, va="top", size=12)
+    figure.text(between / total_width, 4 / total_height, "\n".join(lines), va="bottom", size=8, color="#444444")
+    for block, picture, space, slant, columns in zip(blocks, pictures, spaces, slants, names, strict=True):
+        height, width, _ = picture.shape
         place += space
-        bottom = total_tall - place - tall
-        axes = figure.add_axes((left / total_wide, bottom / total_tall, wide / total_wide, tall / total_tall))
+        bottom = total_height - place - height
+        box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
+        axes = figure.add_axes(box)
         axes.imshow(picture, interpolation="nearest", aspect="equal")
         axes.set_axis_off()
-        axes.text(-8, tall / 2, block.label, ha="right", va="center", size=10)
+        axes.text(-8, height / 2, block.label, ha="right", va="center", size=10)
+        style: dict[str, Any] = {"ha": "left", "rotation": 35} if slant else {"ha": "center"}
         for column, name in enumerate(columns if space else ()):
-            how: dict[str, Any] = {"ha": "left", "rotation": 35} if slanted else {"ha": "center"}
-            axes.text((column + 0.5) * wide / len(columns), -6, name[:20], va="bottom", size=8, **how)
-        place += tall + between
+            axes.text((column + 0.5) * width / len(columns), -6, name[:20], va="bottom", size=8, **style)
+        place += height + between
     return figure
 
 
 def write_animation(states: "Sequence[DistilledDataset]", path: Path, classes: int = 20, per_class: int = 5) -> None:
     """Write the states of a set, one after another, as an animated PNG without loss of colour, atomically.
 
-    Args:
-        states: of one set, in their order.
-        path: where to; browsers show it as a moving picture, other programs its first state.
-        classes: the first so many are shown.
-        per_class: and the first so many images of each.
+    Browsers show it as a moving picture, other programs its first state; classes and images as in `draw_images`.
 
     Raises:
         UsageError: there are no states, or the set's whitening is missing.

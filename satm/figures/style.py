@@ -15,16 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Of lines and bars, in turn (Okabe and Ito)."""
-
-MARKERS = "osD^vPX"
-"""Of lines with few points, in turn."""
-
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 2)))
-"""Of lines, in turn."""
-
+MARKERS = "osD^vPX"
 HATCHES = ("", "//", "..", "xx", "--", "++", "\\\\")
-"""Of bars, in turn."""
+"""Of lines and bars (Okabe and Ito), of lines, of lines with few points, and of bars, each in turn."""
 
 PANEL = (3.3, 2.5)
 """Width and height of one panel in inches: a column of a paper."""
@@ -43,12 +37,13 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
-def new_figure(wide: float, tall: float, dpi: int = DPI) -> "Figure":
-    """Return an empty figure of so many inches.
+def bar_style(index: int) -> dict[str, Any]:
+    """Return colour and hatch of the bars with this index."""
+    return {"color": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index % len(HATCHES)], "edgecolor": "white"}
 
-    Raises:
-        UsageError: matplotlib is not installed.
-    """
+
+def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
+    """Return an empty figure, width and height in inches; a `UsageError` where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -56,7 +51,7 @@ def new_figure(wide: float, tall: float, dpi: int = DPI) -> "Figure":
         raise UsageError(
             "pictures need matplotlib, which is not installed; install it with: pip install 'satm[figures]'"
         ) from error
-    figure = Figure(figsize=(wide, tall), dpi=dpi)
+    figure = Figure(figsize=(width, height), dpi=dpi)
     FigureCanvasAgg(figure)
     return figure
 
@@ -66,17 +61,11 @@ def grid_of_panels(
 ) -> tuple["Figure", Any]:
     """Return a figure of panels with its title above and notes below, and its axes `[rows, columns]`.
 
-    Args:
-        rows: of panels.
-        columns: of panels.
-        title: may be empty.
-        notes: sentences in small print.
-        extra: further width of a panel in inches, for a colour bar.
-        below: further height of a panel in inches, for a legend below it.
+    A panel has further inches of width (`extra`) for a colour bar and of height (`below`) for a legend below it.
     """
-    wide = (PANEL[0] + extra) * columns
-    lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(wide * 21)))]
-    figure = new_figure(wide, (PANEL[1] + below) * rows + 0.12 * len(lines) + (0.25 if title else 0))
+    width = (PANEL[0] + extra) * columns
+    lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(width * 21)))]
+    figure = new_figure(width, (PANEL[1] + below) * rows + 0.12 * len(lines) + (0.25 if title else 0))
     figure.set_layout_engine("constrained")
     if title:
         figure.suptitle(title, size=SIZES["title"] + 1)
@@ -98,13 +87,12 @@ def legend_above(figure: "Figure", axes: Any) -> None:
     """Draw one legend for all panels above them, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(
-            handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=SIZES["legend"]
-        )
+        place: dict[str, Any] = {"loc": "outside upper center", "ncols": len(labels)}
+        figure.legend(handles, labels, frameon=False, fontsize=SIZES["legend"], **place)
 
 
 def plain_decades(axis: Any, low: float, high: float) -> None:
-    """Write the numbers of a logarithmic axis that spans few decades as they are, and more of them."""
+    """Write the numbers of a logarithmic axis that spans few decades in full, and more of them."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if low > 0 and high / low < 100:
@@ -114,30 +102,22 @@ def plain_decades(axis: Any, low: float, high: float) -> None:
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Return in how many columns the legend below a panel stands."""
+    """Return the number of columns of the legend below a panel."""
     line, sample = LEGEND
     return max(1, min(len(labels), line // (max(map(len, labels), default=0) + sample)))
 
 
 def legend(axes: Any, below: float = 0.22) -> None:
-    """Draw a legend where there is something to tell: below the panel, where it covers nothing.
-
-    Args:
-        axes: of the panel.
-        below: how far, as a part of its height.
-    """
+    """Draw the legend of a panel, if it has labels, below it; `below`: distance as a part of the panel's height."""
     if labels := axes.get_legend_handles_labels()[1]:
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -below), "ncols": legend_columns(labels)}
         axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6, **place)
 
 
 def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -> None:
-    """Write a figure in the format that the ending says, atomically.
+    """Write a figure in the format of the path's ending, atomically.
 
-    Args:
-        figure: to write.
-        path: where to.
-        tight: `savefig` options that cut the picture to what is drawn; None: as large as it is.
+    `tight`: options of `savefig` that cut the picture to what is drawn; None: the figure as large as it is.
 
     Raises:
         UsageError: the ending is no format of a picture.
@@ -146,11 +126,7 @@ def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -
     kind = path.suffix.removeprefix(".")
     if kind not in (known := figure.canvas.get_supported_filetypes()):
         raise UsageError(f"cannot draw {path}: the ending is {kind!r}, expected one of {', '.join(sorted(known))}")
+    # Without the writer's name and date: the same content gives the same bytes.
+    empty: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with atomic_path(path) as part:
-        # Without the writer's name and date: the same content gives the same bytes.
-        nothing: dict[str, dict[str, Any]] = {
-            "png": {"Software": None},
-            "pdf": {"CreationDate": None},
-            "svg": {"Date": None},
-        }
-        figure.savefig(part, format=kind, metadata=nothing.get(kind), **(tight or {}))
+        figure.savefig(part, format=kind, metadata=empty.get(kind), **(tight or {}))

@@ -1,16 +1,18 @@
 """Accuracy against the value of an option, such as rho, beta or the number of concurrent segments."""
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from itertools import product
+from typing import Any, Literal, Self
 
 import pandas
 from pydantic import Field, model_validator
 
 from satm.config import FIGURES, Cell, Layout, Seeds, SomeDatasets, TableOptions, budgets, refuse_many
-from satm.figures.base import Drawn, FigureKind, cell_title, counted
-from satm.figures.curves import Level, Line, Panel, draw_panels
+from satm.figures.base import Drawn, FigureKind, cell_title
+from satm.figures.curves import Level, Line, Panel
 from satm.tables.published import load_published
 from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
 
 COLUMNS = ["dataset", "ipc", "series", "value", "method", "network", "mean", "std", "n"]
 
@@ -43,23 +45,18 @@ class SweepFigure(FigureKind):
 
     def points(self) -> list[tuple[str, str]]:
         """Return (method, network) of everything that is drawn, once each."""
-        named = [each for values in self.series.values() for each in values.values()] + list(self.references)
-        return list(dict.fromkeys(self.place(each) for each in named))
+        named = [name for values in self.series.values() for name in values.values()]
+        return list(dict.fromkeys(self.point(name) for name in (*named, *self.references)))
 
-    def place(self, named: str) -> tuple[str, str]:
-        """Return the method and network that a value names."""
-        method, _, network = named.partition("@")
+    def point(self, name: str) -> tuple[str, str]:
+        """Return the method and network of a name in a series."""
+        method, _, network = name.partition("@")
         return method, network or self.network
 
     def runs(self) -> list[Cell]:
         """Return every distillation that it is made of."""
         methods = dict.fromkeys(method for method, _ in self.points())
-        return [
-            Cell(*budget, method, seed)
-            for budget in budgets(self.datasets)
-            for method in methods
-            for seed in self.seeds
-        ]
+        return [Cell(*budget, *run) for budget, *run in product(budgets(self.datasets), methods, self.seeds)]
 
     def tested_networks(self) -> list[str]:
         """Return the networks that accuracies are of."""
@@ -69,64 +66,54 @@ class SweepFigure(FigureKind):
         """Return the evaluations of all points."""
         return [
             layout.evaluation(Cell(*budget, method, seed), network)
-            for budget in budgets(self.datasets)
-            for method, network in self.points()
-            for seed in self.seeds
+            for budget, (method, network), seed in product(budgets(self.datasets), self.points(), self.seeds)
         ]
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw a line per series, its points the mean over the networks of all seeds with one standard deviation."""
-        rows, panels = [], []
+        rows: list[dict[str, Any]] = []
+        panels = []
         for dataset, ipc in budgets(self.datasets):
+            place = {"dataset": dataset, "ipc": ipc}
             lines = []
             for label, values in self.series.items():
-                points = []
-                for value, named in sorted(values.items()):
-                    found = self._accuracy(reader, dataset, ipc, named)
-                    if found is not None:
-                        points.append({"value": value, **found})
-                rows += [{"dataset": dataset, "ipc": ipc, "series": label, **point} for point in points]
-                x, mean, std = ([float(point[key]) for point in points] for key in ("value", "mean", "std"))
-                lines.append(Line(label, x, [100 * each for each in mean], [100 * each for each in std], bars=True))
+                points = [
+                    {"value": value, **point}
+                    for value, name in sorted(values.items())
+                    if (point := reader.attempt(self._accuracy, reader, dataset, ipc, name))
+                ]
+                rows += [{**place, "series": label, **point} for point in points]
+                means, stds = ([100 * point[key] for point in points] for key in ("mean", "std"))
+                lines.append(Line(label, [point["value"] for point in points], means, stds, bars=True))
             levels = []
             for method in self.references:
-                found = self._accuracy(reader, dataset, ipc, method)
-                if found is not None:
-                    rows.append({"dataset": dataset, "ipc": ipc, "series": "reference", **found})
-                    levels.append(Level(method, 100 * float(found["mean"])))
+                if point := reader.attempt(self._accuracy, reader, dataset, ipc, method):
+                    rows.append({**place, "series": "reference", **point})
+                    levels.append(Level(method, 100 * point["mean"]))
             levels += self._published(dataset, ipc)
             ticks = sorted({value for values in self.series.values() for value in values})
             title, log = cell_title(dataset, ipc), self.logarithmic
             panels.append(Panel(title, self.axis, "test accuracy, percent", lines, levels, log_x=log, ticks=ticks))
-        counts = sorted({int(row["n"]) for row in rows})
-        note = f"Points: mean over {counted(counts, 'network')}; bars: one standard deviation."
-        frame = pandas.DataFrame(rows, columns=COLUMNS)
-        return Drawn(draw_panels([panels], self.title, [note, *reader.notes]), frame)
+        counts = {row["n"] for row in rows}
+        note = f"Points: mean over n = {in_numbers(counts, 'network')}; bars: one standard deviation."
+        return self.drawn(reader, [panels], note, [pandas.DataFrame(rows, columns=COLUMNS)])
 
-    def _accuracy(self, reader: Reader, dataset: str, ipc: int, named: str) -> dict[str, str | float | int] | None:
-        """Return mean, std and n of what a value names; of averaged sets those of the averages."""
-        method, network = self.place(named)
-
-        def read() -> list[pandas.DataFrame]:
-            return [reader.evaluation(Cell(dataset, ipc, method, seed), network) for seed in self.seeds]
-
-        frames = reader.attempt(read)
-        if frames is None:
-            return None
-        found = []
-        for frame in frames:
+    def _accuracy(self, reader: Reader, dataset: str, ipc: int, name: str) -> dict[str, Any]:
+        """Return mean, std and n of a point; of averaged sets those of the averages."""
+        method, network = self.point(name)
+        tested = []
+        for seed in self.seeds:
+            frame = reader.evaluation(Cell(dataset, ipc, method, seed), network)
             average = "ema" if (frame["average"] == "ema").any() else "raw"
-            found.append(frame[(frame["split"] == "test") & (frame["average"] == average)])
-        values = pandas.concat(found)["accuracy"]
-        return {"method": method, "network": network, "mean": values.mean(), "std": values.std(), "n": len(values)}
+            tested.append(frame[(frame["split"] == "test") & (frame["average"] == average)])
+        accuracy = pandas.concat(tested)["accuracy"]
+        spread = {"mean": float(accuracy.mean()), "std": float(accuracy.std()), "n": len(accuracy)}
+        return {"method": method, "network": network, **spread}
 
     def _published(self, dataset: str, ipc: int) -> list[Level]:
         """Return what papers print for the references in this cell, the first number of each."""
         frame = load_published()
-        kept = frame["dataset"].eq(dataset) & frame["ipc"].eq(ipc) & frame["metric"].eq("test_accuracy")
-        frame = frame[kept & frame["eval_arch"].eq("convnet") & frame["value"].notna()]
-        found = []
-        for method in self.references:
-            values = frame.loc[frame["method"] == method, "value"]
-            found += [Level(f"{method}, published", float(values.iloc[0]), True)] if len(values) else []
-        return found
+        frame = frame[frame["dataset"].eq(dataset) & frame["ipc"].eq(ipc) & frame["metric"].eq("test_accuracy")]
+        frame = frame[frame["eval_arch"].eq("convnet") & frame["value"].notna()]
+        first = frame.drop_duplicates("method").set_index("method")["value"]
+        return [Level(f"{method}, published", first[method], True) for method in self.references if method in first]

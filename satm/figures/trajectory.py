@@ -5,16 +5,19 @@ from typing import Literal
 import pandas
 
 from satm.config import FIGURES, budgets
-from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
-from satm.figures.curves import Line, Panel, draw_panels
+from satm.figures.base import AnalysisFigure, Drawn, cell_title
+from satm.figures.curves import Line, Panel
 from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
+from satm.tables.statistics import spread
 
 COLUMNS = ["dataset", "ipc", "method", "quantity", "epoch", "mean", "std", "n"]
 
 DIFFERENCES = {"evaluation": "trained on the set alone", "distillation": "begun at the expert, each segment"}
 """Networks whose loss is compared with the expert's."""
 
-ERRORS = {"accumulated": "accumulated", "matching": "matching", "initialisation": "initialisation"}
+ERRORS = ("accumulated", "matching", "initialisation")
+"""Parts of the error in weights."""
 
 
 @FIGURES.named("trajectory")
@@ -26,41 +29,28 @@ class TrajectoryFigure(AnalysisFigure):
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw, in a row per cell, test losses minus the expert's and the parts of the error in weights."""
-        frames, rows, counts = [], [], set()
+        frames, panels, counts = [], [], set()
         for dataset, ipc in budgets(self.datasets):
-            losses, errors, expert = [], [], None
-            for method, found in self.measured(reader, dataset, ipc):
-                found = found[found["kind"] == "path"]
-                label = self.label(method)
-                values = {name: found[f"{name}_loss"] - found["expert_loss"] for name in DIFFERENCES}
-                values |= {name: found[name] for name in ERRORS} | {"expert": found["expert_loss"]}
-                told = {name: _by_epoch(found["epoch"], series) for name, series in values.items()}
-                counts |= set(told["expert"]["n"])
-                frames += [
-                    each.assign(dataset=dataset, ipc=ipc, method=method, quantity=name) for name, each in told.items()
-                ]
-                losses += [_line(told[name], f"{label}, {words}") for name, words in DIFFERENCES.items()]
-                errors += [_line(told[name], f"{label}, {words}") for name, words in ERRORS.items()]
-                expert = expert or _line(told["expert"], f"expert of {label} (right axis)")
-            title = cell_title(dataset, ipc)
-            right = (expert,) if expert else ()
-            rows.append(
-                [
-                    Panel(title, "epoch", "test loss minus the expert's", losses, right=right, right_label="test loss"),
-                    Panel(title, "epoch", "norm of the error in weights", errors),
-                ]
-            )
+            losses, errors, right = [], [], list[Line]()
+            for method, rows in self.measured(reader, dataset, ipc):
+                rows, label = rows[rows["kind"] == "path"], self.label(method)
+                values = {name: rows[f"{name}_loss"] - rows["expert_loss"] for name in DIFFERENCES}
+                values |= {name: rows[name] for name in ERRORS} | {"expert": rows["expert_loss"]}
+                means = {name: spread(series, rows["epoch"]).reset_index() for name, series in values.items()}
+                curves = {name: curve.assign(quantity=name) for name, curve in means.items()}
+                counts |= set(curves["expert"]["n"])
+                frames += [curve.assign(dataset=dataset, ipc=ipc, method=method) for curve in curves.values()]
+                losses += [_line(curves[name], f"{label}, {words}") for name, words in DIFFERENCES.items()]
+                errors += [_line(curves[name], f"{label}, {name}") for name in ERRORS]
+                right = right or [_line(curves["expert"], f"expert of {label} (right axis)")]
+            title, difference = cell_title(dataset, ipc), "test loss minus the expert's"
+            left = Panel(title, "epoch", difference, losses, right=right, right_label="test loss")
+            panels.append([left, Panel(title, "epoch", "norm of the error in weights", errors)])
         note = (
-            f"Mean over {counted(counts, 'pair', ' of an expert and a seed')}, bands one standard deviation. The "
-            "accumulated error is the sum, as vectors, of all matching and initialisation errors until then."
+            f"Mean over n = {in_numbers(counts, 'pair', ' of an expert and a seed')}, bands one standard deviation. "
+            "The accumulated error is the sum, as vectors, of all matching and initialisation errors until then."
         )
-        frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
-        return Drawn(draw_panels(rows, self.title, [note, *reader.notes]), frame)
-
-
-def _by_epoch(epochs: pandas.Series, values: pandas.Series) -> pandas.DataFrame:
-    grouped = values.groupby(epochs)
-    return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "n"}).rename_axis("epoch").reset_index()
+        return self.drawn(reader, panels, note, frames, COLUMNS)
 
 
 def _line(values: pandas.DataFrame, label: str) -> Line:

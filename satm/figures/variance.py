@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-import pandas
-
 from satm.config import FIGURES, budgets
-from satm.figures.base import AnalysisFigure, Drawn, cell_title, counted
-from satm.figures.curves import Line, Panel, draw_panels
+from satm.figures.base import AnalysisFigure, Drawn, cell_title
+from satm.figures.curves import Line, Panel
 from satm.tables.reader import Reader
+from satm.tables.render import in_numbers
+from satm.tables.statistics import spread
 
 COLUMNS = ["dataset", "ipc", "method", "iteration", "mean", "std", "n"]
 
@@ -24,17 +24,15 @@ class VarianceFigure(AnalysisFigure):
         frames, panels, samples, counts = [], [], set(), set()
         for dataset, ipc in budgets(self.datasets):
             lines = []
-            for method, found in self.measured(reader, dataset, ipc):
-                samples |= set(found["samples"])
-                grouped = found.groupby("iteration")["variance"].agg(["mean", "std", "count"])
-                values = grouped.rename(columns={"count": "n"}).reset_index()
+            for method, rows in self.measured(reader, dataset, ipc):
+                values = spread(rows["variance"], rows["iteration"]).reset_index()
+                samples |= set(rows["samples"])
                 counts |= set(values["n"])
                 frames.append(values.assign(dataset=dataset, ipc=ipc, method=method))
                 lines.append(Line(self.label(method), values["iteration"], values["mean"], values["std"]))
             panels.append(Panel(cell_title(dataset, ipc), "iteration", "normalised variance", lines, log_y=True))
         note = (
             f"Variance of the hypergradient over {' or '.join(map(str, sorted(samples)))} single real images, mean "
-            f"over its entries, divided by its squared norm; mean over {counted(counts, 'seed')}."
+            f"over its entries, divided by its squared norm; mean over n = {in_numbers(counts, 'seed')}."
         )
-        frame = pandas.concat(frames)[COLUMNS] if frames else pandas.DataFrame(columns=COLUMNS)
-        return Drawn(draw_panels([panels], self.title, [note, *reader.notes]), frame)
+        return self.drawn(reader, [panels], note, frames, COLUMNS)

@@ -1,11 +1,12 @@
-"""What a kind of table is: options, the files it needs, and how it is made of them.
+"""Base of all kinds of table: options, the files that a table needs, and how it is made of them.
 
 A new kind is one module here: a class with `@TABLES.named("NAME")` that derives from `TableKind`, has the option
-`kind: Literal["NAME"] = "NAME"` and defines `files`, `frame` and `grid`.
+`kind: Literal["NAME"] = "NAME"` and defines `files`, `columns`, `rows` and `grid`.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas
 
@@ -15,50 +16,64 @@ from satm.tables.render import Contents, Grid
 if TYPE_CHECKING:
     from satm.tables.reader import Reader
 
+Row = dict[str, object]
+"""Values by column."""
+
 Number = tuple[float, float, float]
 """A measured number, the published one and its deviation; NaN where there is none."""
 
 
 class TableKind(TableOptions):
-    """A table of some kind: its options, and how it is made of the files of other stages."""
+    """Base of all kinds of table: its options, and how it is made of the files of other stages."""
+
+    columns: ClassVar[Mapping[str, str]] = {}
+    """Types by column, in order; a capital letter marks one whose values can be missing."""
+    counted: ClassVar[tuple[str, str, str]] = ("", "", "")
+    """Columns of the numbers that an overview counts, of the published ones and of their deviations; empty: none."""
+
+    def rows(self, reader: "Reader", name: str) -> list[Row]:
+        """Return the rows of the table; columns may be missing (arguments and errors: `frame`)."""
+        raise TypeError(f"{type(self).__name__} must define rows()")
 
     def frame(self, reader: "Reader", name: str) -> pandas.DataFrame:
-        """Return the numbers of the table, accuracies as fractions.
-
-        Args:
-            reader: of the files.
-            name: of the table.
+        """Return the numbers of the table of this name, accuracies as fractions.
 
         Raises:
             UsageError: a file that it needs is missing (the text has the command that makes it), broken, or of another
                 run.
         """
-        raise TypeError(f"{type(self).__name__} must define frame()")
+        return pandas.DataFrame(self.rows(reader, name), columns=list(self.columns)).astype(self.columns)
 
     def grid(self, reader: "Reader", name: str, frame: pandas.DataFrame) -> Grid:
         """Return the numbers as people read them, accuracies in percent."""
         raise TypeError(f"{type(self).__name__} must define grid()")
 
     def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
-        """Return the numbers that an overview counts, measured or to be measured."""
-        return []
+        """Return the numbers that an overview counts, measured or not: of the table's methods and all real images."""
+        value, published, std = self.counted
+        if not value:
+            return []
+        own = frame[frame["method"].isin(self.methods) | frame["method"].str.startswith("full-")]
+        return [(row[value], row.get(published, nan), row.get(std, nan)) for row in own.to_dict("records")]
 
     def make(self, reader: "Reader", name: str) -> Contents:
-        """Return what is written of the table.
-
-        Raises:
-            UsageError: as `frame`.
-        """
+        """Return what is written of the table (errors: `frame`)."""
         frame = self.frame(reader, name)
         return Contents(frame, [self.grid(reader, name, frame)])
 
 
-def table_of(resolver: Resolver, name: str) -> TableKind:
-    """Return a table of a campaign.
+def beside_published(place: Row, measured: Iterable[tuple[str, str, Row]], published: Mapping[str, Row]) -> list[Row]:
+    """Return the rows of a cell: methods that are only published, then measured ones beside their published numbers.
 
-    Raises:
-        UsageError: there is no such table.
+    `measured`: method, its name among the published ones, and its numbers.
     """
+    only = dict(published)
+    own = [{**place, "method": method, **row, **only.pop(name, {})} for method, name, row in measured]
+    return [{**place, "method": name, **row} for name, row in only.items()] + own
+
+
+def table_of(resolver: Resolver, name: str) -> TableKind:
+    """Return a table of a campaign; a `UsageError` where it has none of this name."""
     table = resolver.table(name)
     assert isinstance(table, TableKind)
     return table

@@ -1,32 +1,24 @@
 """Tables of continual learning: how well the classes are known at the end, on the way, and what was forgotten."""
 
-from collections.abc import Sequence
-from functools import partial
-from math import nan
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Literal, Self
 
 import pandas
 from pydantic import model_validator
 
-from satm.config import TABLES, Layout, Resolver, StepsOptions, budgets, refuse_many
+from satm.config import TABLES, Cell, Layout, Resolver, StepsOptions, budgets, refuse_many
 from satm.config.class_order import split_classes
 from satm.config.datasets import CLASSES
 from satm.errors import UsageError
 from satm.results.columns import CONTINUAL
-from satm.tables.base import Number, TableKind
+from satm.tables.base import Row, TableKind
 from satm.tables.reader import Reader
 from satm.tables.render import Grid, in_numbers, networks_in_words, percent, text_of
+from satm.tables.statistics import spread
 
 METRICS = ("final", "average", "forgetting")
 """What a table shows of each method."""
-
-COLUMNS = {
-    **{"dataset": "str", "ipc": "int64", "method": "str", "steps": "int64"},
-    **{f"{metric}_{number}": "float64" for metric in METRICS for number in ("mean", "std")},
-    **dict.fromkeys(("n", "seeds", "orders", "networks"), "Int64"),
-    **dict.fromkeys(("split", "selection", "average", "step_size"), "object"),
-}
-"""Columns of a table; all but the first four can be missing."""
 
 HEADINGS = ("dataset", "IPC", "method", "final accuracy", "average accuracy", "forgetting", "n")
 
@@ -44,6 +36,14 @@ class ContinualTable(StepsOptions, TableKind):
 
     kind: Literal["continual"] = "continual"
     """Continual learning."""
+
+    columns = {
+        **{"dataset": "str", "ipc": "int64", "method": "str", "steps": "int64"},
+        **{f"{metric}_{number}": "float64" for metric in METRICS for number in ("mean", "std")},
+        **dict.fromkeys(("n", "seeds", "orders", "networks"), "Int64"),
+        **dict.fromkeys(("split", "selection", "average", "step_size"), "object"),
+    }
+    counted = ("final_mean", "", "")
 
     @model_validator(mode="after")
     def _has_not_too_many_files(self) -> Self:
@@ -63,75 +63,59 @@ class ContinualTable(StepsOptions, TableKind):
         return {"steps": self.steps, "class orders": self.orders}
 
     def check(self, resolver: Resolver) -> None:
-        """Check the number of steps, as far as the number of classes is known before the files are read.
-
-        Raises:
-            UsageError: a dataset has fewer classes.
-        """
+        """Refuse more steps than a dataset has classes, where their number is known before the files are read."""
         for dataset in self.datasets:
             options = resolver.dataset(dataset)
             if self.sets == "per-step" or options.classes is not None or options.source in CLASSES:
                 split_classes(resolver.classes(dataset), 0, self.steps)
 
-    def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
+    def rows(self, reader: Reader, name: str) -> list[Row]:
         """Return one row per dataset, ipc and method."""
-        rows: list[dict[str, object]] = []
-        for dataset, ipc in budgets(self.datasets):
-            for method in self.methods:
-                found = reader.attempt(partial(self.rows, reader, name, dataset, ipc, method))
-                cell = {"dataset": dataset, "ipc": ipc, "method": method, "steps": self.steps}
-                rows.append({**cell, **({} if found is None else _summary(found))})
-        return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
-
-    def rows(self, reader: Reader, name: str, dataset: str, ipc: int, method: str) -> pandas.DataFrame:
-        """Return what the networks of all seeds reached.
-
-        Raises:
-            UsageError: as `frame`, or the files are of another protocol, or mix what cannot be compared.
-        """
-        found = []
-        for cell in self.cells_of(dataset, ipc, method):
-            path = reader.resolver.layout.continual(cell, name)
-            frame, _ = reader.run(path, CONTINUAL, "continual", {**cell.axes, "protocol": name})
-            made = {
-                "steps": int(frame["step"].max()),
-                "orders": frame["order"].nunique(),
-                "repeats": frame["repeat"].nunique(),
-                "network": frame["network"].iloc[0],
-                "sets": frame["sets"].iloc[0],
-            }
-            for option, value in made.items():
-                if value != (wanted := getattr(self, option)):
-                    raise UsageError(f"{CONTINUAL.what} {path} has {option} {value}, expected {wanted}; make it again")
-            found.append(frame)
-        rows = pandas.concat(found, ignore_index=True)
-        for column in ("split", "selection", "average"):
-            if len(kinds := sorted(set(rows[column]))) > 1:
-                raise UsageError(
-                    f"continual learning of {method} on {dataset}, ipc {ipc}, mixes {column} {' and '.join(kinds)}, "
-                    "which are not comparable; make all with one"
-                )
-        return rows
+        return [
+            {"dataset": dataset, "ipc": ipc, "method": method, "steps": self.steps}
+            | ({} if runs is None else _summary(runs))
+            for dataset, ipc, method, runs in self._measured(reader, name)
+        ]
 
     def curves(self, reader: Reader, name: str) -> dict[tuple[str, int], dict[str, pandas.DataFrame]]:
         """Return the accuracy on all classes seen, by (dataset, ipc) and method, indexed by the number of classes.
 
-        Columns: mean, std and n of the pairs of a seed and a class order.
-
-        Raises:
-            UsageError: as `rows`.
+        Columns: mean, std and n of the pairs of a seed and a class order. Errors: `frame`.
         """
         from satm.evaluation.continual import step_accuracies
 
-        found: dict[tuple[str, int], dict[str, pandas.DataFrame]] = {}
-        for dataset, ipc in budgets(self.datasets):
-            methods = found.setdefault((dataset, ipc), {})
-            for method in self.methods:
-                rows = reader.attempt(partial(self.rows, reader, name, dataset, ipc, method))
-                if rows is not None:
-                    values = by_order(step_accuracies(rows)).groupby("classes_seen")
-                    methods[method] = values.agg(["mean", "std", "count"]).rename(columns={"count": "n"})
-        return found
+        curves: dict[tuple[str, int], dict[str, pandas.DataFrame]] = {each: {} for each in budgets(self.datasets)}
+        for dataset, ipc, method, runs in self._measured(reader, name):
+            if runs is not None:
+                curves[dataset, ipc][method] = spread(by_order(step_accuracies(runs)), "classes_seen")
+        return curves
+
+    def _measured(self, reader: Reader, name: str) -> Iterator[tuple[str, int, str, pandas.DataFrame | None]]:
+        """Yield dataset, ipc, method and rows of all its seeds; None for rows that may be missing."""
+        for (dataset, ipc), method in product(budgets(self.datasets), self.methods):
+            yield dataset, ipc, method, reader.attempt(self._runs, reader, name, self.cells_of(dataset, ipc, method))
+
+    def _runs(self, reader: Reader, name: str, cells: Sequence[Cell]) -> pandas.DataFrame:
+        """Return the rows of all seeds, after a check that they are of this protocol and comparable."""
+        frames = []
+        for cell in cells:
+            path = reader.resolver.layout.continual(cell, name)
+            frame, _ = reader.run(path, CONTINUAL, "continual", {**cell.axes, "protocol": name})
+            actual = {"steps": frame["step"].max(), "orders": frame["order"].nunique()}
+            actual |= {"repeats": frame["repeat"].nunique(), **frame[["network", "sets"]].iloc[0]}
+            for option, value in actual.items():
+                if value != (expected := getattr(self, option)):
+                    what = f"{CONTINUAL.what} {path}"
+                    raise UsageError(f"{what} has {option} {value}, expected {expected}; make it again")
+            frames.append(frame)
+        rows, (dataset, ipc, method, _) = pandas.concat(frames, ignore_index=True), cells[0]
+        for column in ("split", "selection", "average"):
+            if len(values := sorted(set(rows[column]))) > 1:
+                raise UsageError(
+                    f"continual learning of {method} on {dataset}, ipc {ipc}, mixes {column} {' and '.join(values)}, "
+                    "which are not comparable; make all with one"
+                )
+        return rows
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
         """Return the numbers in percent."""
@@ -143,28 +127,22 @@ class ContinualTable(StepsOptions, TableKind):
         title = f"Continual learning in {self.steps} steps, percent"
         return Grid(title, HEADINGS, lines, HEADINGS[:3], self._notes(reader, frame))
 
-    def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
-        """Return the accuracies after the last step."""
-        return [(value, nan, nan) for value in frame["final_mean"]]
-
     def _notes(self, reader: Reader, frame: pandas.DataFrame) -> list[str]:
-        networks = networks_in_words(
-            {dataset: reader.resolver.network(self.network, dataset) for dataset in self.datasets}
-        )
-        brings = "its classes' images of one distillation of all classes"
-        if self.sets == "per-step":
-            brings = "images distilled on its classes only"
+        options = {dataset: reader.resolver.network(self.network, dataset) for dataset in self.datasets}
+        networks = in_numbers([self.repeats], "network")
+        images = "images distilled on its classes only"
+        if self.sets == "sliced":
+            images = "its classes' images of one distillation of all classes"
         splits = " and ".join(sorted(set(frame["split"].dropna())))
         notes = [
-            f"{splits.capitalize()} accuracy in percent, mean ± sample standard "
-            "deviation over n pairs of a synthetic set's seed and a class order, each the mean over "
-            f"{in_numbers([self.repeats], 'network')}. Classes come in {self.steps} steps; a step brings {brings}, "
-            "and new networks are trained on all synthetic images that came so far and tested on all classes seen. "
-            "final: after the last step; average: over the steps; forgetting: best earlier minus final accuracy on the "
-            f"classes of a step, mean over the steps before the last (Chaudhry et al. 2018). Network: {networks}."
+            f"{splits.capitalize()} accuracy in percent, mean ± sample standard deviation over n pairs of a synthetic "
+            f"set's seed and a class order, each the mean over {networks}. Classes come in {self.steps} steps; a step "
+            f"brings {images}, and new networks are trained on all synthetic images that came so far and tested on all "
+            "classes seen. final: after the last step; average: over the steps; forgetting: best earlier minus final "
+            "accuracy on the classes of a step, mean over the steps before the last (Chaudhry et al. 2018). Network: "
+            f"{networks_in_words(options)}."
         ]
-        averaged = list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"]))
-        if averaged:
+        if averaged := list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"])):
             notes.append(f"{', '.join(averaged)}: exponential moving averages over the iterations.")
         marks = sorted(set(frame["selection"].dropna()) - {"last"})
         return [*notes, *reader.notes] + [
@@ -177,15 +155,15 @@ def by_order(values: pandas.Series) -> pandas.Series:
     return values.groupby([level for level in values.index.names if level != "repeat"]).mean()
 
 
-def _summary(rows: pandas.DataFrame) -> dict[str, object]:
+def _summary(rows: pandas.DataFrame) -> Row:
     """Return the numbers of one method."""
     from satm.evaluation.continual import average_accuracy, final_accuracy, forgetting
 
-    found: dict[str, object] = {}
+    summary: Row = {}
     for metric, function in zip(METRICS, (final_accuracy, average_accuracy, forgetting), strict=True):
         values = by_order(function(rows))
-        found |= {f"{metric}_mean": values.mean(), f"{metric}_std": values.std(), "n": len(values)}
+        summary |= {f"{metric}_mean": values.mean(), f"{metric}_std": values.std(), "n": len(values)}
     counts = {"seeds": "seed", "orders": "order", "networks": "repeat"}
-    found |= {column: rows[axis].nunique() for column, axis in counts.items()}
-    same = {column: rows[column].iloc[0] for column in ("split", "selection", "average")}
-    return {**found, **same, "step_size": "+".join(sorted(set(rows["step_size"])))}
+    summary |= {column: rows[axis].nunique() for column, axis in counts.items()}
+    summary |= {column: rows[column].iloc[0] for column in ("split", "selection", "average")}
+    return {**summary, "step_size": "+".join(sorted(set(rows["step_size"])))}

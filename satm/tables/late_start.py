@@ -2,24 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from functools import partial
-from math import nan
+from itertools import product
 from typing import Literal
 
 import pandas
 
 from satm.config import TABLES, Cell, Layout, budgets
-from satm.tables.base import Number, TableKind
+from satm.tables.base import Row, TableKind
 from satm.tables.published import PUBLISHED, printed, source_of
 from satm.tables.reader import Reader
 from satm.tables.render import Grid, percent, text_of
-
-COLUMNS = {
-    **{"dataset": "str", "ipc": "int64", "method": "str", "start": "int64", "epochs_left": "Int64", "steps": "Int64"},
-    **{"accuracy_mean": "float64", "accuracy_std": "float64", "n": "Int64"},
-    **{"published_mean": "float64", "published_source": "object"},
-}
-"""Columns of a table; all but the first four can be missing."""
 
 HEADINGS = ("dataset", "IPC", "method", "begun at epoch", "epochs left", "published", "measured", "n")
 
@@ -35,23 +27,30 @@ class LateStartTable(TableKind):
     kind: Literal["late-start"] = "late-start"
     """Accuracy by the epoch at which networks begin on the experts' path."""
 
+    columns = {
+        **{"dataset": "str", "ipc": "int64", "method": "str", "start": "int64"},
+        **{"epochs_left": "Int64", "steps": "Int64", "accuracy_mean": "float64", "accuracy_std": "float64"},
+        **{"n": "Int64", "published_mean": "float64", "published_source": "object"},
+    }
+    counted = ("accuracy_mean", "published_mean", "")
+
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the errors measured along the experts' path."""
         return [layout.analysis("trajectory", cell) for cell in self.cells()]
 
-    def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
+    def rows(self, reader: Reader, name: str) -> list[Row]:
         """Return one row per dataset, ipc, method and epoch at which networks begin where an expert is."""
-        rows: list[dict[str, object]] = []
-        for dataset, ipc in budgets(self.datasets):
-            for method in self.methods:
-                measured = reader.attempt(partial(_measured, reader, self.cells_of(dataset, ipc, method))) or {}
-                published = _published(name, dataset, ipc, method)
-                cell = {"dataset": dataset, "ipc": ipc, "method": method}
-                rows += [
-                    {**cell, "start": start, **measured.get(start, {}), **published.get(start, {})}
-                    for start in sorted({*measured, *published})
-                ]
-        return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+        rows: list[Row] = []
+        for (dataset, ipc), method in product(budgets(self.datasets), self.methods):
+            measured = reader.attempt(_measured, reader, self.cells_of(dataset, ipc, method)) or {}
+            published = _published(name, dataset, ipc, method)
+            rows += [
+                {"dataset": dataset, "ipc": ipc, "method": method, "start": start}
+                | measured.get(start, {})
+                | published.get(start, {})
+                for start in sorted({*measured, *published})
+            ]
+        return rows
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
         """Return the accuracies in percent."""
@@ -73,32 +72,26 @@ class LateStartTable(TableKind):
             notes.append(f"Published: {source_of(name)}, which makes 20 steps for one epoch.")
         return Grid(f"{name}, accuracy in percent", HEADINGS, lines, HEADINGS[:3], [*notes, *reader.notes])
 
-    def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
-        """Return the accuracies, and what is published of them."""
-        return [(row["accuracy_mean"], row["published_mean"], nan) for row in frame.to_dict("records")]
 
-
-def _measured(reader: Reader, cells: Sequence[Cell]) -> dict[int, dict[str, object]]:
+def _measured(reader: Reader, cells: Sequence[Cell]) -> dict[int, Row]:
     """Return the numbers by epoch of the start."""
     rows = reader.analysis("trajectory", cells)
-    found: dict[int, dict[str, object]] = {}
-    for start, group in rows[rows["kind"] == "restart"].groupby("start"):
-        accuracy = group["evaluation_accuracy"]
-        found[int(str(start))] = {
-            "epochs_left": int(group["epoch"].iloc[0] - group["start"].iloc[0]),
-            "steps": int(group["steps"].iloc[0]),
-            "accuracy_mean": accuracy.mean(),
-            "accuracy_std": accuracy.std(),
-            "n": len(accuracy),
+    return {
+        int(str(start)): {
+            **{"epochs_left": int((group["epoch"] - group["start"]).iloc[0]), "steps": int(group["steps"].iloc[0])},
+            "accuracy_mean": group["evaluation_accuracy"].mean(),
+            **{"accuracy_std": group["evaluation_accuracy"].std(), "n": len(group)},
         }
-    return found
+        for start, group in rows[rows["kind"] == "restart"].groupby("start")
+    }
 
 
-def _published(name: str, dataset: str, ipc: int, method: str) -> dict[int, dict[str, object]]:
+def _published(name: str, dataset: str, ipc: int, method: str) -> dict[int, Row]:
     """Return what is published by epoch of the start, as fractions; the epoch stands in the note of a number."""
     frame = printed(name, dataset)
-    found: dict[int, dict[str, object]] = {}
-    for row in frame[frame["method"].eq(method) & frame["ipc"].eq(ipc)].to_dict("records"):
-        if start := re.search(r"start_epoch=(\d+)", str(row["note"])):
-            found[int(start[1])] = {"published_mean": row["value"] / 100, "published_source": source_of(name)}
-    return found
+    records = frame[frame["method"].eq(method) & frame["ipc"].eq(ipc)].to_dict("records")
+    return {
+        int(start[1]): {"published_mean": row["value"] / 100, "published_source": source_of(name)}
+        for row in records
+        if (start := re.search(r"start_epoch=(\d+)", str(row["note"])))
+    }

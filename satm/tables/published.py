@@ -45,8 +45,8 @@ def printed(name: str, dataset: str) -> pandas.DataFrame:
     """Return the published numbers of a dataset in the table that a campaign's table of this name repeats."""
     frame = load_published()
     source, table = PUBLISHED.get(name, (("", ""),))[0]
-    kept = frame["source"].eq(source) & frame["table"].eq(table)
-    return frame[kept & frame["dataset"].eq(published_name(dataset))]
+    frame = frame[frame["source"].eq(source) & frame["table"].eq(table)]
+    return frame[frame["dataset"].eq(published_name(dataset))]
 
 
 def source_of(name: str) -> str:

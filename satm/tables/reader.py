@@ -1,11 +1,12 @@
-"""The files that tables and figures are made of, checked to be of the run that they should be of."""
+"""Files that tables and figures are made of, and checks that each is of the expected run."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pandas
 
@@ -19,37 +20,32 @@ from satm.storage.identity import differing_field, hash_file
 if TYPE_CHECKING:
     from satm.results.distilled import DistilledDataset
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 ANALYSED = {"sharpness": SHARPNESS, "trajectory": TRAJECTORY, "variance": VARIANCE, "bounds": BOUNDS}
 """The columns of each measurement at a synthetic set (`satm.config.ANALYSES`)."""
 
 
+@dataclass
 class Reader:
-    """Reads the files of a campaign.
+    """Reads the files of a campaign."""
 
-    Args:
-        resolver: the campaign.
-        partial: what was not run yet may be left out (`attempt`).
-        remarks: what is to be said below everything that is made with this reader.
-    """
+    resolver: Resolver
+    partial: bool = False
+    """Allow files that do not exist yet (`attempt`)."""
+    remarks: Sequence[str] = ()
+    """Sentences for below everything that is made with this reader."""
+    missing: list[str] = field(default_factory=list, init=False)
+    """Runs that were left out, in words that end with the command that makes each."""
+    _hash: Callable[[Path], str] = field(
+        default_factory=lambda: cache(hash_file), init=False
+    )  # many files are of one set
 
-    def __init__(self, resolver: Resolver, partial: bool = False, remarks: Sequence[str] = ()) -> None:
-        self.resolver = resolver
-        self.partial = partial
-        self.remarks = list(remarks)
-        self.missing: list[str] = []
-        """What was left out, in words that end with the command that makes it."""
-        self._hash = cache(hash_file)  # many files are of one set
-
-    def attempt(self, make: Callable[[], T]) -> T | None:
-        """Return what a function makes from files; None where one is missing and may be.
-
-        Raises:
-            MissingRun: as the function, unless `partial`.
-        """
+    def attempt(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
+        """Return what a function makes of files; None where one is missing (`MissingRun`) and `partial` allows it."""
         try:
-            return make()
+            return make(*args, **options)
         except MissingRun as error:
             if not self.partial:
                 raise
@@ -64,32 +60,30 @@ class Reader:
         axes: Mapping[str, object],
         further: Mapping[str, object] = MappingProxyType({}),
     ) -> tuple[pandas.DataFrame, dict[str, Any]]:
-        """Return the rows of one file and the options of its run, from one look at the file.
+        """Return the rows of one file and the options of its run, reading the file once.
 
         Args:
             path: of the file.
             columns: its kind.
             command: the stage that makes it, and fixed flags.
             axes: flags that name the run, which are columns of the file too.
-            further: columns that have one value in such a file, and that value.
+            further: values of columns that have only one in such a file.
 
         Raises:
             MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
-            UsageError: it is broken, of another run or of another synthetic set than the one that lies there, or says
-                two things of the same.
+            UsageError: it is broken, of another run, of another synthetic set than the stored one, or has two rows of
+                the same.
         """
+        what = f"{columns.what} {path}"
         if not Path(path).is_file():
-            raise MissingRun(f"{columns.what} {path} is missing; make it with: {self._command(command, axes)}")
+            raise MissingRun(f"{what} is missing; make it with: {self._command(command, axes)}")
         frame, circumstances = read_run(Path(path), columns)
         for axis, value in {**axes, **further}.items():
             if axis in frame.columns and len(other := frame[frame[axis] != value]):
-                raise UsageError(
-                    f"{columns.what} {path} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again"
-                )
+                raise UsageError(f"{what} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again")
         refuse_repeats({path: frame}, columns)
-        told = f"{columns.what} {path}"
-        options: dict[str, Any] = expect({"options": {}, **circumstances}, {"options": dict}, told)["options"]
-        self._of_these_sets(told, options, {**axes, **further}, command)
+        options: dict[str, Any] = expect({"options": {}, **circumstances}, {"options": dict}, what)["options"]
+        self._check_sets(what, options, {**axes, **further}, command)
         return frame, options
 
     def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
@@ -99,23 +93,22 @@ class Reader:
         return self.run(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})[0]
 
     def metrics(self, cell: Cell) -> pandas.DataFrame:
-        """Return what was measured in the iterations of a distillation, as `run`; of each the last attempt.
+        """Return the measurements in the iterations of a distillation, as `run`; of each iteration the last attempt.
 
-        Raises:
-            UsageError: also where they are of another version of the run than the synthetic set that lies there.
+        A `UsageError` also where they are of another version of the run than the stored synthetic set.
         """
         from satm.storage.tensors import open_tensors, read_metadata  # needs torch; the workflow reads tables' options
 
         path = self.resolver.layout.metrics(cell)
-        frame, made = self.run(path, METRICS, "distill", cell.axes)
-        if (found := made.get("axes", list(cell))) != list(cell):
-            has, wanted = (" ".join(map(str, each)) for each in (found, cell))
-            raise UsageError(f"metrics {path} are of {has}, expected {wanted}; make them again")
+        frame, options = self.run(path, METRICS, "distill", cell.axes)
+        if (axes := options.get("axes", list(cell))) != list(cell):
+            actual, expected = (" ".join(map(str, each)) for each in (axes, cell))
+            raise UsageError(f"metrics {path} are of {actual}, expected {expected}; make them again")
         beside = Path(self.resolver.layout.distilled(cell))
-        if "options" in made and beside.is_file():
+        if "options" in options and beside.is_file():
             with open_tensors(beside, "synthetic set") as file:
-                options = read_metadata(file, beside, "synthetic set").get("options")
-            if difference := differing_field(made["options"], options):
+                stored = read_metadata(file, beside, "synthetic set").get("options")
+            if difference := differing_field(options["options"], stored):
                 raise UsageError(
                     f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
                     f"delete both and make them with: {self._command('distill', cell.axes)}"
@@ -128,48 +121,38 @@ class Reader:
         return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
     def distilled(self, cell: Cell) -> "DistilledDataset":
-        """Return a synthetic set.
-
-        Raises:
-            MissingRun: it is missing; the text has the command that makes it.
-            UsageError: the file is broken or of another run.
-        """
+        """Return a synthetic set (errors: `run`)."""
         from satm.results.distilled import load_distilled  # needs torch; the workflow reads tables' options
 
         path = Path(self.resolver.layout.distilled(cell))
+        what = f"the synthetic set {path}"
         if not path.is_file():
-            raise MissingRun(
-                f"the synthetic set {path} is missing; make it with: {self._command('distill', cell.axes)}"
-            )
+            raise MissingRun(f"{what} is missing; make it with: {self._command('distill', cell.axes)}")
         data = load_distilled(path)
         for axis, value in cell.axes.items():
-            if (found := getattr(data, axis)) != value:
-                raise UsageError(f"the synthetic set {path} is of {axis} {found}, expected {value}; make it again")
+            if (actual := getattr(data, axis)) != value:
+                raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
         return data
 
     def analysis(self, what: str, cells: Sequence[Cell]) -> pandas.DataFrame:
-        """Return what was measured at some synthetic sets, as `run`; `what` as in `ANALYSED`."""
-        found = []
+        """Return the measurements at some synthetic sets, as `run`; `what` as in `ANALYSED`."""
+        frames = []
         for cell in cells:
             path = self.resolver.layout.analysis(what, cell)
-            found.append(self.run(path, ANALYSED[what], f"analyse --what {what}", cell.axes)[0])
-        return pandas.concat(found, ignore_index=True)
+            frames.append(self.run(path, ANALYSED[what], f"analyse --what {what}", cell.axes)[0])
+        return pandas.concat(frames, ignore_index=True)
 
-    def _of_these_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
-        """Refuse a file that states other synthetic sets than those that are there; a set may be missing.
+    def _check_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
+        """Refuse a file (`what`) of other synthetic sets than those that exist; a set may be missing.
 
-        Args:
-            what: the file, in words.
-            options: of its run: the hash of a set, or those of several by the names of their datasets, or neither.
-            axes: where the sets are.
-            command: the stage that makes the file, and fixed flags.
+        Its run's options state the hash of a set, or those of several by the names of their datasets, or neither.
         """
         one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
         for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
-            made = Path(self.resolver.layout.distilled(Cell(dataset, axes["ipc"], axes["method"], axes["seed"])))
-            if made.is_file() and stated != self._hash(made):
+            path = Path(self.resolver.layout.distilled(Cell(dataset, axes["ipc"], axes["method"], axes["seed"])))
+            if path.is_file() and stated != self._hash(path):
                 raise UsageError(
-                    f"{what} is of another synthetic set than {made}; make it again: delete it and run "
+                    f"{what} is of another synthetic set than {path}; make it again: delete it and run "
                     f"`python -m satm {command}` with its names"
                 )
 
@@ -180,38 +163,26 @@ class Reader:
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and what was left out, in words, with the first command."""
-        left = list(dict.fromkeys(self.missing))
-        if not left:
-            return self.remarks
-        more = f" Nor are {len(left) - 1} more." if len(left) > 1 else ""
-        return [*self.remarks, f"Not run yet: {left[0]}.{more}"]
+        """The remarks, and how many runs were left out, with the command of the first."""
+        missing = list(dict.fromkeys(self.missing))
+        more = f" Nor are {len(missing) - 1} more." if len(missing) > 1 else ""
+        return [*self.remarks, *(f"Not run yet: {first}.{more}" for first in missing[:1])]
 
 
 def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> None:
-    """Refuse rows of one run that say two things of the same.
-
-    Args:
-        files: their rows, by path.
-        columns: their kind.
-
-    Raises:
-        UsageError: naming both rows.
-    """
-    rows = pandas.concat(files)  # indexed by file and row
-    key = list(columns.key)
-    again = rows[rows.duplicated(key, keep=False)]
-    if again.empty:
+    """Refuse two rows of one run, by file, with the same values of `Columns.key`: a `UsageError` names both."""
+    rows, key = pandas.concat(files), list(columns.key)  # indexed by file and row
+    repeated = rows[rows.duplicated(key, keep=False)]
+    if repeated.empty:
         return
-    _, same = next(iter(again.groupby(key, dropna=False, sort=False)))
+    _, same = next(iter(repeated.groupby(key, dropna=False, sort=False)))
     both = same.iloc[:2]
     differing = [name for name in both.columns if both[name].nunique(dropna=False) > 1]
-    told = [f"row {row} of {path}" for path, row in both.index]
-    shown = next((name for name in ("accuracy", "loss", *differing) if name in differing), None)
-    if shown is not None:
-        told = [f"{place} ({shown} {value})" for place, value in zip(told, both[shown], strict=True)]
+    texts = [f"row {row} of {path}" for path, row in both.index]
+    if shown := next((name for name in ("accuracy", "loss", *differing) if name in differing), None):
+        texts = [f"{text} ({shown} {value})" for text, value in zip(texts, both[shown], strict=True)]
     about = ", ".join(f"{name} {both[name].iloc[0]}" for name in key)
     raise UsageError(
-        f"two rows of {columns.what} are about the same, {about}: {' and '.join(told)}; "
+        f"two rows of {columns.what} are about the same, {about}: {' and '.join(texts)}; "
         "delete what is wrong and make it again"
     )

@@ -34,20 +34,14 @@ p { max-width: 60em; }
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts.
-
-    Args:
-        title: for the terminal and the page.
-        headings: of the columns.
-        lines: of texts, as many as there are headings; one between two pairs of stars is bold.
-        left: headings of columns that are not numbers, which begin at the left.
-        notes: sentences below.
-    """
+    """A table of texts, with a title for the terminal and the page, and sentences below as notes."""
 
     title: str
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
+    """Texts, as many as there are headings; one between two pairs of stars is bold."""
     left: Sequence[str]
+    """Headings of columns that are not numbers, which begin at the left."""
     notes: Sequence[str]
 
     def markdown(self) -> str:
@@ -59,7 +53,7 @@ class Grid:
     def latex(self) -> str:
         """Return it as a LaTeX tabular, for the package booktabs; the notes are comments."""
         columns = "".join("l" if heading in self.left else "r" for heading in self.headings)
-        head, *rest = [" & ".join(map(_escaped, line)) + r" \\" for line in (self.headings, *self.lines)]
+        head, *rest = [" & ".join(map(_latex, line)) + r" \\" for line in (self.headings, *self.lines)]
         comments = [f"% {note}" for note in self.notes]
         begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
         return "\n".join([*comments, begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", end]) + "\n"
@@ -67,50 +61,41 @@ class Grid:
     def table(self) -> str:
         """Return the table alone as a piece of HTML."""
         kinds = [' class="text"' if heading in self.left else "" for heading in self.headings]
-        head = "".join(f"<th{kind}>{html.escape(text)}</th>" for kind, text in zip(kinds, self.headings, strict=True))
-        rows = [
-            "".join(f"<td{kind}>{_marked(text)}</td>" for kind, text in zip(kinds, line, strict=True))
-            for line in self.lines
-        ]
-        body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+        def row(line: Sequence[str], tag: str) -> str:
+            cells = (f"<{tag}{kind}>{_html(text)}</{tag}>" for kind, text in zip(kinds, line, strict=True))
+            return f"<tr>{''.join(cells)}</tr>"
+
+        body = "\n".join(row(line, "td") for line in self.lines)
+        return f"<table>\n<thead>{row(self.headings, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def show(self, console: "Console") -> None:
         """Print it on a terminal, without the notes."""
         from rich.table import Table
 
-        shown = Table(title=self.title)
+        table = Table(title=self.title)
         for heading in self.headings:
-            shown.add_column(heading, justify="left" if heading in self.left else "right")
+            table.add_column(heading, justify="left" if heading in self.left else "right")
         for line in self.lines:
-            shown.add_row(*line)
-        console.print(shown)
+            table.add_row(*line)
+        console.print(table)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written of a table.
-
-    Args:
-        frame: as csv.
-        grids: as Markdown, LaTeX and a page of HTML; several have their titles above them on the page.
-        title: of the page; empty: that of the grid.
-        beside: frames written as further csv, by what is added to the name of the table.
-        shown: on a terminal; empty: the grids.
-    """
+    """What is written of a table: a frame as csv, grids as Markdown, LaTeX and a page of HTML."""
 
     frame: pandas.DataFrame
     grids: Sequence[Grid]
     title: str = ""
+    """Of the page; empty: that of the grid."""
     beside: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
+    """Frames written as further csv, by what is added to the name of the table."""
     shown: Sequence[Grid] = ()
+    """Grids on a terminal; empty: the same."""
 
     def write(self, layout: Layout, name: str) -> None:
-        """Write all forms of the table of this name.
-
-        Raises:
-            RunError: the disk is full or the folder cannot be written.
-        """
+        """Write all forms of the table of this name (errors: `write_forms`)."""
         for added, frame in self.beside.items():
             write_forms(layout, f"{name}{added}", csv=csv_text(frame))
         markdown, latex = ("\n".join(form(grid) for grid in self.grids) for form in (Grid.markdown, Grid.latex))
@@ -134,11 +119,7 @@ class Contents:
 
 
 def write_forms(layout: Layout, name: str, **forms: str) -> None:
-    """Write the forms of a table: texts by the ending of their file.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written.
-    """
+    """Write texts of a table as its files, by their endings (errors: `atomic_path`)."""
     for kind, text in forms.items():
         with atomic_path(Path(layout.table(name, kind))) as part:
             part.write_text(text)
@@ -155,49 +136,31 @@ def percent(mean: float, std: float = float("nan")) -> str:
 
 
 def number(mean: float, std: float = float("nan"), form: str = ".4g", form_std: str = "") -> str:
-    """Return a number with its deviation, where there is one; an empty text where it is missing.
-
-    Args:
-        mean: the number.
-        std: its deviation.
-        form: of the number, as Python formats it.
-        form_std: of the deviation; empty: as the number.
-    """
+    """Return a number with its deviation, by format specifications; an empty text where the number is missing."""
     if pandas.isna(mean):
         return ""
     return f"{mean:{form}}" if pandas.isna(std) else f"{mean:{form}} ± {std:{form_std or form}}"
 
 
-def text_of(value: Any) -> str:
-    """Return a value as a text; an empty one where it is missing."""
-    return "" if pandas.isna(value) else str(value)
+def text_of(value: Any, form: str = "") -> str:
+    """Return a value as a text, by a format specification; an empty text where it is missing."""
+    return "" if pandas.isna(value) else f"{value:{form}}"
 
 
 def in_numbers(counts: Iterable[int], what: str, rest: str = "") -> str:
-    """Return how many there are, in words: `1 network`, `3 or 5 pairs of classes`.
-
-    Args:
-        counts: how many, in each place.
-        what: one of them.
-        rest: what follows the word in the plural too.
-    """
-    many = sorted(set(counts)) or [0]
-    return f"{' or '.join(map(str, many))} {what}{'' if many == [1] else 's'}{rest}"
+    """Return different counts of something in words: `1 network`, or with a rest `3 or 5 pairs of classes`."""
+    different = sorted(set(counts)) or [0]
+    return f"{' or '.join(map(str, different))} {what}{'' if different == [1] else 's'}{rest}"
 
 
 def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:
-    """Return networks with their options, by name; without names where all are alike.
-
-    Args:
-        options: the resolved options of each network, by where it is used.
-    """
-    told = {
+    """Return networks in words, from their resolved options by name; without names where all are alike."""
+    texts = {
         name: ", ".join([str(values["network"]), *(f"{key} {values[key]}" for key in values if key != "network")])
         for name, values in options.items()
     }
-    if len(set(told.values())) == 1:
-        return next(iter(told.values()))
-    return "; ".join(f"{name}: {text}" for name, text in told.items())
+    different = set(texts.values())
+    return different.pop() if len(different) == 1 else "; ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def _bold(text: str) -> tuple[bool, str]:
@@ -206,14 +169,12 @@ def _bold(text: str) -> tuple[bool, str]:
     return bold, text[2:-2] if bold else text
 
 
-def _marked(text: str) -> str:
-    """Return a text as HTML."""
+def _html(text: str) -> str:
     bold, text = _bold(text)
     return f"<b>{html.escape(text)}</b>" if bold else html.escape(text)
 
 
-def _escaped(text: str) -> str:
-    """Return a text as LaTeX."""
+def _latex(text: str) -> str:
     bold, text = _bold(text)
-    written = text.translate(SPECIAL)
-    return rf"\textbf{{{written}}}" if bold else written
+    escaped = text.translate(SPECIAL)
+    return rf"\textbf{{{escaped}}}" if bold else escaped

@@ -1,17 +1,16 @@
-"""Tables of what distilled images are worth by themselves: labels, augmentation, random images and real data apart."""
+"""Tables of what distilled images are worth beside labels, augmentation, random images and real data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from math import nan
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any, Literal
 
 import pandas
 from pydantic import Field, model_validator
 
-from satm.config import FULL, TABLES, Layout, budgets
+from satm.config import FULL, TABLES, Cell, Layout, budgets
 from satm.errors import UsageError
 from satm.results.columns import EVALUATION
-from satm.tables.base import Number, TableKind
+from satm.tables.base import Row, TableKind
 from satm.tables.reader import Reader
 from satm.tables.render import Grid, in_numbers, percent
 from satm.tables.statistics import augmentation_robust_score, label_robust_score, student_interval
@@ -26,19 +25,8 @@ SETTINGS = {
 
 SCORES = ("gap", "improvement", "improvement_plain", "lrs", "ars")
 
-COLUMNS = (
-    *("dataset", "ipc", "network", "method", "own_labels", "soft_labels"),
-    *(f"{setting}_{number}" for setting in SETTINGS for number in ("mean", "std", "low", "high")),
-    "full_mean",
-    *(f"{score}_{number}" for score in SCORES for number in ("mean", "low", "high")),
-    *("networks", "seeds"),
-)
-
-HEADINGS = (
-    *("dataset", "IPC", "network", "method"),
-    *("hard", "hard, plain", "soft", "soft, plain", "real"),
-    *("gap", "over random", "LRS", "ARS"),
-)
+PLACE = ("dataset", "IPC", "network", "method")
+HEADINGS = (*PLACE, "hard", "hard, plain", "soft", "soft, plain", "real", "gap", "over random", "LRS", "ARS")
 
 LEAST_NETWORKS, LEAST_SEEDS = 5, 3
 """With fewer a table says so."""
@@ -68,6 +56,16 @@ class RobustnessTable(TableKind):
     full: Literal["experts", "strong"] = "strong"
     """Recipe of the networks trained on all real images, the measure of recovery (`FULL`)."""
 
+    columns = {
+        **{"dataset": "str", "ipc": "int64", "network": "str", "method": "str"},
+        **dict.fromkeys(("own_labels", "soft_labels"), "object"),
+        **{f"{setting}_{number}": "float64" for setting in SETTINGS for number in ("mean", "std", "low", "high")},
+        "full_mean": "float64",
+        **{f"{score}_{number}": "float64" for score in SCORES for number in ("mean", "low", "high")},
+        **{"networks": "Int64", "seeds": "Int64"},
+    }
+    counted = ("hard_mean", "", "")
+
     @model_validator(mode="after")
     def _has_baseline(self) -> "RobustnessTable":
         if self.baseline not in self.methods:
@@ -76,44 +74,49 @@ class RobustnessTable(TableKind):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the evaluations of all distillations with each kind of labels, and those of all real images."""
-        found = [layout.variants(cell, network) for cell in self.cells() for network in self.networks]
-        places = [(dataset, self.full, network) for dataset in self.datasets for network in self.networks]
-        return found + [layout.full(*place) for place in places]
+        return [
+            *(layout.variants(*place) for place in product(self.cells(), self.networks)),
+            *(layout.full(dataset, self.full, network) for dataset, network in product(self.datasets, self.networks)),
+        ]
 
     def tested_networks(self) -> tuple[str, ...]:
         """Return the networks that are trained on the synthetic sets."""
         return self.networks
 
-    def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
+    def rows(self, reader: Reader, name: str) -> list[Row]:
         """Return one row per dataset, ipc, network and method."""
-        rows: list[dict[str, object]] = []
-        for dataset, ipc in budgets(self.datasets):
-            for network in self.networks:
-                for method in self.methods:
-                    place = {"dataset": dataset, "ipc": ipc, "network": network, "method": method}
-                    found = reader.attempt(partial(self._compared, reader, dataset, ipc, network, method))
-                    rows.append({**place, **(found or {})})
-        return pandas.DataFrame(rows, columns=list(COLUMNS))
+        return [
+            {"dataset": dataset, "ipc": ipc, "network": network, "method": method}
+            | (reader.attempt(self._row, reader, dataset, ipc, network, method) or {})
+            for (dataset, ipc), network, method in product(budgets(self.datasets), self.networks, self.methods)
+        ]
 
-    def _compared(self, reader: Reader, dataset: str, ipc: int, network: str, method: str) -> dict[str, object]:
+    def _row(self, reader: Reader, dataset: str, ipc: int, network: str, method: str) -> Row:
         """Return the numbers of one method beside the baseline and all real images."""
         full = float(reader.full(dataset, self.full, network)["accuracy"].mean())
-        base = self._variants(reader, dataset, ipc, network, self.baseline)
-        return _row(self._variants(reader, dataset, ipc, network, method), base, full)
-
-    def _variants(self, reader: Reader, dataset: str, ipc: int, network: str, method: str) -> pandas.DataFrame:
-        found = []
-        for cell in self.cells_of(dataset, ipc, method):
-            axes = {"dataset": dataset, "what": "variants", **cell.axes, "network": network}
-            path = reader.resolver.layout.variants(cell, network)
-            rows, _ = reader.run(path, EVALUATION, "evaluate", axes)
-            networks = [set(_chosen(rows, *setting)["repeat"]) for setting in SETTINGS.values()]
-            if any(each != networks[0] for each in networks):
-                raise UsageError(
-                    f"evaluation {path} is not of the same networks with each kind of labels and images; make it again"
-                )
-            found.append(rows)
-        return pandas.concat(found, ignore_index=True)
+        base, frame = (
+            _variants(reader, self.cells_of(dataset, ipc, each), network) for each in (self.baseline, method)
+        )
+        own = "soft" if (frame["labelled"] == "own").any() else "hard"
+        soft = frame.loc[frame["labels"] == "soft", "labelled"].iloc[0]
+        row: Row = {"own_labels": own, "soft_labels": soft, "full_mean": full}
+        units = {setting: _units(_variant(frame, setting)) for setting in SETTINGS}
+        for setting, values in units.items():
+            mean, low, high = student_interval(values.tolist())
+            numbers = {"mean": mean, "std": float(_variant(frame, setting)["accuracy"].std()), "low": low, "high": high}
+            row |= {f"{setting}_{number}": value for number, value in numbers.items()}
+        gain, plain = (_difference(units[each], _units(_variant(base, each))) for each in (own, f"{own}_plain"))
+        gap = full - units["hard"]
+        scores: dict[str, Sequence[float]] = {
+            "gap": gap.tolist(),
+            "improvement": gain.tolist(),
+            "improvement_plain": plain.tolist(),
+            "lrs": list(map(label_robust_score, gain, gap)),
+            "ars": list(map(augmentation_robust_score, gain, plain)),
+        }
+        for score, series in scores.items():
+            row |= dict(zip((f"{score}_mean", f"{score}_low", f"{score}_high"), student_interval(series), strict=True))
+        return {**row, "networks": frame["repeat"].nunique(), "seeds": frame["seed"].nunique()}
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
         """Return the numbers in percent."""
@@ -127,14 +130,10 @@ class RobustnessTable(TableKind):
             place = (row["dataset"], str(row["ipc"]), row["network"], row["method"])
             lines.append([*place, *cells, percent(row["full_mean"]), *scores])
         notes = [*self._notes(frame), *reader.notes]
-        return Grid("What images are worth, percent", HEADINGS, lines, HEADINGS[:4], notes)
-
-    def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
-        """Return the accuracies with hard labels, augmented."""
-        return [(value, nan, nan) for value in frame["hard_mean"]]
+        return Grid("What images are worth, percent", HEADINGS, lines, PLACE, notes)
 
     def _notes(self, frame: pandas.DataFrame) -> list[str]:
-        networks, seeds = (sorted(set(frame[column].dropna().astype(int))) or [0] for column in ("networks", "seeds"))
+        networks, seeds = (sorted(set(frame[column].dropna())) or [0] for column in ("networks", "seeds"))
         count = f"{in_numbers(networks, 'network')} on each of {in_numbers(seeds, 'set')}"
         notes = [
             f"Test accuracy in percent, mean ± sample standard deviation over {count}; bold: with the labels that the "
@@ -146,46 +145,30 @@ class RobustnessTable(TableKind):
             "networks)."
         ]
         if networks[0] < LEAST_NETWORKS or seeds[0] < LEAST_SEEDS:
-            notes.append(
-                f"Fewer than {LEAST_NETWORKS} networks or {LEAST_SEEDS} sets: the intervals say little about other "
-                "seeds."
-            )
+            least = f"{LEAST_NETWORKS} networks or {LEAST_SEEDS} sets"
+            notes.append(f"Fewer than {least}: the intervals say little about other seeds.")
         return notes
 
 
-def _row(frame: pandas.DataFrame, base: pandas.DataFrame, full: float) -> dict[str, object]:
-    """Return the numbers of one method."""
-    own = "soft" if (frame["labelled"] == "own").any() else "hard"
-    found: dict[str, object] = {"own_labels": own, "full_mean": full}
-    found["soft_labels"] = frame.loc[frame["labels"] == "soft", "labelled"].iloc[0]
-    units: dict[str, pandas.Series] = {}
-    for setting, (labels, augmented) in SETTINGS.items():
-        rows = _chosen(frame, labels, augmented)
-        units[setting] = _units(rows)
-        mean, low, high = student_interval(units[setting].tolist())
-        numbers = {"mean": mean, "std": float(rows["accuracy"].std()), "low": low, "high": high}
-        found |= {f"{setting}_{number}": value for number, value in numbers.items()}
-    random = {setting: _units(_chosen(base, labels, augmented)) for setting, (labels, augmented) in SETTINGS.items()}
-    gain = _paired(units[own], random[own])
-    plain = _paired(units[f"{own}_plain"], random[f"{own}_plain"])
-    gap = full - units["hard"]
-    scores: dict[str, Sequence[float]] = {
-        "gap": gap.tolist(),
-        "improvement": gain.tolist(),
-        "improvement_plain": plain.tolist(),
-        "lrs": _each(label_robust_score, gain, gap),
-        "ars": _each(augmentation_robust_score, gain, plain),
-    }
-    for score, values in scores.items():
-        found |= dict(zip((f"{score}_mean", f"{score}_low", f"{score}_high"), student_interval(values), strict=True))
-    return {**found, "networks": frame["repeat"].nunique(), "seeds": frame["seed"].nunique()}
+def _variants(reader: Reader, cells: Sequence[Cell], network: str) -> pandas.DataFrame:
+    """Return the evaluations of sets with each kind of labels and images, all of the same networks."""
+    frames = []
+    for cell in cells:
+        axes = {"dataset": cell.dataset, "what": "variants", **cell.axes, "network": network}
+        path = reader.resolver.layout.variants(cell, network)
+        frame, _ = reader.run(path, EVALUATION, "evaluate", axes)
+        networks = [set(_variant(frame, setting)["repeat"]) for setting in SETTINGS]
+        if any(each != networks[0] for each in networks):
+            raise UsageError(
+                f"evaluation {path} is not of the same networks with each kind of labels and images; make it again"
+            )
+        frames.append(frame)
+    return pandas.concat(frames, ignore_index=True)
 
 
-def _each(score: Callable[[float, float], float], one: pandas.Series, two: pandas.Series) -> list[float]:
-    return [score(first, second) for first, second in zip(one, two, strict=True)]
-
-
-def _chosen(frame: pandas.DataFrame, labels: str, augmented: str) -> pandas.DataFrame:
+def _variant(frame: pandas.DataFrame, setting: str) -> pandas.DataFrame:
+    """Return the rows of one setting of `SETTINGS`."""
+    labels, augmented = SETTINGS[setting]
     return frame[(frame["labels"] == labels) & (frame["augmented"] == augmented)]
 
 
@@ -194,7 +177,8 @@ def _units(rows: pandas.DataFrame) -> pandas.Series:
     return rows.groupby("seed" if rows["seed"].nunique() > 1 else "repeat")["accuracy"].mean()
 
 
-def _paired(one: pandas.Series, two: pandas.Series) -> pandas.Series:
+def _difference(one: pandas.Series, two: pandas.Series) -> pandas.Series:
+    """Return the differences of pairs, one - two."""
     if not one.index.equals(two.index):
         raise UsageError(
             f"a method and its baseline have different {one.index.name}s ({list(one.index)} and {list(two.index)}); "
@@ -204,7 +188,6 @@ def _paired(one: pandas.Series, two: pandas.Series) -> pandas.Series:
 
 
 def _spread(row: Mapping[Any, Any], name: str) -> str:
-    mean, low, high = (100 * row[f"{name}_{number}"] for number in ("mean", "low", "high"))
-    if pandas.isna(mean):
-        return ""
-    return f"{mean:.1f}" if pandas.isna(low) else f"{mean:.1f} ({low:.1f} to {high:.1f})"
+    """Return a score with its interval, in percent; an empty text where it is missing."""
+    low, high = 100 * row[f"{name}_low"], 100 * row[f"{name}_high"]
+    return percent(row[f"{name}_mean"]) + ("" if pandas.isna(low) else f" ({low:.1f} to {high:.1f})")

@@ -2,25 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from itertools import product
+from typing import Literal, NamedTuple
 
 import pandas
 from pydantic import Field
 
-from satm.config import TABLES, Layout, budgets
+from satm.config import TABLES, Cell, Layout, budgets
 from satm.errors import UsageError, pick
-from satm.tables.base import Number, TableKind
+from satm.tables.base import Row, TableKind, beside_published
 from satm.tables.published import PUBLISHED, printed, source_of
 from satm.tables.reader import Reader
 from satm.tables.render import Grid, number, text_of
 
 SPIKE = 3.0
-"""An iteration is a spike where the norm of its hypergradient is above so many times the run's median."""
+"""An iteration is a spike where the norm of its hypergradient exceeds this multiple of the run's median."""
 
 CONVERGED = 0.05
-"""A loss has converged once so small a fraction of its whole fall is left."""
+"""A loss has converged once this fraction of its total decrease is left."""
 
 RunMetric = Literal[
     "memory_gb",
@@ -40,13 +39,6 @@ of each run; hours_per_1000_iterations: the same in other units; training_hours:
 iterations_to_converge: see `converged`; hypergradient_norm_mean: over the iterations, its std their spread;
 hypergradient_norm_spikes: fraction of the iterations above `SPIKE` times the median; sharpness_first_tenth and
 _last_tenth: mean over the first and last tenth of the iterations."""
-
-COLUMNS = {
-    **{"dataset": "str", "ipc": "int64", "method": "str", "measure": "str"},
-    **{"mean": "float64", "std": "float64", "n": "Int64"},
-    **{"published": "float64", "published_std": "float64", "published_source": "object"},
-}
-"""Columns of a table; all but the first four can be missing."""
 
 HEADINGS = ("measure", "dataset", "IPC", "method", "published", "measured", "n")
 
@@ -69,36 +61,42 @@ class RunMetricsTable(TableKind):
     published_as: dict[str, str] = {}
     """Names in the published data of methods that have another name here."""
 
+    columns = {
+        **{"dataset": "str", "ipc": "int64", "method": "str", "measure": "str"},
+        **{"mean": "float64", "std": "float64", "n": "Int64"},
+        **{"published": "float64", "published_std": "float64", "published_source": "object"},
+    }
+    counted = ("mean", "published", "published_std")
+
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the metrics of all distillations."""
         return [layout.metrics(cell) for cell in self.cells()]
 
-    def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
+    def rows(self, reader: Reader, name: str) -> list[Row]:
         """Return one row per measure, dataset, ipc and method; methods that are only published come first in a cell."""
-        rows: list[dict[str, object]] = []
-        for metric in self.measures:
-            for dataset, ipc in budgets(self.datasets):
-                published = _published(name, metric, dataset, ipc)
-                cell = {"dataset": dataset, "ipc": ipc, "measure": metric}
-                measured = []
-                for method in self.methods:
-                    found = reader.attempt(partial(self._measured, reader, metric, dataset, ipc, method))
-                    beside = published.pop(self.published_as.get(method, method), {})
-                    measured.append({**cell, "method": method, **(vars(found) if found else {}), **beside})
-                rows += [{**cell, "method": one, **values} for one, values in published.items()] + measured
-        return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+        rows: list[Row] = []
+        for metric, (dataset, ipc) in product(self.measures, budgets(self.datasets)):
+            published = _published(name, metric, dataset, ipc)
+            place = {"dataset": dataset, "ipc": ipc, "measure": metric}
+            measured: list[tuple[str, str, Row]] = []
+            for method in self.methods:
+                result = reader.attempt(self._measured, reader, metric, self.cells_of(dataset, ipc, method))
+                printed_as = self.published_as.get(method, method)
+                measured.append((method, printed_as, result._asdict() if result else {}))
+            rows += beside_published(place, measured, published)
+        return rows
 
-    def _measured(self, reader: Reader, metric: RunMetric, dataset: str, ipc: int, method: str) -> "Measure":
+    def _measured(self, reader: Reader, metric: RunMetric, cells: Sequence[Cell]) -> "Measure":
+        """Return a number about the runs of all seeds."""
         runs = []
-        for cell in self.cells_of(dataset, ipc, method):
+        for cell in cells:
             run = reader.metrics(cell)
-            kept = run[run["iteration"] > self.after]
-            if kept.empty:
+            runs.append(run[run["iteration"] > self.after])
+            if runs[-1].empty:
                 raise UsageError(
-                    f"the run of {method} on {dataset} at ipc {ipc}, seed {cell.seed}, has {len(run)} iterations and "
-                    f"`after: {self.after}` leaves none of them; take a smaller `after`"
+                    f"the run of {cell.method} on {cell.dataset} at ipc {cell.ipc}, seed {cell.seed}, has {len(run)} "
+                    f"iterations and `after: {self.after}` leaves none of them; take a smaller `after`"
                 )
-            runs.append(kept)
         return measure(metric, runs)
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
@@ -115,7 +113,7 @@ class RunMetricsTable(TableKind):
         notes = [
             "Seconds of an iteration: over all iterations but the first of each run. Memory: the most that an "
             "iteration held, on a GPU the tensors of PyTorch, on a CPU the whole process; 1 GB is 10^9 bytes. A "
-            "published time or memory is that of another machine.",
+            "published time or memory is that of another machine."
         ]
         if self.after:
             notes.append(f"The first {self.after} iterations of each run are left out.")
@@ -123,66 +121,44 @@ class RunMetricsTable(TableKind):
             notes.append(f"Published: {source_of(name)}.")
         return Grid(name, HEADINGS, lines, HEADINGS[:4], [*notes, *reader.notes])
 
-    def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
-        """Return the numbers of the table's methods, and what is published of them."""
-        own = frame[frame["method"].isin(self.methods)]
-        return [(row["mean"], row["published"], row["published_std"]) for row in own.to_dict("records")]
 
-
-def _published(name: str, metric: str, dataset: str, ipc: int) -> dict[str, dict[str, object]]:
+def _published(name: str, metric: str, dataset: str, ipc: int) -> dict[str, Row]:
     """Return what is published by method."""
     frame = printed(name, dataset)
-    kept = frame["metric"].eq(metric) & (frame["ipc"].eq(ipc) | frame["ipc"].isna())
+    own = frame["metric"].eq(metric) & (frame["ipc"].eq(ipc) | frame["ipc"].isna())
     return {
-        row["method"]: {
-            "published": row["value"],
-            "published_std": row["std"],
-            "published_source": source_of(name),
-        }
-        for row in frame[kept].to_dict("records")
+        row["method"]: {"published": row["value"], "published_std": row["std"], "published_source": source_of(name)}
+        for row in frame[own].to_dict("records")
     }
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One number.
-
-    Args:
-        mean: its value.
-        std: sample standard deviation; NaN where there is nothing to take it over.
-        n: how many values it is the mean of.
-    """
+class Measure(NamedTuple):
+    """One number about the runs of a cell."""
 
     mean: float
     std: float
+    """Sample standard deviation; NaN of a single value."""
     n: int
+    """Number of values."""
 
 
 def measure(metric: str, runs: Sequence[pandas.DataFrame]) -> Measure:
-    """Return a number about the runs of one cell.
+    """Return the number of this name (`RunMetric`) about the runs of one cell.
 
     Args:
-        metric: which number, of `RunMetric`.
+        metric: its name; a `UsageError` for an unknown one.
         runs: the metrics of each seed, at least one; of each iteration one row.
-
-    Raises:
-        UsageError: there is no such number.
     """
-    values = pick(metric, _VALUES, "measure")(runs).dropna()
-    if not len(values):
-        return Measure(math.nan, math.nan, 0)
-    scale = 3.6 if metric == "hours_per_1000_iterations" else 1.0
-    return Measure(float(values.mean()) / scale, float(values.std()) / scale, len(values))
+    value = pick(metric, _VALUES, "measure")
+    values = pandas.concat([pandas.Series(value(run)) for run in runs]).dropna()
+    return Measure(float(values.mean()), float(values.std()), len(values))
 
 
 def converged(loss: pandas.Series) -> float:
-    """Return after how many iterations a loss has fallen but for `CONVERGED` of its whole fall; NaN if it never fell.
+    """Return the number of iterations until a loss has converged (`CONVERGED`); NaN if it never fell.
 
-    The loss of one iteration is noisy, as each matches another segment: a running mean over a twentieth of the
-    iterations is followed, from its first whole value to its lowest one.
-
-    Args:
-        loss: by iteration.
+    The loss, a value per iteration, is noisy, as each matches another segment: its decrease is that of a running mean
+    over a twentieth of the iterations, from the first full window to the lowest value.
     """
     window = max(1, len(loss) // 20)
     running = loss.rolling(window).mean().dropna()
@@ -192,10 +168,9 @@ def converged(loss: pandas.Series) -> float:
     return float((running <= limit).to_numpy().argmax() + window)
 
 
-def _seconds(runs: Sequence[pandas.DataFrame]) -> pandas.Series:
+def _seconds(run: pandas.DataFrame) -> pandas.Series:
     # The first iteration also warms up: libraries load, memory is taken, kernels are chosen.
-    found: pandas.Series = pandas.concat([run["seconds"].iloc[1:] if len(run) > 1 else run["seconds"] for run in runs])
-    return found
+    return run["seconds"].iloc[1:] if len(run) > 1 else run["seconds"]
 
 
 def _spikes(run: pandas.DataFrame) -> float:
@@ -203,30 +178,22 @@ def _spikes(run: pandas.DataFrame) -> float:
     return float((norm > SPIKE * norm.median()).mean()) if len(norm) else math.nan
 
 
-def _sharpness(runs: Sequence[pandas.DataFrame], first: bool) -> pandas.Series:
-    parts = []
-    for run in runs:
-        values = run["sharpness"].dropna()
-        tenth = max(1, len(values) // 10)
-        parts.append(values.iloc[:tenth] if first else values.iloc[-tenth:])
-    found: pandas.Series = pandas.concat(parts)
-    return found
+def _tenth(run: pandas.DataFrame, last: bool) -> pandas.Series:
+    """Return the first or last tenth of the sharpness, at least one value."""
+    values = run["sharpness"].dropna()
+    count = max(1, len(values) // 10)
+    return values.tail(count) if last else values.head(count)
 
 
-def _of_each(value: Callable[[pandas.DataFrame], float]) -> Callable[[Sequence[pandas.DataFrame]], pandas.Series]:
-    """Return a function that gives a value of each run."""
-    return lambda runs: pandas.Series([value(run) for run in runs])
-
-
-_VALUES: dict[str, Callable[[Sequence[pandas.DataFrame]], pandas.Series]] = {
-    "memory_gb": _of_each(lambda run: float(run["peak_memory_bytes"].max() / 1e9)),
+_VALUES: dict[str, Callable[[pandas.DataFrame], float | pandas.Series]] = {
+    "memory_gb": lambda run: float(run["peak_memory_bytes"].max() / 1e9),
     "seconds": _seconds,
-    "hours_per_1000_iterations": _seconds,
-    "training_hours": _of_each(lambda run: float(run["seconds"].sum() / 3600)),
-    "iterations_to_converge": _of_each(lambda run: converged(run["loss"].dropna())),
-    "hypergradient_norm_mean": lambda runs: pandas.concat([run["hypergradient_norm"] for run in runs]),
-    "hypergradient_norm_spikes": _of_each(_spikes),
-    "sharpness_first_tenth": partial(_sharpness, first=True),
-    "sharpness_last_tenth": partial(_sharpness, first=False),
+    "hours_per_1000_iterations": lambda run: _seconds(run) / 3.6,
+    "training_hours": lambda run: float(run["seconds"].sum() / 3600),
+    "iterations_to_converge": lambda run: converged(run["loss"].dropna()),
+    "hypergradient_norm_mean": lambda run: run["hypergradient_norm"],
+    "hypergradient_norm_spikes": _spikes,
+    "sharpness_first_tenth": lambda run: _tenth(run, last=False),
+    "sharpness_last_tenth": lambda run: _tenth(run, last=True),
 }
-"""The values that each number is the mean of."""
+"""The values of a run that each number is the mean of, over all seeds."""

@@ -4,32 +4,23 @@ A campaign for a smaller machine names its tables and figures as `config/paper.y
 by how much it is smaller.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from satm.config import Cell, Exhibit, FigureOptions, Resolver, load_campaign
+from satm.config import Exhibit, FigureOptions, Resolver, load_campaign
 from satm.version import shipped
 
 METHOD = {
-    "iterations": "iterations",
-    "inner_steps": "inner steps",
-    "expert_epochs": "epochs matched",
-    "window": "window",
-    "real_batch": "real images a step",
-    "concurrent": "concurrent segments",
+    **{"iterations": "iterations", "inner_steps": "inner steps", "expert_epochs": "epochs matched", "window": "window"},
+    **{"real_batch": "real images a step", "concurrent": "concurrent segments"},
 }
-"""Options of a method that say how large a run is, in words."""
-
 EXPERTS = {"count": "experts", "epochs": "epochs of an expert"}
-
 TESTED = {"repeats": "networks tested", "epochs": "epochs of a test"}
-
 NETWORK = {"width": "width", "depth": "depth", "width_factor": "width factor"}
-
-Add = Callable[[str, object], None]
-"""Notes a value of something, given in words."""
+"""Options of a method, its experts, its evaluation and a network that say how large a run is, in words."""
 
 
 def paper_path() -> Path:
@@ -43,28 +34,20 @@ def _paper() -> Resolver:
 
 
 def reductions(resolver: Resolver, section: Literal["tables", "figures"], name: str) -> list[str]:
-    """Return one sentence on how a table or figure differs in size from the papers' one of the same name, if any.
+    """Return one sentence on how a table or figure of a campaign's section differs in size from the papers' one.
 
-    Args:
-        resolver: the campaign.
-        section: of the campaign.
-        name: of the table or figure.
+    Nothing where the papers' campaign has none of this name.
     """
     paper = _paper()
     known = _entries(paper, section)
     if resolver.layout.root == paper.layout.root or name not in known:
         return []
     ours, theirs = _described(resolver, _entries(resolver, section)[name]), _described(paper, known[name])
-    if not ours:
-        return []
-    found = []
-    for what in dict.fromkeys([*ours, *theirs]):
-        here, there = ours.get(what, ""), theirs.get(what, "")
-        if here != there and here and there:
-            found.append(f"{what} {here} ({there})")
-    if not found:
-        return ["As large as in config/paper.yaml."]
-    return [f"Reduced; in parentheses the values of config/paper.yaml: {'; '.join(found)}."]
+    both = {what: (ours[what], theirs[what]) for what in ours if what in theirs}
+    differences = [f"{what} {here} ({there})" for what, (here, there) in both.items() if here != there]
+    if differences:
+        return [f"Reduced; in parentheses the values of config/paper.yaml: {'; '.join(differences)}."]
+    return ["As large as in config/paper.yaml."] if ours else []
 
 
 def _entries(resolver: Resolver, section: Literal["tables", "figures"]) -> Mapping[str, Exhibit]:
@@ -72,53 +55,41 @@ def _entries(resolver: Resolver, section: Literal["tables", "figures"]) -> Mappi
 
 
 def _described(resolver: Resolver, entry: Exhibit) -> dict[str, str]:
-    """Return what an entry is made of, in words by subject."""
-    found: dict[str, list[str]] = {}
-
-    def add(what: str, value: object) -> None:
+    """Return what an entry is made of, in words by subject; different values in their order, numbers as a range."""
+    values: dict[str, list[str]] = {}
+    for what, value in _sizes(resolver, entry):
         if value is not None:
-            found.setdefault(what, []).append(f"{value:g}" if isinstance(value, float) else str(value))
+            values.setdefault(what, []).append(f"{value:g}" if isinstance(value, float) else str(value))
+    return {what: _joined(texts) for what, texts in values.items()}
+
+
+def _sizes(resolver: Resolver, entry: Exhibit) -> Iterator[tuple[str, object]]:
+    """Yield what says how large an entry is: the subject in words, and a value of it; None where it has none."""
+    from satm.methods import resolve as resolve_method
+    from satm.networks import resolve as resolve_network
 
     if isinstance(entry, FigureOptions):
         for table in entry.tables_shown(resolver.campaign.tables).values():
-            for what, text in _described(resolver, table).items():
-                add(what, text)
+            yield from _described(resolver, table).items()
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for cell in cells:
-        add("dataset", cell.dataset)
-        add("images per class", cell.ipc)
-        _add_method(resolver, cell, add)
-    for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        for network in entry.tested_networks() or ("convnet",):
-            _add_network(resolver, network, dataset, add)
-    for what, value in entry.size().items():
-        add(what, value)
-    return {what: _joined(texts) for what, texts in found.items()}
+        yield from (("dataset", cell.dataset), ("images per class", cell.ipc))
+        kind, options = resolve_method(resolver.method(cell))
+        yield from _worded(METHOD, options)
+        if kind.needs_experts:
+            yield from _worded(EXPERTS, resolver.experts(getattr(options, "experts", ""), cell.dataset))
+        yield from _worded(TESTED, resolver.evaluation(cell))
+    for dataset, network in product(
+        dict.fromkeys(cell.dataset for cell in cells), entry.tested_networks() or ("convnet",)
+    ):
+        _, network_options = resolve_network(resolver.network(network, dataset))
+        yield from _worded({option: f"{network} {words}" for option, words in NETWORK.items()}, network_options)
+    yield from entry.size().items()
 
 
-def _add_method(resolver: Resolver, cell: Cell, add: Add) -> None:
-    """Note how large the runs of one cell are."""
-    from satm.methods import resolve
-
-    kind, options = resolve(resolver.method(cell))
-    for option, words in METHOD.items():
-        add(words, getattr(options, option, None))
-    if kind.needs_experts:
-        recipe = resolver.experts(getattr(options, "experts"), cell.dataset)  # noqa: B009 - the option of such methods
-        for option, words in EXPERTS.items():
-            add(words, getattr(recipe, option))
-    schedule = resolver.evaluation(cell)
-    for option, words in TESTED.items():
-        add(words, getattr(schedule, option))
-
-
-def _add_network(resolver: Resolver, network: str, dataset: str, add: Add) -> None:
-    """Note how large a network is that is tested, or the ConvNet where none is."""
-    from satm.networks import resolve
-
-    _, options = resolve(resolver.network(network, dataset))
-    for option, words in NETWORK.items():
-        add(f"{network} {words}", getattr(options, option, None))
+def _worded(words: Mapping[str, str], options: object) -> Iterator[tuple[str, object]]:
+    """Yield the values of some options by their words; None of an option that there is not."""
+    return ((word, getattr(options, option, None)) for option, word in words.items())
 
 
 def _joined(texts: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from itertools import product
 from math import nan
 from typing import Literal, Self
 
@@ -12,29 +12,17 @@ from pydantic import model_validator
 from satm.config import CANDIDATES, TABLES, CandidateOptions, Cell, Layout, SearchOptions, refuse_many
 from satm.evaluation.search import TOPS, candidates, mean_accuracies, rank
 from satm.results.columns import NAS
-from satm.tables.base import Number, TableKind
+from satm.tables.base import Number, Row, TableKind
 from satm.tables.published import printed, source_of
 from satm.tables.reader import Reader, refuse_repeats
 from satm.tables.render import Grid, in_numbers, number, percent, text_of
 
-METRICS = {
-    **{f"spearman_{top}": f"spearman_{top}" for top in TOPS},
-    "selected_accuracy": "nas_best_model_accuracy",
-    "minutes": "search_time_min",
-}
+METRICS = {f"spearman_{top}": f"spearman_{top}" for top in TOPS}
+METRICS |= {"selected_accuracy": "nas_best_model_accuracy", "minutes": "search_time_min"}
 """Columns that have published numbers, and the metric in the data file."""
 
-COLUMNS = {
-    **{"dataset": "str", "ipc": "int64", "method": "str", "seeds": "Int64", "candidates": "Int64"},
-    **{f"spearman_{top}{kind}": "float64" for top in TOPS for kind in ("", "_std")},
-    **dict.fromkeys(("selected_accuracy", "selected_accuracy_std", "best_accuracy"), "float64"),
-    **{"selected": "object", "proxy_minutes": "float64", "real_minutes": "float64"},
-    **{f"published_{column}": "float64" for column in METRICS},
-    "published_source": "object",
-}
-"""Columns of a search's table; all but the first three can be missing."""
-
-TITLE = "Architecture search: rank correlations; accuracies in percent"
+REAL = Cell("", 0, "real")
+"""In place of a synthetic set: the candidates are trained on all real images of a dataset."""
 
 
 @TABLES.named("search")
@@ -56,6 +44,15 @@ class SearchTable(SearchOptions, TableKind):
     top_by: Literal["real", "proxy"] = "real"
     """Whose accuracies say which the best 5, 10 and 20 candidates are, over which ranks are correlated."""
 
+    columns = {
+        **{"dataset": "str", "ipc": "int64", "method": "str", "seeds": "Int64", "candidates": "Int64"},
+        **{f"spearman_{top}{kind}": "float64" for top in TOPS for kind in ("", "_std")},
+        **dict.fromkeys(("selected_accuracy", "selected_accuracy_std", "best_accuracy"), "float64"),
+        **{"selected": "object", "proxy_minutes": "float64", "real_minutes": "float64"},
+        **{f"published_{column}": "float64" for column in METRICS},
+        "published_source": "object",
+    }
+
     @model_validator(mode="after")
     def _has_not_too_many_files(self) -> Self:
         refuse_many(math.ceil((self.sample or CANDIDATES) / self.per_job) * (len(self.cells()) + len(self.datasets)))
@@ -63,81 +60,66 @@ class SearchTable(SearchOptions, TableKind):
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the accuracies of the candidates on all sets and on the real images."""
-        found = [layout.nas(cell, name, part) for cell in self.cells() for part in self.parts()]
-        return found + [layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()]
+        return [
+            *(layout.nas(cell, name, part) for cell in self.cells() for part in self.parts()),
+            *(layout.nas_real(dataset, name, part) for dataset in self.datasets for part in self.parts()),
+        ]
 
     def size(self) -> dict[str, object]:
         """Return how many candidates there are, how wide they are and how they are trained."""
         return {
-            "candidates": self.sample,
-            "times the width of candidates": self.width_factor,
-            "epochs on proxy images": self.proxy.epochs,
-            "networks on proxy images": self.proxy.repeats,
-            "epochs on real images": self.real.epochs,
-            "networks on real images": self.real.repeats,
+            **{"candidates": self.sample, "times the width of candidates": self.width_factor},
+            **{"epochs on proxy images": self.proxy.epochs, "networks on proxy images": self.proxy.repeats},
+            **{"epochs on real images": self.real.epochs, "networks on real images": self.real.repeats},
         }
 
-    def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
-        """Return one row per dataset, ipc and method, and a row `real` (ipc 0) of each dataset.
-
-        Raises:
-            UsageError: also where sets and real images have different candidates.
-        """
-        rows: list[dict[str, object]] = []
+    def rows(self, reader: Reader, name: str) -> list[Row]:
+        """Return one row per dataset, ipc and method, and a row `real` (ipc 0) of each dataset."""
+        rows: list[Row] = []
         for dataset, ipcs in self.datasets.items():
-            real = reader.attempt(partial(self._rows, reader, name, dataset, None))
-            for ipc in ipcs:
-                for method in self.methods:
-                    sets = reader.attempt(partial(self._sets, reader, name, dataset, ipc, method))
-                    rows.append(self._row(name, dataset, ipc, method, sets, real))
-            rows.append(self._row(name, dataset, 0, "real", None if real is None else [real], real))
-        return pandas.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+            on_real = reader.attempt(self._runs, reader, name, [REAL._replace(dataset=dataset)])
+            for ipc, method in product(ipcs, self.methods):
+                on_sets = reader.attempt(self._runs, reader, name, self.cells_of(dataset, ipc, method))
+                rows.append(self._row(name, Cell(dataset, ipc, method), on_sets, on_real))
+            rows.append(self._row(name, REAL._replace(dataset=dataset), on_real, on_real))
+        return rows
 
-    def _rows(self, reader: Reader, name: str, dataset: str, cell: Cell | None) -> pandas.DataFrame:
-        """Return the rows of all parts on a synthetic set; None: on the real images."""
-        layout, found = reader.resolver.layout, {}
-        axes: dict[str, object] = cell.axes if cell else {"dataset": dataset}
-        for part in self.parts():
-            path = layout.nas(cell, name, part) if cell else layout.nas_real(dataset, name, part)
-            axes |= {"search": name, "part": part}
-            which = {} if cell else {"ipc": 0, "method": "real"}
-            found[path], _ = reader.run(path, NAS, "nas" if cell else "nas --real", axes, which)
-        refuse_repeats(found, NAS)
-        return pandas.concat(found.values(), ignore_index=True)
-
-    def _sets(self, reader: Reader, name: str, dataset: str, ipc: int, method: str) -> list[pandas.DataFrame]:
-        """Return the rows on the synthetic sets of all seeds."""
-        return [self._rows(reader, name, dataset, cell) for cell in self.cells_of(dataset, ipc, method)]
+    def _runs(self, reader: Reader, name: str, cells: Sequence[Cell]) -> list[pandas.DataFrame]:
+        """Return the rows of all parts on each synthetic set, or on the real images (`REAL`)."""
+        layout, runs = reader.resolver.layout, []
+        for cell in cells:
+            frames = {}
+            for part in self.parts():
+                path = layout.nas(cell, name, part) if cell.ipc else layout.nas_real(cell.dataset, name, part)
+                axes = {**(cell.axes if cell.ipc else {"dataset": cell.dataset}), "search": name, "part": part}
+                fixed = {} if cell.ipc else {"ipc": cell.ipc, "method": cell.method}
+                frames[path], _ = reader.run(path, NAS, "nas" if cell.ipc else "nas --real", axes, fixed)
+            refuse_repeats(frames, NAS)
+            runs.append(pandas.concat(frames.values(), ignore_index=True))
+        return runs
 
     def _row(
-        self,
-        name: str,
-        dataset: str,
-        ipc: int,
-        method: str,
-        sets: Sequence[pandas.DataFrame] | None,
-        real: pandas.DataFrame | None,
-    ) -> dict[str, object]:
+        self, name: str, cell: Cell, sets: Sequence[pandas.DataFrame] | None, real: Sequence[pandas.DataFrame] | None
+    ) -> Row:
         """Return a row from the ranking by each set; where something is missing, of what is published only."""
-        row = {"dataset": dataset, "ipc": ipc, "method": method, **_published(name, dataset, ipc, method)}
+        row = {"dataset": cell.dataset, "ipc": cell.ipc, "method": cell.method, **_published(name, cell)}
         if sets is None or real is None:
             return row
-        rankings = [rank(mean_accuracies(rows), mean_accuracies(real), self.top_by) for rows in sets]
-        spent = {"real_minutes": _minutes(real)}
-        if method != "real":
-            spent["proxy_minutes"] = sum(map(_minutes, sets)) / len(sets)
+        # Refuses sets and real images of different candidates.
+        rankings = [rank(mean_accuracies(rows), mean_accuracies(real[0]), self.top_by) for rows in sets]
+        minutes = [float(rows["seconds"].sum()) / 60 for rows in (*real, *sets)]
         measured = {f"spearman_{top}": pandas.Series([one.spearman[top] for one in rankings]) for top in TOPS}
         measured["selected_accuracy"] = pandas.Series([one.selected_accuracy for one in rankings])
         networks = candidates(self.width_factor)
         return {
             **row,
-            "seeds": len(rankings),
-            "candidates": rankings[0].candidates,
+            **{"seeds": len(rankings), "candidates": rankings[0].candidates},
             **{column: values.mean(skipna=False) for column, values in measured.items()},
             **{f"{column}_std": values.std(skipna=False) for column, values in measured.items()},
             "best_accuracy": rankings[0].best_accuracy,
             "selected": ", ".join(dict.fromkeys(str(networks[one.selected]) for one in rankings)),
-            **spent,
+            "proxy_minutes": sum(minutes[1:]) / len(sets) if cell.ipc else nan,
+            "real_minutes": minutes[0],
         }
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
@@ -156,21 +138,18 @@ class SearchTable(SearchOptions, TableKind):
                 cells.append(_text(column, row[column], row.get(f"{column}_std", nan)))
                 if column in published:
                     cells.append(_text(column, row[f"published_{column}"], nan))
-            counted = [text_of(row[column]) for column in ("candidates", "selected")]
-            lines.append([*cells, percent(row["best_accuracy"]), *counted])
-        left = ("dataset", "IPC", "method", "selected network")
-        notes = [*self._notes(frame), *reader.notes]
-        return Grid(TITLE, [*head, "best", "candidates", "selected network"], lines, left, notes)
+            lines.append([*cells, percent(row["best_accuracy"]), text_of(row["candidates"]), text_of(row["selected"])])
+        title = "Architecture search: rank correlations; accuracies in percent"
+        head += ["best", "candidates", "selected network"]
+        return Grid(title, head, lines, (*head[:3], head[-1]), [*self._notes(frame), *reader.notes])
 
     def numbers(self, frame: pandas.DataFrame) -> Sequence[Number]:
         """Return the numbers of the synthetic sets that have published ones."""
-        frame = frame[frame["method"] != "real"].assign(minutes=frame["proxy_minutes"])
-        return [
-            (row[column], row[f"published_{column}"], nan) for row in frame.to_dict("records") for column in METRICS
-        ]
+        records = frame[frame["ipc"] > 0].assign(minutes=frame["proxy_minutes"]).to_dict("records")
+        return [(row[column], row[f"published_{column}"], nan) for row in records for column in METRICS]
 
     def _notes(self, frame: pandas.DataFrame) -> list[str]:
-        sets = in_numbers(frame.loc[frame["method"] != "real", "seeds"].dropna(), "synthetic set")
+        sets = in_numbers(frame.loc[frame["ipc"] > 0, "seeds"].dropna(), "synthetic set")
         counts = " or ".join(map(str, sorted(set(frame["candidates"].dropna())))) or "0"
         whose = "the real images" if self.top_by == "real" else "the synthetic set"
         notes = [
@@ -191,18 +170,14 @@ class SearchTable(SearchOptions, TableKind):
         return notes
 
 
-def _minutes(rows: pandas.DataFrame) -> float:
-    return float(rows["seconds"].sum()) / 60
-
-
-def _published(name: str, dataset: str, ipc: int, method: str) -> dict[str, object]:
+def _published(name: str, cell: Cell) -> Row:
     """Return the published numbers of a row by column; nothing where there are none."""
-    frame = printed(name, dataset)
-    same = (frame["method"] == "full") if method == "real" else (frame["method"] == method) & (frame["ipc"] == ipc)
-    values = dict(zip(frame.loc[same, "metric"], frame.loc[same, "value"], strict=True))
+    frame = printed(name, cell.dataset)
+    own = frame["method"].eq(cell.method) & frame["ipc"].eq(cell.ipc) if cell.ipc else frame["method"].eq("full")
+    values = dict(zip(frame.loc[own, "metric"], frame.loc[own, "value"], strict=True))
+    if METRICS["selected_accuracy"] in values:
+        values[METRICS["selected_accuracy"]] /= 100
     known = {f"published_{column}": values[metric] for column, metric in METRICS.items() if metric in values}
-    if "published_selected_accuracy" in known:
-        known["published_selected_accuracy"] /= 100
     return {**known, "published_source": source_of(name)} if known else {}
 
 
@@ -214,6 +189,7 @@ def _text(column: str, mean: float, std: float) -> str:
 
 
 def _recipe(options: CandidateOptions) -> str:
+    """Return in words how candidates are trained."""
     rate = "the set's learned step size" if options.lr == "learned" else f"step size {options.lr:g}"
     return (
         f"{in_numbers([options.repeats], 'network')} of each candidate, {in_numbers([options.epochs], 'epoch')}, "

@@ -1,20 +1,27 @@
-"""Intervals of means, and scores that say what distilled images are worth by themselves."""
+"""Intervals of means, paired differences, and scores of distilled images beyond their accuracy."""
 
 import math
 import statistics
 from collections.abc import Sequence
 
-CONFIDENCE = 0.95
-"""Of every interval."""
+import pandas
+
+from satm.errors import UsageError
+
+PAIRED_COLUMNS = (
+    *("dataset", "ipc", "network", "quantity", "method", "reference", "method_mean", "reference_mean"),
+    *("difference", "low", "high", "n", "over", "pooled_deviations"),
+)
+"""Columns of a table of paired differences."""
 
 
-def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Return the mean of values and the interval that covers their expectation with this confidence (Student's t).
+def spread(values: pandas.Series, by: str | pandas.Series) -> pandas.DataFrame:
+    """Return mean, std (of the sample) and n of values by group."""
+    return values.groupby(by).agg(["mean", "std", "count"]).rename(columns={"count": "n"})
 
-    Args:
-        values: at least one; of a single one the interval is NaN.
-        confidence: fraction.
-    """
+
+def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the mean of values and the Student's t interval of their expectation, NaN for a single value."""
     from scipy.special import stdtrit
 
     mean, count = statistics.fmean(values), len(values)
@@ -25,29 +32,49 @@ def student_interval(values: Sequence[float], confidence: float = CONFIDENCE) ->
 
 
 def pooled_deviations(one: Sequence[float], two: Sequence[float]) -> float:
-    """Return the difference of two means, one - two, in units of the root of the mean of both sample variances.
-
-    Args:
-        one: values.
-        two: values of the other group; NaN is returned where a group has fewer than two or no value differs.
-    """
+    """Return the difference of two means, one - two, in units of the root of the mean of both sample variances."""
     if min(len(one), len(two)) < 2:
         return math.nan
     pooled = math.sqrt((statistics.variance(one) + statistics.variance(two)) / 2)
     return (statistics.fmean(one) - statistics.fmean(two)) / pooled if pooled > 0 else math.nan
 
 
+def paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str) -> dict[str, object]:
+    """Return the mean difference of a column `value`, one - two, with its 95 % interval (Student's t).
+
+    Pairs are the seeds of the distillation, each the mean over its networks or segments; with one seed they are the
+    networks or the segments themselves, so that the interval does not cover the choice of the seed. `over` says which.
+    low and high are missing with a single pair. pooled_deviations is the difference of the means over all networks or
+    segments in pooled standard deviations.
+
+    `one` and `two` are the rows of two methods; `inner` is the column that tells the rows of one seed apart.
+
+    Raises:
+        UsageError: pairs without a partner.
+    """
+    key = "seed" if one["seed"].nunique() > 1 else inner
+    first, second = (frame.groupby(key)[value].mean() for frame in (one, two))
+    if not first.index.equals(second.index):
+        raise UsageError(
+            f"the methods compared have different {key}s ({list(first.index)} and {list(second.index)}), so their "
+            f"{value} cannot be paired; make both with the same options"
+        )
+    difference, low, high = student_interval((first - second).tolist())
+    return {
+        **{"method_mean": float(first.mean()), "reference_mean": float(second.mean())},
+        **{"difference": difference, "low": low, "high": high, "n": len(first)},
+        "over": "seeds" if key == "seed" else f"{inner}s of one seed",
+        "pooled_deviations": pooled_deviations(*(frame[value].dropna().tolist() for frame in (one, two))),
+    }
+
+
 def label_robust_score(improvement: float, gap: float, weight: float = 0.5) -> float:
     """Return the label-robust score, 0 to 1: how good images are whatever labels they come with.
 
     ``(exp(a) - exp(-1)) / (exp(1) - exp(-1))`` with ``a = weight * improvement - (1 - weight) * gap``. It is 0.27 where
-    nothing is gained over random images and nothing is missing to real data.
-
-    Args:
-        improvement: accuracy of the set with its own labels minus that of random images with labels of the same kind
-            ("improvement over random", IOR).
-        gap: accuracy of all real images minus that of the set, both with hard labels ("hard label recovery", HLR).
-        weight: of the improvement.
+    nothing is gained over random images and nothing is missing to real data. The improvement ("improvement over
+    random", IOR) is the accuracy of the set with its own labels minus that of random images with labels of the same
+    kind; the gap ("hard label recovery", HLR) that of all real images minus that of the set, both with hard labels.
 
     Source: Li et al. 2025, DD-Ranking (arXiv 2505.13300); weight 0.5 as its leaderboard.
     """
@@ -57,12 +84,8 @@ def label_robust_score(improvement: float, gap: float, weight: float = 0.5) -> f
 def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.5) -> float:
     """Return the augmentation-robust score, 0 to 1: how good images are whatever augmentation they are trained with.
 
-    ``(exp(b) - exp(-1)) / (exp(1) - exp(-1))`` with ``b = weight * augmented + (1 - weight) * plain``.
-
-    Args:
-        augmented: improvement over random images where both are augmented.
-        plain: the same where neither is.
-        weight: of the augmented one.
+    ``(exp(b) - exp(-1)) / (exp(1) - exp(-1))`` with ``b = weight * augmented + (1 - weight) * plain``, improvements
+    over random images where both are augmented and where neither is.
 
     Source: the same, from its public code (`aug_robust.py`); weight 0.5.
     """
