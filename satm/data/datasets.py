@@ -13,7 +13,7 @@ from satm.data.decode import decode_part
 from satm.data.images import ImageData, Split, hash_images, hold_out
 from satm.data.listing import Listing
 from satm.data.sources import DATASETS
-from satm.errors import UsageError
+from satm.errors import UsageError, pick
 
 CHUNK = 1024
 """Images whose pixels are counted at a time."""
@@ -27,7 +27,7 @@ def load_dataset(name: str, options: DatasetOptions) -> ImageData:
             a class without training images, or options that do not fit; the message names file and row.
         RunError: a download failed.
     """
-    listing = DATASETS[options.source](options)
+    listing = pick(options.source, DATASETS, "source")(options)
     names = _class_names(name, listing, options)
     kept = _kept_classes(name, options, len(names))
     missing = sorted(set(kept) - set(listing.train.labels), key=kept.index)

@@ -101,12 +101,8 @@ class SweepFigure(FigureKind):
     def _accuracy(self, reader: Reader, dataset: str, ipc: int, name: str) -> dict[str, Any]:
         """Return mean, std and n of a point; of averaged sets those of the averages."""
         method, network = self.point(name)
-        tested = []
-        for seed in self.seeds:
-            frame = reader.evaluation(Cell(dataset, ipc, method, seed), network)
-            average = "ema" if (frame["average"] == "ema").any() else "raw"
-            tested.append(frame[(frame["split"] == "test") & (frame["average"] == average)])
-        accuracy = pandas.concat(tested)["accuracy"]
+        cells = [Cell(dataset, ipc, method, seed) for seed in self.seeds]
+        accuracy = reader.accuracies(cells, network)[0]["accuracy"]
         spread = {"mean": float(accuracy.mean()), "std": float(accuracy.std()), "n": len(accuracy)}
         return {"method": method, "network": network, **spread}
 

@@ -6,7 +6,7 @@ need it, inside the functions that compute.
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model
@@ -115,8 +115,15 @@ def recipe(
     check: Callable[[Any], object] | None = None,
     **defaults: object,
 ) -> Recipe:
-    """Register a method and return its recipe (arguments: `Recipe`); `defaults` replace those of the options."""
-    return METHODS.register(name, Recipe(name, family, with_defaults(options, **defaults), code, check, fixed or {}))
+    """Register a method and return its recipe (arguments: `Recipe`); `defaults` replace those of the options.
+
+    Raises:
+        ValueError: there is no such option or part, or the name is taken.
+    """
+    registered = Recipe(name, family, with_defaults(options, **defaults), code, check, fixed or {})
+    if unknown := registered.fixed.keys() - replace(registered, fixed={}).parts.keys():
+        raise ValueError(f"{name}: unknown part {', '.join(sorted(unknown))}; known: {', '.join(registered.parts)}")
+    return METHODS.register(name, registered)
 
 
 def with_defaults(options: type[MethodOptions], **defaults: object) -> type[MethodOptions]:

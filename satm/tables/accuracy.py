@@ -216,7 +216,7 @@ class AccuracyTable(TableKind):
 
     def _measured(self, reader: Reader, cells: Sequence[Cell], network: str) -> list[Row]:
         """Return what was measured at the sets of all seeds; of averages first, then of raw sets."""
-        evaluations = self._evaluations(reader, cells, network)
+        evaluations = reader.accuracies(cells, network, self.split)
         costs = pandas.concat([reader.metrics(cell)[[*COST]] for cell in cells])
         cost = {"seconds": costs["seconds"].sum() / len(cells), "peak_memory_bytes": costs["peak_memory_bytes"].max()}
         return [{**_summary(rows, self.split), **cost} for rows in evaluations]
@@ -227,35 +227,12 @@ class AccuracyTable(TableKind):
         cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
         return {**_summary(rows, self.split), **cost}
 
-    def _evaluations(self, reader: Reader, cells: Sequence[Cell], network: str) -> list[pandas.DataFrame]:
-        """Return the rows of all seeds on the images of the table's split; of averages first, then of raw sets."""
-        frames = []
-        for cell in cells:
-            frame = reader.evaluation(cell, network)
-            frames.append(frame[frame["split"] == self.split])
-            if frames[-1].empty:
-                path = reader.resolver.layout.evaluation(cell, network)
-                raise UsageError(f"evaluation {path} has no accuracies on {self.split} images; make it again")
-        rows = pandas.concat(frames, ignore_index=True)
-        what = f"the evaluations of {cells[0].method} on {cells[0].dataset}, ipc {cells[0].ipc},"
-        if len(selections := sorted(set(rows["selection"]))) > 1:
-            raise UsageError(
-                f"{what} mix the selections {', '.join(selections)}, which are not comparable; make them again with one"
-            )
-        averages = [sorted(set(frame["average"])) for frame in frames]
-        if any(each != averages[0] for each in averages):
-            raise UsageError(
-                f"{what} are of averaged sets at some seeds and only of raw ones at others, which are not comparable; "
-                "make them again with one"
-            )
-        return [rows[rows["average"] == average] for average in averages[0]]
-
     def _difference(self, reader: Reader, both: Sequence[Sequence[Cell]], network: str | None) -> Row:
         """Return how two methods differ in accuracy, or without a network in sharpness."""
         if network is None:
             one, two = (reader.analysis("sharpness", cells) for cells in both)
             return {"quantity": "sharpness", **paired(one, two, "sharpness", "segment")}
-        one, two = (self._evaluations(reader, cells, network)[0] for cells in both)
+        one, two = (reader.accuracies(cells, network, self.split)[0] for cells in both)
         return {"quantity": "accuracy", **paired(one, two, "accuracy", "repeat")}
 
     def _notes(self, reader: Reader, name: str, frame: pandas.DataFrame) -> list[str]:

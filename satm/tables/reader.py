@@ -120,6 +120,40 @@ class Reader:
         path = self.resolver.layout.evaluation(cell, network)
         return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
+    def accuracies(self, cells: Sequence[Cell], network: str, split: str = "test") -> list[pandas.DataFrame]:
+        """Return the evaluations of one method's sets of several seeds: of averaged sets first, then of raw ones.
+
+        Where sets are moving averages over the iterations, their files have rows of both, which are never mixed.
+
+        Args:
+            cells: of one dataset, IPC and method.
+            network: that was trained on the sets.
+            split: real images that the accuracies are of.
+
+        Raises:
+            UsageError: as `run`, or the sets of the seeds are not comparable.
+        """
+        frames = []
+        for cell in cells:
+            frame = self.evaluation(cell, network)
+            frames.append(frame[frame["split"] == split])
+            if frames[-1].empty:
+                path = self.resolver.layout.evaluation(cell, network)
+                raise UsageError(f"evaluation {path} has no accuracies on {split} images; make it again")
+        rows = pandas.concat(frames, ignore_index=True)
+        what = f"the evaluations of {cells[0].method} on {cells[0].dataset}, ipc {cells[0].ipc},"
+        if len(selections := sorted(set(rows["selection"]))) > 1:
+            raise UsageError(
+                f"{what} mix the selections {', '.join(selections)}, which are not comparable; make them again with one"
+            )
+        averages = [sorted(set(frame["average"])) for frame in frames]
+        if any(each != averages[0] for each in averages):
+            raise UsageError(
+                f"{what} are of averaged sets at some seeds and only of raw ones at others, which are not comparable; "
+                "make them again with one"
+            )
+        return [rows[rows["average"] == average] for average in averages[0]]
+
     def distilled(self, cell: Cell) -> "DistilledDataset":
         """Return a synthetic set (errors: `run`)."""
         from satm.results.distilled import load_distilled  # needs torch; the workflow reads tables' options

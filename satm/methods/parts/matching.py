@@ -5,7 +5,7 @@ Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps.
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, Unpack
 
@@ -39,6 +39,9 @@ class Student:
     target: Tensor
     labels: Tensor
 
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Loss `[]` of a student's end, given also the expert's weights where the student began and at its target, all `[P]`."""
 
 Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
 
@@ -90,15 +93,19 @@ class TrajectoryMatching(Method[Own]):
             losses[f"monitor_{start}"] = float(oracle(synthetic.images, last=1).loss)
         return losses
 
-    def oracle(self, synthetic: Synthetic, iteration: int) -> HypergradientFn:
-        """Return the hypergradient of an iteration's matching loss as a function of the images (`oracle_of`)."""
+    def oracle(self, synthetic: Synthetic, iteration: int, objective: Objective = matching_loss) -> HypergradientFn:
+        """Return the hypergradient of an iteration's objective as a function of the images (`oracle_of`)."""
         generator = self.problem.generator("iteration", iteration)
-        return self.oracle_of(synthetic, generator, self.segments(generator, iteration))
+        return self.oracle_of(synthetic, generator, self.segments(generator, iteration), objective)
 
     def oracle_of(
-        self, synthetic: Synthetic, generator: torch.Generator, segments: Sequence[tuple[float, Segment]]
+        self,
+        synthetic: Synthetic,
+        generator: torch.Generator,
+        segments: Sequence[tuple[float, Segment]],
+        objective: Objective = matching_loss,
     ) -> HypergradientFn:
-        """Return the hypergradient of a matching loss as a function of the images, with all random choices made.
+        """Return the hypergradient of an objective as a function of the images, with all random choices made.
 
         The generator, on the CPU, draws mini-batches, augmentation and noise on the student's weights. Segments have
         the weights of their losses; concurrent ones are unrolled one after another on the same batches and
@@ -121,7 +128,7 @@ class TrajectoryMatching(Method[Own]):
                 images,
                 student.labels,
                 synthetic.step_size,
-                lambda weights: matching_loss(weights, student.origin, student.target),
+                lambda weights: objective(weights, student.origin, student.target),
                 steps=steps,
                 start=start,
                 loss=soft_cross_entropy,
