@@ -75,13 +75,7 @@ class RandomExperts(TrajectoryStore):
         return self._start + epoch * self._moved
 
 
-def measure_pace(
-    wanted: list[Piece],
-    path: Path,
-    device: torch.device,
-    seconds: float,
-    progress: Progress,
-) -> int:
+def measure_pace(wanted: list[Piece], path: Path, device: torch.device, seconds: float, progress: Progress) -> int:
     """Measure pieces and write a row of each measurement; those that the file has already are left out.
 
     The file is written anew after each piece, so that nothing is lost with the process.
