@@ -135,3 +135,9 @@ def canonical(values: Mapping[str, Any] | BaseModel) -> str:
 def grouped(count: int, each: int) -> list[str]:
     """Return the numbers 0 to `count` - 1 in groups of `each`, as `FIRST-LAST`, both included."""
     return [f"{first}-{min(first + each, count) - 1}" for first in range(0, count, each)]
+
+
+def numbers(group: str) -> range:
+    """Return the numbers of one such group."""
+    first, last = map(int, group.split("-"))
+    return range(first, last + 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, Layout, Options, Resolver, parts
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, EvaluateOptions, Layout, Options, Resolver, parts
 from satm.workflow.check import experts_of, method_options
 
 Wildcards = Any
@@ -134,14 +134,15 @@ def _trained(resolver: Resolver, names: Wildcards, network: str) -> dict[str, An
     return {"network": resolver.network(network, names.dataset), **_data(resolver, names)}
 
 
+def schedule(resolver: Resolver, names: Wildcards) -> EvaluateOptions:
+    """Return how networks are trained on a synthetic set or, where there is a recipe, on all real images."""
+    if hasattr(names, "recipe"):
+        return resolver.full(names.recipe, names.dataset, names.network)
+    return resolver.evaluation(cell_of(names), names.network)
+
+
 def _evaluation(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    schedule = resolver.evaluation(cell_of(names), names.network)
-    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
-
-
-def _full(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    schedule = resolver.full(names.recipe, names.dataset, names.network)
-    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
+    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule(resolver, names))}
 
 
 def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
@@ -222,7 +223,7 @@ RULES: dict[str, Rule] = {
         _ON_SET | {"teacher": lambda resolver, names: [resolver.layout.manifest(names.dataset, "sgd")]},
         _evaluation,
     ),
-    "full": Rule("evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, _full),
+    "full": Rule("evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, _evaluation),
     "continual": Rule(
         "continual",
         {"accuracies": PATTERNS.continual(PATTERN, "{protocol}")},
