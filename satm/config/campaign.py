@@ -1,4 +1,4 @@
-"""What one YAML file holds."""
+"""Options of a campaign, the content of one YAML file."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
@@ -50,11 +50,8 @@ class Setting(Options):
 
 
 FORMER = {
-    "fair": "robustness",
-    "searches": "search",
-    "continual": "continual",
-    "measures": "run-metrics",
-    "starts": "late-start",
+    **{"fair": "robustness", "searches": "search", "continual": "continual"},
+    **{"measures": "run-metrics", "starts": "late-start"},
 }
 """Former sections of a campaign, and the kind of table that their entries are."""
 
@@ -94,10 +91,8 @@ class Campaign(Options):
     def _sections_of_today(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         for section, kind in FORMER.items():
             if isinstance(values, Mapping) and section in values:
-                raise ValueError(
-                    f"the section {section!r} has become a kind of table; move its entries to tables, each with "
-                    f"kind: {kind}"
-                )
+                remedy = f"move its entries to tables, each with kind: {kind}"
+                raise ValueError(f"the section {section!r} has become a kind of table; {remedy}")
         return validate(values)
 
     @model_validator(mode="after")

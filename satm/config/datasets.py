@@ -67,9 +67,9 @@ class DatasetOptions(Options):
 
     @model_validator(mode="after")
     def _variants_need_zca(self) -> "DatasetOptions":
-        idle = [name for name in ("zca_per_image", "zca_relative") if getattr(self, name) and not self.zca]
-        if idle:
-            raise ValueError(f"{idle[0]} changes the whitening, but zca is false; set zca to true or leave it out")
+        for name in ("zca_per_image", "zca_relative"):
+            if getattr(self, name) and not self.zca:
+                raise ValueError(f"{name} changes the whitening, but zca is false; set zca to true or leave it out")
         return self
 
 

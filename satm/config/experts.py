@@ -60,10 +60,9 @@ class ExpertsOptions(Options):
     """Number of these experts, the first ones, that rate images for a curriculum of others; does not change them."""
 
     def check(self, where: str) -> None:
-        """Check that the options fit together; `where` begins the message.
+        """Raise a UsageError if an option has no effect, or a curriculum is incomplete or contradictory.
 
-        Raises:
-            UsageError: an option has no effect with the others, or a curriculum is incomplete or contradictory.
+        `where` begins the message.
         """
         idle: dict[str, tuple[str, ...]] = {}
         if self.optimiser != "flat":
@@ -80,9 +79,8 @@ class ExpertsOptions(Options):
                 f"{where}: order {self.order!r} needs difficulty; name the experts that rate images, such as sgd"
             )
         if self.full_epoch is not None and self.full_epoch > self.epochs:
-            raise UsageError(
-                f"{where}: full_epoch {self.full_epoch} is above epochs {self.epochs}; lower it or raise them"
-            )
+            above = f"full_epoch {self.full_epoch} is above epochs {self.epochs}"
+            raise UsageError(f"{where}: {above}; lower it or raise them")
 
 
 BUILTIN_EXPERTS = {

@@ -51,9 +51,8 @@ class Site(Options):
     @model_validator(mode="after")
     def _fits(self) -> "Site":
         if self.arrays and "jobs" in self.model_fields_set:
-            raise ValueError(
-                "jobs and arrays exclude each other: the plugin would never submit jobs beyond the limit; leave one out"
-            )
+            reason = "the plugin would never submit jobs beyond the limit"
+            raise ValueError(f"jobs and arrays exclude each other: {reason}; leave one out")
         if both := [rule for rule in self.arrays if rule in self.per_job]:
             raise ValueError(f"{both[0]} is in arrays and in per_job; leave it out of one of them")
         return self

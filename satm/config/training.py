@@ -108,7 +108,7 @@ class SearchOptions(Options):
         return value
 
     def parts(self) -> list[str]:
-        """Return the parts in which the candidates are trained, `FIRST-LAST` by their places in the sample."""
+        """Return the groups of candidates, `FIRST-LAST` by their places in the sample."""
         return grouped(self.sample or CANDIDATES, self.per_job)
 
 

@@ -1,4 +1,4 @@
-"""Adapt a synthetic set of other code to a dataset, its images, labels, step size and space, or refuse it.
+"""Adaptation of a synthetic set of other code to a dataset: its images, labels, step size and space.
 
 Shapes: n images of C x H x W; K classes.
 Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; training, the one of the last
@@ -47,8 +47,8 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
             f"{where} holds images {images.dtype} {tuple(images.shape)}, expected uint8 or floating point "
             "[n, C, H, W]; convert them"
         )
-    if not len(images) or len(images) != ipc * classes:
-        each, rest = divmod(len(images), classes)
+    each, rest = divmod(len(images), classes)
+    if not each or rest or each != ipc:
         advice = f"use --ipc {each}" if each and not rest else "no --ipc fits them"
         raise UsageError(
             f"{where} holds {len(images)} images, expected {ipc * classes}: {ipc} for each of the {classes} "
@@ -109,9 +109,8 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
     """
     count = ipc * classes
     if labels is None:
-        return torch.arange(classes).repeat_interleave(ipc), (
-            "there are none: the images are taken to be sorted by class, as the MTT family's code saves them"
-        )
+        sorted_by_class = "the images are taken to be sorted by class, as the MTT family's code saves them"
+        return torch.arange(classes).repeat_interleave(ipc), f"there are none: {sorted_by_class}"
     labels = labels.detach()
     if labels.dtype in INTEGERS and labels.shape == (count,):
         labels = labels.to(torch.int64)
@@ -189,22 +188,14 @@ def fit_space(
 ) -> tuple[Tensor, str]:
     """Return `[n, C, H, W]` float32 images in the space of training, and how they were understood, in words.
 
-    Args:
-        images: of `fit_images`.
-        external: the set that they are from.
-        space: their space; `auto`: pixels for pictures and uint8, else the space of training.
-        preprocessor: of the dataset.
-        mean: of normalised images (`fit_statistics`).
-        std: of normalised images.
+    `images` are those of `fit_images`, `mean` and `std` those of `fit_statistics`. `space` `auto`: pixels for pictures
+    and uint8, else the space of training.
 
     Raises:
         UsageError: the images cannot be in that space.
     """
-    training, decided, where = (
-        _describe(preprocessor),
-        "" if space != "auto" else ", decided (space auto)",
-        external.where,
-    )
+    training, where = _describe(preprocessor), external.where
+    decided = ", decided (space auto)" if space == "auto" else ""
     if external.made is not None:
         if space not in ("auto", "trained", preprocessor.identity["space"]):
             raise UsageError(f"{where} says itself that its images are {training}, space is {space!r}; leave space out")

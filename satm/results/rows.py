@@ -65,10 +65,8 @@ def read_run(path: Path, columns: Columns) -> tuple[pandas.DataFrame, dict[str, 
     table = _add_missing(table, columns, expected)
     fixed = [name for name in table.column_names if name in columns.fields]
     if fixed != expected.names or (not columns.extra and len(table.column_names) != len(fixed)):
-        raise UsageError(
-            f"{columns.what} {path} has the columns {', '.join(table.column_names)}, expected "
-            f"{', '.join(expected.names)}; {AGAIN}"
-        )
+        names, known = ", ".join(table.column_names), ", ".join(expected.names)
+        raise UsageError(f"{columns.what} {path} has the columns {names}, expected {known}; {AGAIN}")
     if wrong := [field.name for field in expected if table.schema.field(field.name).type != field.type]:
         raise UsageError(f"{columns.what} {path} has values of an unexpected type in {', '.join(wrong)}; {AGAIN}")
     if empty := [name for name in expected.names if name not in columns.optional and table[name].null_count]:
@@ -82,8 +80,9 @@ def _add_missing(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schem
     if table.column_names[: len(expected) - len(absent)] != [name for name in expected.names if name not in absent]:
         return table
     for name in absent:
-        values = pyarrow.array([columns.since[name]] * len(table), expected.field(name).type)
-        table = table.add_column(expected.get_field_index(name), expected.field(name), values)
+        field = expected.field(name)
+        values = pyarrow.array([columns.since[name]] * len(table), field.type)
+        table = table.add_column(expected.get_field_index(name), field, values)
     return table
 
 

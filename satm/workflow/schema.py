@@ -15,10 +15,10 @@ from satm.networks import NETWORKS
 from satm.version import CHECKOUT
 
 SCHEMA = CHECKOUT / "workflow" / "schemas" / "campaign.schema.json"
-"""Where a checkout has the schema after it was written; git does not keep it, so that a new option is in one place."""
+"""Place of the schema in a checkout; git does not keep it, so that a new option is in one place."""
 
 LONGEST = 120
-"""Characters of a line that holds several values."""
+"""Characters of a line with several values."""
 
 
 class _Untitled(GenerateJsonSchema):
@@ -49,10 +49,8 @@ def build() -> dict[str, Any]:
     for section, kinds, default in (("tables", TABLES, "accuracy"), ("figures", FIGURES, "")):
         for kind, options in kinds.items():
             _define(defs, f"{section}-{kind}", options, _below(options), {"kind": {"const": kind}})
-            required = {name for name, field in options.model_fields.items() if field.is_required()}
-            defs[f"{section}-{kind}"]["required"] = sorted(
-                required - {"kind"} if kind == default else required | {"kind"}
-            )
+            required = {name for name, field in options.model_fields.items() if field.is_required()} - {"kind"}
+            defs[f"{section}-{kind}"]["required"] = sorted(required if kind == default else required | {"kind"})
         entries = [{"$ref": f"#/$defs/{section}-{kind}"} for kind in kinds]
         properties[section]["additionalProperties"] = {"oneOf": entries}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -62,8 +60,8 @@ def _define(
     defs: dict[str, Any], name: str, model: type[Options], below: list[type[Options]], fixed: Mapping[str, Any]
 ) -> None:
     """Define an entry of a campaign, which has no other options."""
-    found = _added(defs, model, below)
-    defs[name] = found | {"type": "object", "properties": found["properties"] | fixed, "unevaluatedProperties": False}
+    entry = _added(defs, model, below)
+    defs[name] = entry | {"type": "object", "properties": entry["properties"] | fixed, "unevaluatedProperties": False}
 
 
 def _below(model: type[Options]) -> list[type[Options]]:
@@ -71,7 +69,7 @@ def _below(model: type[Options]) -> list[type[Options]]:
 
 
 def _added(defs: dict[str, Any], model: type[Options], below: list[type[Options]]) -> dict[str, Any]:
-    """Return what a class of options has beside those of other ones, which are defined for all that share them."""
+    """Return the options that a class adds to the classes below it, which are defined once for all that share them."""
     inherited: dict[str, Any] = {}
     for each in below:
         inherited |= _schema(defs, each)
@@ -83,16 +81,16 @@ def _added(defs: dict[str, Any], model: type[Options], below: list[type[Options]
 
 
 def _schema(defs: dict[str, Any], model: type[Options]) -> dict[str, Any]:
-    """Return the options of a class, after defining what they consist of."""
-    found = model.model_json_schema(schema_generator=_Untitled)
-    for name, inner in found.get("$defs", {}).items():
+    """Return the options of a class, after defining those inside them."""
+    schema = model.model_json_schema(schema_generator=_Untitled)
+    for name, inner in schema.get("$defs", {}).items():
         defs.setdefault(name, inner)
-    properties: dict[str, Any] = found.get("properties", {})
+    properties: dict[str, Any] = schema.get("properties", {})
     return properties
 
 
 def text(content: Any, indent: str = "") -> str:
-    """Return JSON with sorted keys, of which all that fits into a line is on one line."""
+    """Return JSON with sorted keys; each value that fits into a line is on one line."""
     line = json.dumps(content, sort_keys=True)
     if len(indent + line) <= LONGEST or not isinstance(content, dict | list):
         return line

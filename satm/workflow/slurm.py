@@ -39,9 +39,17 @@ def open_site() -> Site:
 
     Snakemake reads the profile before its arguments, so the line replaces its usage message.
     """
+    path = next((path for folder in (Path("slurm"), PROFILE) if (path := folder / "site.yaml").is_file()), None)
+    installed = "none"
+    with contextlib.suppress(PackageNotFoundError):
+        installed = version(PLUGIN)
     try:
-        check_plugin()
-        site, path = find_site()
+        if installed == "none" or Version(installed) < Version(OLDEST):
+            raise UsageError(
+                f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {installed}; install it with "
+                "`pip install '.[workflow]' -c constraints.txt`"
+            )
+        site = load_site(path) if path else Site()
     except UsageError as error:
         print(f"satm: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -55,22 +63,6 @@ def open_site() -> Site:
     limit = f"; at most {site.memory} MB for a job" if site.memory else ""
     print(f"satm: partitions, account and so on {source}{limit}", file=sys.stderr)
     return site
-
-
-def check_plugin() -> None:
-    """Check that the SLURM plugin is installed and new enough.
-
-    Raises:
-        UsageError: it is missing or too old.
-    """
-    installed = "none"
-    with contextlib.suppress(PackageNotFoundError):
-        installed = version(PLUGIN)
-    if installed == "none" or Version(installed) < Version(OLDEST):
-        raise UsageError(
-            f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {installed}; install it with "
-            "`pip install '.[workflow]' -c constraints.txt`"
-        )
 
 
 def keep_nodes() -> None:
@@ -93,16 +85,6 @@ def keep_nodes() -> None:
     plugin.get_submit_command = command
 
 
-def find_site() -> tuple[Site, Path | None]:
-    """Return the content of `site.yaml` and its path: in the folder `slurm` here or of the checkout; None: no file.
-
-    Raises:
-        UsageError: an unknown name or an unusable value.
-    """
-    path = next((path for folder in (Path("slurm"), PROFILE) if (path := folder / "site.yaml").is_file()), None)
-    return (load_site(path) if path else Site()), path
-
-
 def load_site(path: Path) -> Site:
     """Return the settings of a cluster in a file.
 
@@ -117,9 +99,6 @@ def load_site(path: Path) -> Site:
 
 def check_cluster(workflow: Any) -> None:
     """Check that SLURM would accept the jobs of a run, for `onstart`; other executors pass unchecked.
-
-    Args:
-        workflow: Snakemake's object of that name.
 
     Raises:
         WorkflowError: it would refuse one. Snakemake prints this error as one line, without a traceback.
@@ -145,11 +124,7 @@ def check_cluster(workflow: Any) -> None:
 
 
 def check_programs() -> None:
-    """Check that SLURM is installed and its controller answers.
-
-    Raises:
-        UsageError: a program is missing, or there is no answer.
-    """
+    """Raise a UsageError if a program of SLURM is missing or its controller does not answer."""
     for name in ("sbatch", "squeue", "scontrol", "sinfo"):
         if shutil.which(name) is None:
             raise UsageError(
@@ -172,15 +147,7 @@ def cancel_waiting(jobs: Collection[str]) -> None:
 
 
 def check_status(command: str | None, seconds: int) -> None:
-    """Check that the end of a job will be seen.
-
-    Args:
-        command: command that reports how jobs ended.
-        seconds: interval between two calls.
-
-    Raises:
-        UsageError: it would never be seen.
-    """
+    """Raise a UsageError if the ends of jobs would never be seen by a command that is called at this interval."""
     if _has_database():
         return
     if command == "sacct":
@@ -197,11 +164,9 @@ def check_status(command: str | None, seconds: int) -> None:
 
 
 def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int] | None = None) -> None:
-    """Check that SLURM would accept and run jobs.
+    """Check that SLURM would accept and run jobs with these resources, by the name of their rule.
 
-    Args:
-        kinds: resources of a SLURM job by the name of its rule.
-        shared: number of the rule's jobs that share one SLURM job, where there are several.
+    `shared` is the number of a rule's jobs in one SLURM job, where there are several.
 
     Raises:
         UsageError: it would not; with the reason as far as it is known.
@@ -354,8 +319,7 @@ def _other_account(account: str | None, accounts: Collection[str]) -> str | None
 
 def _from_database(table: str, key: str, column: str) -> list[str]:
     """Return values of this user in SLURM's accounting database; empty without a database."""
-    user = f"{key}={getpass.getuser()}"
-    answer = _ask("sacctmgr", "-nP", "show", table, "where", user, f"format={column}")
+    answer = _ask("sacctmgr", "-nP", "show", table, "where", f"{key}={getpass.getuser()}", f"format={column}")
     return sorted(set(answer.stdout.split())) if answer.returncode == 0 else []
 
 
