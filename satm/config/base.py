@@ -17,14 +17,16 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 LONGEST_NAME = 100
 """Characters of a name; file systems allow 255, and some files carry two names."""
 
+MOST_FILES = 20_000
+"""Largest number of files that one table or figure is made of."""
+
 LARGEST = 2**63 - 1
 """Largest absolute value of an integer option, that of 64 bits."""
 
 REVISIONS = dict.fromkeys(
     ("data", "experts", "distill", "evaluate", "continual", "nas", "analyse", "table", "figure"), 1
 )
-"""Revision by stage, stored in its results: raise it by hand when the stage's numbers change, because the workflow does
-not see edits of code."""
+"""Revision by stage, stored in its results: raise it when its numbers change; the workflow sees no edits of code."""
 
 M = TypeVar("M", bound="Options")
 
@@ -141,3 +143,14 @@ def numbers(group: str) -> range:
     """Return the numbers of one such group."""
     first, last = map(int, group.split("-"))
     return range(first, last + 1)
+
+
+def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """Return each dataset with each of its numbers of images per class."""
+    return [(dataset, ipc) for dataset, ipcs in datasets.items() for ipc in ipcs]
+
+
+def refuse_many(files: int) -> None:
+    """Raise a ValueError if a table or figure has too many files for planning a campaign."""
+    if files > MOST_FILES:
+        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")

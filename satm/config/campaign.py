@@ -26,8 +26,7 @@ class Setting(Options):
     experts: tuple[str, ...] = ()
     """Names of experts; empty: all (stage experts)."""
     network: tuple[str, ...] = ()
-    """Names of networks, or the registered networks below them; empty: all (stage network). In stage evaluate names of
-    the networks that are tested."""
+    """Names of networks, or the registered ones below (stage network), or tested networks (evaluate); empty: all."""
     dataset: tuple[str, ...] = ()
     """Names of datasets; empty: all."""
     ipc: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from satm.config.base import Options
+from satm.config.base import Options, budgets
 from satm.config.cell import Cell
 from satm.config.layout import Layout
 from satm.errors import UsageError, pick
@@ -27,8 +27,8 @@ SomeDatasets = Annotated[dict[str, Annotated[tuple[Ipc, ...], Field(min_length=1
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Seeds of the distillation."""
 
-MOST, MOST_FILES = 10_000, 20_000
-"""Largest number of synthetic sets, and of files, that one table or figure is made of."""
+MOST = 10_000
+"""Largest number of synthetic sets that one table or figure is made of."""
 
 
 class Exhibit(Options):
@@ -98,17 +98,6 @@ class Cells(Exhibit):
     def runs(self) -> list[Cell]:
         """Return every distillation that it is made of."""
         return self.cells()
-
-
-def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
-    """Return each dataset with each of its numbers of images per class."""
-    return [(dataset, ipc) for dataset, ipcs in datasets.items() for ipc in ipcs]
-
-
-def refuse_many(files: int) -> None:
-    """Raise a ValueError if a table or figure has too many files for planning a campaign."""
-    if files > MOST_FILES:
-        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")
 
 
 class TableOptions(Cells):

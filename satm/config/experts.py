@@ -54,8 +54,7 @@ class ExpertsOptions(Options):
     """Fraction of the images, the easiest, in the first epoch of a curriculum (lambda in ConTra); it grows linearly.
     Not given in the paper; 0.5 is ours: the hard half comes later."""
     full_epoch: int | None = Field(None, ge=1)
-    """Epochs of a curriculum before it has all images (gamma in ConTra); None: half of `epochs`, rounded down. Not
-    given in the paper; half is ours."""
+    """Epochs of a curriculum before it has all images (gamma in ConTra, not given); None: half, rounded down (ours)."""
     difficulty_count: int = Field(5, ge=1)
     """Number of these experts, the first ones, that rate images for a curriculum of others; does not change them."""
 

@@ -37,8 +37,7 @@ class Site(Options):
     arrays: tuple[str, ...] = ()
     """Rules whose jobs are submitted as arrays, or `all`; the length of the queue is then not limited."""
     per_job: dict[str, Annotated[int, Field(ge=2)]] = {}
-    """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all of them count as
-    failed."""
+    """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all count as failed."""
     resources: dict[str, dict[str, Resource]] = {}
     """Resources by rule that replace those of the workflow."""
 

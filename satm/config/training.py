@@ -124,8 +124,7 @@ class StepsOptions(Options):
     network: str = "convnet"
     """Network that is trained on the synthetic images kept."""
     sets: Literal["sliced", "per-step"] = "sliced"
-    """`sliced`: a step brings its classes' images of one distillation of all classes; `per-step`: a set that was
-    distilled on the classes of this step only."""
+    """Images of a step: from one distillation of all classes (`sliced`), or of the step's classes (`per-step`)."""
 
     def sources(self, dataset: str) -> list[str]:
         """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""

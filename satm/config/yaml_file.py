@@ -14,8 +14,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from satm.errors import LONGEST, UsageError, short
 
 LONGEST_FILE, MOST_VALUES, LONGEST_NUMBER = 2**18, 20_000, 400
-"""Limits: bytes of a file, values in it with aliases expanded, digits of a number. The largest campaign of the project
-needs a tenth of the first two."""
+"""Limits: bytes, values with aliases expanded, digits of a number; campaigns here need a tenth of the first two."""
 
 PLAIN = "tag:yaml.org,2002:"
 NUMBERS = {f"{PLAIN}int", f"{PLAIN}float"}

@@ -1,7 +1,6 @@
 """Seconds and memory of the pieces of a campaign's jobs on this machine.
 
-The jobs' own code runs each piece on random images and random experts of the right shape, so that neither data nor
-trained networks are needed.
+The jobs' own code runs each piece on random images and experts of the right shape, without real ones.
 """
 
 import math
@@ -38,8 +37,7 @@ IMAGES = (8, 64, 256)
 """Batch sizes of the measured training steps; others are interpolated or extrapolated."""
 
 STEPS = (6, 12)
-"""Inner steps of the measured iterations, where a method has more; the time of all is extrapolated. Twice as many where
-an iteration keeps a small part of them."""
+"""Measured inner steps, to extrapolate from; twice as many where an iteration keeps a small part of them."""
 
 MONITOR_EVERY = 2
 """Measured iterations between two measurements of the monitored segments."""

@@ -1,7 +1,6 @@
 """Forecast of a campaign: jobs, hours, memory and disk, before it starts. Nothing here imports torch.
 
-The work of each job (`satm.cost.workload`) is multiplied by the measured pace of a machine (`python -m satm bench
-pace`).
+The work of each job (`satm.cost.workload`) is multiplied by a machine's pace (`python -m satm bench pace`).
 """
 
 import json

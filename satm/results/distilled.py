@@ -93,8 +93,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     raw_labels: Tensor | None = None
     """For an average: labels of the iteration itself, like `labels`; None: the same as `labels`."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors by name that the raw images are computed from, such as basis images and their weights; empty: the images
-    are stored themselves."""
+    """Tensors by name that the raw images are computed from, as basis and weights; empty: the images themselves."""
     history: History | None = None
     """Earlier states, kept by the option `snapshots` of a distillation."""
 

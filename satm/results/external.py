@@ -51,8 +51,7 @@ class ExternalSet:
 def read_set(path: Path, image_column: str | None = None, label_column: str | None = None) -> ExternalSet:
     """Return the set in a file or folder of images; the columns are those of `DatasetOptions`, for parquet.
 
-    Formats: `.pt`, `.pth` or `.safetensors` with tensors; `.parquet`, or a folder of such files, with encoded images;
-    or a folder CLASS/image.
+    Formats: `.pt`, `.pth` or `.safetensors` with tensors; one or a folder of `.parquet` with images; or CLASS/image.
 
     Raises:
         UsageError: the path is missing, damaged or of another format, or reading it would run code.

@@ -71,8 +71,7 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
 def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
     """Return `[n]` int64 labels as the dataset numbers its classes, and how they were matched, in words.
 
-    `names` are those of the labels `[n]` int64 in the set, `class_names` those in the dataset; `where` is the path of
-    the labels.
+    `names`: of the labels `[n]` int64 in the set; `class_names`: in the dataset; `where`: path of the labels.
 
     Raises:
         UsageError: a label has no name, or only some of the names are classes of the dataset.
@@ -104,8 +103,7 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
     `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
 
     Raises:
-        UsageError: type or shape does not fit, a class is unknown, a value is not finite, or stated probabilities are
-            none.
+        UsageError: a wrong type or shape, unknown class, value that is not finite, or wrong sum of probabilities.
     """
     count = ipc * classes
     if labels is None:
