@@ -199,11 +199,12 @@ def accounting(campaigns: Campaigns, root: str) -> Accounting:
     cells = _cell_rows(campaigns, root, {one.job: one for one in every})
     frame = pandas.DataFrame([*rows, *cells], columns=COLUMNS).astype({"ipc": "Int64", "attempts": "Int64"})
     of_rules, of_cells = frame[frame["part"] != "cell"], frame[frame["part"] == "cell"]
+    in_cells = [column for column in HEADINGS if column not in OF_RULES]
     unit = HOURS if of_rules["run_hours"].iloc[-1] >= IN_HOURS else MINUTES
     return Accounting(
         frame,
-        _grid(f"{root}: what its jobs took", of_rules, OF_RULES, _rule_notes(every, unit), unit),
-        _grid(f"{root}: what the cells of its tables took", of_cells, OF_CELLS, CELL_NOTES, unit),
+        _grid(f"{root}: what its jobs took", of_rules, list(HEADINGS), _rule_notes(every, unit), unit),
+        _grid(f"{root}: what the cells of its tables took", of_cells, in_cells, CELL_NOTES, unit),
     )
 
 
@@ -297,22 +298,17 @@ def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:
     )
 
 
-OF_RULES = {
-    **{"rule": "rule", "jobs": "jobs", "gpu_hours": "GPU {0}", "cpu_hours": "CPU {0}"},
-    **{"run_hours": "run ({1})", "queue_hours": "queue ({1})", "longest_hours": "longest job ({1})"},
-    **{"peak_device_gb": "device memory (GB)", "peak_host_gb": "host memory (GB)"},
-    **{"attempts": "attempts", "devices": "device"},
+HEADINGS = {
+    **{"rule": "rule", "table": "table", "dataset": "dataset", "ipc": "IPC", "method": "method", "jobs": "jobs"},
+    **{"gpu_hours": "GPU {0}", "cpu_hours": "CPU {0}", "run_hours": "run ({1})", "experts_hours": "experts ({1})"},
+    **{"distillation_hours": "distillation ({1})", "evaluation_hours": "evaluation ({1})"},
+    **{"queue_hours": "queue ({1})", "longest_hours": "longest job ({1})", "peak_device_gb": "device memory (GB)"},
+    **{"peak_host_gb": "host memory (GB)", "attempts": "attempts", "devices": "device", "experts": "which experts"},
 }
-"""Headings of the table of rules, by column of the frame (`jobs`: done and planned), with a unit of time to fill in."""
+"""Headings by column of the frame (`jobs`: done and planned), with names of a unit of time to fill in."""
 
-OF_CELLS = {
-    **{"table": "table", "dataset": "dataset", "ipc": "IPC", "method": "method", "jobs": "jobs"},
-    **{"experts_hours": "experts ({1})", "distillation_hours": "distillation ({1})"},
-    **{"evaluation_hours": "evaluation ({1})", "queue_hours": "queue ({1})"},
-    **{"peak_device_gb": "device memory (GB)", "peak_host_gb": "host memory (GB)"},
-    **{"devices": "device", "experts": "which experts"},
-}
-"""The same of the table of cells."""
+OF_RULES = {"rule", "gpu_hours", "cpu_hours", "run_hours", "longest_hours", "attempts"}
+"""Columns that the table of cells lacks."""
 
 TEXTS = ("rule", "table", "dataset", "method", "devices", "experts")
 """Columns of text."""
@@ -333,13 +329,13 @@ CELL_NOTES = (
 )
 
 
-def _grid(title: str, frame: pandas.DataFrame, headings: Mapping[str, str], notes: Sequence[str], unit: Unit) -> Grid:
+def _grid(title: str, frame: pandas.DataFrame, names: Sequence[str], notes: Sequence[str], unit: Unit) -> Grid:
     """Return a table for people, without empty columns."""
-    columns = {name: [_text(name, row, unit) for row in frame.to_dict("records")] for name in headings}
-    columns = {name: texts for name, texts in columns.items() if any(texts) or name == next(iter(headings))}
-    shown = {name: headings[name].format(*unit) for name in columns}
-    lines = [list(line) for line in zip(*columns.values(), strict=True)]
-    return Grid(title, list(shown.values()), lines, [shown[name] for name in TEXTS if name in shown], notes)
+    columns = {name: [_text(name, row, unit) for row in frame.to_dict("records")] for name in names}
+    shown = {name: texts for name, texts in columns.items() if any(texts) or name == names[0]}
+    headings = {name: HEADINGS[name].format(*unit) for name in shown}
+    lines = [list(line) for line in zip(*shown.values(), strict=True)]
+    return Grid(title, list(headings.values()), lines, [headings[name] for name in TEXTS if name in shown], notes)
 
 
 def _text(column: str, row: Mapping[Any, Any], unit: Unit) -> str:

@@ -39,27 +39,23 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
 
 
 def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
-    """Return the rows of a file written by `write_rows`; a missing optional number is NaN.
-
-    Columns that files of earlier versions lack (`Columns.since`) are added.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or of another kind.
-    """
+    """Return the rows of a file, as `read_run`."""
     return read_run(path, columns)[0]
 
 
 def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
-    """Return the circumstances of the run that wrote a file, of whatever columns.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or was not written by `write_rows`.
-    """
+    """Return the circumstances of the run that wrote a file, without checking its columns; raises as `read_run`."""
     return _read_table(path, columns.what)[1]
 
 
 def read_run(path: Path, columns: Columns) -> tuple[pandas.DataFrame, dict[str, Any]]:
-    """Return the rows, as `read_rows`, and the circumstances of their run, reading the file once."""
+    """Return the rows of a file written by `write_rows`, and the circumstances of their run.
+
+    A missing optional number is NaN. Columns that files of earlier versions lack (`Columns.since`) are added.
+
+    Raises:
+        UsageError: the file is missing, incomplete, changed, or of another kind.
+    """
     expected = columns.schema([])
     table, circumstances = _read_table(path, columns.what)
     table = _add_missing(table, columns, expected)
@@ -87,11 +83,7 @@ def _add_missing(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schem
 
 
 def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
-    """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or was not written by `write_rows`.
-    """
+    """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes."""
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; make it first")
     try:

@@ -138,9 +138,9 @@ class Campaigns:
             params["options"] = partial(self.options, name)
             if rule.gathers:
                 params["partial"] = "--partial" if self._partial else ""
-        log, benchmark = PATTERNS.log(*PLACES[name]), PATTERNS.benchmark(*PLACES[name])
-        inputs = partial(self.inputs, name)
-        return SimpleNamespace(inputs=inputs, outputs=rule.outputs, params=params, log=log, benchmark=benchmark)
+        inputs, place = partial(self.inputs, name), PLACES[name]
+        files = {"log": PATTERNS.log(*place), "benchmark": PATTERNS.benchmark(*place)}
+        return SimpleNamespace(inputs=inputs, outputs=rule.outputs, params=params, **files)
 
 
 def use_this_checkout(base: Path) -> None:
