@@ -33,15 +33,9 @@ KNOWN = ("measured", "estimated", "unknown")
 class Stage:
     """What the jobs of one rule take together.
 
-    Args:
-        jobs: number of jobs.
-        hours: sum of all jobs.
-        longest: hours of the longest job.
-        longest_job: that job, in words.
-        memory: bytes of the largest job on the device, its real images included.
-        disk: bytes of their files.
-        known: number of jobs by confidence (`KNOWN`).
-        too_large: pieces that did not fit into the measured machine's memory.
+    `hours` are those of all jobs, `longest` those of one; `memory` is the largest of a job on the device in bytes, with
+    its real images; `disk` the bytes of all files. `known` counts jobs by confidence, `too_large` has the pieces that
+    did not fit into the machine's memory.
     """
 
     jobs: int = 0
@@ -127,14 +121,7 @@ def _text(values: Mapping[str, Any], *more: str) -> str:
 
 
 def cost(resolver: Resolver, jobs: Sequence[Job], pace: Pace, at_once: bool) -> dict[str, Stage]:
-    """Return what the jobs of a campaign take, by rule.
-
-    Args:
-        resolver: options of the campaign.
-        jobs: all its jobs (`satm.workflow.jobs.jobs`).
-        pace: pace of the machine.
-        at_once: the machine trains networks at once where options leave it to the device.
-    """
+    """Return what the jobs of a campaign take by rule; `at_once` as in `satm.cost.workload.shares`."""
     stages: dict[str, Stage] = {}
     for job in jobs:
         stage, parts = stages.setdefault(job.rule, Stage()), shares(resolver, job, at_once)
@@ -207,11 +194,7 @@ HEADINGS = (
 def cost_grid(title: str, stages: Mapping[str, Stage], pace: Pace, start_seconds: float) -> Grid:
     """Return the table that people read: a line per rule that computes, and one of all.
 
-    Args:
-        title: title above it.
-        stages: what each rule takes (`cost`).
-        pace: pace of the machine.
-        start_seconds: time of each job before its first step, added to its time.
+    `start_seconds` is the time of a job before its first step, which is added to each.
     """
     computing = {rule: stage for rule, stage in stages.items() if stage.hours or stage.known["unknown"]}
     hours = {rule: stage.hours + stage.jobs * start_seconds / 3600 for rule, stage in computing.items()}

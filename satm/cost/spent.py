@@ -47,18 +47,9 @@ number of done ones without numbers. Hours of a cell include its share of expert
 class Spent:
     """Cost of one job; None: unknown.
 
-    Args:
-        job: the job.
-        done: its files exist.
-        source: source of the numbers.
-        attempts: number of attempts.
-        run: seconds of all attempts.
-        cpu: seconds of all CPUs.
-        gpu: seconds times GPUs; 0 on CPUs.
-        queue: seconds in the queue of each SLURM job, by its number and start.
-        devices: seconds of each device, of the GPUs or of all CPUs, by its name; an unknown name is empty.
-        device_bytes: peak memory of a GPU.
-        host_bytes: peak main memory.
+    `run`, `cpu` and `gpu` are seconds of all attempts, of all CPUs, and times GPUs (0 without). `queue` has the seconds
+    that each SLURM job waited, by its number and start; `devices` those of the GPUs, or of all CPUs, by name (empty:
+    unknown). Bytes are peaks of one GPU and of main memory.
     """
 
     job: Job
@@ -264,18 +255,16 @@ def _cell_rows(campaigns: Campaigns, root: str, costs: Mapping[Job, Spent]) -> l
     for (name, (dataset, ipc, method, _)), needs in behind.items():
         shares = {job: 1 / len(users[job]) for job in needs if job in users}
         own = [costs[job] for job in sorted(needs) if job.rule not in ("images", "zca")]
-        times: dict[str, list[Spent]] = {"experts": [], "distillation": [], "evaluation": []}
-        for one in own:
-            distilled = "distillation" if one.job.rule == "distill" else "evaluation"
-            times["experts" if one.job in shares else distilled].append(one)
-        rows.append(
-            {
-                **{"part": "cell", "table": name, "dataset": dataset, "ipc": ipc, "method": method},
-                **_row(own, shares),
-                **{f"{stage}_hours": _row(some, shares)["run_hours"] for stage, some in times.items()},
-                "experts": _experts_in_words({job: users[job] for job in shares}),
-            }
-        )
+        row = {"part": "cell", "table": name, "dataset": dataset, "ipc": ipc, "method": method, **_row(own, shares)}
+        for stage in ("experts", "distillation", "evaluation"):
+            some = [
+                one
+                for one in own
+                if stage
+                == ("experts" if one.job in shares else "distillation" if one.job.rule == "distill" else "evaluation")
+            ]
+            row[f"{stage}_hours"] = _row(some, shares)["run_hours"]
+        rows.append(row | {"experts": _experts_in_words({job: users[job] for job in shares})})
     return rows
 
 
@@ -293,9 +282,8 @@ def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:
     for job, cells in users.items():
         name = job.wildcards.experts
         counts[name] = max(counts.get(name, 0), len(cells))
-    return "; ".join(
-        f"{name}, shared by {count} cells" if count > 1 else name for name, count in sorted(counts.items())
-    )
+    shared = {name: f", shared by {count} cells" if count > 1 else "" for name, count in sorted(counts.items())}
+    return "; ".join(f"{name}{text}" for name, text in shared.items())
 
 
 HEADINGS = {
@@ -312,7 +300,6 @@ OF_RULES = {"rule", "gpu_hours", "cpu_hours", "run_hours", "longest_hours", "att
 
 TEXTS = ("rule", "table", "dataset", "method", "devices", "experts")
 """Columns of text."""
-
 
 Unit = tuple[str, str, int]
 """Long and short name of a unit of time, and the number of it in an hour."""

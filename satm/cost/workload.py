@@ -44,13 +44,7 @@ IDLE = {
 class Shape:
     """What networks see of a dataset; assumed where only its files know it.
 
-    Args:
-        channels: channels of an image.
-        size: height and width in pixels.
-        classes: number of classes.
-        images: number of training images.
-        tested: number of test images.
-        augment: families of augmentation.
+    `size` is height and width in pixels, `images` and `tested` are numbers of training and test images.
     """
 
     channels: int
@@ -67,19 +61,13 @@ class Shape:
 
     def key(self, network: Mapping[str, Any], augment: bool = True) -> dict[str, Any]:
         """Return what the time of a network on one of these images depends on."""
-        names = ("channels", "size", "classes")
-        values = {name: getattr(self, name) for name in names}
-        return {"network": dict(network), "augment": self.augment if augment else "", **values}
+        values = {"network": dict(network), "augment": self.augment if augment else ""}
+        return values | {name: getattr(self, name) for name in ("channels", "size", "classes")}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Work whose time and memory can be measured.
-
-    Args:
-        kind: `step`, of training; `iteration`, of a distillation.
-        key: everything that they depend on, as one JSON text.
-    """
+    """A training step or an iteration of a distillation; `key` has all that its time depends on, as one JSON text."""
 
     kind: Literal["step", "iteration"]
     key: str
@@ -93,13 +81,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Share:
-    """Repetitions of a piece.
-
-    Args:
-        piece: the work.
-        times: number of repetitions.
-        images: images of a step; 0 for iterations.
-    """
+    """Repetitions of a piece; `images` of a step, 0 for iterations."""
 
     piece: Piece
     times: float
@@ -121,15 +103,9 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
 def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:
     """Return the work of a job, without reading, writing and what comes before the first step.
 
-    A test image counts as a third of a training image, because it goes through the network once, forwards.
-
-    Args:
-        resolver: options of the job's campaign.
-        job: the job.
-        at_once: train networks at once where their options leave it to the device, as on a GPU.
-
-    Returns:
-        an empty list for jobs that compute little, such as tables; None where the work of a job is unknown.
+    A test image counts as a third of a training image, because it goes through the network once, forwards. With
+    `at_once` networks are trained at once where their options leave it to the device, as on a GPU. Jobs that compute
+    little, such as tables, have no work; None: unknown.
     """
     names = job.wildcards
     if job.rule == "experts_part":

@@ -206,15 +206,10 @@ def options(resources: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Partition:
-    """Limits of a partition, and the largest resources of its nodes.
+    """Limits of a partition, and the largest memory in megabytes and number of CPUs of its nodes.
 
-    Args:
-        default: SLURM's choice for jobs that name none.
-        accounts: accounts that may use it; empty: all.
-        minutes: limit of a job; None: unlimited.
-        memory: megabytes of a node.
-        processors: CPUs of a node.
-        gres: generic resources of each kind of node in SLURM's words, such as `gpu:a100:4`.
+    `default`: for jobs that name none; `accounts`: those that may use it, empty: all; `minutes`: limit of a job, None:
+    unlimited; `gres`: resources of each kind of node in SLURM's words, such as `gpu:a100:4`.
     """
 
     default: bool
