@@ -33,6 +33,9 @@ Source = Literal["account", "benchmark", ""]
 WITHOUT_DEVICE = ("images", "zca", "experts", "overview", "table", "figure")
 """Rules that compute on CPUs alone."""
 
+STAGES = {"experts": "experts", "distill": "distillation"}
+"""Columns of hours of a cell by the stage of a rule; all others are evaluation."""
+
 COLUMNS = [
     *("part", "rule", "table", "dataset", "ipc", "method", "planned", "done", "unfinished", "unknown"),
     *("gpu_hours", "cpu_hours", "run_hours", "queue_hours", "longest_hours", "longest_job"),
@@ -257,12 +260,7 @@ def _cell_rows(campaigns: Campaigns, root: str, costs: Mapping[Job, Spent]) -> l
         own = [costs[job] for job in sorted(needs) if job.rule not in ("images", "zca")]
         row = {"part": "cell", "table": name, "dataset": dataset, "ipc": ipc, "method": method, **_row(own, shares)}
         for stage in ("experts", "distillation", "evaluation"):
-            some = [
-                one
-                for one in own
-                if stage
-                == ("experts" if one.job in shares else "distillation" if one.job.rule == "distill" else "evaluation")
-            ]
+            some = [one for one in own if STAGES.get(RULES[one.job.rule].stage, "evaluation") == stage]
             row[f"{stage}_hours"] = _row(some, shares)["run_hours"]
         rows.append(row | {"experts": _experts_in_words({job: users[job] for job in shares})})
     return rows
