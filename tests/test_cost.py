@@ -230,7 +230,7 @@ def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]]
 def test_shapes_are_facts_or_assumptions(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     resolver = planned[1]
     seen = shape(resolver, "cifar100")
-    assert (seen.images, seen.tested, seen.classes, seen.pixels) == (50_000, 10_000, 100, 3072)
+    assert (seen.images, seen.test_images, seen.classes, seen.pixels) == (50_000, 10_000, 100, 3072)
     assert shape(resolver, "held").images == 1437 - 50
     paper = campaigns_of(ROOT / "config/paper.yaml").of("results")
     assert shape(paper, "imagenette").images == 13_000

@@ -39,19 +39,19 @@ class Options(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _as_written(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        given = values if isinstance(values, Mapping) else {}
-        for name in given:
+        raw = values if isinstance(values, Mapping) else {}
+        for name in raw:
             if name not in cls.model_fields:
                 known = sorted(cls.model_fields)
                 raise PydanticCustomError("unknown_option", "unknown option", {"name": str(name), "known": known})
         # Pydantic's strict mode rejects too much: 1e3 for an integer, a list for a tuple, a mapping for options.
         options = validate(values)
-        for name, value in given.items():
-            made = getattr(options, name)
-            if lost := _count(bool, value) - _count(bool, made):
+        for name, value in raw.items():
+            parsed = getattr(options, name)
+            if lost := _count(bool, value) - _count(bool, parsed):
                 expected = "a number instead of true or false" if lost > 0 else "true or false"
                 raise ValueError(f"{name} is {short(value)}, expected {expected}")
-            if _count(str, value) > _count(str, made):
+            if _count(str, value) > _count(str, parsed):
                 raise ValueError(f"{name} is {short(value)}, expected a number without quotes")
             if problem := unusable(value):
                 raise ValueError(f"{name} has {problem}")

@@ -44,7 +44,7 @@ class Setting(Options):
     def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
         """Say whether each axis that this row restricts has one of the given values."""
         return self.stage == stage and all(
-            not (wanted := getattr(self, axis)) or set(wanted) & set(values) for axis, values in axes.items()
+            not (names := getattr(self, axis)) or set(names) & set(values) for axis, values in axes.items()
         )
 
 

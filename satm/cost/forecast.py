@@ -148,7 +148,7 @@ def disk(resolver: Resolver, job: Job, pace: Pace) -> float:
         return 0.0
     seen = shape(resolver, names.dataset)
     if job.rule == "images":
-        return float((seen.images + seen.tested) * seen.pixels)
+        return float((seen.images + seen.test_images) * seen.pixels)
     if job.rule == "zca":
         return 4.0 * (2 * seen.pixels**2 + seen.pixels)
     if job.rule == "experts_part":
@@ -172,7 +172,7 @@ def _real_images(resolver: Resolver, job: Job) -> float:
     seen = shape(resolver, names.dataset)
     each = seen.pixels * (4 if resolver.dataset(names.dataset).zca else 1)
     trained = job.rule in ("experts_part", "full", "nas_real")
-    return float(each * (seen.tested + (seen.images if trained else 0)))
+    return float(each * (seen.test_images + (seen.images if trained else 0)))
 
 
 def _at(rows: pandas.DataFrame, column: str, amount: float) -> float:

@@ -44,14 +44,14 @@ IDLE = {
 class Shape:
     """What networks see of a dataset; assumed where only its files know it.
 
-    `size` is height and width in pixels, `images` and `tested` are numbers of training and test images.
+    `size` is height and width in pixels, `images` and `test_images` are those for training and testing.
     """
 
     channels: int
     size: int
     classes: int
     images: int
-    tested: int
+    test_images: int
     augment: str
 
     @property
@@ -91,13 +91,13 @@ class Share:
 def shape(resolver: Resolver, dataset: str) -> Shape:
     """Return what networks see of a dataset, from its options alone; its files need not exist."""
     options = resolver.dataset(dataset)
-    size, images, tested = SIZES.get(options.source, ASSUMED)
+    size, images, tests = SIZES.get(options.source, ASSUMED)
     whole = CLASSES.get(options.source, ASSUMED_CLASSES)
     classes = whole if options.classes is None else len(options.classes)
-    images, tested = (round(count / whole * classes) for count in (images, tested))
+    images, tests = (round(count / whole * classes) for count in (images, tests))
     channels = 1 if options.source == "digits" else 3
     images -= options.validation * classes
-    return Shape(channels, options.size or size, classes, images, tested, options.augment)
+    return Shape(channels, options.size or size, classes, images, tests, options.augment)
 
 
 def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:
@@ -159,7 +159,7 @@ def _training(
     steps = [
         Share(piece, count * epochs, size) for count, size in ((images // batch, batch), (1, images % batch)) if size
     ]
-    return [*steps, Share(piece, tests * seen.tested / TEST_STEP / 3, TEST_STEP)]
+    return [*steps, Share(piece, tests * seen.test_images / TEST_STEP / 3, TEST_STEP)]
 
 
 def _experts(resolver: Resolver, names: Wildcards) -> list[Share]:
