@@ -44,7 +44,7 @@ class ExternalSet:
     """Names by label, for pictures whose folders or files give them."""
     layout: Literal["tensors", "parquet", "folder", "distilled"] = "tensors"
     """Format of the files."""
-    made: DistilledDataset | None = None
+    distilled: DistilledDataset | None = None
     """The whole set, if this project stored it."""
 
 
@@ -61,9 +61,10 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
         return _read_parquet(path, tables, image_column, label_column) if tables else _read_folder(path)
     if path.is_file() and path.suffix == ".parquet":
         return _read_parquet(path, [path], image_column, label_column)
-    content, made = _read_tensors(path)
-    if made is not None:
-        return ExternalSet(str(path), made.images, made.labels, made.step_size, made.class_names, "distilled", made)
+    content, whole = _read_tensors(path)
+    if whole is not None:
+        parts = whole.images, whole.labels, whole.step_size, whole.class_names
+        return ExternalSet(str(path), *parts, "distilled", whole)
     images = _take(path, content, "images", "", expected="one tensor of images, or several named images and labels")
     return ExternalSet(str(path), images, _find(path, content, "labels"), _find(path, content, "step_size", "lr"))
 

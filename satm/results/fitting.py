@@ -194,7 +194,7 @@ def fit_space(
     """
     training, where = _describe(preprocessor), external.where
     decided = ", decided (space auto)" if space == "auto" else ""
-    if external.made is not None:
+    if external.distilled is not None:
         if space not in ("auto", "trained", preprocessor.identity["space"]):
             raise UsageError(f"{where} says itself that its images are {training}, space is {space!r}; leave space out")
         return images, f"in the space of training, as the file states: {training}"

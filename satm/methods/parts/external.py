@@ -65,8 +65,8 @@ class External(Method[FilesOptions]):
         self._notes |= {"sha256": ", ".join(hashes)} if hashes else {}
         self._selection: str = options.selection
         if options.selection == "auto":
-            self._selection = "test" if found.made is None else found.made.selection
-            stated = "taken to be" if found.made is None else "as the file states:"
+            self._selection = "test" if found.distilled is None else found.distilled.selection
+            stated = "taken to be" if found.distilled is None else "as the file states:"
             self._notes["selection"] = f"{stated} {self._selection}, decided (selection auto)"
 
     def start(self) -> Synthetic:
@@ -91,10 +91,10 @@ class External(Method[FilesOptions]):
         if found.layout != "parquet":
             idle[f"{self._path}, which is not parquet; give parquet"] = ("image_column", "label_column")
         refuse_idle(options, idle, f"method {self.name!r}: ")
-        if found.made is None:
+        if found.distilled is None:
             return
         here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}
-        there = {"preprocessing": dict(found.made.preprocessing), "class_names": found.made.class_names}
+        there = {"preprocessing": dict(found.distilled.preprocessing), "class_names": found.distilled.class_names}
         if difference := differing_field(here, there):
             raise UsageError(
                 f"{self._path} was made for other images, or images prepared in another way: {difference}; use the "
@@ -108,7 +108,7 @@ class External(Method[FilesOptions]):
         labels, kind, how = found.labels, options.label_kind, ""
         if source is not None:
             labels = read_labels(source)
-        elif found.made is not None:
+        elif found.distilled is not None:
             kind = "logits" if kind == "auto" else kind
         elif labels is not None and found.class_names is not None:
             labels, how = name_labels(labels, found.class_names, data.class_names, found.where)
