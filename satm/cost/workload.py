@@ -17,6 +17,12 @@ from satm.workflow.check import experts_of, method_options
 from satm.workflow.jobs import Job
 from satm.workflow.rules import Wildcards, cell_of, schedule
 
+Network = Mapping[str, Any]
+"""`{"network": registered name, option: value…}`."""
+
+Training = EvaluateOptions | ExpertsOptions
+"""Options of networks that are trained."""
+
 SIZES = {
     "digits": (8, 1437, 360),
     "cifar10": (32, 50_000, 10_000),
@@ -59,7 +65,7 @@ class Shape:
         """Numbers of an image."""
         return self.channels * self.size**2
 
-    def key(self, network: Mapping[str, Any], augment: bool = True) -> dict[str, Any]:
+    def key(self, network: Network, augment: bool = True) -> dict[str, Any]:
         """Return what the time of a network on one of these images depends on."""
         values = {"network": dict(network), "augment": self.augment if augment else ""}
         return values | {name: getattr(self, name) for name in ("channels", "size", "classes")}
@@ -144,21 +150,14 @@ def _effort(piece: Piece) -> float:
 
 
 def _training(
-    seen: Shape,
-    network: Mapping[str, Any],
-    options: EvaluateOptions | ExpertsOptions,
-    images: int,
-    epochs: float,
-    tests: float,
-    together: int = 1,
-    sharpness_aware: bool = False,
+    seen: Shape, network: Network, options: Training, images: int, epochs: float, tests: float, together: int = 1
 ) -> list[Share]:
     """Return the steps of some epochs on these images, and of testing on the dataset's."""
-    key = seen.key(network, options.augment) | {"together": together, "sharpness_aware": sharpness_aware}
+    flat = options.optimiser == "flat" or bool(getattr(options, "flat_rho", 0))
+    key = seen.key(network, options.augment) | {"together": together, "sharpness_aware": flat}
     piece, batch = Piece("step", canonical(key)), min(options.batch_size, images)
-    steps = [
-        Share(piece, count * epochs, size) for count, size in ((images // batch, batch), (1, images % batch)) if size
-    ]
+    sizes = [(images // batch, batch), (1, images % batch)]
+    steps = [Share(piece, count * epochs, size) for count, size in sizes if size]
     return [*steps, Share(piece, tests * seen.test_images / TEST_STEP / 3, TEST_STEP)]
 
 
@@ -170,20 +169,18 @@ def _experts(resolver: Resolver, names: Wildcards) -> list[Share]:
     if options.order != "full":
         growing = options.epochs // 2 if options.full_epoch is None else options.full_epoch
         epochs -= growing * (1 - options.start_fraction) / 2
-    flat = options.optimiser == "flat"
-    return _training(seen, network, options, seen.images, epochs * count, count, sharpness_aware=flat)
+    return _training(seen, network, options, seen.images, epochs * count, count)
 
 
 def _evaluation(
-    seen: Shape, network: Mapping[str, Any], options: EvaluateOptions, images: int, at_once: bool, sets: int = 1
+    seen: Shape, network: Network, options: EvaluateOptions, images: int, at_once: bool, sets: int = 1
 ) -> list[Share]:
-    flat = bool(options.flat_rho)
-    alone = options.together == "no" or flat or (options.together == "auto" and not at_once)
+    alone = options.together == "no" or bool(options.flat_rho) or (options.together == "auto" and not at_once)
     together = 1 if alone else options.repeats
     runs = float(sets * (options.repeats if alone else 1))
     if options.lr == "searched":
         runs += sets * len(options.lr_grid) / together
-    return _training(seen, network, options, images, options.epochs * runs, runs, together, flat)
+    return _training(seen, network, options, images, options.epochs * runs, runs, together)
 
 
 def _distillation(resolver: Resolver, cell: Cell, at_once: bool) -> list[Share]:

@@ -77,8 +77,7 @@ class Campaigns:
         names = ("dataset", "experts", "method", "network", "table", "figure", "search", "protocol")
         return {
             "root": "|".join(re.escape(root) for root in sorted(self.paths)),
-            "ipc": NUMBER,
-            "seed": NUMBER,
+            **dict.fromkeys(("ipc", "seed"), NUMBER),
             "part": f"{NUMBER}-{NUMBER}",
             "recipe": "|".join(FULL),
             "what": "|".join(ANALYSES),
