@@ -1,7 +1,7 @@
 """Options of each job, resolved from the names in a campaign.
 
-Later values win: the default of the model, preset files in name order (`preset_folder`), the campaign's `settings`, the
-campaign's entry of that name, a flag on the command line.
+Later values win: the default of the model, preset files in name order, the campaign's `settings`, the campaign's entry
+of that name, a flag on the command line.
 """
 
 import re
@@ -189,16 +189,11 @@ def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]
     return (match[1], int(match[2])) if match and name not in methods else (name, None)
 
 
-def preset_folder() -> Path:
-    """Return the folder of the presets, in an installed package or `config/presets` in a checkout."""
-    return shipped("presets", "config/presets")
-
-
 def load_presets() -> tuple[Setting, ...]:
-    """Return the rows of all preset files, in name order of the files."""
+    """Return the rows of all preset files, in name order; they are in the package or in `config/presets`."""
     return tuple(
         parse(Setting, row, f"{path}: settings.{index}")
-        for path in sorted(preset_folder().glob("*.yaml"))
+        for path in sorted(shipped("presets", "config/presets").glob("*.yaml"))
         for index, row in enumerate(load_yaml(path).get("settings", []))
     )
 

@@ -24,13 +24,10 @@ class Campaigns:
     """Every campaign that the workflow can make; each is read and checked when a job first needs it."""
 
     def __init__(self, base: Path, files: Iterable[Path] = (), partial: bool = False, checked: bool = False) -> None:
-        """Collect the campaigns.
+        """Collect the campaigns in `config/*.yaml` of the checkout `base`, and `files`, those of `--configfile`.
 
-        Args:
-            base: folder of the checkout, with `config/*.yaml`.
-            files: further campaigns, of `--configfile`.
-            partial: make tables and figures of existing results only.
-            checked: the process that planned this job has checked the campaigns, which takes longer than the rest.
+        With `partial` tables and figures are made of existing results only. `checked`: the process that planned this
+        job has checked the campaigns, which takes longer than the rest.
 
         Raises:
             UsageError: two files would write to one folder, or the name of one of `files` cannot become a folder.
