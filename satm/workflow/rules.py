@@ -7,6 +7,7 @@ schedules nothing that does not use it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -156,9 +157,9 @@ def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
     return _trained(resolver, names, learning.network) | {"learning": _changed(learning)}
 
 
-def _search(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
+def _search(resolver: Resolver, names: Wildcards, kind: str) -> dict[str, Any]:
     """Return the options of one part of a search, whose name has the places of its candidates."""
-    only = {"sample_seed", "width_factor", "proxy" if hasattr(names, "method") else "real"}
+    only = {"sample_seed", "width_factor", kind}
     return _changed(resolver.search(names.search), only=only) | _data(resolver, names)
 
 
@@ -234,8 +235,15 @@ RULES: dict[str, Rule] = {
         _DATA | {"distilled": _learned},
         _continual,
     ),
-    "nas": Rule("nas", {"accuracies": PATTERNS.nas(PATTERN, "{search}", "{part}")}, _ON_SET, _search),
-    "nas_real": Rule("nas", {"accuracies": PATTERNS.nas_real("{dataset}", "{search}", "{part}")}, _DATA, _search),
+    "nas": Rule(
+        "nas", {"accuracies": PATTERNS.nas(PATTERN, "{search}", "{part}")}, _ON_SET, partial(_search, kind="proxy")
+    ),
+    "nas_real": Rule(
+        "nas",
+        {"accuracies": PATTERNS.nas_real("{dataset}", "{search}", "{part}")},
+        _DATA,
+        partial(_search, kind="real"),
+    ),
     "analysis": Rule(
         "analyse", {"rows": PATTERNS.analysis("{what}", PATTERN)}, _ON_SET | {"experts": _followed}, _analysis
     ),
