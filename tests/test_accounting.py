@@ -103,7 +103,7 @@ def notes() -> str:
     return " ".join(accounting(campaigns_of(Path("small.yaml")), "results/small").rules.notes)
 
 
-def test_of_a_campaign_that_was_not_run_nothing_is_known(small: dict[str, Job]) -> None:
+def test_a_new_campaign_has_an_empty_account(small: dict[str, Job]) -> None:
     whole = rule("all")
     assert whole["done"] == whole["unfinished"] == whole["unknown"] == 0 and whole["planned"] == len(small) - 2
     for column in ("gpu_hours", "cpu_hours", "run_hours", "queue_hours", "peak_host_gb", "attempts"):
@@ -137,26 +137,26 @@ def test_jobs_that_share_a_slurm_job_waited_once(small: dict[str, Job]) -> None:
     assert rule("distill")["run_hours"] == 2 and rule("distill")["gpu_hours"] == 0
 
 
-def test_a_slurm_job_that_was_put_back_waits_from_the_end_of_its_attempt(small: dict[str, Job]) -> None:
+def test_a_requeued_slurm_job_waits_from_the_end_of_its_attempt(small: dict[str, Job]) -> None:
     first = replace(ATTEMPT, ended="2026-01-01T02:00:00+00:00", slurm=slurm("1", "00:00:00", "01:00:00"))
     keep(small[MTT], first, replace(first, slurm=slurm("1", "00:00:00", "02:30:00")))
     assert rule("distill")["queue_hours"] == 1.5
 
 
 @pytest.mark.parametrize("times", [("", "soon"), ("2026-01-01T00:00:00", "2026-01-01T00:30:00+00:00")])
-def test_times_that_are_none_leave_the_queue_unknown(small: dict[str, Job], times: tuple[str, str]) -> None:
+def test_unusable_times_leave_the_queue_unknown(small: dict[str, Job], times: tuple[str, str]) -> None:
     keep(small[MTT], replace(ATTEMPT, slurm={"job": "1", "submitted": times[0], "started": times[1]}))
     assert rule("distill")["run_hours"] == 1 and not rule("distill")["queue_hours"] > 0
 
 
-def test_a_job_that_has_not_ended_is_counted_until_it_was_seen_last(small: dict[str, Job]) -> None:
+def test_an_unfinished_job_counts_until_its_last_heartbeat(small: dict[str, Job]) -> None:
     keep(small[MTT], ATTEMPT, done=False)
     found = rule("distill")
     assert (found["done"], found["unfinished"], found["run_hours"]) == (0, 1, 1)
     assert "Begun and not ended, counted until last seen: 1 job." in notes()
 
 
-def test_a_result_tells_more_than_the_record_beside_the_log(small: dict[str, Job]) -> None:
+def test_attempts_in_a_result_replace_the_record_beside_the_log(small: dict[str, Job]) -> None:
     keep(small[MTT], ATTEMPT)
     path = Path(LAYOUT.metrics(Cell("digits", 1, "mtt", 0)))
     write_rows(
@@ -168,7 +168,7 @@ def test_a_result_tells_more_than_the_record_beside_the_log(small: dict[str, Job
 @pytest.mark.parametrize(
     ("device", "gpu", "memory"), [("cpu", 0.0, None), ("NVIDIA Something", 2.0, 3e9)], ids=["cpu", "gpu"]
 )
-def test_files_of_earlier_versions_are_known_by_their_benchmarks(
+def test_benchmarks_account_for_files_of_earlier_versions(
     small: dict[str, Job], device: str, gpu: float, memory: float | None
 ) -> None:
     benchmark(small[TESTED], HEAD + LINE)
@@ -188,7 +188,7 @@ def test_files_of_earlier_versions_are_known_by_their_benchmarks(
     assert "left an account of their own: 0 of 1; known by Snakemake's benchmark alone" in notes()
 
 
-def test_a_benchmark_is_read_as_far_as_it_tells(small: dict[str, Job]) -> None:
+def test_unusable_numbers_of_a_benchmark_are_unknown(small: dict[str, Job]) -> None:
     benchmark(small[IMAGES], HEAD + "0.5\t0:00:00\t-\t-\t-\t-\tNA\tNA\t0.00\tnan\n")
     found = of_job(small[IMAGES])
     assert (found.run, found.cpu, found.host_bytes, list(found.devices)) == (0.5, None, None, ["cpu"])
@@ -294,7 +294,7 @@ def test_the_figure_shows_the_largest_methods_and_small_rules_together(small: di
     assert main(["figure", "--config", "small.yaml", "--name", "accounting"]) == 0
 
 
-def test_accounting_is_no_name_of_a_table_or_figure(tmp_path: Path, refused: Refuse) -> None:
+def test_accounting_is_a_reserved_name(tmp_path: Path, refused: Refuse) -> None:
     path = tmp_path / "it.yaml"
     for section, entry in (
         ("tables", "{datasets: {digits: [1]}, methods: [mtt]}"),
@@ -315,7 +315,7 @@ def test_numbers_have_three_digits_or_all_before_the_point() -> None:
 
 
 @pytest.mark.workflow
-def test_every_job_is_where_the_workflow_logs_and_measures_it(tmp_path: Path) -> None:
+def test_logs_and_benchmarks_are_where_the_workflow_writes_them(tmp_path: Path) -> None:
     """The papers' campaign has jobs of all rules but one, which no table needs."""
     alone = "results/analysis/digits/experts/sgd/sharpness.parquet"
     targets = ["results/tables/all", "results/figures/all", alone]

@@ -85,7 +85,7 @@ def one(planned: tuple[Campaigns, Resolver, list[Job]], rule: str, at_once: bool
     return known
 
 
-def test_what_experts_do(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_experts_train_in_batches_and_are_tested(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     """1437 images in batches of 256 are five whole ones and a rest, for two experts of four epochs; both are tested."""
     found = one(planned, "experts_part", dataset="digits", part="0-1")
     assert [(share.times, share.images) for share in found[:2]] == [(5 * 4 * 2, 256), (1 * 4 * 2, 157)]
@@ -93,7 +93,7 @@ def test_what_experts_do(planned: tuple[Campaigns, Resolver, list[Job]]) -> None
     assert found[0].piece.values["augment"] == "crop_scale_rotate" and found[0].piece.values["together"] == 1
 
 
-def test_what_an_evaluation_does(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_an_evaluation_trains_each_repeat_or_all_at_once(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     alone = one(planned, "evaluate", method="random", ipc="2", network="alexnet")
     assert [(share.times, share.images) for share in alone[:-1]] == [(2 * 3, 20)]
     together = one(planned, "evaluate", True, method="random", ipc="2", network="alexnet")
@@ -101,7 +101,7 @@ def test_what_an_evaluation_does(planned: tuple[Campaigns, Resolver, list[Job]])
     assert together[0].piece.values["together"] == 2
 
 
-def test_what_a_distillation_does(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_a_distillation_iterates_and_evaluates_along_the_way(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     found = one(planned, "distill", method="mtt-watched", ipc="2")
     iterations, *looks = found
     assert iterations.times == 3 and iterations.piece.values["monitor_every"] == 10
@@ -118,7 +118,7 @@ def test_what_a_distillation_does(planned: tuple[Campaigns, Resolver, list[Job]]
     assert one(planned, "distill", method="random", ipc="2") == []
 
 
-def test_what_steps_of_learning_and_a_search_do(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_continual_learning_and_a_search_train_each_network(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     learned = one(planned, "continual", method="satm")
     assert [share.images for share in learned if share.images != 256] == [5, 10] * 2
     searched = [share for share in one(planned, "nas", part="3-4") if share.images == 10]
@@ -152,7 +152,7 @@ def share(kind: Any, key: dict[str, Any], times: float, images: int = 0) -> Shar
     return Share(Piece(kind, json.dumps(key, sort_keys=True)), times, images)
 
 
-def test_seconds_lie_on_the_line_through_what_was_measured(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_seconds_are_interpolated_between_measurements(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     matched = {**STEP, "ipc": 1, "method": {"method": "mtt", "inner_steps": 30}}
     steps = [("step", TRAINED, 8, 1.0, 10), ("step", TRAINED, 64, 1.0, 20), ("step", TRAINED, 256, 4.0, 50)]
     pace = Pace(rows(*steps, ("iteration", matched, 6, 1.0, 7), ("iteration", matched, 12, 2.5, 8)))
@@ -167,7 +167,9 @@ def test_seconds_lie_on_the_line_through_what_was_measured(planned: tuple[Campai
     )
 
 
-def test_iterations_that_were_not_measured(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_unmeasured_iterations_are_estimated_from_training_steps(
+    planned: tuple[Campaigns, Resolver, list[Job]],
+) -> None:
     pace = Pace(rows(("step", TRAINED, 8, 1.0, 10), ("step", TRAINED, 256, 1.0, 10)))
     for method, passes in (
         ({"method": "mtt", "inner_steps": 30}, 30 * STEP_WITH_GRAPH),
@@ -182,7 +184,7 @@ def test_iterations_that_were_not_measured(planned: tuple[Campaigns, Resolver, l
     assert pace.of(share("iteration", {**STEP, "size": 16, "ipc": 1, "method": {"method": "mtt"}}, 1)) is None
 
 
-def test_a_whole_campaign_is_added_up(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_stages_sum_the_jobs_of_a_campaign(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     resolver, found = planned[1:]
     every = pieces(resolver, found, at_once=False)
     assert len(every) == len(set(every)) > 10
@@ -204,7 +206,9 @@ def test_a_whole_campaign_is_added_up(planned: tuple[Campaigns, Resolver, list[J
     assert len(stages["distill"].too_large) == sum(piece.kind == "iteration" for piece in every)
 
 
-def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]], finished: Path) -> None:
+def test_predicted_disk_matches_the_files_of_a_finished_campaign(
+    planned: tuple[Campaigns, Resolver, list[Job]], finished: Path
+) -> None:
     """Beside the files of a finished campaign of the same shapes."""
     resolver, found = planned[1:]
     pace = Pace(
@@ -227,16 +231,16 @@ def test_the_disk_that_files_take(planned: tuple[Campaigns, Resolver, list[Job]]
     assert disk(resolver, part, pace) == 4 * 2 * 5 * 100
 
 
-def test_shapes_are_facts_or_assumptions(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
+def test_unknown_shapes_are_assumed(planned: tuple[Campaigns, Resolver, list[Job]]) -> None:
     resolver = planned[1]
     seen = shape(resolver, "cifar100")
-    assert (seen.images, seen.tested, seen.classes, seen.pixels, seen.known) == (50_000, 10_000, 100, 3072, True)
+    assert (seen.images, seen.test_images, seen.classes, seen.pixels) == (50_000, 10_000, 100, 3072)
     assert shape(resolver, "held").images == 1437 - 50
     paper = campaigns_of(ROOT / "config/paper.yaml").of("results")
-    assert (shape(paper, "imagenette").images, shape(paper, "imagenette").known) == (13_000, False)
+    assert shape(paper, "imagenette").images == 13_000
 
 
-def test_the_pace_is_measured_and_goes_on(
+def test_measuring_the_pace_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -285,7 +289,7 @@ def test_the_pace_is_measured_and_goes_on(
         (("--config", "tiny.yaml", "--start-seconds", "-1"), "start-seconds must be a number from 0, got -1"),
     ],
 )
-def test_what_cannot_be_predicted(
+def test_unusable_input_of_the_forecast_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -301,7 +305,7 @@ def test_what_cannot_be_predicted(
 
 
 @pytest.mark.parametrize("key", ["{", "3", "{}", '{"network": 3}'])
-def test_a_pace_whose_keys_are_damaged_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
+def test_a_pace_with_damaged_keys_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
     held = rows(("step", TRAINED, 8, 1.0, 10)).assign(key=key)
     with pytest.raises(UsageError, match=r"the pace has a 'step' of .*, which is no piece of a job; measure it again"):
         Pace(held)

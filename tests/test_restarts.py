@@ -129,7 +129,7 @@ def test_jobs_that_wait_are_cancelled_and_forced_ones_keep_nothing(
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_what_a_killed_snakemake_did_not_see_is_not_made_again(tmp_path: Path, alone: bool) -> None:
+def test_results_that_a_killed_snakemake_missed_are_kept(tmp_path: Path, alone: bool) -> None:
     """It is killed alone, and its job goes on; or with the job, between its result and the end of its own Snakemake."""
     folder = make_checkout(tmp_path / "checkout")
     (folder / "config" / "it.yaml").write_text("{}")

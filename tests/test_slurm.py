@@ -79,7 +79,7 @@ def refused(**resources: Any) -> str:
     return str(told.value)
 
 
-def test_the_example_says_nothing_as_it_is_and_shows_every_name(tmp_path: Path) -> None:
+def test_the_example_sets_nothing_and_shows_every_setting(tmp_path: Path) -> None:
     text = (PROFILE / "site.example.yaml").read_text()
     assert site(tmp_path, text) == Site()
     shown = re.sub(r"^# ((?:  )?\w+:.*)$", r"\1", text, flags=re.MULTILINE)
@@ -105,19 +105,19 @@ def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
         ("- gpu", "holds a list, expected a mapping"),
     ],
 )
-def test_a_mistake_in_the_site_is_told(tmp_path: Path, text: str, told: str) -> None:
+def test_a_mistake_in_the_site_is_refused(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told) as found:
         site(tmp_path, text)
     assert str(tmp_path / "site.yaml") in str(found.value)
 
 
-def test_names_are_texts_for_snakemake_whatever_they_look_like(tmp_path: Path) -> None:
+def test_names_reach_snakemake_as_quoted_text(tmp_path: Path) -> None:
     held = site(tmp_path, "cpu_partition: all\naccount: 12345\ngpu_partition: max\nconstraint: a100|h100")
     assert held.everywhere == {"slurm_partition": "'all'", "slurm_account": "'12345'"}
     assert held.gpu("distill") == {"gpu": 1, "slurm_partition": "'max'", "constraint": "'a100|h100'"}
 
 
-def test_memory_of_the_site_grows_with_the_attempts_too(tmp_path: Path) -> None:
+def test_memory_of_the_site_grows_with_the_attempts(tmp_path: Path) -> None:
     held = site(tmp_path, "resources: {distill: {runtime: 90, mem_mb: 9000}, table: {slurm_partition: long}}")
     assert held.gpu("distill") == {"gpu": 1, "runtime": 90, "mem_mb": "9000 * attempt"}
     assert held.other("table") == {"slurm_partition": "long"}
@@ -147,7 +147,7 @@ def test_arrays_are_never_beside_a_limit_of_jobs(tmp_path: Path) -> None:
     assert site(tmp_path, "jobs: 7").queued == 7
 
 
-def test_a_database_of_jobs_decides_what_says_how_they_ended(
+def test_the_status_command_depends_on_the_accounting_database(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -213,12 +213,12 @@ def test_the_oldest_plugin_is_the_one_that_is_installed_by_name() -> None:
         ({"runtime": 2880}, r"2880 minutes, partition batch gives at most 1440; .*{distill: {runtime: 1440}}"),
     ],
 )
-def test_what_a_partition_cannot_give_is_told(cluster: Cluster, resources: dict[str, Any], told: str) -> None:
+def test_jobs_beyond_a_partition_are_refused(cluster: Cluster, resources: dict[str, Any], told: str) -> None:
     assert re.search(told, refused(**resources))
     assert not any("--test-only" in line for line in cluster.asked())
 
 
-def test_what_fits_is_asked_for_once_for_each_kind(cluster: Cluster) -> None:
+def test_jobs_that_fit_are_checked_once_per_kind(cluster: Cluster) -> None:
     alike = job(
         slurm_partition="gpu", gpu=1, gpu_model="a100", qos="long", constraint="a|b", slurm_extra="'--mail-type=END'"
     )
@@ -247,7 +247,7 @@ def test_a_quality_of_service_may_allow_longer_jobs(cluster: Cluster) -> None:
     slurm.check_jobs(job(runtime=2880, qos="long"))
 
 
-def test_a_refused_account_is_told_with_those_that_there_are(cluster: Cluster) -> None:
+def test_a_refused_account_is_reported_with_the_usable_ones(cluster: Cluster) -> None:
     words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     cluster.answer("sbatch", words, fails=1)
     cluster.answer("sacctmgr", "vision\nlanguage\nvision")
@@ -256,7 +256,7 @@ def test_a_refused_account_is_told_with_those_that_there_are(cluster: Cluster) -
     assert "--account=vison" in told and told.endswith("change that in slurm/site.yaml")
 
 
-def test_a_default_account_that_a_partition_is_not_for_is_told(cluster: Cluster) -> None:
+def test_a_default_account_that_a_partition_excludes_is_refused(cluster: Cluster) -> None:
     cluster.answer("scontrol", f"{PARTITIONS}\nAccountingStorageType = accounting_storage/slurmdbd")
     cluster.answer("sacctmgr", "vision")
     told = "have account 'vision', your default one, and partition members is for project, other; set account in"
@@ -267,7 +267,7 @@ def test_a_default_account_that_a_partition_is_not_for_is_told(cluster: Cluster)
     slurm.check_jobs(job(slurm_partition="members"))
 
 
-def test_what_slurm_only_has_to_wait_for_is_no_refusal(cluster: Cluster) -> None:
+def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster) -> None:
     cluster.answer("sbatch", "allocation failure: Required node not available (down, drained or reserved)", fails=1)
     slurm.check_jobs(job())
 
@@ -284,7 +284,7 @@ def test_sacct_without_a_database_is_refused(cluster: Cluster) -> None:
     slurm.check_status("sacct", 20)
 
 
-def test_a_machine_without_slurm_or_without_its_controller_is_told(
+def test_a_machine_without_slurm_or_its_controller_is_refused(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.answer("sinfo", "slurm_load_partitions: Unable to contact slurm controller (connect failure)", fails=1)
@@ -298,7 +298,7 @@ def test_a_machine_without_slurm_or_without_its_controller_is_told(
         slurm.check_programs()
 
 
-def test_only_jobs_that_slurm_would_get_are_looked_at(cluster: Cluster) -> None:
+def test_local_jobs_are_not_checked(cluster: Cluster) -> None:
     local = SimpleNamespace(is_local=True, rule=SimpleNamespace(name="all_tables"), resources={})
     dag = SimpleNamespace(needrun_jobs=lambda: [local], get_job_group=lambda _: None)
     settings = SimpleNamespace(status_command="squeue", init_seconds_before_status_checks=20)
@@ -308,7 +308,7 @@ def test_only_jobs_that_slurm_would_get_are_looked_at(cluster: Cluster) -> None:
     assert not (cluster.folder / "asked").exists()
 
 
-def test_a_lost_node_excludes_none_from_later_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_node_excludes_no_node_from_later_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
     given: list[set[str]] = []
     monkeypatch.setattr(plugin, "get_submit_command", lambda *_, settings, failed_nodes: given.append(failed_nodes))

@@ -190,7 +190,7 @@ def test_the_profile_gives_a_gpu_to_the_stages_that_train(checkout: Path) -> Non
     assert not any(re.search("partition|account|qos|constraint", text) for text in found.values())
 
 
-def test_the_profile_reads_the_names_of_a_cluster_by_itself(tmp_path: Path) -> None:
+def test_the_profile_reads_the_settings_of_a_cluster(tmp_path: Path) -> None:
     folder = make_checkout(tmp_path)
     (folder / "slurm" / "site.yaml").write_text(SITE)
     found = held(folder)
@@ -200,7 +200,7 @@ def test_the_profile_reads_the_names_of_a_cluster_by_itself(tmp_path: Path) -> N
     assert {"slurm_partition=max", "constraint=a100|h100", "runtime=90", "mem_mb=32000", "gpu=1"} <= distill
 
 
-def test_a_mistake_in_the_names_of_a_cluster_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_mistake_in_the_settings_of_a_cluster_is_one_line(tmp_path: Path) -> None:
     folder = make_checkout(tmp_path)
     (folder / "slurm" / "site.yaml").write_text("gpu_partitions: gpu")
     done = snakemake(folder, "--profile", "slurm", SET)
@@ -209,7 +209,7 @@ def test_a_mistake_in_the_names_of_a_cluster_is_told_in_one_line(tmp_path: Path)
     assert len(lines) == 2 and lines[1].startswith("satm: error: slurm/site.yaml: unknown option 'gpu_partitions'")
 
 
-def test_an_old_plugin_is_told_before_its_usage(tmp_path: Path) -> None:
+def test_an_old_plugin_is_reported_before_the_usage_message(tmp_path: Path) -> None:
     """What pip says of another version lies first on the path."""
     folder = make_checkout(tmp_path)
     about = folder / "snakemake_executor_plugin_slurm-2.0.0.dist-info" / "METADATA"
@@ -239,7 +239,7 @@ def submitted(programs: Path) -> list[str]:
     return [call for call in (programs / "asked").read_text().splitlines() if call.startswith("sbatch ")]
 
 
-def test_what_slurm_refuses_is_told_before_anything_is_submitted(tmp_path: Path) -> None:
+def test_jobs_that_slurm_refuses_are_reported_before_submission(tmp_path: Path) -> None:
     folder = make_checkout(tmp_path / "checkout")
     programs = play(tmp_path / "bin", "echo 'allocation failure: Invalid qos specification' >&2; exit 1")
     done = snakemake(folder, "--profile", "slurm", SET, programs=str(programs))
@@ -310,7 +310,7 @@ def test_without_a_target_all_tables_and_figures_of_the_paper_are_made(checkout:
     assert len(made["table"]) == 34 and {"figure2", "contra-figure1", "figure2-cifar10"} <= set(made["figure"])
 
 
-def test_a_given_campaign_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:
+def test_a_configfile_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:
     folder = make_checkout(tmp_path)
     (folder / "config" / "broken.yaml").write_text("tables: {table2: {")
     (folder / "elsewhere").mkdir()
@@ -384,7 +384,7 @@ def test_a_value_that_would_be_ignored_is_refused(checkout: Path) -> None:
     assert "--config takes partial=true or false alone" in done.stdout
 
 
-def test_an_unknown_name_in_a_path_is_told(checkout: Path) -> None:
+def test_an_unknown_name_in_a_path_is_refused(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/distilled/digts/ipc-1/mtt/seed-0/metrics.parquet")
     assert done.returncode == 1
     assert (
@@ -487,7 +487,7 @@ def test_a_job_does_not_check_again_what_its_plan_has_checked(tmp_path: Path) ->
     assert Campaigns(ROOT, [path], checked=True).of("results/tiny").layout.root == "results/tiny"
 
 
-def test_whitening_is_made_where_a_dataset_asks_for_it(tmp_path: Path) -> None:
+def test_a_dataset_with_zca_schedules_its_whitening(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
     cifar = SimpleNamespace(root="results/tiny", dataset="cifar10")
     assert held.inputs("full", WILDCARDS)["data"] == ["results/tiny/data/digits/images.safetensors"]
@@ -507,7 +507,7 @@ def test_a_method_names_its_experts(tmp_path: Path) -> None:
     assert manifests == [[], sgd, sgd, other]
 
 
-def test_a_path_can_be_followed_of_experts_that_the_method_did_not_match(tmp_path: Path) -> None:
+def test_a_trajectory_can_follow_experts_that_the_method_did_not_match(tmp_path: Path) -> None:
     more = "settings:\n  - {stage: analyse, method: satm, options: {experts: other}}\n"
     held = campaigns(tmp_path, TINY.replace("  sgd", "  other: {}\n  sgd").replace("settings:\n", more))
     found = [

@@ -4,26 +4,14 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 """
 
 from satm.config.analysis import ANALYSES, AnalyseOptions
-from satm.config.base import NAME, REVISIONS, Options, canonical, check_name, parse, refuse_idle
+from satm.config.base import NAME, REVISIONS, Options, budgets, canonical, check_name, parse, refuse_idle, refuse_many
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
-from satm.config.exhibits import (
-    FIGURES,
-    TABLES,
-    Cells,
-    Exhibit,
-    FigureOptions,
-    Ipc,
-    Seeds,
-    SomeDatasets,
-    TableOptions,
-    budgets,
-    refuse_many,
-)
+from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of
-from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, preset_folder, root_of
+from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, root_of
 from satm.config.site import Site
 from satm.config.training import (
     CANDIDATES,

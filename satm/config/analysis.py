@@ -25,8 +25,7 @@ class AnalyseOptions(Options):
     count: int = Field(5, ge=1)
     """Number of experts, the first ones (trajectory, sharpness of experts)."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)
-    """Epochs at which networks start that train to the last epoch; later ones are left out (trajectory). Source: FTD
-    Table 6."""
+    """Epochs at which networks start, to train to the last epoch; later ones are left out (trajectory; FTD Table 6)."""
     samples: int = Field(100, ge=2)
     """Number of single real images (variance). Source: RaT-BPTT C.4."""
     divisors: tuple[Annotated[int, Field(ge=1)], ...] = (2, 3, 4, 5, 6)

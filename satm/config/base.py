@@ -17,14 +17,16 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 LONGEST_NAME = 100
 """Characters of a name; file systems allow 255, and some files carry two names."""
 
+MOST_FILES = 20_000
+"""Largest number of files that one table or figure is made of."""
+
 LARGEST = 2**63 - 1
 """Largest absolute value of an integer option, that of 64 bits."""
 
 REVISIONS = dict.fromkeys(
     ("data", "experts", "distill", "evaluate", "continual", "nas", "analyse", "table", "figure"), 1
 )
-"""Revision by stage, stored in its results: raise it by hand when the stage's numbers change, because the workflow does
-not see edits of code."""
+"""Revision by stage, stored in its results: raise it when its numbers change; the workflow sees no edits of code."""
 
 M = TypeVar("M", bound="Options")
 
@@ -37,19 +39,19 @@ class Options(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _as_written(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
-        given = values if isinstance(values, Mapping) else {}
-        for name in given:
+        raw = values if isinstance(values, Mapping) else {}
+        for name in raw:
             if name not in cls.model_fields:
                 known = sorted(cls.model_fields)
                 raise PydanticCustomError("unknown_option", "unknown option", {"name": str(name), "known": known})
         # Pydantic's strict mode rejects too much: 1e3 for an integer, a list for a tuple, a mapping for options.
         options = validate(values)
-        for name, value in given.items():
-            made = getattr(options, name)
-            if lost := _count(bool, value) - _count(bool, made):
+        for name, value in raw.items():
+            parsed = getattr(options, name)
+            if lost := _count(bool, value) - _count(bool, parsed):
                 expected = "a number instead of true or false" if lost > 0 else "true or false"
                 raise ValueError(f"{name} is {short(value)}, expected {expected}")
-            if _count(str, value) > _count(str, made):
+            if _count(str, value) > _count(str, parsed):
                 raise ValueError(f"{name} is {short(value)}, expected a number without quotes")
             if problem := unusable(value):
                 raise ValueError(f"{name} has {problem}")
@@ -135,3 +137,20 @@ def canonical(values: Mapping[str, Any] | BaseModel) -> str:
 def grouped(count: int, each: int) -> list[str]:
     """Return the numbers 0 to `count` - 1 in groups of `each`, as `FIRST-LAST`, both included."""
     return [f"{first}-{min(first + each, count) - 1}" for first in range(0, count, each)]
+
+
+def numbers(group: str) -> range:
+    """Return the numbers of one such group."""
+    first, last = map(int, group.split("-"))
+    return range(first, last + 1)
+
+
+def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """Return each dataset with each of its numbers of images per class."""
+    return [(dataset, ipc) for dataset, ipcs in datasets.items() for ipc in ipcs]
+
+
+def refuse_many(files: int) -> None:
+    """Raise a ValueError if a table or figure has too many files for planning a campaign."""
+    if files > MOST_FILES:
+        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")

@@ -1,4 +1,4 @@
-"""What one YAML file holds."""
+"""Options of a campaign, the content of one YAML file."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeVar
@@ -26,8 +26,7 @@ class Setting(Options):
     experts: tuple[str, ...] = ()
     """Names of experts; empty: all (stage experts)."""
     network: tuple[str, ...] = ()
-    """Names of networks, or the registered networks below them; empty: all (stage network). In stage evaluate names of
-    the networks that are tested."""
+    """Names of networks, or the registered ones below (stage network), or tested networks (evaluate); empty: all."""
     dataset: tuple[str, ...] = ()
     """Names of datasets; empty: all."""
     ipc: tuple[int, ...] = ()
@@ -45,16 +44,13 @@ class Setting(Options):
     def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
         """Say whether each axis that this row restricts has one of the given values."""
         return self.stage == stage and all(
-            not (wanted := getattr(self, axis)) or set(wanted) & set(values) for axis, values in axes.items()
+            not (names := getattr(self, axis)) or set(names) & set(values) for axis, values in axes.items()
         )
 
 
 FORMER = {
-    "fair": "robustness",
-    "searches": "search",
-    "continual": "continual",
-    "measures": "run-metrics",
-    "starts": "late-start",
+    **{"fair": "robustness", "searches": "search", "continual": "continual"},
+    **{"measures": "run-metrics", "starts": "late-start"},
 }
 """Former sections of a campaign, and the kind of table that their entries are."""
 
@@ -94,10 +90,8 @@ class Campaign(Options):
     def _sections_of_today(cls, values: object, validate: ModelWrapValidatorHandler[Self]) -> Self:
         for section, kind in FORMER.items():
             if isinstance(values, Mapping) and section in values:
-                raise ValueError(
-                    f"the section {section!r} has become a kind of table; move its entries to tables, each with "
-                    f"kind: {kind}"
-                )
+                remedy = f"move its entries to tables, each with kind: {kind}"
+                raise ValueError(f"the section {section!r} has become a kind of table; {remedy}")
         return validate(values)
 
     @model_validator(mode="after")

@@ -37,16 +37,12 @@ def split_classes(classes: int, order: int, steps: int) -> tuple[tuple[int, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One step of continual learning on a dataset."""
+    """A step (from 1) of continual learning on a whole dataset in a class order (from 0)."""
 
     dataset: str
-    """Name of the whole dataset."""
     order: int
-    """Number of the class order, from 0."""
     step: int
-    """From 1."""
     steps: int
-    """Number of steps."""
 
     @property
     def name(self) -> str:
@@ -54,11 +50,7 @@ class Step:
         return f"{self.dataset}-order-{self.order}-step-{self.step}-of-{self.steps}"
 
     def labels(self, classes: int) -> tuple[int, ...]:
-        """Return its labels in the whole dataset, which has `classes` classes.
-
-        Raises:
-            UsageError: there is no such step, or there are more steps than classes.
-        """
+        """Return its labels among all `classes` of the dataset; raises a UsageError if there is no such step."""
         parts = split_classes(classes, self.order, self.steps)
         if not 1 <= self.step <= self.steps:
             raise UsageError(f"{self.name} names step {self.step} of {self.steps}; name one of 1 to {self.steps}")

@@ -34,8 +34,7 @@ class DatasetOptions(Options):
     classes: tuple[int, ...] | None = None
     """Labels to keep, renumbered from 0 in this order; None: all."""
     size: int | None = Field(None, ge=4, le=4096)
-    """Height and width in pixels; other images are resized on their shorter side and cropped at the centre. None: all
-    images have one size."""
+    """Height and width in pixels, by resizing the shorter side and cropping the centre; None: that of all images."""
     validation: int = Field(0, ge=0)
     """Training images per class held out for choosing checkpoints and options; never trained on."""
     split_seed: int = 0
@@ -67,17 +66,16 @@ class DatasetOptions(Options):
 
     @model_validator(mode="after")
     def _variants_need_zca(self) -> "DatasetOptions":
-        idle = [name for name in ("zca_per_image", "zca_relative") if getattr(self, name) and not self.zca]
-        if idle:
-            raise ValueError(f"{idle[0]} changes the whitening, but zca is false; set zca to true or leave it out")
+        for name in ("zca_per_image", "zca_relative"):
+            if getattr(self, name) and not self.zca:
+                raise ValueError(f"{name} changes the whitening, but zca is false; set zca to true or leave it out")
         return self
 
 
 def _standardised(source: str) -> DatasetOptions:
     """Return a dataset prepared as in RaT-BPTT (C.1 and section 3).
 
-    Each image is brought to mean 0 and norm 1, whitened with 0.1 times the mean eigenvalue added to each eigenvalue,
-    and flipped or rotated.
+    Each image is brought to mean 0 and norm 1, whitened (eps 0.1 times the mean eigenvalue), and flipped or rotated.
     """
     return DatasetOptions(source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate")
 

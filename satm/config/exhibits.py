@@ -1,7 +1,7 @@
-"""Tables and figures of a campaign, in one word its exhibits: what all kinds of them have in common.
+"""Base of the tables and figures of a campaign, its exhibits.
 
-A kind is a class in a module of `satm.tables` or `satm.figures`, entered under its name in `TABLES` or `FIGURES`. It
-has the options of an entry of that kind, says which files the exhibit is made of, and makes it of them.
+A kind is a class in a module of `satm.tables` or `satm.figures`, registered under its name in `TABLES` or `FIGURES`. It
+has the options of an entry, lists the input files of the exhibit, and makes it of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from satm.config.base import Options
+from satm.config.base import Options, budgets
 from satm.config.cell import Cell
 from satm.config.layout import Layout
 from satm.errors import UsageError, pick
@@ -22,13 +22,13 @@ Ipc = Annotated[int, Field(ge=1)]
 """Images per class."""
 
 SomeDatasets = Annotated[dict[str, Annotated[tuple[Ipc, ...], Field(min_length=1)]], Field(min_length=1)]
-"""Images per class, by dataset, of at least one cell."""
+"""Images per class by dataset, at least one."""
 
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Seeds of the distillation."""
 
-MOST, MOST_FILES = 10_000, 20_000
-"""Synthetic sets, and files, that one table or figure is made of at most."""
+MOST = 10_000
+"""Largest number of synthetic sets that one table or figure is made of."""
 
 
 class Exhibit(Options):
@@ -55,15 +55,11 @@ class Exhibit(Options):
         return ()
 
     def size(self) -> dict[str, object]:
-        """Return the options of its own that say how large it is, by what they are in words."""
+        """Return the options that determine its size, by their meaning in words."""
         return {}
 
     def check(self, resolver: "Resolver") -> None:
-        """Refuse what the datasets of a campaign do not allow.
-
-        Raises:
-            UsageError: saying what does not fit.
-        """
+        """Raise a UsageError if it does not fit the datasets of a campaign."""
 
 
 class Cells(Exhibit):
@@ -79,14 +75,14 @@ class Cells(Exhibit):
     """Other seeds at some numbers of images per class."""
 
     @model_validator(mode="after")
-    def _has_not_too_many_sets(self) -> Self:
+    def _limits_sets(self) -> Self:
         sets = sum(len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)) * len(self.methods)
         if sets > MOST:
             raise ValueError(f"it is made of {sets} synthetic sets, the most are {MOST}; make several of it")
         return self
 
     def seeds_for(self, ipc: int) -> tuple[int, ...]:
-        """Return the seeds at so many images per class."""
+        """Return the seeds at a number of images per class."""
         return self.seeds_at.get(ipc, self.seeds)
 
     def cells_of(self, dataset: str, ipc: int, method: str) -> list[Cell]:
@@ -95,61 +91,35 @@ class Cells(Exhibit):
 
     def cells(self, methods: tuple[str, ...] | None = None) -> list[Cell]:
         """Return each distillation in the table's order; `methods`: only of these."""
-        return [
-            cell
-            for dataset, ipc in budgets(self.datasets)
-            for method in (self.methods if methods is None else methods)
-            for cell in self.cells_of(dataset, ipc, method)
-        ]
+        names = self.methods if methods is None else methods
+        groups = [self.cells_of(dataset, ipc, name) for dataset, ipc in budgets(self.datasets) for name in names]
+        return [cell for group in groups for cell in group]
 
     def runs(self) -> list[Cell]:
         """Return every distillation that it is made of."""
         return self.cells()
 
 
-def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
-    """Return each dataset with each of its numbers of images per class."""
-    return [(dataset, ipc) for dataset, ipcs in datasets.items() for ipc in ipcs]
-
-
-def refuse_many(files: int) -> None:
-    """Refuse a table or figure of more files than a campaign can be planned with.
-
-    Raises:
-        ValueError: with the number.
-    """
-    if files > MOST_FILES:
-        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")
-
-
 class TableOptions(Cells):
-    """What every kind of table has; `satm.tables.base.TableKind` adds how it is made."""
+    """Options of every kind of table; `satm.tables.base.TableKind` adds how it is made."""
 
     def files(self, layout: Layout, name: str) -> list[str]:
-        """Return the paths of everything that the table of this name is made of."""
+        """Return the paths of the input files of the table of this name."""
         raise TypeError(f"{type(self).__name__} must define files()")
 
 
 class FigureOptions(Exhibit):
-    """What every kind of figure has; `satm.figures.base.FigureKind` adds how it is drawn."""
+    """Options of every kind of figure; `satm.figures.base.FigureKind` adds how it is drawn."""
 
     title: str = ""
-    """Above the figure; empty: none."""
+    """Title above the figure; empty: none."""
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the paths of everything that the figure is drawn from.
-
-        Args:
-            layout: of the campaign.
-            tables: of the campaign, by name.
-        """
+        """Return the paths of the input files of the figure; `tables`: those of the campaign by name."""
         raise TypeError(f"{type(self).__name__} must define files()")
 
     def tables_shown(self, tables: Mapping[str, TableOptions]) -> Mapping[str, TableOptions]:
-        """Return the tables whose numbers it shows, by name.
-
-        Args:
-            tables: of the campaign.
+        """Return those of a campaign's tables whose numbers it shows, by name.
 
         Raises:
             UsageError: the campaign has no such table.
@@ -158,11 +128,7 @@ class FigureOptions(Exhibit):
 
     @classmethod
     def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, "FigureOptions"]:
-        """Return the figures of this kind that every campaign has, by name.
-
-        Args:
-            tables: of the campaign.
-        """
+        """Return the figures of this kind, by name, that every campaign with these tables has."""
         return {}
 
 
@@ -174,12 +140,9 @@ FIGURES: Registry[type[FigureOptions]] = Registry("satm.figures")
 
 
 def of_kind(registry: Registry[Any], what: str, default: str | None = None) -> Callable[[object], object]:
-    """Return a function that reads an entry as the options of the kind that it names.
+    """Return a function that reads an entry (`what` in words) as the options of its kind.
 
-    Args:
-        registry: of the kinds.
-        what: word for an entry.
-        default: the kind of an entry that names none; None: each must.
+    `default` is the kind of an entry that names none; None: each must name one.
     """
 
     def read(entry: object) -> object:
@@ -194,7 +157,7 @@ def of_kind(registry: Registry[Any], what: str, default: str | None = None) -> C
 
 
 AnyTable = Annotated[SerializeAsAny[TableOptions], BeforeValidator(of_kind(TABLES, "table", "accuracy"))]
-"""A table of the kind that it names; of none: a results table."""
+"""A table of the kind that it names; without one, a table of accuracies."""
 
 AnyFigure = Annotated[SerializeAsAny[FigureOptions], BeforeValidator(of_kind(FIGURES, "figure"))]
 """A figure of the kind that it names."""

@@ -54,16 +54,14 @@ class ExpertsOptions(Options):
     """Fraction of the images, the easiest, in the first epoch of a curriculum (lambda in ConTra); it grows linearly.
     Not given in the paper; 0.5 is ours: the hard half comes later."""
     full_epoch: int | None = Field(None, ge=1)
-    """Epochs of a curriculum before it has all images (gamma in ConTra); None: half of `epochs`, rounded down. Not
-    given in the paper; half is ours."""
+    """Epochs of a curriculum before it has all images (gamma in ConTra, not given); None: half, rounded down (ours)."""
     difficulty_count: int = Field(5, ge=1)
     """Number of these experts, the first ones, that rate images for a curriculum of others; does not change them."""
 
     def check(self, where: str) -> None:
-        """Check that the options fit together; `where` begins the message.
+        """Raise a UsageError if an option has no effect, or a curriculum is incomplete or contradictory.
 
-        Raises:
-            UsageError: an option has no effect with the others, or a curriculum is incomplete or contradictory.
+        `where` begins the message.
         """
         idle: dict[str, tuple[str, ...]] = {}
         if self.optimiser != "flat":
@@ -80,9 +78,8 @@ class ExpertsOptions(Options):
                 f"{where}: order {self.order!r} needs difficulty; name the experts that rate images, such as sgd"
             )
         if self.full_epoch is not None and self.full_epoch > self.epochs:
-            raise UsageError(
-                f"{where}: full_epoch {self.full_epoch} is above epochs {self.epochs}; lower it or raise them"
-            )
+            above = f"full_epoch {self.full_epoch} is above epochs {self.epochs}"
+            raise UsageError(f"{where}: {above}; lower it or raise them")
 
 
 BUILTIN_EXPERTS = {

@@ -8,7 +8,6 @@ OVERVIEW = "overview"
 ACCOUNTING = "accounting"
 """Name of the table and the figure of the time and memory that a campaign's jobs have taken."""
 
-
 PLACES: dict[str, tuple[str, ...]] = {
     "data": ("data", "{dataset}", "all"),
     "images": ("data", "{dataset}", "images"),
@@ -30,16 +29,13 @@ PLACES: dict[str, tuple[str, ...]] = {
     "table": ("table", "{table}"),
     "figure": ("figure", "{figure}"),
 }
-"""Where the log, account, benchmark and state of a job are, by its rule in the workflow; `data` is images and whitening
-in one run."""
+"""Place of the log, account, benchmark and state of a job by its rule; `data`: images and whitening in one run."""
 
 
 def place_of(rule: str, **names: object) -> tuple[str, ...]:
-    """Return where the log, account, benchmark and state of a job are, for `Layout.log` and the like.
+    """Return the place of the job with these wildcards, for `Layout.log` and the like.
 
-    Args:
-        rule: key of `PLACES`.
-        names: the job's wildcards; a part of None stands for all parts in one run.
+    A part of None stands for all parts in one run.
     """
     parts = PLACES[rule]
     if names.get("part", "") is None and "{part}" in parts[-1]:

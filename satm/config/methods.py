@@ -20,8 +20,7 @@ class IterativeOptions(MethodOptions):
     iterations: int = Field(5000, ge=1)
     """Outer iterations."""
     init: Literal["real", "correct", "gaussian"] = "real"
-    """Initial images: random real images of each class, real images that an expert classifies correctly, or Gaussian
-    noise."""
+    """Initial images: random real ones, real ones that an expert classifies correctly (both by class), or noise."""
     init_norm: float | None = Field(None, gt=0)
     """Norm that each image of Gaussian noise is scaled to; None: as drawn, with standard deviation 1."""
     labels: Literal["hard", "learned", "teacher"] = "hard"
@@ -47,14 +46,11 @@ class IterativeOptions(MethodOptions):
     skip_above: float | None = Field(None, gt=0)
     """Iterations with a larger loss change nothing. None: no iteration is skipped."""
     selection: Literal["last", "validation", "test"] = "last"
-    """Iteration that is kept: the last one, or the best on held-out real images, or the best on the test images (as in
-    published code, and optimistic)."""
+    """Iteration that is kept: the last, or the best on held-out or test images (`test`: optimistic, as published)."""
     watch: Literal["validation", "test"] | None = None
-    """Record the accuracy on these real images along the way, without selecting by it. A `selection` other than last
-    records it already."""
+    """Record the accuracy on these real images without selecting by it, as a `selection` other than last does."""
     evaluate_every: int = Field(500, ge=1)
-    """Iterations between two of these evaluations, for `watch` and for a `selection` other than last; the last
-    iteration is always evaluated."""
+    """Iterations between two evaluations of `watch` or `selection`; the last iteration is always evaluated."""
     evaluate_networks: int = Field(1, ge=1)
     """Networks per evaluation."""
     snapshots: int = Field(0, ge=0)
@@ -175,8 +171,7 @@ class UnrolledOptions(IterativeOptions):
     engine: Literal["mixed", "reverse"] = "mixed"
     """Computation of the hypergradient, always exact: in little memory, or as an unrolled graph."""
     clip: float | None = Field(2.0, gt=0)
-    """Largest norm of the images' hypergradient, as a multiple of the average of its norm over the iterations, the
-    present one included; None: no clipping."""
+    """Largest norm of the images' hypergradient, in units of its moving average with the present one; None: any."""
     clip_decay: float = Field(0.9, ge=0, lt=1)
     """Decay of that exponential moving average."""
     normalise: bool = False

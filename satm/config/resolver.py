@@ -1,7 +1,7 @@
 """Options of each job, resolved from the names in a campaign.
 
-Later values win: the default of the model, preset files in name order (`preset_folder`), the campaign's `settings`, the
-campaign's entry of that name, a flag on the command line.
+Later values win: the default of the model, preset files in name order, the campaign's `settings`, the campaign's entry
+of that name, a flag on the command line.
 """
 
 import re
@@ -36,15 +36,10 @@ class Resolver:
     """
 
     def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
-        self.campaign = campaign
+        self.campaign, self.layout, self.path = campaign, Layout(root), path
         self.settings = (*presets, *campaign.settings)
-        self._settings: dict[str, list[Setting]] = {}
-        for setting in self.settings:
-            self._settings.setdefault(setting.stage, []).append(setting)
         # Hundreds of cells share a few results, and planning needs each several times.
         self._cache: dict[tuple[str, Axes], dict[str, Any]] = {}
-        self.layout = Layout(root)
-        self.path = path
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
 
     def dataset(self, name: str) -> DatasetOptions:
@@ -89,8 +84,8 @@ class Resolver:
         pick(name, {**entries[0], **entries[1]}, "experts")
         base, own = (some[name].model_dump(exclude_unset=True) if name in some else {} for some in entries)
         settings = self._merged("experts", experts=(name,), dataset=(dataset,))
-        options = parse(ExpertsOptions, {**base, **settings, **own}, f"experts {name}")
-        options.check(f"experts {name}")
+        options = parse(ExpertsOptions, {**base, **settings, **own}, where := f"experts {name}")
+        options.check(where)
         return options
 
     def difficulty(self, name: str, dataset: str, options: ExpertsOptions) -> str | None:
@@ -103,10 +98,8 @@ class Resolver:
         if options.order == "full":
             return None
         if (order := self.experts(options.difficulty, dataset).order) != "full":
-            raise UsageError(
-                f"experts {name}: difficulty names {options.difficulty}, experts of order {order!r}; name experts of "
-                "order 'full'"
-            )
+            named = f"difficulty names {options.difficulty}, experts of order {order!r}"
+            raise UsageError(f"experts {name}: {named}; name experts of order 'full'")
         return options.difficulty
 
     def method(self, cell: Cell) -> dict[str, Any]:
@@ -135,7 +128,7 @@ class Resolver:
             shared = {"lr", "batch_size", "epochs", "augment", "momentum", "weight_decay"}
             options = self.experts("sgd", dataset).model_dump(include=shared)
         axes = {"method": (f"full-{recipe}",), "dataset": (dataset,), "ipc": (0,), "network": (network,)}
-        for setting in self._settings.get("evaluate", ()):
+        for setting in self.settings:
             if setting.method and setting.applies("evaluate", **axes):
                 options.update(setting.options)
         return parse(EvaluateOptions, {"decay_epoch": None, **options}, f"full-{recipe}")
@@ -162,8 +155,8 @@ class Resolver:
     @cached_property
     def figures(self) -> dict[str, FigureOptions]:
         """Every figure by name: those that every campaign has, and the campaign's own."""
-        standard = [kind.standard(self.campaign.tables) for kind in FIGURES.values()]
-        return {**{name: figure for some in standard for name, figure in some.items()}, **self.campaign.figures}
+        standard = [figure for kind in FIGURES.values() for figure in kind.standard(self.campaign.tables).items()]
+        return {**dict(standard), **self.campaign.figures}
 
     def figure(self, name: str) -> FigureOptions:
         """Return a figure of this campaign, of whatever kind."""
@@ -181,7 +174,7 @@ class Resolver:
         if key not in self._cache:
             names = axes["dataset"]
             axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
-            settings = (setting for setting in self._settings.get(stage, ()) if setting.applies(stage, **axes))
+            settings = (setting for setting in self.settings if setting.applies(stage, **axes))
             self._cache[key] = {name: value for setting in settings for name, value in setting.options.items()}
         return self._cache[key]
 
@@ -196,16 +189,11 @@ def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]
     return (match[1], int(match[2])) if match and name not in methods else (name, None)
 
 
-def preset_folder() -> Path:
-    """Return the folder of the presets, in an installed package or `config/presets` in a checkout."""
-    return shipped("presets", "config/presets")
-
-
 def load_presets() -> tuple[Setting, ...]:
-    """Return the rows of all preset files, in name order of the files."""
+    """Return the rows of all preset files, in name order; they are in the package or in `config/presets`."""
     return tuple(
         parse(Setting, row, f"{path}: settings.{index}")
-        for path in sorted(preset_folder().glob("*.yaml"))
+        for path in sorted(shipped("presets", "config/presets").glob("*.yaml"))
         for index, row in enumerate(load_yaml(path).get("settings", []))
     )
 

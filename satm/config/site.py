@@ -37,8 +37,7 @@ class Site(Options):
     arrays: tuple[str, ...] = ()
     """Rules whose jobs are submitted as arrays, or `all`; the length of the queue is then not limited."""
     per_job: dict[str, Annotated[int, Field(ge=2)]] = {}
-    """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all of them count as
-    failed."""
+    """Jobs of a rule that share one SLURM job, one after another on its GPU; if one fails, all count as failed."""
     resources: dict[str, dict[str, Resource]] = {}
     """Resources by rule that replace those of the workflow."""
 
@@ -51,9 +50,8 @@ class Site(Options):
     @model_validator(mode="after")
     def _fits(self) -> "Site":
         if self.arrays and "jobs" in self.model_fields_set:
-            raise ValueError(
-                "jobs and arrays exclude each other: the plugin would never submit jobs beyond the limit; leave one out"
-            )
+            reason = "the plugin would never submit jobs beyond the limit"
+            raise ValueError(f"jobs and arrays exclude each other: {reason}; leave one out")
         if both := [rule for rule in self.arrays if rule in self.per_job]:
             raise ValueError(f"{both[0]} is in arrays and in per_job; leave it out of one of them")
         return self

@@ -17,7 +17,7 @@ class EvaluateOptions(Options):
     epochs: int = Field(1000, ge=1)
     """Passes over the synthetic set."""
     batch_size: int = Field(256, ge=1)
-    """Synthetic images per step."""
+    """Images per step."""
     optimiser: Literal["sgd", "adam"] = "sgd"
     """`adam`: with PyTorch's betas 0.9 and 0.999; RaT-BPTT uses it, with `lr` 0.001 and `decay_epoch` None."""
     lr: float | Literal["learned", "searched"] = "learned"
@@ -71,8 +71,6 @@ class CandidateOptions(EvaluateOptions):
     """Freshly initialised networks per candidate, one row each; candidates are ranked by the mean accuracy."""
     epochs: int = Field(200, ge=1)
     """Passes over the images, synthetic or real."""
-    batch_size: int = Field(256, ge=1)
-    """Images per step."""
     lr: float | Literal["learned"] = 0.01
     """Step size; `learned`: that of the synthetic set, for the proxy only."""
     decay_epoch: int | None = Field(None, ge=1)
@@ -88,13 +86,13 @@ class SearchOptions(Options):
     """An architecture search with synthetic sets in place of the real images."""
 
     sample: int | None = Field(None, ge=1, le=CANDIDATES)
-    """How many of the 720 candidates are trained, chosen at random; None: all that fit the images."""
+    """Number of the 720 candidates that are trained, chosen at random; None: all that fit the images."""
     sample_seed: int = 0
-    """Another seed chooses others."""
+    """Seed of the choice."""
     width_factor: float = Field(1.0, gt=0)
-    """Times the width of every candidate, 32 to 256 filters, for a search where wide ones take too long."""
+    """Factor on the width of every candidate, 32 to 256 filters, for a search where wide ones take too long."""
     per_job: int = Field(20, ge=1)
-    """Candidates that one job trains, one after another. Does not change them."""
+    """Candidates that one job trains, one after another; does not change them."""
     proxy: CandidateOptions = CandidateOptions()
     """How they are trained on synthetic sets."""
     real: CandidateOptions = CandidateOptions()
@@ -108,7 +106,7 @@ class SearchOptions(Options):
         return value
 
     def parts(self) -> list[str]:
-        """Return the parts in which the candidates are trained, `FIRST-LAST` by their places in the sample."""
+        """Return the groups of candidates, `FIRST-LAST` by their places in the sample."""
         return grouped(self.sample or CANDIDATES, self.per_job)
 
 
@@ -124,8 +122,7 @@ class StepsOptions(Options):
     network: str = "convnet"
     """Network that is trained on the synthetic images kept."""
     sets: Literal["sliced", "per-step"] = "sliced"
-    """`sliced`: a step brings its classes' images of one distillation of all classes; `per-step`: a set that was
-    distilled on the classes of this step only."""
+    """Images of a step: from one distillation of all classes (`sliced`), or of the step's classes (`per-step`)."""
 
     def sources(self, dataset: str) -> list[str]:
         """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""

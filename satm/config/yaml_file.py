@@ -14,8 +14,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from satm.errors import LONGEST, UsageError, short
 
 LONGEST_FILE, MOST_VALUES, LONGEST_NUMBER = 2**18, 20_000, 400
-"""Limits: bytes of a file, values in it with aliases expanded, digits of a number. The largest campaign of the project
-needs a tenth of the first two."""
+"""Limits: bytes, values with aliases expanded, digits of a number; campaigns here need a tenth of the first two."""
 
 PLAIN = "tag:yaml.org,2002:"
 NUMBERS = {f"{PLAIN}int", f"{PLAIN}float"}
@@ -97,14 +96,12 @@ def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
         content = yaml.load(raw.decode())
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
-    except RecursionError as error:
-        raise UsageError(f"{path} is not usable YAML: it is nested too deeply; correct it") from error
-    except MarkedYAMLError as error:
-        text = ", ".join(str(part)[:LONGEST] for part in (error.context, error.problem) if part)
-        line = error.problem_mark.line + 1
-        raise UsageError(f"{path} is not usable YAML: line {line}: {text}; correct it") from error
-    except (YAMLError, ValueError, AssertionError) as error:  # the last two: not UTF-8, an unknown version of YAML
-        raise UsageError(f"{path} is not usable YAML: {error}; correct it") from error
+    except (RecursionError, YAMLError, ValueError, AssertionError) as error:  # last: not UTF-8, unknown version of YAML
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, MarkedYAMLError):
+            text = ", ".join(str(part)[:LONGEST] for part in (error.context, error.problem) if part)
+            problem = f"line {error.problem_mark.line + 1}: {text}"
+        raise UsageError(f"{path} is not usable YAML: {problem}; correct it") from error
     if content is None and empty:
         return {}
     if not isinstance(content, dict):

@@ -1,11 +1,11 @@
-"""What a campaign has taken so far: hours, memory, queue and attempts by rule and by cell of its tables.
+"""Cost of a campaign so far: hours, memory, queue and attempts by rule and by cell of its tables.
 
-Jobs leave accounts in their results and beside their logs; where there is none, Snakemake's benchmarks count. What is
-not known stays empty. `satm.cost.forecast` tells before a start what a campaign will take.
+Jobs leave accounts in their results and beside their logs; where there is none, Snakemake's benchmarks count. Unknown
+values stay empty. `satm.cost.forecast` predicts the cost before a start.
 """
 
 import contextlib
-import csv
+import itertools
 import json
 import math
 from collections import Counter
@@ -28,10 +28,13 @@ from satm.workflow.jobs import Graph, Job, jobs
 from satm.workflow.rules import RULES
 
 Source = Literal["account", "benchmark", ""]
-"""How a job is known: by its own account, by Snakemake's benchmark, or not at all."""
+"""Source of a job's numbers: its own account, Snakemake's benchmark, or none."""
 
 WITHOUT_DEVICE = ("images", "zca", "experts", "overview", "table", "figure")
-"""Rules that compute on processors alone."""
+"""Rules that compute on CPUs alone."""
+
+STAGES = {"experts": "experts", "distill": "distillation"}
+"""Columns of hours of a cell by the stage of a rule; all others are evaluation."""
 
 COLUMNS = [
     *("part", "rule", "table", "dataset", "ipc", "method", "planned", "done", "unfinished", "unknown"),
@@ -39,26 +42,17 @@ COLUMNS = [
     *("experts_hours", "distillation_hours", "evaluation_hours", "peak_device_gb", "peak_host_gb"),
     *("attempts", "devices", "experts"),
 ]
-"""Columns of the frame. part: `rule`, `all`, or `cell` of a table; planned, done, unfinished, unknown: numbers of jobs,
-the last of those that are done and of which nothing is known; hours of a cell hold its share of experts."""
+"""Columns of the frame. part: `rule`, `all`, or `cell` of a table. planned, done, unfinished: numbers of jobs; unknown:
+number of done ones without numbers. Hours of a cell include its share of experts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spent:
-    """What one job has taken.
+    """Cost of one job; None: unknown.
 
-    Args:
-        job: which.
-        done: whether its files are there.
-        source: how that is known.
-        attempts: how many; None: not known, and so wherever there is a None.
-        run: seconds of all attempts.
-        cpu: seconds of all processors.
-        gpu: seconds times GPUs; 0 on processors.
-        queue: seconds in the queue of each SLURM job that there was, by its number and start.
-        devices: seconds of each device, of the GPUs or of all processors, by its name, empty where that is not known.
-        device_bytes: most that was held on a GPU.
-        host_bytes: most that was held in main memory.
+    `run`, `cpu` and `gpu` are seconds of all attempts, of all CPUs, and times GPUs (0 without). `queue` has the seconds
+    that each SLURM job waited, by its number and start; `devices` those of the GPUs, or of all CPUs, by name (empty:
+    unknown). Bytes are peaks of one GPU and of main memory.
     """
 
     job: Job
@@ -75,14 +69,10 @@ class Spent:
 
 
 def spent(campaigns: Campaigns, root: str) -> list[Spent]:
-    """Return what every job of a campaign has taken, in the order of the workflow; of this account's own jobs nothing.
-
-    Args:
-        campaigns: those that are known.
-        root: folder of the campaign.
+    """Return the cost of every job of a campaign in the order of the workflow, those of the accounting left out.
 
     Raises:
-        UsageError: the campaign cannot be used as it is.
+        UsageError: the campaign that writes below `root` is unusable.
     """
     order = list(RULES)
     planned = sorted(jobs(campaigns, root), key=lambda job: order.index(job.rule))
@@ -90,28 +80,28 @@ def spent(campaigns: Campaigns, root: str) -> list[Spent]:
 
 
 def of_job(job: Job) -> Spent:
-    """Return what a job has taken, from the files that it left behind."""
-    made, layout = job.outputs, Layout(job.wildcards.root)
-    done = all(path.is_file() for path in made)
-    carrier = next((path for path in made if path.suffix == ".parquet"), None)
-    carried = _metadata(carrier) if done and carrier is not None else {}
+    """Return the cost of a job, from the files that it left behind."""
+    outputs, layout = job.outputs, Layout(job.wildcards.root)
+    done = all(path.is_file() for path in outputs)
+    rows = next((path for path in outputs if path.suffix == ".parquet"), None)
+    metadata = _metadata(rows) if done and rows is not None else {}
     attempts = []
     with contextlib.suppress(TypeError, ValueError):
-        attempts = [Attempt.of(each) for each in carried.get("accounting", [])]
+        attempts = [Attempt.of(each) for each in metadata.get("accounting", [])]
     if not attempts and (record := find_record(Path(layout.account(*job.place)))) is not None:
         attempts = record.attempts
     if attempts:
         return _of_attempts(job, done, attempts)
-    if done and (held := _benchmark(Path(layout.benchmark(*job.place)))) is not None:
-        device = "cpu" if job.rule in WITHOUT_DEVICE else str(carried.get("device", ""))
+    if done and (numbers := _benchmark(Path(layout.benchmark(*job.place)))) is not None:
+        device = "cpu" if job.rule in WITHOUT_DEVICE else str(metadata.get("device", ""))
         on_gpu = device not in ("", "cpu")
-        cpu = held.get("cpu_time")
+        run, cpu = numbers["s"], numbers.get("cpu_time")
         return Spent(
-            *(job, done, "benchmark", None, held["s"], cpu),
-            gpu=held["s"] if on_gpu else 0.0 if device else None,
-            devices={device: held["s"] if on_gpu or cpu is None else cpu},
-            device_bytes=_peak(carrier) if on_gpu and carrier is not None else None,
-            host_bytes=held["max_rss"] * 2**20 if "max_rss" in held else None,
+            *(job, done, "benchmark", None, run, cpu),
+            gpu=run if on_gpu else 0.0 if device else None,
+            devices={device: run if on_gpu or cpu is None else cpu},
+            device_bytes=_peak(rows) if on_gpu and rows is not None else None,
+            host_bytes=numbers["max_rss"] * 2**20 if "max_rss" in numbers else None,
         )
     return Spent(job, done)
 
@@ -121,8 +111,8 @@ def _of_attempts(job: Job, done: bool, attempts: Sequence[Attempt]) -> Spent:
     devices: dict[str, float] = {}
     ended: dict[str, str] = {}
     for each in attempts:
-        alone = each.seconds if each.cpu_seconds is None else each.cpu_seconds
-        used = (each.seconds or 0.0) * each.gpus if each.gpus else alone or 0.0
+        on_cpus = each.seconds if each.cpu_seconds is None else each.cpu_seconds
+        used = (each.seconds or 0.0) * each.gpus if each.gpus else on_cpus or 0.0
         devices[each.device] = devices.get(each.device, 0.0) + used
         if each.slurm is None:
             continue
@@ -155,7 +145,7 @@ def _waited(slurm: Mapping[str, str | None], ended: str) -> float | None:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Return the circumstances that a parquet file carries; nothing where it is broken, which its table tells."""
+    """Return the circumstances in a parquet file; empty for a broken file, which its table reports."""
     with contextlib.suppress(pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError):
         content = json.loads((parquet.read_schema(path).metadata or {})[METADATA_KEY])
         return content if isinstance(content, dict) else {}
@@ -163,33 +153,30 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _peak(path: Path) -> float | None:
-    """Return the most memory that a row tells of."""
+    """Return the peak memory over the rows of a file."""
     with contextlib.suppress(pyarrow.ArrowException, OSError):
         table = parquet.read_table(path, columns=["peak_memory_bytes"], partitioning=None).to_pandas()
-        found = table.get("peak_memory_bytes", pandas.Series(dtype=float)).max()
-        return None if pandas.isna(found) else float(found)
+        peak = table.get("peak_memory_bytes", pandas.Series(dtype=float)).max()
+        return None if pandas.isna(peak) else float(peak)
     return None
 
 
 def _benchmark(path: Path) -> dict[str, float] | None:
-    """Return the numbers of a benchmark of Snakemake, by its columns; None where its seconds are not there.
+    """Return the numbers of a benchmark of Snakemake by column; None where its seconds are missing.
 
-    It writes words instead of what it could not measure, as of jobs that end at once.
+    Snakemake writes words in place of what it could not measure, as of jobs that end at once.
     """
     try:
-        lines = list(csv.DictReader(path.read_text().splitlines(), delimiter="\t"))
-    except (OSError, UnicodeDecodeError):
+        last = pandas.read_csv(path, sep="\t", dtype=str, index_col=False).iloc[-1]
+    except (OSError, ValueError, IndexError):
         return None
-    found: dict[str, float] = {}
-    for name, text in (lines[-1] if lines else {}).items():
-        with contextlib.suppress(TypeError, ValueError):
-            found[name] = float(text)
-    found = {name: value for name, value in found.items() if math.isfinite(value)}
-    return found if "s" in found else None
+    numbers = pandas.to_numeric(last, errors="coerce")
+    known = {str(name): float(number) for name, number in numbers.items() if math.isfinite(number)}
+    return known if "s" in known else None
 
 
 class Accounting(NamedTuple):
-    """What a campaign has taken, by rule and by cell of its tables."""
+    """Cost of a campaign, by rule and by cell of its tables."""
 
     frame: pandas.DataFrame
     """A row per rule, one of all, and one per cell of each table; columns `COLUMNS`."""
@@ -198,142 +185,127 @@ class Accounting(NamedTuple):
 
 
 def accounting(campaigns: Campaigns, root: str) -> Accounting:
-    """Return what the jobs of a campaign have taken so far; arguments and errors are those of `spent`."""
-    found = spent(campaigns, root)
-    rules = [each for each in RULES if any(one.job.rule == each for one in found)]
-    rows = [{"part": "rule", "rule": rule, **_row([one for one in found if one.job.rule == rule])} for rule in rules]
-    rows.append({"part": "all", "rule": "all", **_row(found)})
-    cells = _cell_rows(campaigns, root, {one.job: one for one in found})
+    """Return the cost of a campaign so far; raises as `spent`."""
+    every = spent(campaigns, root)
+    by_rule = itertools.groupby(every, key=lambda one: one.job.rule)
+    rows = [{"part": "rule", "rule": rule, **_row(list(some))} for rule, some in by_rule]
+    rows.append({"part": "all", "rule": "all", **_row(every)})
+    cells = _cell_rows(campaigns, root, {one.job: one for one in every})
     frame = pandas.DataFrame([*rows, *cells], columns=COLUMNS).astype({"ipc": "Int64", "attempts": "Int64"})
     of_rules, of_cells = frame[frame["part"] != "cell"], frame[frame["part"] == "cell"]
+    in_cells = [column for column in HEADINGS if column not in OF_RULES]
     unit = HOURS if of_rules["run_hours"].iloc[-1] >= IN_HOURS else MINUTES
     return Accounting(
         frame,
-        _grid(f"{root}: what its jobs took", of_rules, OF_RULES, _rule_notes(found, unit), unit),
-        _grid(f"{root}: what the cells of its tables took", of_cells, OF_CELLS, CELL_NOTES, unit),
+        _grid(f"{root}: what its jobs took", of_rules, list(HEADINGS), _rule_notes(every, unit), unit),
+        _grid(f"{root}: what the cells of its tables took", of_cells, in_cells, CELL_NOTES, unit),
     )
 
 
-def _row(found: Sequence[Spent], weights: Mapping[Job, float] | None = None) -> dict[str, Any]:
-    """Return what some jobs have taken together; `weights` is the part of a job's time that counts, if not all."""
+def _row(some: Sequence[Spent], weights: Mapping[Job, float] | None = None) -> dict[str, Any]:
+    """Return the cost of some jobs together; `weights`: fraction of a job's time that counts, where it is not 1."""
     part = weights or {}
 
     def hours(name: str) -> float:
-        known = ((one.job, getattr(one, name)) for one in found)
-        return _hours(None if value is None else value * part.get(job, 1.0) for job, value in known)
+        times = ((one.job, getattr(one, name)) for one in some)
+        return _hours(None if time is None else time * part.get(job, 1.0) for job, time in times)
 
-    longest = max((one for one in found if one.run), key=lambda one: one.run or 0.0, default=None)
-    queue = {key: seconds * part.get(one.job, 1.0) for one in found for key, seconds in one.queue.items()}
+    def peak(name: str) -> float:
+        return max((size for one in some if (size := getattr(one, name))), default=math.nan) / 1e9
+
+    longest = max((one for one in some if one.run), key=lambda one: one.run or 0.0, default=None)
+    queue = {key: seconds * part.get(one.job, 1.0) for one in some for key, seconds in one.queue.items()}
     return {
-        "planned": len(found),
-        "done": sum(one.done for one in found),
-        "unfinished": sum(not one.done and one.source != "" for one in found),
-        "unknown": sum(one.done and one.source == "" for one in found),
-        "gpu_hours": hours("gpu"),
-        "cpu_hours": hours("cpu"),
-        "run_hours": hours("run"),
+        "planned": len(some),
+        "done": sum(one.done for one in some),
+        "unfinished": sum(not one.done and one.source != "" for one in some),
+        "unknown": sum(one.done and one.source == "" for one in some),
+        **{f"{name}_hours": hours(name) for name in ("gpu", "cpu", "run")},
         "queue_hours": _hours(queue.values()),
         "longest_hours": _hours([longest.run] if longest else []),
         "longest_job": str(longest.job) if longest else "",
-        "peak_device_gb": max((one.device_bytes for one in found if one.device_bytes), default=math.nan) / 1e9,
-        "peak_host_gb": max((one.host_bytes for one in found if one.host_bytes), default=math.nan) / 1e9,
-        "attempts": _total(one.attempts for one in found),
-        "devices": ", ".join(dict.fromkeys(device for one in found for device in one.devices if device)),
+        **{f"peak_{name}_gb": peak(f"{name}_bytes") for name in ("device", "host")},
+        "attempts": _total(one.attempts for one in some),
+        "devices": ", ".join(dict.fromkeys(device for one in some for device in one.devices if device)),
     }
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """Return the sum of what is known; None where nothing is."""
+    """Return the sum of the known values; None where there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def _hours(seconds: Iterable[float | None]) -> float:
-    """Return the sum of known seconds in hours; NaN where none is known."""
-    found = _total(seconds)
-    return math.nan if found is None else found / 3600
+    """Return the sum of the known seconds in hours; NaN where there are none."""
+    total = _total(seconds)
+    return math.nan if total is None else total / 3600
 
 
-def _cell_rows(campaigns: Campaigns, root: str, found: Mapping[Job, Spent]) -> list[dict[str, Any]]:
+def _cell_rows(campaigns: Campaigns, root: str, costs: Mapping[Job, Spent]) -> list[dict[str, Any]]:
     """Return a row per cell of each table; experts that several cells need count in equal shares."""
     resolver, graph = campaigns.of(root), Graph(campaigns)
     behind: dict[tuple[str, Cell], set[Job]] = {}
+    users: dict[Job, set[Cell]] = {}
     for name, table in resolver.campaign.tables.items():
         for path in dict.fromkeys(table.files(resolver.layout, name)):
             if (cell := _cell(graph.maker(path))) is not None:
-                behind.setdefault((name, cell), set()).update(graph.behind([path]))
-    users: dict[Job, set[Cell]] = {}
-    for (_, cell), needed in behind.items():
-        for job in needed:
-            if RULES[job.rule].stage == "experts":
-                users.setdefault(job, set()).add(cell)
+                behind.setdefault((name, cell), set()).update(needs := graph.behind([path]))
+                for job in needs:
+                    if RULES[job.rule].stage == "experts":
+                        users.setdefault(job, set()).add(cell)
     rows = []
-    for (name, (dataset, ipc, method, _)), needed in behind.items():
-        shared = {job: 1 / len(users[job]) for job in needed if job in users}
-        own = [found[job] for job in sorted(needed) if job.rule not in ("images", "zca")]
-        times = {
-            "experts_hours": [one for one in own if one.job in shared],
-            "distillation_hours": [one for one in own if one.job.rule == "distill"],
-            "evaluation_hours": [one for one in own if one.job not in shared and one.job.rule != "distill"],
-        }
-        rows.append(
-            {
-                **{"part": "cell", "table": name, "dataset": dataset, "ipc": ipc, "method": method},
-                **_row(own, shared),
-                **{column: _row(some, shared)["run_hours"] for column, some in times.items()},
-                "experts": _experts_in_words({job: users[job] for job in shared}),
-            }
-        )
+    for (name, (dataset, ipc, method, _)), needs in behind.items():
+        shares = {job: 1 / len(users[job]) for job in needs if job in users}
+        own = [costs[job] for job in sorted(needs) if job.rule not in ("images", "zca")]
+        row = {"part": "cell", "table": name, "dataset": dataset, "ipc": ipc, "method": method, **_row(own, shares)}
+        for stage in ("experts", "distillation", "evaluation"):
+            some = [one for one in own if STAGES.get(RULES[one.job.rule].stage, "evaluation") == stage]
+            row[f"{stage}_hours"] = _row(some, shares)["run_hours"]
+        rows.append(row | {"experts": _experts_in_words({job: users[job] for job in shares})})
     return rows
 
 
 def _cell(job: Job) -> Cell | None:
-    """Return the cell that a job is about, whatever its seed; None for one of a whole dataset."""
+    """Return the cell of a job, whatever its seed; None for a job of a whole dataset."""
     names = dict(job.names)
-    if job.rule == "full":
-        return Cell(names["dataset"], 0, f"full-{names['recipe']}")
-    if job.rule == "nas_real":
-        return Cell(names["dataset"], 0, "real")
+    if job.rule in ("full", "nas_real"):
+        return Cell(names["dataset"], 0, f"full-{names['recipe']}" if job.rule == "full" else "real")
     return Cell(names["dataset"], int(names["ipc"]), names["method"]) if "method" in names else None
 
 
 def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:
     """Return the names of experts and how many cells share them."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for job, cells in users.items():
-        name = dict(job.names)["experts"]
-        found[name] = max(found.get(name, 0), len(cells))
-    shared = {name: f", shared by {count} cells" if count > 1 else "" for name, count in sorted(found.items())}
+        name = job.wildcards.experts
+        counts[name] = max(counts.get(name, 0), len(cells))
+    shared = {name: f", shared by {count} cells" if count > 1 else "" for name, count in sorted(counts.items())}
     return "; ".join(f"{name}{text}" for name, text in shared.items())
 
 
-OF_RULES = {
-    **{"rule": "rule", "jobs": "jobs", "gpu_hours": "GPU {long}", "cpu_hours": "CPU {long}"},
-    **{"run_hours": "run ({short})", "queue_hours": "queue ({short})", "longest_hours": "longest job ({short})"},
-    **{"peak_device_gb": "device memory (GB)", "peak_host_gb": "host memory (GB)"},
-    **{"attempts": "attempts", "devices": "device"},
+HEADINGS = {
+    **{"rule": "rule", "table": "table", "dataset": "dataset", "ipc": "IPC", "method": "method", "jobs": "jobs"},
+    **{"gpu_hours": "GPU {0}", "cpu_hours": "CPU {0}", "run_hours": "run ({1})", "experts_hours": "experts ({1})"},
+    **{"distillation_hours": "distillation ({1})", "evaluation_hours": "evaluation ({1})"},
+    **{"queue_hours": "queue ({1})", "longest_hours": "longest job ({1})", "peak_device_gb": "device memory (GB)"},
+    **{"peak_host_gb": "host memory (GB)", "attempts": "attempts", "devices": "device", "experts": "which experts"},
 }
-"""Headings of the table of rules, by column of the frame; `jobs` is made of two; units of time are put in."""
+"""Headings by column of the frame (`jobs`: done and planned), with names of a unit of time to fill in."""
 
-Unit = tuple[int, dict[str, str]]
-"""How many of a unit of time are an hour, and its `long` and `short` name."""
-
-HOURS: Unit = (1, {"long": "hours", "short": "h"})
-MINUTES: Unit = (60, {"long": "minutes", "short": "min"})
-
-IN_HOURS = 10.0
-"""From so many hours of running on times are told in hours, below in minutes."""
-
-OF_CELLS = {
-    **{"table": "table", "dataset": "dataset", "ipc": "IPC", "method": "method", "jobs": "jobs"},
-    **{"experts_hours": "experts ({short})", "distillation_hours": "distillation ({short})"},
-    **{"evaluation_hours": "evaluation ({short})", "queue_hours": "queue ({short})"},
-    **{"peak_device_gb": "device memory (GB)", "peak_host_gb": "host memory (GB)"},
-    **{"devices": "device", "experts": "which experts"},
-}
+OF_RULES = {"rule", "gpu_hours", "cpu_hours", "run_hours", "longest_hours", "attempts"}
+"""Columns that the table of cells lacks."""
 
 TEXTS = ("rule", "table", "dataset", "method", "devices", "experts")
-"""Columns that are no numbers."""
+"""Columns of text."""
+
+Unit = tuple[str, str, int]
+"""Long and short name of a unit of time, and the number of it in an hour."""
+
+HOURS, MINUTES = ("hours", "h", 1), ("minutes", "min", 60)
+
+IN_HOURS = 10.0
+"""Hours of running from which times are shown in hours; below in minutes."""
 
 CELL_NOTES = (
     "Times of running. Experts: the cell's share of those that it needs, their time divided by the number of cells of "
@@ -342,16 +314,16 @@ CELL_NOTES = (
 )
 
 
-def _grid(title: str, frame: pandas.DataFrame, headings: Mapping[str, str], notes: Sequence[str], unit: Unit) -> Grid:
-    """Return a table for people, without columns that say nothing."""
-    columns = {name: [_text(name, row, unit[0]) for row in frame.to_dict("records")] for name in headings}
-    shown = [name for name, texts in columns.items() if any(texts)] or list(headings)[:1]
-    lines = [list(line) for line in zip(*(columns[name] for name in shown), strict=True)]
-    told = {name: headings[name].format(**unit[1]) for name in shown}
-    return Grid(title, list(told.values()), lines, [told[name] for name in TEXTS if name in told], notes)
+def _grid(title: str, frame: pandas.DataFrame, names: Sequence[str], notes: Sequence[str], unit: Unit) -> Grid:
+    """Return a table for people, without empty columns."""
+    columns = {name: [_text(name, row, unit) for row in frame.to_dict("records")] for name in names}
+    shown = {name: texts for name, texts in columns.items() if any(texts) or name == names[0]}
+    headings = {name: HEADINGS[name].format(*unit) for name in shown}
+    lines = [list(line) for line in zip(*shown.values(), strict=True)]
+    return Grid(title, list(headings.values()), lines, [headings[name] for name in TEXTS if name in shown], notes)
 
 
-def _text(column: str, row: Mapping[Any, Any], times: int) -> str:
+def _text(column: str, row: Mapping[Any, Any], unit: Unit) -> str:
     if column == "jobs":
         return f"{row['done']} of {row['planned']}"
     value = row[column]
@@ -360,7 +332,7 @@ def _text(column: str, row: Mapping[Any, Any], times: int) -> str:
     if column == "ipc":
         return str(value) if value else "all"
     if column.endswith("_hours"):
-        return number(value * times)
+        return number(value * unit[2])
     return number(value) if isinstance(value, float) else str(value)
 
 
@@ -369,29 +341,29 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
-def _rule_notes(found: Sequence[Spent], unit: Unit) -> list[str]:
-    done = [one for one in found if one.done]
-    known = Counter(one.source for one in done)
+def _rule_notes(every: Sequence[Spent], unit: Unit) -> list[str]:
+    done = [one for one in every if one.done]
+    sources = Counter(one.source for one in done)
+    known = f"Finished jobs that left an account of their own: {sources['account']} of {len(done)}"
+    if sources["benchmark"]:
+        known += f"; known by Snakemake's benchmark alone, their last attempt and no queue: {sources['benchmark']}"
+    if sources[""]:
+        rules = Counter(one.job.rule for one in done if one.source == "")
+        counts = ", ".join(f"{count} {rule}" for rule, count in rules.items())
+        known += f"; not known and not counted: {sources['']} ({counts})"
     notes = [
         "Run: from the start of a job's process to its end, over all attempts since its files were last made. GPU: "
         "that time multiplied by the GPUs that the job computes on. CPU: time of all processors in sum. Queue: from "
         "submission to start, each SLURM job once. Device memory: tensors of PyTorch on a GPU; host memory: of the "
-        "process; 1 GB is 10^9 bytes. What is empty is not known, or there was none."
+        "process; 1 GB is 10^9 bytes. What is empty is not known, or there was none.",
+        f"{known}.",
     ]
-    told = [f"Finished jobs that left an account of their own: {known['account']} of {len(done)}"]
-    if known["benchmark"]:
-        told.append(f"known by Snakemake's benchmark alone, their last attempt and no queue: {known['benchmark']}")
-    if known[""]:
-        rules = Counter(one.job.rule for one in done if one.source == "")
-        named = ", ".join(f"{count} {rule}" for rule, count in rules.items())
-        told.append(f"not known and not counted: {known['']} ({named})")
-    notes.append("; ".join(told) + ".")
-    if begun := sum(not one.done and one.source != "" for one in found):
-        notes.append(f"Begun and not ended, counted until last seen: {in_numbers([begun], 'job')}.")
-    longest = sorted((one for one in found if one.run), key=lambda one: -(one.run or 0.0))[:3]
-    if longest:
-        told = [f"{one.job} {number((one.run or 0.0) * unit[0] / 3600)} {unit[1]['short']}" for one in longest]
-        notes.append(f"The longest jobs: {'; '.join(told)}.")
-    if any(RULES[one.job.rule].gathers for one in found):
+    if unfinished := sum(not one.done and one.source != "" for one in every):
+        notes.append(f"Begun and not ended, counted until last seen: {in_numbers([unfinished], 'job')}.")
+    hours = {one.job: one.run / 3600 for one in every if one.run}
+    if longest := sorted(hours, key=lambda job: -hours[job])[:3]:
+        texts = [f"{job} {number(hours[job] * unit[2])} {unit[1]}" for job in longest]
+        notes.append(f"The longest jobs: {'; '.join(texts)}.")
+    if any(RULES[one.job.rule].gathers for one in every):
         notes.append("Overview, tables and figures: those that were there when this was made.")
     return notes

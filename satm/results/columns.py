@@ -119,8 +119,7 @@ SHARPNESS = Columns(
     CELL | _fields("segment int, rho float, loss float, perturbed_loss float, sharpness float"),
     key=(*CELL, "segment"),
 )
-"""One row per expert segment: matching loss at a synthetic set and at its worst neighbour at distance rho, and the
-difference."""
+"""One row per expert segment: matching loss at a synthetic set, at its worst neighbour at distance rho; difference."""
 
 EXPERT_SHARPNESS = Columns(
     "sharpness of experts",
@@ -128,8 +127,7 @@ EXPERT_SHARPNESS = Columns(
     | _fields("sharpness float"),
     key=("dataset", "experts", "expert", "epoch", "rho"),
 )
-"""One row per snapshot of an expert and rho: training loss at its weights and at their worst neighbour at distance rho,
-and the difference."""
+"""One row per expert snapshot and rho: training loss there, at the worst neighbour at distance rho; difference."""
 
 _PATH_ONLY = _fields(
     "distillation_accuracy float, distillation_loss float, expert_accuracy float, expert_loss float, "

@@ -93,17 +93,12 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     raw_labels: Tensor | None = None
     """For an average: labels of the iteration itself, like `labels`; None: the same as `labels`."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors by name that the raw images are computed from, such as basis images and their weights; empty: the images
-    are stored themselves."""
+    """Tensors by name that the raw images are computed from, as basis and weights; empty: the images themselves."""
     history: History | None = None
     """Earlier states, kept by the option `snapshots` of a distillation."""
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together.
-
-        Raises:
-            UsageError: a shape, a type or a label does not fit.
-        """
+        """Raise a UsageError if a shape, a type or a label does not fit the others."""
         images, labels, count, classes = self.images, self.labels, len(self.images), len(self.class_names)
         if self.average not in ("raw", "ema"):
             raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}")
@@ -122,10 +117,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or float32 "
                 f"[{count}, {classes}], got {_type(labels)}"
             )
-        if hard and count:
-            low, high = int(labels.min()), int(labels.max())
-            if not 0 <= low <= high < classes:
-                raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
+        if hard and count and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < classes:
+            raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -142,9 +135,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def stored_numbers(self) -> int:
         """Numbers that the set is made of, to compare sets at an equal budget.
 
-        They are those of `stored`, or of the images where it is empty or the set is an average, and the logits of soft
-        labels. Integer labels, which follow from the order of the images, the step size, raw parts of an average and
-        the history do not count.
+        These are `stored`, or the images where it is empty or the set is an average, and the logits of soft labels.
+        Integer labels, which follow from the order of the images, step size, raw parts and history do not count.
         """
         computed = self.average == "raw" and self.stored
         count = sum(tensor.numel() for tensor in self.stored.values()) if computed else self.images.numel()
@@ -206,10 +198,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def pixels(self, whitening: Whitening | None = None, clip: bool = True) -> Tensor:
         """Return `[n, C, H, W]` float32 images in [0, 1] for display.
 
-        Args:
-            whitening: of the images; None: read from `whitening_path`. A synthetic set's file does not include it: it
-                would grow from some KiB to 76 MB (CIFAR-10).
-            clip: clamp values outside [0, 1].
+        `clip` clamps values outside [0, 1]. `whitening` None: read from `whitening_path`; in a synthetic set's file,
+        which has some KiB, it would take 76 MB (CIFAR-10).
 
         Raises:
             UsageError: the whitening's file is missing or broken, or it is not the whitening of these images.

@@ -44,15 +44,14 @@ class ExternalSet:
     """Names by label, for pictures whose folders or files give them."""
     layout: Literal["tensors", "parquet", "folder", "distilled"] = "tensors"
     """Format of the files."""
-    made: DistilledDataset | None = None
+    distilled: DistilledDataset | None = None
     """The whole set, if this project stored it."""
 
 
 def read_set(path: Path, image_column: str | None = None, label_column: str | None = None) -> ExternalSet:
     """Return the set in a file or folder of images; the columns are those of `DatasetOptions`, for parquet.
 
-    Formats: `.pt`, `.pth` or `.safetensors` with tensors; `.parquet`, or a folder of such files, with encoded images;
-    or a folder CLASS/image.
+    Formats: `.pt`, `.pth` or `.safetensors` with tensors; one or a folder of `.parquet` with images; or CLASS/image.
 
     Raises:
         UsageError: the path is missing, damaged or of another format, or reading it would run code.
@@ -62,9 +61,10 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
         return _read_parquet(path, tables, image_column, label_column) if tables else _read_folder(path)
     if path.is_file() and path.suffix == ".parquet":
         return _read_parquet(path, [path], image_column, label_column)
-    content, made = _read_tensors(path)
-    if made is not None:
-        return ExternalSet(str(path), made.images, made.labels, made.step_size, made.class_names, "distilled", made)
+    content, whole = _read_tensors(path)
+    if whole is not None:
+        parts = whole.images, whole.labels, whole.step_size, whole.class_names
+        return ExternalSet(str(path), *parts, "distilled", whole)
     images = _take(path, content, "images", "", expected="one tensor of images, or several named images and labels")
     return ExternalSet(str(path), images, _find(path, content, "labels"), _find(path, content, "step_size", "lr"))
 
@@ -127,23 +127,17 @@ def _load(path: Path) -> object:
                 f"{path} is refused: reading it would call {call[1]}, and a file that calls anything could run any "
                 f"code; if you trust its author, load it yourself and {again}"
             ) from error
-        raise UsageError(
-            f"{path} is damaged, incomplete, or not a tensor file of torch.save; fetch it again, or {again}"
-        ) from error
+        problem = "damaged, incomplete, or not a tensor file of torch.save"
+        raise UsageError(f"{path} is {problem}; fetch it again, or {again}") from error
 
 
 def _check_parts(path: Path) -> None:
-    """Check the checksums of an archive of torch.save, which torch does not.
-
-    Raises:
-        zipfile.BadZipFile: a part was changed.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # the older format, without checksums
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if part.CRC:  # 0: torch was configured to leave it out
-                archive.read(part)
+    """Raise BadZipFile if a checksum in an archive of torch.save is wrong, which torch does not check."""
+    if zipfile.is_zipfile(path):  # the older format has no checksums
+        with zipfile.ZipFile(path) as archive:
+            for part in archive.infolist():
+                if part.CRC:  # 0: torch was configured to leave it out
+                    archive.read(part)
 
 
 def _number(value: object) -> object:
@@ -152,11 +146,9 @@ def _number(value: object) -> object:
 
 def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | None:
     """Return the tensor under the first name that the file has; None if it has none of them."""
-    name = next((name for name in names if name in content), None)
-    if name is None:
+    if (name := next((name for name in names if name in content), None)) is None:
         return None
-    value = content[name]
-    if not isinstance(value, Tensor):
+    if not isinstance(value := content[name], Tensor):
         raise UsageError(f"{path} holds a {type(value).__name__} {name or 'alone'}, expected a tensor; save it as one")
     return value
 

@@ -1,4 +1,4 @@
-"""Adapt a synthetic set of other code to a dataset, its images, labels, step size and space, or refuse it.
+"""Adaptation of a synthetic set of other code to a dataset: its images, labels, step size and space.
 
 Shapes: n images of C x H x W; K classes.
 Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; training, the one of the last
@@ -47,8 +47,8 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
             f"{where} holds images {images.dtype} {tuple(images.shape)}, expected uint8 or floating point "
             "[n, C, H, W]; convert them"
         )
-    if not len(images) or len(images) != ipc * classes:
-        each, rest = divmod(len(images), classes)
+    each, rest = divmod(len(images), classes)
+    if not each or rest or each != ipc:
         advice = f"use --ipc {each}" if each and not rest else "no --ipc fits them"
         raise UsageError(
             f"{where} holds {len(images)} images, expected {ipc * classes}: {ipc} for each of the {classes} "
@@ -71,8 +71,7 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
 def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
     """Return `[n]` int64 labels as the dataset numbers its classes, and how they were matched, in words.
 
-    `names` are those of the labels `[n]` int64 in the set, `class_names` those in the dataset; `where` is the path of
-    the labels.
+    `names`: of the labels `[n]` int64 in the set; `class_names`: in the dataset; `where`: path of the labels.
 
     Raises:
         UsageError: a label has no name, or only some of the names are classes of the dataset.
@@ -104,14 +103,12 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
     `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
 
     Raises:
-        UsageError: type or shape does not fit, a class is unknown, a value is not finite, or stated probabilities are
-            none.
+        UsageError: a wrong type or shape, unknown class, value that is not finite, or wrong sum of probabilities.
     """
     count = ipc * classes
     if labels is None:
-        return torch.arange(classes).repeat_interleave(ipc), (
-            "there are none: the images are taken to be sorted by class, as the MTT family's code saves them"
-        )
+        sorted_by_class = "the images are taken to be sorted by class, as the MTT family's code saves them"
+        return torch.arange(classes).repeat_interleave(ipc), f"there are none: {sorted_by_class}"
     labels = labels.detach()
     if labels.dtype in INTEGERS and labels.shape == (count,):
         labels = labels.to(torch.int64)
@@ -189,23 +186,15 @@ def fit_space(
 ) -> tuple[Tensor, str]:
     """Return `[n, C, H, W]` float32 images in the space of training, and how they were understood, in words.
 
-    Args:
-        images: of `fit_images`.
-        external: the set that they are from.
-        space: their space; `auto`: pixels for pictures and uint8, else the space of training.
-        preprocessor: of the dataset.
-        mean: of normalised images (`fit_statistics`).
-        std: of normalised images.
+    `images` are those of `fit_images`, `mean` and `std` those of `fit_statistics`. `space` `auto`: pixels for pictures
+    and uint8, else the space of training.
 
     Raises:
         UsageError: the images cannot be in that space.
     """
-    training, decided, where = (
-        _describe(preprocessor),
-        "" if space != "auto" else ", decided (space auto)",
-        external.where,
-    )
-    if external.made is not None:
+    training, where = _describe(preprocessor), external.where
+    decided = ", decided (space auto)" if space == "auto" else ""
+    if external.distilled is not None:
         if space not in ("auto", "trained", preprocessor.identity["space"]):
             raise UsageError(f"{where} says itself that its images are {training}, space is {space!r}; leave space out")
         return images, f"in the space of training, as the file states: {training}"

@@ -39,36 +39,30 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
 
 
 def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
-    """Return the rows of a file written by `write_rows`; a missing optional number is NaN.
-
-    Columns that files of earlier versions lack (`Columns.since`) are added.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or of another kind.
-    """
+    """Return the rows of a file, as `read_run`."""
     return read_run(path, columns)[0]
 
 
 def read_rows_metadata(path: Path, columns: Columns) -> dict[str, Any]:
-    """Return the circumstances of the run that wrote a file, of whatever columns.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or was not written by `write_rows`.
-    """
+    """Return the circumstances of the run that wrote a file, without checking its columns; raises as `read_run`."""
     return _read_table(path, columns.what)[1]
 
 
 def read_run(path: Path, columns: Columns) -> tuple[pandas.DataFrame, dict[str, Any]]:
-    """Return the rows, as `read_rows`, and the circumstances of their run, reading the file once."""
+    """Return the rows of a file written by `write_rows`, and the circumstances of their run.
+
+    A missing optional number is NaN. Columns that files of earlier versions lack (`Columns.since`) are added.
+
+    Raises:
+        UsageError: the file is missing, incomplete, changed, or of another kind.
+    """
     expected = columns.schema([])
     table, circumstances = _read_table(path, columns.what)
     table = _add_missing(table, columns, expected)
     fixed = [name for name in table.column_names if name in columns.fields]
     if fixed != expected.names or (not columns.extra and len(table.column_names) != len(fixed)):
-        raise UsageError(
-            f"{columns.what} {path} has the columns {', '.join(table.column_names)}, expected "
-            f"{', '.join(expected.names)}; {AGAIN}"
-        )
+        names, known = ", ".join(table.column_names), ", ".join(expected.names)
+        raise UsageError(f"{columns.what} {path} has the columns {names}, expected {known}; {AGAIN}")
     if wrong := [field.name for field in expected if table.schema.field(field.name).type != field.type]:
         raise UsageError(f"{columns.what} {path} has values of an unexpected type in {', '.join(wrong)}; {AGAIN}")
     if empty := [name for name in expected.names if name not in columns.optional and table[name].null_count]:
@@ -82,17 +76,14 @@ def _add_missing(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schem
     if table.column_names[: len(expected) - len(absent)] != [name for name in expected.names if name not in absent]:
         return table
     for name in absent:
-        values = pyarrow.array([columns.since[name]] * len(table), expected.field(name).type)
-        table = table.add_column(expected.get_field_index(name), expected.field(name), values)
+        field = expected.field(name)
+        values = pyarrow.array([columns.since[name]] * len(table), field.type)
+        table = table.add_column(expected.get_field_index(name), field, values)
     return table
 
 
 def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
-    """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes.
-
-    Raises:
-        UsageError: the file is missing, incomplete, changed, or was not written by `write_rows`.
-    """
+    """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes."""
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; make it first")
     try:

@@ -8,7 +8,7 @@ import pandas
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from satm.config import FULL, TABLES, Cell, Layout, budgets
-from satm.errors import UsageError, pick, suggest
+from satm.errors import pick, suggest
 from satm.results.columns import COST
 from satm.tables.accuracy_grid import ALL, paired_grid, results_grid, rows_grid, step_size_notes
 from satm.tables.base import Row, TableKind, beside_published

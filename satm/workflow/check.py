@@ -1,23 +1,13 @@
-"""The check of a whole campaign before anything runs: every name and every option. Nothing here imports torch."""
+"""Check of a whole campaign before anything runs: every name and every option. Nothing here imports torch."""
 
 import functools
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from satm.config import (
-    BUILTIN_EXPERTS,
-    AnalyseOptions,
-    Cell,
-    EvaluateOptions,
-    Exhibit,
-    ExpertsOptions,
-    Options,
-    Resolver,
-    Setting,
-    canonical,
-    parse,
-)
+from satm.config import Cell, EvaluateOptions, Exhibit, Options, Resolver, Setting, canonical, parse
+from satm.config.analysis import AnalyseOptions
+from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.errors import UsageError, pick
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
@@ -33,18 +23,14 @@ def method_options(values: Mapping[str, Any]) -> Options:
 
 
 def experts_of(values: Mapping[str, Any]) -> str | None:
-    """Return the name of the experts that a method with these values uses; None: it uses none.
-
-    Raises:
-        UsageError: an unknown method or option, or an unusable value.
-    """
+    """Return the experts of a method with these values; None: it uses none. Raises as `method_options`."""
     name: str | None = getattr(method_options(values), "experts", None)
     return name
 
 
 @functools.cache
 def _options(kind: str, text: str) -> Options:
-    """Return the checked options of a method or network; many cells of a campaign have the same ones."""
+    """Return the checked options of a method or network; many cells of a campaign share them."""
     return (resolve_method if kind == "method" else resolve_network)(json.loads(text))[1]
 
 
@@ -55,16 +41,14 @@ def check(resolver: Resolver) -> None:
         UsageError: an unknown name or option, or an unusable value; one line, the first problem.
     """
     where, campaign = str(resolver.path), resolver.campaign
-    for name, entry in campaign.networks.items():
-        _check("network", {"network": name, **entry}, f"{where}: networks.{name}")
-    for name, entry in campaign.methods.items():
-        _check("method", {"method": name, **entry}, f"{where}: methods.{name}")
+    for kind, entries in (("network", campaign.networks), ("method", campaign.methods)):
+        for name, entry in entries.items():
+            _check(kind, {kind: name, **entry}, f"{where}: {kind}s.{name}")
     for index, setting in enumerate(campaign.settings):
         _check_setting(resolver, setting, f"{where}: settings.{index}")
-    for name, table in campaign.tables.items():
-        _check_exhibit(resolver, table, f"{where}: table {name}")
-    for name, figure in campaign.figures.items():
-        _check_exhibit(resolver, figure, f"{where}: figure {name}")
+    for kind, exhibits in (("table", campaign.tables), ("figure", campaign.figures)):
+        for name, exhibit in exhibits.items():
+            _check_exhibit(resolver, exhibit, f"{where}: {kind} {name}")
 
 
 def _check(kind: str, values: Mapping[str, Any], where: str) -> None:
@@ -76,14 +60,15 @@ def _check(kind: str, values: Mapping[str, Any], where: str) -> None:
 
 
 def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
-    if setting.stage == "experts":
-        parse(ExpertsOptions, setting.options, where)
-    elif setting.stage == "evaluate":
-        parse(EvaluateOptions, setting.options, where)
-    elif setting.stage == "analyse":
-        named = parse(AnalyseOptions, setting.options, where).experts
-        if named is not None:
-            pick(named, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, f"experts in {where}")
+    models: dict[str, type[Options]] = {
+        "experts": ExpertsOptions,
+        "evaluate": EvaluateOptions,
+        "analyse": AnalyseOptions,
+    }
+    if setting.stage in models:
+        options = parse(models[setting.stage], setting.options, where)
+        if isinstance(options, AnalyseOptions) and options.experts is not None:
+            pick(options.experts, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, f"experts in {where}")
     else:
         kind = "method" if setting.stage == "distill" else "network"
         entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks

@@ -1,7 +1,7 @@
-"""Every job of a campaign, without Snakemake: which rule, for which names. Nothing here imports torch."""
+"""Every job of a campaign, without Snakemake. Nothing here imports torch."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,19 +15,14 @@ from satm.workflow.rules import RULES, Wildcards
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """One job of the workflow.
-
-    Args:
-        rule: its name in the workflow.
-        names: its wildcards, as pairs.
-    """
+    """One job of the workflow: its rule, and its wildcards as pairs."""
 
     rule: str
     names: tuple[tuple[str, str], ...]
 
     @property
     def wildcards(self) -> Wildcards:
-        """The names as Snakemake gives them to a rule: attributes, all of them texts."""
+        """The wildcards as a rule gets them from Snakemake: attributes, all of them texts."""
         return SimpleNamespace(**dict(self.names))
 
     @property
@@ -37,7 +32,7 @@ class Job:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Where its log, account, benchmark and state are, for the functions of the layout."""
+        """Place of its log, account, benchmark and state, for the functions of the layout."""
         return place_of(self.rule, **dict(self.names))
 
     def __str__(self) -> str:
@@ -45,84 +40,55 @@ class Job:
 
 
 def jobs(campaigns: Campaigns, root: str) -> list[Job]:
-    """Return every job of all tables and figures of a campaign, sorted, whether its files exist or not.
-
-    Args:
-        campaigns: those that are known.
-        root: folder of the campaign.
+    """Return every job of all tables and figures of the campaign below `root`, sorted; their files need not exist.
 
     Raises:
-        UsageError: the campaign cannot be used as it is.
+        UsageError: the campaign is unusable.
     """
-    names = SimpleNamespace(root=root)
-    return sorted(Graph(campaigns).behind([*campaigns.tables(names), *campaigns.figures(names)]))
+    return sorted(Graph(campaigns).behind(campaigns.targets(root)))
 
 
 class Graph:
-    """Which job makes a file, and which jobs are behind it.
-
-    Args:
-        campaigns: those that are known.
-    """
+    """The job that makes a file, and the jobs behind it."""
 
     def __init__(self, campaigns: Campaigns) -> None:
         self._campaigns = campaigns
-        self._patterns = _patterns(campaigns)
-        self._needs: dict[Job, list[str]] = {}
+        groups = {name: f"(?P<{name}>{pattern})" for name, pattern in campaigns.constraints().items()}
+        self._patterns = [
+            (name, re.compile(re.sub(r"\\{(\w+)\\}", lambda match: groups[match[1]], re.escape(output))))
+            for name, rule in RULES.items()
+            for output in rule.outputs.values()
+        ]
         self._makers: dict[str, Job] = {}
+        self._inputs: dict[Job, list[str]] = {}
 
     def maker(self, path: str) -> Job:
         """Return the job that makes a file.
 
         Raises:
-            UsageError: no rule does.
+            UsageError: no rule makes it.
         """
         if path not in self._makers:
-            matches = ((rule, known.fullmatch(path)) for rule, some in self._patterns.items() for known in some)
-            rule, match = next(((rule, match) for rule, match in matches if match), ("", None))
+            matches = ((rule, match) for rule, pattern in self._patterns if (match := pattern.fullmatch(path)))
+            rule, match = next(matches, ("", None))
             if match is None:
                 raise UsageError(f"no rule makes {path}; give `satm.workflow.rules.RULES` its pattern")
             self._makers[path] = Job(rule, tuple(sorted(match.groupdict().items())))
         return self._makers[path]
 
     def behind(self, paths: Iterable[str]) -> set[Job]:
-        """Return the jobs that make some files, and all that these need, whether the files exist or not."""
-        waiting = list(paths)
-        seen: set[str] = set()
-        found: set[Job] = set()
+        """Return the jobs that make some files and all that these need; the files need not exist."""
+        waiting, seen = list(paths), set[Job]()
         while waiting:
-            if (path := waiting.pop()) in seen:
-                continue
-            seen.add(path)
-            job = self.maker(path)
-            if job not in found:
-                found.add(job)
-                if job not in self._needs:
-                    self._needs[job] = needs(self._campaigns, job)
-                waiting += self._needs[job]
-        return found
-
-
-def needs(campaigns: Campaigns, job: Job) -> list[str]:
-    """Return the files that a job reads and that another job makes."""
-    return [path for files in campaigns.inputs(job.rule, job.wildcards).values() for path in files]
+            if (job := self.maker(waiting.pop())) not in seen:
+                seen.add(job)
+                if job not in self._inputs:
+                    inputs = self._campaigns.inputs(job.rule, job.wildcards)
+                    self._inputs[job] = [path for files in inputs.values() for path in files]
+                waiting += self._inputs[job]
+        return seen
 
 
 def campaigns_of(path: Path) -> Campaigns:
     """Return the campaigns of this checkout with one file among them."""
     return Campaigns(CHECKOUT, [path])
-
-
-def _patterns(campaigns: Campaigns) -> Mapping[str, list[re.Pattern[str]]]:
-    constraints = campaigns.constraints()
-
-    def compiled(pattern: str) -> re.Pattern[str]:
-        text, *parts = re.split(r"\{(\w+)\}", pattern)
-        text = re.escape(text)
-        for name, after in zip(parts[::2], parts[1::2], strict=True):
-            known = f"(?P<{name}>" in text
-            text += f"(?P={name})" if known else f"(?P<{name}>{constraints[name]})"
-            text += re.escape(after)
-        return re.compile(text)
-
-    return {name: [compiled(pattern) for pattern in rule.outputs.values()] for name, rule in RULES.items()}

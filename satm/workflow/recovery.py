@@ -1,11 +1,12 @@
-"""What a Snakemake that was killed left behind, for the next one. Nothing here imports torch.
+"""Recovery from a killed Snakemake. Nothing here imports torch.
 
-Its jobs go on, or wait in the queue, and what they have finished it did not see. Snakemake makes all of that again, and
-the first thing that it does to a job is to delete what is there. Jobs therefore keep second names of their results
-(`satm.run.lock.KEPT`) and put them back when they are made again, until the workflow has succeeded. Experts are kept
-one by one; images, tables and pictures take little. Jobs that only wait are taken out of the queue.
+Its jobs go on, or wait in the queue, and it does not see their results. The next Snakemake runs them again, and first
+deletes their outputs. Jobs therefore keep second names of their results (`satm.run.lock.KEPT`) until the workflow has
+succeeded, and restore them when run again. Experts are kept one by one; images, tables and pictures take little. Jobs
+that only wait are cancelled.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +19,9 @@ from satm.workflow.slurm import cancel_waiting
 
 
 def follow_up(workflow: Any) -> None:
-    """Take jobs of an earlier Snakemake that only wait out of the queue, for `onstart`.
+    """Cancel waiting jobs of an earlier Snakemake, for `onstart`; drop the kept results of jobs that the user forces.
 
-    Where the user forces jobs, what was kept of them is dropped, so that they are made again.
-
-    Args:
-        workflow: Snakemake's object of that name.
+    `workflow` is Snakemake's object of that name.
     """
     settings = workflow.dag_settings
     jobs = list(workflow.dag.needrun_jobs())
@@ -34,7 +32,7 @@ def follow_up(workflow: Any) -> None:
 
 
 def forget_results(workflow: Any) -> None:
-    """Remove what was kept, for `onsuccess`."""
+    """Remove the kept results, for `onsuccess`."""
     _forget(workflow.dag.jobs)
 
 
@@ -44,12 +42,6 @@ def _forget(jobs: Iterable[Any]) -> None:
             names = job.wildcards_dict
             folder = Path(Layout(names["root"]).state(*place_of(job.rule.name, **names), KEPT))
             shutil.rmtree(folder, ignore_errors=True)
-            _remove_empty(folder.parents)
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:  # something is in it
-            return
+            with contextlib.suppress(OSError):  # a folder that is not empty
+                for parent in folder.parents:
+                    parent.rmdir()

@@ -1,17 +1,18 @@
-"""The table of jobs: what each rule of the workflow makes, reads and depends on. Nothing here imports torch.
+"""The table of jobs: outputs, inputs and options of each rule of the workflow. Nothing here imports torch.
 
 The Snakefiles, the plan, the forecast and the accounting read it. Wildcards are named like the flags of the command
-line. Options are only those that a job uses, and of these only what differs from the default, so that a new option,
-method or network schedules nothing that does not use it.
+line. Options are those that a job uses and that differ from the default, so that a new option, method or network
+schedules nothing that does not use it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, Layout, Options, Resolver, parts
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, EvaluateOptions, Layout, Options, Resolver, parts
 from satm.workflow.check import experts_of, method_options
 
 Wildcards = Any
@@ -24,13 +25,13 @@ DECODING = {
     *("source", "path", "train", "test", "image_column", "label_column", "classes", "size"),
     *("validation", "split_seed", "mean", "std"),
 }
-"""The options of a dataset that decide its stored images; they reach later stages through that file."""
+"""Options of a dataset that determine its stored images; they reach later stages through that file."""
 
 WHITENING = {"zca_eps", "zca_per_image", "zca_relative"}
-"""The options of a dataset that decide its whitening."""
+"""Options of a dataset that determine its whitening."""
 
 SHARING = {"count", "per_job", "difficulty_count"}
-"""The options of experts that say how many there are, which job trains them and how many are asked, not what one is."""
+"""Options of experts that set their number, the jobs that train them and the number of raters, and change no expert."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Rule:
     """One kind of job; its place (log, account, benchmark, state) is in `satm.config.PLACES`.
 
     Args:
-        stage: the command that runs, as `satm.config.REVISIONS` names it.
+        stage: command that runs, as in `satm.config.REVISIONS`.
         outputs: patterns of files by name.
         inputs: files by name.
-        options: what the result depends on beside its inputs; None: nothing.
+        options: options that the result depends on beside its inputs; None: none.
         keeps: results have second names until the workflow has succeeded (`satm.workflow.recovery`).
-        gathers: made of other results in a moment; where the user asks for what there is, of those that exist.
+        gathers: made of other results in a moment; of the existing ones alone where the user wants a partial result.
     """
 
     stage: str
@@ -55,7 +56,7 @@ class Rule:
 
 
 def cell_of(names: Wildcards) -> Cell:
-    """Return the synthetic set that a job is about."""
+    """Return the synthetic set of a job."""
     return Cell(names.dataset, int(names.ipc), names.method, int(names.seed))
 
 
@@ -63,17 +64,17 @@ def cell_of(names: Wildcards) -> Cell:
 
 
 def _prepared(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the decoded images and, if asked for, the whitening of a dataset; those of a whole serve its parts."""
+    """Return the decoded images and, if there is one, the whitening of a dataset; steps use those of the whole."""
     whole = resolver.whole(names.dataset)
     images = [resolver.layout.images(whole)]
     return [*images, resolver.layout.zca(whole)] if resolver.dataset(whole).zca else images
 
 
 def _difficulty(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the file that says how hard each image is, for experts that see the easy ones first."""
+    """Return the file with the difficulty of each image, for experts with a curriculum."""
     recipe = resolver.experts(names.experts, names.dataset)
-    asked = resolver.difficulty(names.experts, names.dataset, recipe)
-    return [] if asked is None else [resolver.layout.difficulty(names.dataset, asked)]
+    raters = resolver.difficulty(names.experts, names.dataset, recipe)
+    return [] if raters is None else [resolver.layout.difficulty(names.dataset, raters)]
 
 
 def _parts(resolver: Resolver, names: Wildcards) -> list[str]:
@@ -82,35 +83,41 @@ def _parts(resolver: Resolver, names: Wildcards) -> list[str]:
 
 
 def _matched(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the manifest of the experts that a method matches; nothing if it uses none."""
+    """Return the manifest of the experts that a method matches; empty if it uses none."""
     experts = experts_of(resolver.method(cell_of(names)))
     return [] if experts is None else [resolver.layout.manifest(names.dataset, experts)]
 
 
 def _followed(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the manifest of the experts whose path the options of a measurement name, or else that are matched."""
-    named = resolver.analysis(cell_of(names)).experts
-    if named is None or "experts" not in ANALYSES[names.what]:
+    """Return the manifest of the experts in the options of a measurement, or else of the matched ones."""
+    experts = resolver.analysis(cell_of(names)).experts
+    if experts is None or "experts" not in ANALYSES[names.what]:
         return _matched(resolver, names)
-    return [resolver.layout.manifest(names.dataset, named)]
+    return [resolver.layout.manifest(names.dataset, experts)]
 
 
 def _learned(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the synthetic sets that classes are learned from, step by step."""
+    """Return the synthetic sets of continual learning."""
     cell = cell_of(names)
     sources = resolver.learning(names.protocol, cell).sources(names.dataset)
     return [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
 
 
-def _drawn(resolver: Resolver, names: Wildcards) -> list[str]:
+def _measured(resolver: Resolver, names: Wildcards) -> list[str]:
+    if hasattr(names, "table"):
+        return resolver.table(names.table).files(resolver.layout, names.table)
     return resolver.figure(names.figure).files(resolver.layout, resolver.campaign.tables)
+
+
+def _tables(resolver: Resolver, names: Wildcards) -> list[str]:
+    return [resolver.layout.table(name) for name in resolver.campaign.tables]
 
 
 # Options
 
 
 def _changed(options: Options, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
-    """Return what differs from the defaults."""
+    """Return the options that differ from the defaults."""
     return options.model_dump(mode="json", include=only, exclude=without, exclude_defaults=True)
 
 
@@ -134,14 +141,15 @@ def _trained(resolver: Resolver, names: Wildcards, network: str) -> dict[str, An
     return {"network": resolver.network(network, names.dataset), **_data(resolver, names)}
 
 
+def schedule(resolver: Resolver, names: Wildcards) -> EvaluateOptions:
+    """Return how networks are trained on a synthetic set or, where there is a recipe, on all real images."""
+    if hasattr(names, "recipe"):
+        return resolver.full(names.recipe, names.dataset, names.network)
+    return resolver.evaluation(cell_of(names), names.network)
+
+
 def _evaluation(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    schedule = resolver.evaluation(cell_of(names), names.network)
-    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
-
-
-def _full(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    schedule = resolver.full(names.recipe, names.dataset, names.network)
-    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule)}
+    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule(resolver, names))}
 
 
 def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
 
 
 def _search(resolver: Resolver, names: Wildcards, kind: str) -> dict[str, Any]:
-    """Return the options of one part of a search; the places of its candidates, and so their number, are its name."""
+    """Return the options of one part of a search, whose name has the places of its candidates."""
     only = {"sample_seed", "width_factor", kind}
     return _changed(resolver.search(names.search), only=only) | _data(resolver, names)
 
@@ -171,13 +179,11 @@ _EXPERTS = ("{dataset}", "{experts}")
 _DATA: dict[str, Input] = {"data": _prepared}
 _ON_EXPERTS = _DATA | {"experts": lambda resolver, names: [resolver.layout.manifest(names.dataset, names.experts)]}
 _ON_SET = _DATA | {"distilled": lambda resolver, names: [resolver.layout.distilled(cell_of(names))]}
-_TABLES: dict[str, Input] = {
-    "tables": lambda resolver, _: [resolver.layout.table(name) for name in resolver.campaign.tables]
-}
+_TABLES: dict[str, Input] = {"tables": _tables}
 
 
-def _files(path: Callable[[str, str], str], name: str, *kinds: str) -> dict[str, str]:
-    return {kind: path(name, kind) for kind in kinds}
+def _files(path: Callable[[str, str], str], name: str, kinds: str) -> dict[str, str]:
+    return {kind: path(name, kind) for kind in kinds.split()}
 
 
 RULES: dict[str, Rule] = {
@@ -222,7 +228,7 @@ RULES: dict[str, Rule] = {
         _ON_SET | {"teacher": lambda resolver, names: [resolver.layout.manifest(names.dataset, "sgd")]},
         _evaluation,
     ),
-    "full": Rule("evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, _full),
+    "full": Rule("evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, _evaluation),
     "continual": Rule(
         "continual",
         {"accuracies": PATTERNS.continual(PATTERN, "{protocol}")},
@@ -230,34 +236,31 @@ RULES: dict[str, Rule] = {
         _continual,
     ),
     "nas": Rule(
-        "nas",
-        {"accuracies": PATTERNS.nas(PATTERN, "{search}", "{part}")},
-        _ON_SET,
-        lambda resolver, names: _search(resolver, names, "proxy"),
+        "nas", {"accuracies": PATTERNS.nas(PATTERN, "{search}", "{part}")}, _ON_SET, partial(_search, kind="proxy")
     ),
     "nas_real": Rule(
         "nas",
         {"accuracies": PATTERNS.nas_real("{dataset}", "{search}", "{part}")},
         _DATA,
-        lambda resolver, names: _search(resolver, names, "real"),
+        partial(_search, kind="real"),
     ),
     "analysis": Rule(
         "analyse", {"rows": PATTERNS.analysis("{what}", PATTERN)}, _ON_SET | {"experts": _followed}, _analysis
     ),
     "expert_sharpness": Rule("analyse", {"sharpness": PATTERNS.expert_sharpness(*_EXPERTS)}, _ON_EXPERTS),
-    "overview": Rule("table", _files(PATTERNS.table, OVERVIEW, "csv", "md", "html"), _TABLES, gathers=True),
-    "accounting": Rule("table", _files(PATTERNS.table, ACCOUNTING, "csv", "md", "tex", "html"), _TABLES, gathers=True),
+    "overview": Rule("table", _files(PATTERNS.table, OVERVIEW, "csv md html"), _TABLES, gathers=True),
+    "accounting": Rule("table", _files(PATTERNS.table, ACCOUNTING, "csv md tex html"), _TABLES, gathers=True),
     "table": Rule(
         "table",
-        _files(PATTERNS.table, "{table}", "csv", "md", "tex", "html"),
-        {"measured": lambda resolver, names: resolver.table(names.table).files(resolver.layout, names.table)},
+        _files(PATTERNS.table, "{table}", "csv md tex html"),
+        {"measured": _measured},
         lambda resolver, names: resolver.table(names.table),
         gathers=True,
     ),
     "figure": Rule(
         "figure",
-        _files(PATTERNS.figure, "{figure}", "png", "pdf", "csv"),
-        {"measured": _drawn},
+        _files(PATTERNS.figure, "{figure}", "png pdf csv"),
+        {"measured": _measured},
         lambda resolver, names: resolver.figure(names.figure),
         gathers=True,
     ),
@@ -265,4 +268,4 @@ RULES: dict[str, Rule] = {
 """Every rule whose jobs compute, in the order of the work."""
 
 ALL = {what: PATTERNS.all(what) for what in ("tables", "figures")}
-"""Patterns of the files that are made after all tables or all figures of a campaign."""
+"""Patterns of the files that follow all tables or all figures of a campaign."""

@@ -55,8 +55,8 @@ class External(Method[FilesOptions]):
             notes["sha256"] = ", ".join(hashes)
         self.selection = options.selection
         if options.selection == "auto":
-            self.selection = "test" if external.made is None else external.made.selection
-            stated = "taken to be" if external.made is None else "as the file states:"
+            self.selection = "test" if external.distilled is None else external.distilled.selection
+            stated = "taken to be" if external.distilled is None else "as the file states:"
             notes["selection"] = f"{stated} {self.selection}, decided (selection auto)"
         self.notes = notes
 
@@ -72,10 +72,10 @@ class External(Method[FilesOptions]):
         if external.layout != "parquet":
             idle[f"{self._path}, which is not parquet; give parquet"] = ("image_column", "label_column")
         refuse_idle(options, idle, f"method {self.name!r}: ")
-        if external.made is None:
+        if external.distilled is None:
             return
         here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}
-        there = {"preprocessing": dict(external.made.preprocessing), "class_names": external.made.class_names}
+        there = {"preprocessing": dict(external.distilled.preprocessing), "class_names": external.distilled.class_names}
         if difference := differing_field(here, there):
             raise UsageError(
                 f"{self._path} was made for other images, or images prepared in another way: {difference}; use the "
@@ -89,7 +89,7 @@ class External(Method[FilesOptions]):
         labels, kind, order = external.labels, options.label_kind, ""
         if source is not None:
             labels = read_labels(source)
-        elif external.made is not None:
+        elif external.distilled is not None:
             kind = "logits" if kind == "auto" else kind
         elif labels is not None and external.class_names is not None:
             labels, order = name_labels(labels, external.class_names, data.class_names, external.where)
