@@ -13,7 +13,7 @@ from satm.version import CHECKOUT
 from satm.workflow.jobs import campaigns_of, jobs
 
 PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
-"""The pace that a checkout has."""
+"""The measured pace in a checkout."""
 
 
 def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
@@ -29,10 +29,10 @@ def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
     rows = read_rows(pace, PACE)
     if rows.empty:
         raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
-    known = Pace(rows)
-    # The device's name says of what kind it is: a processor is just `cpu`.
-    found = cost(resolver, jobs(campaigns, root), known, at_once=known.device != "cpu")
-    grid, console = cost_grid(f"{config}: what it takes", found, known, start_seconds), Progress.console()
+    measured = Pace(rows)
+    # A processor is just `cpu`; any other name is that of a GPU.
+    forecast = cost(resolver, jobs(campaigns, root), measured, at_once=measured.device != "cpu")
+    grid, console = cost_grid(f"{config}: what it takes", forecast, measured, start_seconds), Progress.console()
     grid.show(console)
     for note in grid.notes:
         console.print(note)

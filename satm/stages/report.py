@@ -21,12 +21,8 @@ LOG = logging.getLogger("satm")
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
-    """Write a table as csv, md, tex and html, and show it.
-
-    With `partial` cells that were not run yet are empty.
-    """
-    table = table_of(resolver, name)
-    reader = Reader(resolver, partial, reductions(resolver, "tables", name))
+    """Write a table as csv, md, tex and html, and show it; with `partial` cells that were not run yet are empty."""
+    table, reader = table_of(resolver, name), Reader(resolver, partial, reductions(resolver, "tables", name))
     contents = table.make(reader, name)
     contents.write(resolver.layout, name)
     contents.show(Progress.console())
@@ -34,16 +30,16 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
 
 
 def make_overview(resolver: Resolver) -> None:
-    """Write what a campaign has made so far as csv, md and, for the report's first page, html."""
-    found, root = overview(resolver), resolver.layout.root
-    text, first = markdown(found, root), page(found, root)
-    write_forms(resolver.layout, OVERVIEW, csv=csv_text(found.frame), md=text, html=first)
-    for text in sentences(found, root):
+    """Write the results of a campaign so far as csv, md and, for the report's first page, html."""
+    results, root = overview(resolver), resolver.layout.root
+    forms = {"csv": csv_text(results.frame), "md": markdown(results, root), "html": page(results, root)}
+    write_forms(resolver.layout, OVERVIEW, **forms)
+    for text in sentences(results, root):
         LOG.info("%s", text)
 
 
 def make_accounting(resolver: Resolver) -> None:
-    """Write what the jobs of a campaign have taken so far as csv, md, tex and html, and show it.
+    """Write what the jobs of a campaign took so far as csv, md, tex and html, and show it.
 
     Raises:
         UsageError: there is no campaign, or it cannot be used as it is.
@@ -51,13 +47,13 @@ def make_accounting(resolver: Resolver) -> None:
     if resolver.path is None:
         raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
     root = resolver.layout.root
-    found, console = accounting(campaigns_of(resolver.path), root), Progress.console()
-    contents = Contents(found.frame, [found.rules, found.cells], f"{root}: what it took", shown=[found.rules])
+    spent, console = accounting(campaigns_of(resolver.path), root), Progress.console()
+    contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: what it took", shown=[spent.rules])
     contents.write(resolver.layout, ACCOUNTING)
     contents.show(console)
-    for note in found.rules.notes:
+    for note in spent.rules.notes:
         console.print(note)
-    LOG.info("%d cells of tables -> %s", len(found.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
+    LOG.info("%d cells of tables -> %s", len(spent.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
 
 
 def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
@@ -65,9 +61,8 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` what was not run yet is left out, and the figure says so.
     """
-    options = figure_of(resolver, name)
-    reader = Reader(resolver, partial, reductions(resolver, "figures", name))
-    drawn = options.draw(reader)
+    figure, reader = figure_of(resolver, name), Reader(resolver, partial, reductions(resolver, "figures", name))
+    drawn = figure.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
     if drawn.png is None:
