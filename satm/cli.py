@@ -98,7 +98,7 @@ def distill(arguments: Sequence[str]) -> None:
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
-    from satm.stages.evaluate import make_evaluation, make_full
+    from satm.stages.evaluate import make_evaluation
 
     known, resolver = peek(arguments, **AXES, network="convnet", what="set", recipe="strong")
     if known.what == "full":
@@ -119,12 +119,9 @@ def evaluate(arguments: Sequence[str]) -> None:
     uses = {"set": (of_set, ("seed",)), "variants": (of_set, ("seed", "teacher")), "full": ((), ("recipe",))}
     check_uses(flags, uses)
     with command(resolver, "evaluate" if flags.what == "set" else flags.what, flags, flags.options):
-        device, recipe = open_device(flags), (flags.network, flags.options)
-        if flags.what == "full":
-            make_full(resolver, flags.dataset, flags.recipe, *recipe, device)
-        else:
-            teacher = flags.teacher if flags.what == "variants" else None
-            make_evaluation(resolver, _cell(flags), *recipe, teacher, device)
+        cell = Cell(flags.dataset, 0, f"full-{flags.recipe}") if flags.what == "full" else _cell(flags)
+        teacher = flags.teacher if flags.what == "variants" else None
+        make_evaluation(resolver, cell, flags.network, flags.options, teacher, open_device(flags))
 
 
 def nas(arguments: Sequence[str]) -> None:
@@ -237,7 +234,7 @@ def figure(arguments: Sequence[str]) -> None:
 
 def cost(arguments: Sequence[str]) -> None:
     """Predict what a whole campaign takes: jobs, hours, memory and disk, from a measured pace."""
-    from satm.stages.cost import PACE_FILE, predict_cost
+    from satm.stages.report import PACE_FILE, predict_cost
 
     pace = flag("pace", Path, "File of `python -m satm bench pace`.", PACE_FILE)
     start = flag("start_seconds", float, "Seconds of each job before its first step.", 20.0)

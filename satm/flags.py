@@ -111,7 +111,7 @@ def open_device(flags: Any) -> torch.device:
     """Return the device that the flags ask for, with the threads and the time limit set."""
     if flags.threads is not None:
         if flags.threads < 1:
-            raise UsageError(f"threads must be at least 1, got {flags.threads}")
+            raise UsageError(f"--threads must be at least 1, got {flags.threads}; leave it out or use a larger one")
         torch.set_num_threads(flags.threads)
     device = choose_device(flags.device)
     computes_on(device)
@@ -147,15 +147,15 @@ def command(
 
 
 def call_with_flags(target: Callable[..., T], stage: str, description: str | None, arguments: Sequence[str]) -> T:
-    """Call a function or a class with the flags that its parameters are.
+    """Call a function or a class whose parameters are the flags.
 
     Raises:
-        UsageError: an unknown, missing or unusable flag, told in one line instead of tyro's box.
+        UsageError: an unknown, missing or unusable flag, in one line instead of tyro's box.
     """
     box = io.StringIO()
-    shown = "-h" in arguments or "--help" in arguments
+    helps = "-h" in arguments or "--help" in arguments
     try:
-        with contextlib.nullcontext() if shown else contextlib.redirect_stderr(box):
+        with contextlib.nullcontext() if helps else contextlib.redirect_stderr(box):
             return tyro.cli(target, prog=f"python -m satm {stage}", description=description, args=list(arguments))
     except SystemExit as error:
         if not box.getvalue():

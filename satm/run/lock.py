@@ -58,7 +58,7 @@ LENGTH = 512
 
 
 class Lock:
-    """A folder that this process holds; `waited` if another process held it first and ended."""
+    """This process's lock on a folder; `waited`: another process had it before and ended."""
 
     def __init__(self, folder: Path, what: str, number: int, waited: bool, times: Times) -> None:
         self.folder, self.what, self.waited, self._times = folder, what, waited, times

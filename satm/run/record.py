@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,9 +107,8 @@ class Account:
         self._processors = 0.0 if age else _processor_seconds()
         self.device: torch.device = around.device if around else torch.device("cpu")
         job = around._own.slurm if around else slurm.submission()
-        self._own: Attempt = Attempt(
-            id=uuid.uuid4().hex, began=_utc(time.time() - age), host=platform.node(), slurm=job
-        )
+        began, host = _utc(time.time() - age), platform.node()
+        self._own: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._write(done=False)
@@ -195,19 +195,16 @@ def account(path: Path, beat: float = BEAT) -> Iterator[None]:
         return
     own, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
     _open.append(own)
-    done = refused = False
+    end = partial(own.close, done=False)
     try:
         yield
-        done = True
+        end = partial(own.close, done=True)
     except UsageError:
-        refused = True
+        end = partial(own.withdraw)
         raise
     finally:
         _open.remove(own)
-        if refused:
-            own.withdraw()
-        else:
-            own.close(done)
+        end()
 
 
 def computes_on(device: torch.device) -> None:

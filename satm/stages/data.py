@@ -13,7 +13,7 @@ LOG = logging.getLogger("satm")
 
 
 def make_images(resolver: Resolver, dataset: str) -> None:
-    """Decode a dataset once and store it as uint8; the one of a step is part of the whole one, whose file serves it."""
+    """Decode a dataset once and store it as uint8; the classes of a step are read from the whole dataset's file."""
     whole = resolver.whole(dataset)
     with account_of(resolver.layout, "images", dataset=dataset):
         data = load_dataset(whole, resolver.dataset(whole))

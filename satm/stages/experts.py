@@ -74,8 +74,7 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
         shards += read_shards(content["shards"], f"part of experts {path}", _indices(part))
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
-    accuracies = [float(shard["test_accuracy"]) for shard in shards]
-    mean = sum(accuracies) / len(accuracies)
+    mean = sum(float(shard["test_accuracy"]) for shard in shards) / len(shards)
     LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
 
 
@@ -101,22 +100,21 @@ def make_difficulty(
             for expert in range(count):
                 difficulties.append(expert_difficulty(module, store, expert, real))
                 learned = difficulties[-1].epoch
-                never = int((learned > store.epochs).sum())
-                text = f"learned after {float(learned.mean()):.2f} epochs, {never} images never"
-                progress.step(f"expert {expert}: {text}")
+                mean, never = float(learned.mean()), int((learned > store.epochs).sum())
+                progress.step(f"expert {expert}: learned after {mean:.2f} epochs, {never} images never")
         job.write(lambda: save_difficulty(job.path, mean_difficulty(difficulties), store.identity, count))
-        LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), count, job.path)
+        LOG.info("difficulty of %d images, from %d experts -> %s", len(real), count, job.path)
 
 
 def _train_part(
     inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
 ) -> list[dict[str, Any]]:
-    """Train the experts of one part that are not there yet; return the records of all."""
+    """Train the experts of a part that have no shard yet; return the records of all."""
     data, identity, missing = inputs.data, job.identity, []
     for index in indices:
         stored = shard_identity(folder, index)
         if stored is not None and (difference := differing_field(identity, stored)):
-            LOG.info("expert %d there is another one and is replaced: %s", index, difference)
+            LOG.info("expert %d on disk is of other options and is replaced: %s", index, difference)
         if stored != identity:
             missing.append(index)
     if not missing:
@@ -124,9 +122,8 @@ def _train_part(
     else:
         real, test = inputs.images("train"), inputs.images("test")
         augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
-        order = None
-        if difficulty:
-            order = difficulty.order(data.train.labels if options.order == "balanced-curriculum" else None)
+        labels = data.train.labels if options.order == "balanced-curriculum" else None
+        order = difficulty.order(labels) if difficulty else None
         with job.progress(len(missing) * options.epochs) as progress:
             for index in missing:
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.

@@ -1,13 +1,17 @@
-"""The stages `table` and `figure`: what people look at."""
+"""The stages `table`, `figure` and `cost`: what people look at."""
 
 import logging
+import math
 from pathlib import Path
 
-from satm.config import ACCOUNTING, OVERVIEW, Resolver
+from satm.config import ACCOUNTING, OVERVIEW, Resolver, root_of
+from satm.cost.forecast import Pace, cost, cost_grid
 from satm.cost.spent import accounting
 from satm.errors import UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
+from satm.results.columns import PACE
+from satm.results.rows import read_rows
 from satm.run.progress import Progress
 from satm.storage.files import atomic_path
 from satm.tables.base import table_of
@@ -15,9 +19,13 @@ from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
 from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
-from satm.workflow.jobs import campaigns_of
+from satm.version import CHECKOUT
+from satm.workflow.jobs import campaigns_of, jobs
 
 LOG = logging.getLogger("satm")
+
+PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
+"""The measured pace in a checkout."""
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
@@ -78,3 +86,25 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 def _warn(reader: Reader) -> None:
     for text in dict.fromkeys(reader.missing):
         LOG.warning("left out: %s", text)
+
+
+def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
+    """Show what all tables and figures of a campaign take on the machine that a pace was measured on.
+
+    Raises:
+        UsageError: the campaign or the file of the pace cannot be used, or the seconds are negative.
+    """
+    if not (start_seconds >= 0 and math.isfinite(start_seconds)):
+        raise UsageError(f"start-seconds must be a number from 0, got {start_seconds:g}")
+    campaigns, root = campaigns_of(config), root_of(config)
+    resolver = campaigns.of(root)
+    rows = read_rows(pace, PACE)
+    if rows.empty:
+        raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
+    measured = Pace(rows)
+    # A processor is just `cpu`; any other name is that of a GPU.
+    forecast = cost(resolver, jobs(campaigns, root), measured, at_once=measured.device != "cpu")
+    grid, console = cost_grid(f"{config}: what it takes", forecast, measured, start_seconds), Progress.console()
+    grid.show(console)
+    for note in grid.notes:
+        console.print(note)
