@@ -109,11 +109,7 @@ def parse_flags(
 
 def open_device(flags: Any) -> torch.device:
     """Return the device that the flags ask for, with the threads and the time limit set."""
-    if flags.threads is not None:
-        if flags.threads < 1:
-            raise UsageError(f"--threads must be at least 1, got {flags.threads}; leave it out or use a larger one")
-        torch.set_num_threads(flags.threads)
-    device = choose_device(flags.device)
+    device = choose_device(flags.device, flags.threads)
     computes_on(device)
     if (seconds := limit(flags.time_limit)) is not None:
         LOG.info("this run may take %.3g minutes; before they are over it stops with its state saved", seconds / 60)

@@ -11,12 +11,18 @@ from satm.errors import UsageError
 from satm.run.lock import process_start
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, threads: int | None = None) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
+    With `threads` the CPU computes with so many.
+
     Raises:
-        UsageError: another name, or a GPU that this machine or this build of torch lacks.
+        UsageError: another name, a GPU that this machine or this build of torch lacks, or no threads.
     """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {threads}; leave it out or use a larger number")
+        torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":

@@ -39,10 +39,10 @@ class Request:
     at_limit: bool = False
     saved: bool = False
     """Whether this process has saved anything that a later one goes on from."""
-    whole: int = 0
-    """Depth of nested `uninterruptible` sections."""
-    at_once: bool = False
-    """Whether a signal ends the work at once (`interruptible`)."""
+    depth: int = 0
+    """Nested `uninterruptible` sections."""
+    immediate: bool = False
+    """Whether a signal raises `Stop` by itself (`interruptible`)."""
 
 
 class Stop(BaseException):
@@ -62,7 +62,7 @@ def _receive(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _request.by = _request.by or SIGNALS[signal.Signals(signum)]
     _request.at_limit = _request.at_limit or signum == signal.SIGALRM
-    if _request.at_once:
+    if _request.immediate:
         check_stop()
 
 
@@ -91,29 +91,29 @@ def stop_requested() -> bool:
 
 def check_stop() -> None:
     """Raise `Stop` if this process was asked to stop, except in an uninterruptible section."""
-    if _request.by and not _request.whole:
+    if _request.by and not _request.depth:
         raise Stop(_request)
 
 
 @contextlib.contextmanager
 def uninterruptible() -> Iterator[None]:
     """Keep `check_stop` quiet inside; the caller checks after it has saved what was done there."""
-    _request.whole += 1
+    _request.depth += 1
     try:
         yield
     finally:
-        _request.whole -= 1
+        _request.depth -= 1
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal raise `Stop` anywhere inside: for work without loops that check, and without a state to lose."""
     check_stop()
-    _request.at_once = True
+    _request.immediate = True
     try:
         yield
     finally:
-        _request.at_once = False
+        _request.immediate = False
         check_stop()  # code that was cut off anywhere may have dropped the stop, or failed because of it
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
+import tyro
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
@@ -37,11 +38,16 @@ T = TypeVar("T")
 class Case:
     """A hypergradient problem of trajectory matching with random images and weights."""
 
-    width: int
-    depth: int
-    size: int
-    batch: int
-    steps: int
+    width: int = 128
+    """Filters of the ConvNet."""
+    depth: int = 3
+    """Blocks of the ConvNet."""
+    size: int = 32
+    """Height and width of the images in pixels."""
+    batch: int = 10
+    """Synthetic images, all of them in each inner step."""
+    steps: int = 50
+    """Inner steps."""
 
     def solve(self, engine: str, dtype: torch.dtype, device: torch.device) -> Hypergradient:
         """Return the hypergradient; random values are the same for every engine and precision."""
@@ -63,11 +69,7 @@ class Case:
 
 
 def bench_hypergradient(
-    width: int = 128,
-    depth: int = 3,
-    size: int = 32,
-    batch: int = 10,
-    steps: int = 50,
+    case: Annotated[Case, tyro.conf.OmitArgPrefixes],
     rounds: int = 3,
     precision: Literal["float32", "float64"] = "float32",
     device: str = "auto",
@@ -80,19 +82,14 @@ def bench_hypergradient(
     its own for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
 
     Args:
-        width: filters of the ConvNet.
-        depth: blocks of the ConvNet.
-        size: height and width of the images in pixels.
-        batch: synthetic images, all of them in each inner step.
-        steps: inner steps.
+        case: the problem.
         rounds: measurements of each engine.
         precision: of the timed runs.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
         difference: also compare the gradients in float64, and in float32 with those, which takes longer.
     """
-    place, dtype = _open(device, threads), getattr(torch, precision)
-    case = Case(width, depth, size, batch, steps)
+    place, dtype = choose_device(device, threads), getattr(torch, precision)
     print(f"hypergradient of {case} in {precision} on {describe_backend(place)}")
     memory = {engine: _memory(case, engine, precision, device) for engine in ENGINES}
     ways = {engine: partial(case.solve, engine, dtype, place) for engine in ENGINES}
@@ -144,7 +141,7 @@ def bench_evaluation(
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """
-    place, generator = _open(device, threads), make_generator("bench", "evaluation")
+    place, generator = choose_device(device, threads), make_generator("bench", "evaluation")
     labels = torch.arange(classes).repeat_interleave(ipc)
     test_labels = torch.arange(test_images) % classes
     synthetic, real = (
@@ -193,7 +190,7 @@ def bench_pace(
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """
-    place, campaigns, root = _open(device, threads), campaigns_of(config), root_of(config)
+    place, campaigns, root = choose_device(device, threads), campaigns_of(config), root_of(config)
     work = pieces(campaigns.of(root), jobs(campaigns, root), at_once=place.type == "cuda")
     with Progress("pace", len(work)) as progress:
         left = measure_pace(work, out, place, seconds, progress)
@@ -201,12 +198,6 @@ def bench_pace(
     console.print(f"{len(work) - left} of {len(work)} pieces of {config} are measured on {describe_backend(place)}")
     if left:
         console.print(f"{left} are left; the same command goes on with them")
-
-
-def _open(device: str, threads: int | None) -> torch.device:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return choose_device(device)
 
 
 def _fastest(
@@ -249,7 +240,7 @@ def _memory(case: Case, engine: str, precision: str, device: str) -> int:
 def _measure() -> None:
     """Solve the case on the standard input and print how far the peak of memory rose."""
     values, engine, precision, device, threads = json.load(sys.stdin)
-    place, dtype = _open(device, threads), getattr(torch, precision)
+    place, dtype = choose_device(device, threads), getattr(torch, precision)
     Case(width=4, depth=1, size=8, batch=2, steps=2).solve(engine, dtype, place)
     before = peak_memory(place)
     Case(**values).solve(engine, dtype, place)
