@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -75,7 +76,7 @@ class _Subject(Inputs):
     """A synthetic set to measure at, with its dataset and its method.
 
     Raises:
-        UsageError: (on construction) the method is not of the family, or a file is missing or of another run.
+        UsageError: (on construction) the method is not of the family, or the images are missing or of other options.
     """
 
     def __init__(self, resolver: Resolver, cell: Cell, family: type[MethodOptions], device: torch.device) -> None:
@@ -84,11 +85,15 @@ class _Subject(Inputs):
             lack = "matches no trajectories" if family is MatchingOptions else "unrolls no training"
             raise UsageError(f"method {cell.method} {lack}, which this measures; leave it out")
         super().__init__(resolver, cell.dataset, device)
-        self.stored, self.sha256 = self.distilled(cell)
+
+    @cached_property
+    def stored(self) -> tuple[DistilledDataset, str]:
+        """The set and the hash of its file."""
+        return self.distilled(self.cell)
 
     def synthetic(self, state: DistilledDataset | None = None) -> Synthetic:
         """Return the set, or a state of it, on the device."""
-        state = state or self.stored
+        state = self.stored[0] if state is None else state
         return Synthetic(state.images.to(self.device), state.labels.to(self.device), state.step_size.to(self.device))
 
     def own_method(self, kind: type[M], drawn_as: str | None = None, experts: str | None = None) -> M:
@@ -155,13 +160,14 @@ def _variance(subject: _Subject, options: AnalyseOptions) -> Measurement:
     Raises:
         UsageError: the set was stored without its history.
     """
-    if (history := subject.stored.history) is None:
+    stored, _ = subject.stored
+    if (history := stored.history) is None:
         raise UsageError(
             f"the synthetic set of {subject.cell.method} was stored without its history; set snapshots above 0 for it "
             "and distil it again"
         )
     method = subject.own_method(UnrolledTraining)
-    states = (subject.stored.at(index) for index in range(len(history)))
+    states = (stored.at(index) for index in range(len(history)))
     pairs = ((state.iteration, subject.synthetic(state)) for state in states)
     steps = ([row] for row in measure_variance(method, pairs, options.samples))
     identity = {"samples": options.samples, "network": subject.network(method.options.network)}
@@ -201,7 +207,7 @@ def make_measurement(resolver: Resolver, cell: Cell, what: str, options: Analyse
     subject = _Subject(resolver, cell, family, device)
     measurement = prepare(subject, options)
     settings, axes = subject.options.model_dump(mode="json"), cell.axes
-    identity = subject.identify("analyse", distilled=subject.sha256, options=settings, **measurement.identity)
+    identity = subject.identify("analyse", distilled=subject.stored[1], options=settings, **measurement.identity)
     steps = ([{**axes, **row} for row in step] for step in measurement.steps)
     job = Job(resolver.layout, "analysis", {**axes, "what": what}, identity, columns, device)
     replace(measurement, steps=steps).run(job)
