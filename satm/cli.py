@@ -14,31 +14,27 @@ from typing import Any, Literal
 import torch
 
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse, place_of
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse
 from satm.errors import RunError, UsageError, pick
 from satm.flags import (
     CELL,
-    COMPUTE,
     DATASET,
-    IPC,
-    METHOD,
-    SEED,
-    WHERE,
-    Uses,
     call_with_flags,
     check_uses,
     command,
     flag,
     open_device,
-    optional,
+    optional_cell,
     parse_flags,
     peek,
-    show,
 )
 from satm.methods import resolve as resolve_method
-from satm.run import record, stopping
+from satm.run import record, slurm, stopping
 from satm.run.machine import process_age
 from satm.version import __version__
+
+AXES: dict[str, Any] = {"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 0}
+"""The synthetic set whose options `--help` shows where the command line names none."""
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -46,11 +42,10 @@ def data(arguments: Sequence[str]) -> None:
     from satm.stages.data import make_images, make_zca
 
     make = flag("make", Literal["all", "images", "zca"], "Which of the two.", "all")
-    flags = parse_flags(data, [DATASET, make, *WHERE], arguments)
+    flags = parse_flags(data, [DATASET, make], arguments)
     resolver = load_campaign(flags.config)
     options = resolver.dataset(flags.dataset)
-    with command(resolver, *place_of("data" if flags.make == "all" else flags.make, dataset=flags.dataset)):
-        show(flags, options)
+    with command(resolver, "data" if flags.make == "all" else flags.make, flags, options):
         if flags.make != "zca":
             make_images(resolver, flags.dataset)
         if flags.make == "zca" or (flags.make == "all" and options.zca):
@@ -61,8 +56,7 @@ def experts(arguments: Sequence[str]) -> None:
     """Train the experts of a dataset, all of them or one part; join the parts; or ask finished ones what is hard."""
     from satm.stages.experts import collect_experts, make_difficulty, make_experts
 
-    known = peek(arguments, dataset="digits", experts="sgd")
-    resolver = load_campaign(known.config)
+    known, resolver = peek(arguments, dataset="digits", experts="sgd")
     recipe = resolver.experts(known.experts, known.dataset)
     measure = "Train nothing: measure how hard each image is for these, finished experts."
     fields = [
@@ -72,187 +66,140 @@ def experts(arguments: Sequence[str]) -> None:
         flag("collect", bool, "Only join the parts into the manifest.", False),
         flag("measure_difficulty", bool, measure, False),
     ]
-    flags = parse_flags(experts, [*fields, *COMPUTE], arguments, recipe)
+    flags = parse_flags(experts, fields, arguments, recipe)
     resolver.dataset(flags.dataset)
     if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
         raise UsageError("--part, --collect and --measure-difficulty are three things to do; give one of them")
     rule = "experts" if flags.collect else "difficulty" if flags.measure_difficulty else "experts_part"
-    with command(resolver, *place_of(rule, dataset=flags.dataset, experts=flags.experts, part=flags.part)):
-        show(flags, flags.options)
-        asked = (resolver, flags.dataset, flags.experts, flags.options)
+    with command(resolver, rule, flags, flags.options):
+        which = (resolver, flags.dataset, flags.experts, flags.options)
         if flags.collect:
-            collect_experts(*asked)
+            collect_experts(*which)
         elif flags.measure_difficulty:
-            make_difficulty(*asked, open_device(flags))
+            make_difficulty(*which, open_device(flags))
         else:
-            make_experts(*asked, flags.part, open_device(flags))
+            make_experts(*which, flags.part, open_device(flags))
 
 
 def distill(arguments: Sequence[str]) -> None:
     """Make one synthetic set."""
     from satm.stages.distill import make_distilled
 
-    known = peek(arguments, dataset="digits", ipc=1, method="mtt")
-    resolver = load_campaign(known.config)
-    kind, options = resolve_method(resolver.method(Cell(known.dataset, known.ipc, known.method)))
+    known, resolver = peek(arguments, **AXES)
+    recipe, options = resolve_method(resolver.method(_cell(known)))
     between = "At least so long between two checkpoints; no effect on the result."
     fields = [*CELL, flag("checkpoint_seconds", float, between, 30.0)]
-    flags = parse_flags(distill, [*fields, *COMPUTE], arguments, options)
+    flags = parse_flags(distill, fields, arguments, options)
     resolver.dataset(flags.dataset)
-    cell = _cell(flags)
-    with command(resolver, *place_of("distill", **cell.axes)):
-        show(flags, flags.options)
-        make_distilled(resolver, cell, kind, flags.options, open_device(flags), flags.checkpoint_seconds)
-
-
-EVALUATIONS: Uses = {
-    "set": (("ipc", "method"), ("seed",)),
-    "variants": (("ipc", "method"), ("seed", "teacher")),
-    "full": ((), ("recipe",)),
-}
+    with command(resolver, "distill", flags, flags.options):
+        device = open_device(flags)
+        make_distilled(resolver, _cell(flags), recipe, flags.options, device, flags.checkpoint_seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
-    from satm.stages.evaluate import make_evaluation, make_full, make_variants
+    from satm.stages.evaluate import make_evaluation
 
-    named = {"dataset": "digits", "ipc": 1, "method": "mtt", "network": "convnet"}
-    known = peek(arguments, **named, what="set", recipe="strong")
-    resolver = load_campaign(known.config)
+    known, resolver = peek(arguments, **AXES, network="convnet", what="set", recipe="strong")
     if known.what == "full":
         options = resolver.full(known.recipe, known.dataset, known.network)
     else:
-        options = resolver.evaluation(Cell(known.dataset, known.ipc, known.method), known.network)
+        options = resolver.evaluation(_cell(known), known.network)
     what = "The set as it is; with hard and soft labels, with and without augmentation; or all real images."
     fields = [
         DATASET,
         flag("what", Literal["set", "variants", "full"], what, "set"),
-        *(optional(each, "set, variants") for each in (IPC, METHOD)),
-        SEED,
+        *optional_cell("set, variants"),
         flag("teacher", str, "Experts that give soft labels (variants).", "sgd"),
         flag("recipe", Literal["experts", "strong"], "How (full).", "strong"),
         flag("network", str, "Name of a network.", "convnet"),
     ]
-    flags = parse_flags(evaluate, [*fields, *COMPUTE], arguments, options)
-    check_uses(flags, EVALUATIONS)
-    cell = _cell(flags)
-    rule = "evaluate" if flags.what == "set" else flags.what
-    with command(resolver, *place_of(rule, **cell.axes, recipe=flags.recipe, network=flags.network)):
-        show(flags, flags.options)
-        device, how = open_device(flags), (flags.network, flags.options)
-        if flags.what == "set":
-            make_evaluation(resolver, cell, *how, device)
-        elif flags.what == "variants":
-            make_variants(resolver, cell, *how, flags.teacher, device)
-        else:
-            make_full(resolver, flags.dataset, flags.recipe, *how, device)
+    flags = parse_flags(evaluate, fields, arguments, options)
+    of_set = ("ipc", "method")
+    uses = {"set": (of_set, ("seed",)), "variants": (of_set, ("seed", "teacher")), "full": ((), ("recipe",))}
+    check_uses(flags, uses)
+    with command(resolver, "evaluate" if flags.what == "set" else flags.what, flags, flags.options):
+        cell = Cell(flags.dataset, 0, f"full-{flags.recipe}") if flags.what == "full" else _cell(flags)
+        teacher = flags.teacher if flags.what == "variants" else None
+        make_evaluation(resolver, cell, flags.network, flags.options, teacher, open_device(flags))
 
 
 def nas(arguments: Sequence[str]) -> None:
     """Train the candidates of an architecture search on a synthetic set, or on all real images, and test them."""
-    from satm.stages.nas import make_real_search, make_search
+    from satm.stages.nas import make_search
 
-    known, real = peek(arguments, search=""), "--real" in arguments
-    resolver = load_campaign(known.config)
-    search = resolver.search(known.search)
+    known, resolver = peek(arguments, search="")
+    search, real = resolver.search(known.search), "--real" in arguments
     fields = [
         DATASET,
         flag("search", str, "Name of a search."),
         flag("real", bool, "On all real images, not on a synthetic set.", False),
-        *(optional(each, "synthetic set") for each in (IPC, METHOD)),
-        SEED,
+        *optional_cell("synthetic set"),
         flag("part", str | None, "Train only FIRST-LAST of the sample.", None),
         flag("sample", int | None, "Candidates, chosen at random; None: all that fit the images.", search.sample),
         flag("sample_seed", int, "Another seed chooses others.", search.sample_seed),
         flag("width_factor", float, "Times the width of every candidate.", search.width_factor),
         flag("per_job", int, "Candidates of a part.", search.per_job),
     ]
-    flags = parse_flags(nas, [*fields, *COMPUTE], arguments, search.real if real else search.proxy)
+    flags = parse_flags(nas, fields, arguments, search.real if real else search.proxy)
     if flags.real and (idle := [name for name in ("ipc", "method", "seed") if getattr(flags, name)]):
         raise UsageError(f"--{idle[0]} has no effect with --real; leave it out")
     if not flags.real and (flags.ipc is None or flags.method is None):
         raise UsageError("nas needs --ipc and --method of a synthetic set, or --real for all real images")
     chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
-    recipe = {"real" if flags.real else "proxy": flags.options.model_dump(exclude_defaults=True)}
-    options = parse(SearchOptions, {**search.model_dump(), **chosen, **recipe}, f"search {flags.search}")
-    cell = _cell(flags)
-    place = place_of("nas_real" if flags.real else "nas", **cell.axes, search=flags.search, part=flags.part)
-    with command(resolver, *place):
-        show(flags, flags.options)
-        how = (flags.search, options, flags.part, open_device(flags))
-        if flags.real:
-            make_real_search(resolver, flags.dataset, *how)
-        else:
-            make_search(resolver, cell, *how)
+    chosen["real" if flags.real else "proxy"] = flags.options.model_dump(exclude_defaults=True)
+    options = parse(SearchOptions, {**search.model_dump(), **chosen}, f"search {flags.search}")
+    with command(resolver, "nas_real" if flags.real else "nas", flags, flags.options):
+        cell = Cell(flags.dataset, 0, "real") if flags.real else _cell(flags)
+        make_search(resolver, cell, flags.search, options, flags.part, open_device(flags))
 
 
 def continual(arguments: Sequence[str]) -> None:
     """Learn the classes of a dataset step by step from a synthetic set, with new networks at each step."""
     from satm.stages.continual import make_continual
 
-    known = peek(arguments, dataset="digits", ipc=1, method="mtt", protocol="default")
-    resolver = load_campaign(known.config)
-    options = resolver.learning(known.protocol, Cell(known.dataset, known.ipc, known.method))
+    known, resolver = peek(arguments, **AXES, protocol="default")
+    options = resolver.learning(known.protocol, _cell(known))
     protocol = flag("protocol", str, "Name of a table of kind `continual` in the campaign.", "default")
-    flags = parse_flags(continual, [*CELL, protocol, *COMPUTE], arguments, options)
-    cell = _cell(flags)
-    with command(resolver, *place_of("continual", **cell.axes, protocol=flags.protocol)):
-        show(flags, flags.options)
-        make_continual(resolver, cell, flags.protocol, flags.options, open_device(flags))
-
-
-MEASUREMENTS: Uses = {
-    **dict.fromkeys(ANALYSES, (("ipc", "method"), ("seed",))),
-    "expert-sharpness": ((), ("images", "rho")),
-}
+    flags = parse_flags(continual, [*CELL, protocol], arguments, options)
+    with command(resolver, "continual", flags, flags.options):
+        make_continual(resolver, _cell(flags), flags.protocol, flags.options, open_device(flags))
 
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure properties other than accuracy: of a synthetic set, or of experts."""
-    from satm.stages.analyse import make_bounds, make_expert_sharpness, make_sharpness, make_trajectory, make_variance
+    from satm.stages.analyse import make_expert_sharpness, make_measurement
 
-    known = peek(arguments, dataset="digits", ipc=1, method="mtt")
-    resolver = load_campaign(known.config)
-    options = resolver.analysis(Cell(known.dataset, known.ipc, known.method))
-    kinds = Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"]
+    known, resolver = peek(arguments, **AXES)
+    options = resolver.analysis(_cell(known))
     what = (
         "Rise of the outer loss around a set; errors along the experts' path; variance of the hypergradient; "
         "errors of SATM's approximations; rise of the training loss around experts."
     )
+    kinds = Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"]
     fields = [
         DATASET,
         flag("what", kinds, what, "sharpness"),
-        *(optional(each, "of a set") for each in (IPC, METHOD)),
-        SEED,
+        *optional_cell("of a set"),
         flag("images", int, "Training images (expert-sharpness).", 1000),
         flag("rho", tuple[float, ...], "Lengths of the step (expert-sharpness).", LENGTHS),
     ]
-    flags = parse_flags(analyse, [*fields, *COMPUTE], arguments, options)
-    check_uses(flags, MEASUREMENTS)
+    flags = parse_flags(analyse, fields, arguments, options)
+    at_set = dict.fromkeys(ANALYSES, (("ipc", "method"), ("seed",)))
+    check_uses(flags, {**at_set, "expert-sharpness": ((), ("images", "rho"))})
     used = ANALYSES.get(flags.what, ("experts", "count"))
     for name in type(options).model_fields:
         if name not in used and getattr(flags.options, name) != getattr(options, name):
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
-    cell, how = _cell(flags), flags.options
-    place = place_of("analysis", what=flags.what, **cell.axes)
-    if flags.what == "expert-sharpness":
-        if how.experts is None:
-            raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
-        place = place_of("expert_sharpness", dataset=flags.dataset, experts=how.experts)
-    with command(resolver, *place):
-        show(flags, how)
+    on_experts, options = flags.what == "expert-sharpness", flags.options
+    if on_experts and options.experts is None:
+        raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
+    with command(resolver, "expert_sharpness" if on_experts else "analysis", flags, options, experts=options.experts):
         device = open_device(flags)
-        if flags.what == "sharpness":
-            make_sharpness(resolver, cell, how.segments, device)
-        elif flags.what == "trajectory":
-            make_trajectory(resolver, cell, how.experts, how.count, how.starts, device)
-        elif flags.what == "variance":
-            make_variance(resolver, cell, how.samples, device)
-        elif flags.what == "bounds":
-            make_bounds(resolver, cell, how.segments, how.divisors, device)
+        if on_experts:
+            make_expert_sharpness(resolver, flags.dataset, options, flags.images, flags.rho, device)
         else:
-            chosen = (how.experts, flags.images, how.count, flags.rho)
-            make_expert_sharpness(resolver, flags.dataset, *chosen, device)
+            make_measurement(resolver, _cell(flags), flags.what, options, device)
 
 
 PARTIAL = flag("partial", bool, "Leave out what was not run yet, and say so.", False)
@@ -262,10 +209,10 @@ def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv, Markdown and LaTeX."""
     from satm.stages.report import make_accounting, make_overview, make_table
 
-    told = "Name of a table in the campaign; overview: what there is of all; accounting: what the jobs have taken."
-    flags = parse_flags(table, [flag("name", str, told, "table2"), PARTIAL, *WHERE], arguments)
+    text = "Name of a table in the campaign; overview: what there is of all; accounting: what the jobs have taken."
+    flags = parse_flags(table, [flag("name", str, text, "table2"), PARTIAL], arguments)
     resolver = load_campaign(flags.config)
-    with command(resolver, *place_of("table", table=flags.name)):
+    with command(resolver, "table", flags, table=flags.name):
         if flags.name == OVERVIEW:
             make_overview(resolver)
         elif flags.name == ACCOUNTING:
@@ -278,20 +225,20 @@ def figure(arguments: Sequence[str]) -> None:
     """Draw a figure of a campaign, as png and pdf, and write the numbers that it shows as csv."""
     from satm.stages.report import make_figure
 
-    told = "Name of a figure, of a protocol, synthetic-DATASET-ipc-N, or accounting."
-    flags = parse_flags(figure, [flag("name", str, told), PARTIAL, *WHERE], arguments)
+    text = "Name of a figure, of a protocol, synthetic-DATASET-ipc-N, or accounting."
+    flags = parse_flags(figure, [flag("name", str, text), PARTIAL], arguments)
     resolver = load_campaign(flags.config)
-    with command(resolver, *place_of("figure", figure=flags.name)):
+    with command(resolver, "figure", flags, figure=flags.name):
         make_figure(resolver, flags.name, flags.partial)
 
 
 def cost(arguments: Sequence[str]) -> None:
     """Predict what a whole campaign takes: jobs, hours, memory and disk, from a measured pace."""
-    from satm.stages.cost import PACE_FILE, predict_cost
+    from satm.stages.report import PACE_FILE, predict_cost
 
     pace = flag("pace", Path, "File of `python -m satm bench pace`.", PACE_FILE)
     start = flag("start_seconds", float, "Seconds of each job before its first step.", 20.0)
-    flags = parse_flags(cost, [pace, start, *WHERE], arguments)
+    flags = parse_flags(cost, [pace, start], arguments)
     if flags.config is None:
         raise UsageError("cost needs --config with a campaign, such as config/paper.yaml; got none")
     predict_cost(flags.config, flags.pace, flags.start_seconds)
@@ -303,10 +250,11 @@ def bench(arguments: Sequence[str]) -> None:
 
     known: dict[str, Callable[..., None]]
     known = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation, "pace": bench_pace}
-    if not arguments or arguments[0].startswith("-"):
+    name, *rest = arguments or [""]
+    if not name or name.startswith("-"):
         raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")
-    chosen = pick(arguments[0], known, "benchmark")
-    call_with_flags(chosen, f"bench {arguments[0]}", chosen.__doc__, arguments[1:])
+    chosen = pick(name, known, "benchmark")
+    call_with_flags(chosen, f"bench {name}", chosen.__doc__, rest)
 
 
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {
@@ -323,37 +271,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
     Returns:
-        0 done; 2 unusable input, told in one line; 1 a failure of the run or the machine, told in one line; 75 stopped,
-        the same command goes on.
+        Exit code: 0 done; 2 unusable input or 1 a failure of the run or the machine, after one line that says which; 75
+        stopped, the same command goes on.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     logging.getLogger("satm").setLevel(logging.INFO)
     record.begun_before(process_age() if arguments is None else 0.0)
     logging.raiseExceptions = False  # on a full disk the files that matter say so, once and clearly
     try:
-        if not given or given[0] in ("-h", "--help"):
+        if name in ("", "-h", "--help"):
             print(_overview())
-            return 0 if given else 2
-        if given[0] == "--version":
+            return 0 if name else 2
+        if name == "--version":
             print(f"satm {__version__}")
             return 0
         with stopping.on_signals():
-            stage = pick(given[0], STAGES, "stage")
-            with stopping.interruptible() if given[0] in STATELESS else contextlib.nullcontext():
-                stage(given[1:])
+            stage = pick(name, STAGES, "stage")
+            with stopping.interruptible() if name in STATELESS else contextlib.nullcontext():
+                stage(rest)
     except stopping.Stop as stop:
         return _stopped(stop)
-    except UsageError as error:
-        return _fail(error, 2)
-    except RunError as error:
-        return _fail(error, 1)
+    except (UsageError, RunError) as error:
+        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (MemoryError, torch.OutOfMemoryError):
-        return _fail(RunError("the memory is used up; use fewer images a step, or a larger machine"), 1)
+        return _fail("the memory is used up; use fewer images a step, or a larger machine")
     except KeyboardInterrupt:  # a second one, or one a moment before signals are watched
         print("satm: stopped; the same command goes on", file=sys.stderr)
         return stopping.AGAIN
     except OSError as error:
-        return _fail(RunError(f"{error.strerror or error} ({error.filename}); check the disk and start again"), 1)
+        return _fail(f"{error.strerror or error} ({error.filename}); check the disk and start again")
     except SystemExit as error:  # tyro after --help
         return int(error.code or 0)
     return 0
@@ -363,9 +309,8 @@ def _stopped(stop: stopping.Stop) -> int:
     """Say that a run was stopped and return the exit code; before its time limit it asks SLURM to run it again."""
     request = stop.request
     if request.at_limit and not request.saved:
-        text = f"stopped by {stop}, which came before anything was saved; give it more time"
-        return _fail(RunError(text), 1)
-    if request.at_limit and stopping.requeue():
+        return _fail(f"stopped by {stop}, which came before anything was saved; give it more time")
+    if request.at_limit and slurm.requeue():
         print(f"satm: stopped by {stop}; it is saved, and goes on when SLURM runs this job again", file=sys.stderr)
         time.sleep(stopping.MARGIN)  # SLURM ends the job, and would take an exit for the end of its work
     else:
@@ -373,16 +318,16 @@ def _stopped(stop: stopping.Stop) -> int:
     return stopping.AGAIN
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(text: str, code: int = 1) -> int:
     """Print an error as one line and return the exit code."""
-    print(f"satm: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"satm: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 
 def _overview() -> str:
     lines = [f"  {name:10} {(stage.__doc__ or '').splitlines()[0]}" for name, stage in STAGES.items()]
-    usage = ["usage: python -m satm STAGE [flags]", "", *lines]
-    return "\n".join([*usage, "", "python -m satm STAGE --help lists the flags of a stage."])
+    last = "python -m satm STAGE --help lists the flags of a stage."
+    return "\n".join(["usage: python -m satm STAGE [flags]", "", *lines, "", last])
 
 
 def _cell(flags: Any) -> Cell:

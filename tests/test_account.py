@@ -21,7 +21,8 @@ from satm.results.circumstances import run_metadata
 from satm.results.columns import EVALUATION, METRICS
 from satm.results.rows import read_rows_metadata
 from satm.run import machine, record
-from satm.run.record import Record, account, ask_slurm, attempts, begun_before, computes_on, find_record, mark_complete
+from satm.run.record import Record, account, attempts, begun_before, computes_on, find_record, mark_complete
+from satm.run.slurm import submission
 
 ROOT = Path(satm.__file__).parent.parent
 RUN = Path("results/tiny")
@@ -223,16 +224,16 @@ def _own_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_slurm_is_asked_when_a_job_was_submitted_and_began(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ask_slurm() is None
+    assert submission() is None
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     submitted, started = "2026-02-01T04:59:50+00:00", "2026-02-01T05:30:00+00:00"
-    assert ask_slurm() == {"job": "77", "submitted": submitted, "started": started}
+    assert submission() == {"job": "77", "submitted": submitted, "started": started}
     assert Path("asked").read_text() == "-h -j 77 -o %V,%S\n"
     monkeypatch.setenv("SLURM_JOB_START_TIME", "1769923860")
-    assert ask_slurm() == {"job": "77", "submitted": submitted, "started": "2026-02-01T05:31:00+00:00"}
+    assert submission() == {"job": "77", "submitted": submitted, "started": "2026-02-01T05:31:00+00:00"}
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    ask_slurm()
+    submission()
     assert Path("asked").read_text() == "-h -j 70_3 -o %V,%S\n"
 
 
@@ -240,9 +241,9 @@ def test_slurm_is_asked_when_a_job_was_submitted_and_began(squeue: Path, monkeyp
 def test_what_slurm_does_not_tell_is_not_known(squeue: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
     squeue.write_text(SQUEUE.format(told=told))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert ask_slurm() == {"job": "77", "submitted": None, "started": None}
+    assert submission() == {"job": "77", "submitted": None, "started": None}
     monkeypatch.setenv("PATH", "nowhere")
-    assert ask_slurm() == {"job": "77", "submitted": None, "started": None}
+    assert submission() == {"job": "77", "submitted": None, "started": None}
 
 
 def test_slurm_is_asked_once_for_a_command_and_its_parts(squeue: Path, monkeypatch: pytest.MonkeyPatch) -> None:

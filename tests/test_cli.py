@@ -393,7 +393,7 @@ def test_two_processes_on_one_directory(
     with exclusive(RUN / "state" / state, "it"):
         path.write_text(first)
         told = refused(*arguments)
-        assert f"is being made by another process (pid {os.getpid()} on " in told
+        assert f"is being run by another process (pid {os.getpid()} on " in told
     assert first in path.read_text()  # its log is not lost either
 
 
@@ -443,7 +443,7 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
 def test_the_process_ends_as_main_does(tmp_path: Path) -> None:
     done = python(tmp_path, "-m", "satm", "evaluate", "--dataset", "digits", "--ipc", "1", "--method", "mtt")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("satm: error: the images results/data/digits")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("satm: error: the image file results/data/digits")
 
 
 def test_the_configuration_is_read_without_torch_and_the_stages_without_the_workflow() -> None:

@@ -304,7 +304,7 @@ def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(
 
 def test_a_difficulty_of_experts_that_are_not_there_names_their_command(campaign: Path, refused: Refuse) -> None:
     told = refused("experts", *CONFIG, "--experts", "other", "--measure-difficulty")
-    assert "make them with `python -m satm experts --dataset digits --experts other --config tiny.yaml`" in told
+    assert "make it with `python -m satm experts --dataset digits --experts other --config tiny.yaml`" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--measure-difficulty", "--collect")
     assert "--part, --collect and --measure-difficulty are three things to do; give one of them" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--order", "curriculum")

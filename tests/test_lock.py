@@ -30,7 +30,7 @@ def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
     with exclusive(tmp_path / "state", "the run") as lock:
         assert not lock.waited
-        text = rf"the run in .*state is being made by another process \(pid {os.getpid()} on .*\); wait for it"
+        text = rf"the run in .*state is being run by another process \(pid {os.getpid()} on .*\); wait for it"
         with pytest.raises(UsageError, match=text) as caught, exclusive(tmp_path / "state", "the run"):
             pass
         assert "\n" not in str(caught.value)
@@ -191,7 +191,7 @@ def test_a_lock_is_never_without_its_owner(tmp_path: Path) -> None:
 def test_file_systems_without_hard_links_will_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with audited(no_links), exclusive(tmp_path / "state", "the run") as lock:
         lock.check()
-        with pytest.raises(UsageError, match="is being made by another"), exclusive(tmp_path / "state", "the run"):
+        with pytest.raises(UsageError, match="is being run by another"), exclusive(tmp_path / "state", "the run"):
             pass
     assert not list((tmp_path / "state").iterdir()) and not caplog.text
 

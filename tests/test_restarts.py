@@ -35,44 +35,48 @@ def outcome(path: Path, identity: dict[str, Any]) -> Path:
     return path
 
 
-def job_of(folder: Path, result: Path, identity: dict[str, Any]) -> Job:
-    return Job(Layout(str(folder)), ("it",), "it", identity, result, columns=EVALUATION)
+NAMES = {"dataset": "digits", "recipe": "strong", "network": "convnet"}
+
+
+def job_of(folder: Path, identity: dict[str, Any]) -> Job:
+    return Job(Layout(str(folder)), "full", NAMES, identity, EVALUATION)
 
 
 def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, result = tmp_path / "state" / "it", outcome(tmp_path / "made.parquet", {"a": 1})
+    state = Path(Layout(str(tmp_path)).state(*place_of("full", **NAMES)))
+    result = outcome(Path(Layout(str(tmp_path)).full(*NAMES.values())), {"a": 1})
     monkeypatch.delenv(IN_WORKFLOW, raising=False)
-    with job_of(tmp_path, result, {"a": 1}) as job:
-        assert not job.made
+    with job_of(tmp_path, {"a": 1}) as job:
+        assert not job.done
     assert not state.exists()
     monkeypatch.setenv(IN_WORKFLOW, "yes")
     for _ in range(2):
-        with job_of(tmp_path, result, {"a": 1}) as job:
+        with job_of(tmp_path, {"a": 1}) as job:
             (state / "checkpoint").write_text("")
         assert [each.name for each in state.rglob("*")] == [KEPT, result.name]
     result.unlink()  # by Snakemake, before the next job begins
-    with pytest.raises(KeyboardInterrupt), job_of(tmp_path, result, {"a": 2}) as job:
-        assert not job.made and not result.exists()
+    with pytest.raises(KeyboardInterrupt), job_of(tmp_path, {"a": 2}) as job:
+        assert not job.done and not result.exists()
         raise KeyboardInterrupt
-    with job_of(tmp_path, result, {"a": 1}) as job:
-        assert job.made
+    with job_of(tmp_path, {"a": 1}) as job:
+        assert job.done
     assert result.stat().st_ino == (state / KEPT / result.name).stat().st_ino
     with (state / KEPT / result.name).open("r+b") as file:
         file.write(b"damaged")
-    with job_of(tmp_path, result, {"a": 1}) as job:
-        assert not job.made
+    with job_of(tmp_path, {"a": 1}) as job:
+        assert not job.done
 
 
 def test_without_space_for_a_second_name_the_result_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = outcome(tmp_path / "made.parquet", {})
+    result = outcome(Path(Layout(str(tmp_path)).full(*NAMES.values())), {})
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    with job_of(tmp_path, result, {}) as job:
+    with job_of(tmp_path, {}) as job:
         (job.folder / KEPT).write_text("no folder can be made here")
     assert result.is_file()
-    with job_of(tmp_path, result, {}) as job:
-        assert not job.made
+    with job_of(tmp_path, {}) as job:
+        assert not job.done
 
 
 def test_a_file_is_copied_where_it_cannot_have_two_names(tmp_path: Path) -> None:

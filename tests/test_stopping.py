@@ -13,6 +13,7 @@ import pytest
 
 from satm.errors import UsageError
 from satm.run.disk import patiently
+from satm.run.slurm import requeue, seconds_left
 from satm.run.stopping import (
     LIMIT,
     Stop,
@@ -20,9 +21,7 @@ from satm.run.stopping import (
     interruptible,
     limit,
     on_signals,
-    requeue,
     saved,
-    slurm_seconds_left,
     stop_requested,
     uninterruptible,
 )
@@ -173,18 +172,18 @@ def test_the_time_that_slurm_leaves(
 ) -> None:
     program(tmp_path, "squeue", f"test \"$3\" = 17 && echo '{told}'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert slurm_seconds_left() is None
+    assert seconds_left() is None
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert slurm_seconds_left() == seconds
+    assert seconds_left() == seconds
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 500))
-    assert 490 < (slurm_seconds_left() or 0) <= 500
+    assert 490 < (seconds_left() or 0) <= 500
     assert limit(5) == 300
 
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert slurm_seconds_left() is None and not requeue()
+    assert seconds_left() is None and not requeue()
     program(tmp_path, "scontrol", "exit 1")
     assert not requeue()
     program(tmp_path, "scontrol", 'test "$1 $2" = "requeue 17"')

@@ -21,7 +21,7 @@ def patiently(write: Callable[[], object], wait: float | None = None) -> None:
         RunError: there is no space after `wait` seconds (None: `SPACE_WAIT`), or the write failed for another reason.
     """
     wait = SPACE_WAIT if wait is None else wait
-    until, told = time.monotonic() + wait, False
+    until, logged = time.monotonic() + wait, False
     while True:
         try:
             write()
@@ -29,8 +29,8 @@ def patiently(write: Callable[[], object], wait: float | None = None) -> None:
         except RunError as error:
             if not disk_is_full(error) or time.monotonic() > until:
                 raise
-            if not told:
+            if not logged:
                 LOG.warning("%s; trying again for %g s", error, wait)
-                told = True
+                logged = True
             check_stop()
             time.sleep(min(1.0, wait / 10))

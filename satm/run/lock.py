@@ -17,7 +17,7 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,13 +58,11 @@ LENGTH = 512
 
 
 class Lock:
-    """A folder held by this process, to make something there; `waited` if another process held it first and ended."""
+    """This process's lock on a folder; `waited`: another process had it before and ended."""
 
     def __init__(self, folder: Path, what: str, number: int, waited: bool, times: Times) -> None:
         self.folder, self.what, self.waited, self._times = folder, what, waited, times
-        self.path = _file(folder, number)
-        self.number = number
-        self._mine = _describe()
+        self.path, self.number, self._owner = _path(folder, number), number, _describe()
         self._ended = threading.Event()
         self._clear = False
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -78,10 +76,7 @@ class Lock:
         # A process that makes the next number by mistake takes it back at once.
         for pause in (0.0, 1.0, 2.0):
             time.sleep(pause)
-            if (
-                _numbers(self.folder)[-1:] == [self.number]
-                and (_read(self.path) or {}).get("token") == self._mine["token"]
-            ):
+            if _numbers(self.folder)[-1:] == [self.number] and self._is_own():
                 return
         raise RunError(
             f"{self.what} in {self.folder} was taken over by another process while this one stood still; nothing more "
@@ -99,11 +94,11 @@ class Lock:
 
     def kept(self, *results: Path) -> list[Path] | None:
         """Return where second names of results are; None: not all of them were kept."""
-        found = [self.folder / KEPT / path.name for path in results]
-        return found if all(path.is_file() for path in found) else None
+        names = [self.folder / KEPT / path.name for path in results]
+        return names if all(path.is_file() for path in names) else None
 
-    def _take(self, number: int, held: dict[str, Any] | None) -> bool:
-        """Make the lock's file and return whether it holds, after one with a dead owner; number 0: there was none."""
+    def _take(self, number: int, dead: dict[str, Any] | None) -> bool:
+        """Create the lock's file and return whether it holds, after that of a dead owner; number 0: there was none."""
         try:
             with explain_disk(self.path):
                 exclusive = _create(self.path, self._text(0))
@@ -111,53 +106,45 @@ class Lock:
             if isinstance(error.__cause__, FileExistsError | FileNotFoundError):
                 return False
             raise
-        # What was judged dead must still be what is there.
-        there = _read(_file(self.folder, number)) if number else None
+        # The lock that was judged dead must still be the one that is there.
+        there = _read(_path(self.folder, number)) if number else None
         higher = any(each > self.number for each in _numbers(self.folder))
-        if (there or {}).get("token") != (held or {}).get("token") or higher:
+        if (there or {}).get("token") != (dead or {}).get("token") or higher:
             self.path.unlink(missing_ok=True)
             return False
-        if not exclusive and not self._settles():
-            return False
+        if not exclusive:
+            LOG.warning(
+                "the file system of %s lets two processes create one file, so locks are weak there; %s begins after "
+                "%g s. Keep one run of a campaign at a time, or put its results elsewhere",
+                *(self.folder, self.what, self._times.settling),
+            )
+            time.sleep(self._times.settling)
+            if not self._is_own():
+                return False
         self._thread.start()
         return True
-
-    def _settles(self) -> bool:
-        """Say whether the file is still this process's after a while, where two could have made it."""
-        LOG.warning(
-            "the file system of %s lets two processes create one file, so locks are weak there; %s begins after %g s. "
-            "Keep one run of a campaign at a time, or put its results elsewhere",
-            self.folder,
-            self.what,
-            self._times.settling,
-        )
-        time.sleep(self._times.settling)
-        return self._is_mine()
 
     def _beat(self) -> None:
         count = 0
         while not self._ended.wait(self._times.beat):
             count += 1
-            if not self._is_mine():
+            if not self._is_own():
                 continue  # outbid, or the file system is away
-            with contextlib.suppress(OSError):  # a file system that is away for a while
-                handle = os.open(self.path, os.O_WRONLY)
-                try:
-                    os.pwrite(handle, self._text(count).encode(), 0)
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
+            with contextlib.suppress(OSError), self.path.open("r+") as file:  # a file system may be away for a while
+                file.write(self._text(count))
+                file.flush()
+                os.fsync(file)
 
-    def _is_mine(self) -> bool:
-        return bool((_read(self.path) or {}).get("token") == self._mine["token"])
+    def _is_own(self) -> bool:
+        return bool((_read(self.path) or {}).get("token") == self._owner["token"])
 
     def _text(self, count: int) -> str:
-        return json.dumps({**self._mine, "beat": count}).ljust(LENGTH - 1) + "\n"
+        return json.dumps({**self._owner, "beat": count}).ljust(LENGTH - 1) + "\n"
 
     def _end(self) -> None:
         self._ended.set()
         self._thread.join()
-        if not self._is_mine():
+        if not self._is_own():
             return
         if self._clear:
             stays = KEPT if os.environ.get(IN_WORKFLOW) else None
@@ -170,7 +157,7 @@ class Lock:
                     entry.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         if self._clear:
-            with contextlib.suppress(OSError):  # who waits may hold it already
+            with contextlib.suppress(OSError):  # the next owner may be there already
                 self.folder.rmdir()
 
 
@@ -192,38 +179,43 @@ def exclusive(folder: Path, what: str, times: Times = TIMES) -> Iterator[Lock]:
 PREFIX = ".lock-"
 
 
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{PREFIX}{number:06d}"
+
+
 def _acquire(folder: Path, what: str, times: Times) -> Lock:
-    waited, told = False, 0.0
+    waited, logged = False, 0.0
     while True:
         with explain_disk(folder):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                # One look: an owner that is done may remove it, and the next one make it anew, between two.
-                if _is_other(folder):
-                    raise
+                # One look: between two, an owner that is done may remove it and the next one make it again.
+                with contextlib.suppress(FileNotFoundError):
+                    if not stat.S_ISDIR(folder.stat().st_mode):
+                        raise
                 continue
             numbers = _numbers(folder)
         number = numbers[-1] if numbers else 0
-        held = _read(_file(folder, number)) if numbers else None
-        if held is not None and _alive(_file(folder, number), held, times.dead_after):
+        owner = _read(_path(folder, number)) if numbers else None
+        if owner is not None and _alive(_path(folder, number), owner, times.dead_after):
             if not os.environ.get(IN_WORKFLOW):
                 raise UsageError(
-                    f"{what} in {folder} is being made by another process (pid {held.get('pid', 'unknown')} on "
-                    f"{held.get('host', 'unknown')}); wait for it, or stop it and start again"
+                    f"{what} in {folder} is being run by another process (pid {owner.get('pid', 'unknown')} on "
+                    f"{owner.get('host', 'unknown')}); wait for it, or stop it and start again"
                 )
             waited = True
             stopping.saved()  # a run that a time limit stops here loses nothing: the other process goes on
             stopping.check_stop()
-            if time.monotonic() - told > 600:
-                told = time.monotonic()
-                LOG.info("waiting for pid %s on %s, which makes %s", held.get("pid"), held.get("host"), what)
+            if time.monotonic() - logged > 600:
+                logged = time.monotonic()
+                LOG.info("waiting for pid %s on %s, which runs %s", owner.get("pid"), owner.get("host"), what)
             time.sleep(times.look)
             continue
         lock = Lock(folder, what, number + 1, waited, times)
-        if lock._take(number, held):
+        if lock._take(number, owner):
             for lower in numbers:
-                _file(folder, lower).unlink(missing_ok=True)
+                _path(folder, lower).unlink(missing_ok=True)
             return lock
 
 
@@ -236,14 +228,6 @@ def link(source: Path, target: Path) -> None:
         shutil.copy2(source, part)
     part.replace(target)
     part.unlink(missing_ok=True)  # of two names of one file neither replaces the other
-
-
-def _is_other(folder: Path) -> bool:
-    """Say whether something that is no folder has the place of one."""
-    try:
-        return not stat.S_ISDIR(folder.stat().st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def _create(path: Path, text: str) -> bool:
@@ -264,7 +248,11 @@ def _create(path: Path, text: str) -> bool:
                 raise
         except OSError:  # a file system without hard links
             _open_new(path, text)
-            return _excludes(path)
+            try:
+                _open_new(path)
+            except OSError:  # that it exists; where it is another one, `Lock.check` finds out
+                return True
+            return False
         return True
     finally:
         bid.unlink(missing_ok=True)
@@ -279,54 +267,41 @@ def _open_new(path: Path, text: str = "") -> None:
         os.close(handle)
 
 
-def _excludes(path: Path) -> bool:
-    """Say whether a file that is there cannot be created once more."""
-    try:
-        _open_new(path)
-    except OSError:  # that it exists; where it is another one, `Lock.check` finds out
-        return True
-    return False
-
-
-def _alive(path: Path, held: dict[str, Any], dead_after: float) -> bool:
+def _alive(path: Path, owner: dict[str, Any], dead_after: float) -> bool:
     """Return whether the owner of a lock is alive."""
-    mine = _describe()
-    if held.get("pid") and all(held.get(name) == mine[name] for name in ("host", "boot", "space")):
-        return _began(int(held["pid"])) == held.get("began")
+    here = _describe()
+    if owner.get("pid") and all(owner.get(name) == here[name] for name in ("host", "boot", "space")):
+        return process_start(int(owner["pid"])) == owner.get("began")
+    which = (owner.get("pid"), owner.get("host"), dead_after)
+    LOG.info("watching the lock of pid %s on %s for %g s", *which)
     until = time.monotonic() + dead_after
-    first = True
     while time.monotonic() < until:
         now = _read(path)
-        if now is None or now.get("token") != held.get("token"):
-            return True  # released, or another's: to be judged anew
-        if now.get("beat") != held.get("beat"):
+        # Without a file, or with another token, the lock was released or taken and is to be judged again.
+        if now is None or any(now.get(name) != owner.get(name) for name in ("token", "beat")):
             return True
-        if first:
-            LOG.info("watching the lock of pid %s on %s for %g s", held.get("pid"), held.get("host"), dead_after)
-            first = False
         stopping.check_stop()
         time.sleep(min(1.0, dead_after / 10))
-    LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", held.get("pid"), held.get("host"), dead_after)
+    LOG.warning("pid %s on %s gave no sign for %g s and counts as dead", *which)
     return False
 
 
 def _describe() -> dict[str, Any]:
-    """Return what says which process this is, and a token that no other lock has."""
+    """Return what identifies this process, and a token that no other lock has."""
     return {
         "token": uuid.uuid4().hex,
         "host": os.uname().nodename,
-        "boot": _text_of("/proc/sys/kernel/random/boot_id"),
-        "space": _link_of("/proc/self/ns/pid"),  # containers of one machine number their processes anew
+        "boot": _proc("sys/kernel/random/boot_id"),
+        "space": _proc("self/ns/pid", Path.readlink),  # containers of one machine number their processes anew
         "pid": os.getpid(),
-        "began": _began(os.getpid()),
+        "began": process_start(os.getpid()),
     }
 
 
-def _began(pid: int) -> str | None:
-    """Return when a process began, in a form to compare; None where it does not live."""
-    stat = _text_of(f"/proc/{pid}/stat")
-    if stat:
-        fields = stat.rpartition(")")[2].split()
+def process_start(pid: int) -> str | None:
+    """Return when a process began, on Linux in clock ticks since the boot; None where it does not live."""
+    if text := _proc(f"{pid}/stat"):
+        fields = text.rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     if Path("/proc/self/stat").exists():
         return None
@@ -337,22 +312,11 @@ def _began(pid: int) -> str | None:
     return "unknown"
 
 
-def _text_of(path: str) -> str:
+def _proc(name: str, read: Callable[[Path], object] = Path.read_text) -> str:
     try:
-        return Path(path).read_text().strip()
+        return str(read(Path("/proc") / name)).strip()
     except OSError:
         return ""
-
-
-def _link_of(path: str) -> str:
-    try:
-        return str(Path(path).readlink())
-    except OSError:
-        return ""
-
-
-def _file(folder: Path, number: int) -> Path:
-    return folder / f"{PREFIX}{number:06d}"
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -365,7 +329,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a file says; empty where it is just being written; None where there is none."""
+    """Return the content of a lock; empty while it is being written; None where there is none."""
     try:
         content = json.loads(path.read_text() or "{}")
     except FileNotFoundError:

@@ -17,8 +17,8 @@ LOG = logging.getLogger("satm")
 def logged(path: Path) -> Iterator[None]:
     """Log to the standard output and to a file, unless the output is that file already.
 
-    The file is continued, so that no run erases the log of an earlier one. What ends the work is logged there too; the
-    terminal hears of it from the command line.
+    The file is continued, so that no run erases an earlier log. An error or a stop is logged in the file only;
+    the command line prints it.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):
@@ -29,13 +29,10 @@ def logged(path: Path) -> Iterator[None]:
         LOG.addHandler(handler)
     try:
         yield
-    except (UsageError, RunError) as error:
+    except (UsageError, RunError, Stop) as error:
         LOG.removeHandler(handlers[0])
-        LOG.error("error: %s", error)
-        raise
-    except Stop as stop:
-        LOG.removeHandler(handlers[0])
-        LOG.warning("stopped by %s", stop)
+        level, text = (logging.WARNING, "stopped by %s") if isinstance(error, Stop) else (logging.ERROR, "error: %s")
+        LOG.log(level, text, error)
         raise
     finally:
         for handler in handlers:

@@ -4,19 +4,25 @@ import os
 import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from satm.errors import UsageError
+from satm.run.lock import process_start
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, threads: int | None = None) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
+    With `threads` the CPU computes with so many.
+
     Raises:
-        UsageError: another name, or a GPU that this machine or this build of torch lacks.
+        UsageError: another name, a GPU that this machine or this build of torch lacks, or no threads.
     """
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads must be at least 1, got {threads}; leave it out or use a larger number")
+        torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
@@ -24,17 +30,14 @@ def choose_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind != "cuda" or not (index == "" or index.isdigit()):
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= found:
-        raise UsageError(f"device {name!r} was asked for, torch finds {found} GPUs on this machine; use --device cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise UsageError(f"device {name!r} was asked for, torch finds {count} GPUs on this machine; use --device cpu")
     return torch.device(kind, int(index or 0))
 
 
 def describe_backend(device: torch.device) -> str:
-    """Return what decides the rounding of a run: device, its name and torch's version.
-
-    A run keeps it with its state, and goes on only on the same, because its bytes would differ.
-    """
+    """Return what decides the rounding of a run: name of the device and torch's version; stored with its state."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}"
 
@@ -49,7 +52,7 @@ def device_name(device: torch.device) -> str:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring the peak anew, on a GPU; the CPU's peak is the process's and cannot be reset."""
+    """Reset the peak of a GPU; the CPU's is that of the process and cannot be reset."""
     if device.type == "cuda":
         _highest[str(device)] = highest_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -57,9 +60,9 @@ def reset_peak(device: torch.device) -> None:
 
 def highest_memory(device: torch.device) -> int:
     """Return bytes that torch allocated at most on a GPU since the process began; 0 where there is none."""
-    if device.type != "cuda":
-        return 0
-    return max(_highest.get(str(device), 0), int(torch.cuda.max_memory_allocated(device)))
+    return (
+        0 if device.type != "cuda" else max(_highest.get(str(device), 0), int(torch.cuda.max_memory_allocated(device)))
+    )
 
 
 def peak_memory(device: torch.device) -> int:
@@ -72,10 +75,7 @@ def peak_memory(device: torch.device) -> int:
 
 def process_age() -> float:
     """Return seconds since this process began; 0 where the system does not tell, as Linux alone does."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
+    ticks = process_start(os.getpid()) or ""
+    if not (hasattr(time, "CLOCK_BOOTTIME") and ticks.isdigit()):
         return 0.0
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0.0
-    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK"))

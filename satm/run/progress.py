@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,11 +15,11 @@ LINE_SECONDS = 20.0
 
 
 class Progress:
-    """A context in which the steps of some work are counted, `done` of them by an earlier run."""
+    """A context that counts the steps of some work, `done` of them by an earlier run."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done = what, total, done
-        self._begun_at, self._started, self._told = done, time.monotonic(), 0.0
+        self._begun_at, self._started, self._logged = done, time.monotonic(), 0.0
         self._bar: Bar | None = None
 
     @staticmethod
@@ -36,9 +35,7 @@ class Progress:
             self._task = self._bar.add_task(self._what, total=self._total, completed=self._done)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 
@@ -48,26 +45,20 @@ class Progress:
         self._done += steps
 
     def step(self, text: str) -> None:
-        """Count one step and say what it gave."""
+        """Count one step; the text says what it gave."""
         self.at(self._done + 1, text)
 
     def at(self, done: int, text: str) -> None:
-        """Say how many steps are done and what the last one gave."""
+        """Set the number of steps so far; the text says what the last one gave."""
         self._done = done
         if self._bar:
             self._bar.update(self._task, completed=done, description=f"{self._what}: {text}")
         now = time.monotonic()
-        if now - self._told >= LINE_SECONDS or done >= self._total:
-            self._told = now
-            made = done - self._begun_at
-            left = (now - self._started) / made * (self._total - done) if made > 0 else float("nan")
+        if now - self._logged >= LINE_SECONDS or done >= self._total:
+            self._logged = now
+            left, new = "?", done - self._begun_at
+            if new > 0:
+                minutes, seconds = divmod(round((now - self._started) / new * (self._total - done)), 60)
+                left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
             level = logging.DEBUG if self._bar else logging.INFO
-            LOG.log(level, "%s %d/%d, %s left: %s", self._what, done, self._total, _clock(left), text)
-
-
-def _clock(seconds: float) -> str:
-    """Return seconds as ``h:mm:ss``."""
-    if seconds != seconds:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+            LOG.log(level, "%s %d/%d, %s left: %s", self._what, done, self._total, left, text)

@@ -7,16 +7,15 @@ attempt at the same job adds itself to the record.
 
 import contextlib
 import json
-import os
 import platform
 import resource
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ import torch
 from pydantic import Field, TypeAdapter
 
 from satm.errors import RunError, UsageError
+from satm.run import slurm
 from satm.run.machine import device_name, highest_memory, peak_memory
 from satm.storage.files import atomic_path
 
@@ -65,8 +65,7 @@ class Attempt:
         Raises:
             ValueError: a value is of another type, or not a finite number of 64 bits.
         """
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        return TypeAdapter(cls).validate_python(known)
+        return TypeAdapter(cls).validate_python(values)
 
 
 @dataclass
@@ -74,20 +73,18 @@ class Record:
     """The attempts at a job since its files were last made, and whether they are made."""
 
     attempts: list[Attempt]
-    done: bool = False
+    done: bool
 
     def text(self) -> str:
-        """Return it as it is written."""
-        content = {"attempts": [asdict(each) for each in self.attempts], "done": self.done}
-        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+        """Return the content of its file."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def find_record(path: Path) -> Record | None:
     """Return the record of a job; None where there is none, or a broken one: it is no result."""
     try:
-        content = json.loads(path.read_text())
-        return Record([Attempt.of(each) for each in content["attempts"]], bool(content["done"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return TypeAdapter(Record).validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
 
 
@@ -102,19 +99,16 @@ class Account:
         self._before: bytes | None = None
         with contextlib.suppress(OSError):
             self._before = path.read_bytes()
-        held = find_record(path)
-        self._anew = held is None or held.done
+        record = find_record(path)
+        self._fresh = record is None or record.done
+        self._earlier = [] if record is None or record.done else record.attempts
         self.idle = False
-        self._earlier = [] if held is None or held.done else held.attempts
         self._started = time.monotonic() - age
         self._processors = 0.0 if age else _processor_seconds()
         self.device: torch.device = around.device if around else torch.device("cpu")
-        self._mine: Attempt = Attempt(
-            id=uuid.uuid4().hex,
-            began=_utc(time.time() - age),
-            host=platform.node(),
-            slurm=around._mine.slurm if around else ask_slurm(),
-        )
+        job = around._own.slurm if around else slurm.submission()
+        began, host = _utc(time.time() - age), platform.node()
+        self._own: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._write(done=False)
@@ -122,13 +116,11 @@ class Account:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts at this job until now, this one last."""
-        held = find_record(self.path)
-        others = self._earlier if held is None else held.attempts
-        return [*(each for each in others if each.id != self._mine.id), self._now()]
+        return [*self._others(find_record(self.path)), self._now()]
 
     def close(self, done: bool) -> None:
-        """Write the last of it."""
-        if done and self.idle and self._anew and self._before is not None:
+        """Write the last state of the attempt."""
+        if done and self.idle and self._fresh and self._before is not None:
             self.withdraw()
             return
         self._stop()
@@ -137,14 +129,18 @@ class Account:
     def withdraw(self) -> None:
         """Take the attempt back, for it did nothing."""
         self._stop()
-        others = [each for each in self.attempts() if each.id != self._mine.id]
-        if not self._anew and others:
-            self._put(Record(others, bool((held := find_record(self.path)) and held.done)).text().encode())
+        record = find_record(self.path)
+        if not self._fresh and (others := self._others(record)):
+            self._put(Record(others, bool(record and record.done)).text().encode())
         elif self._before is not None:
             self._put(self._before)
         else:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
+
+    def _others(self, record: Record | None) -> list[Attempt]:
+        """Return the other attempts of a record; without one, those that were there when this one began."""
+        return self._earlier if record is None else [each for each in record.attempts if each.id != self._own.id]
 
     def _stop(self) -> None:
         self._ended.set()
@@ -155,20 +151,19 @@ class Account:
             self._write(done=False)
 
     def _now(self) -> Attempt:
-        mine = self._mine
-        mine.ended, mine.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
-        mine.cpu_seconds = round(_processor_seconds() - self._processors, 3)
-        mine.device, mine.gpus = device_name(self.device), int(self.device.type == "cuda")
-        mine.peak_device_bytes = highest_memory(self.device)
-        mine.peak_host_bytes = peak_memory(torch.device("cpu"))
-        return mine
+        own = self._own
+        own.ended, own.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
+        own.cpu_seconds = round(_processor_seconds() - self._processors, 3)
+        own.device, own.gpus = device_name(self.device), int(self.device.type == "cuda")
+        own.peak_device_bytes = highest_memory(self.device)
+        own.peak_host_bytes = peak_memory(torch.device("cpu"))
+        return own
 
     def _write(self, done: bool) -> None:
         """Write the record with this attempt as it is now, and the others as they are there by now."""
-        held = find_record(self.path) if self._mine.ended else None  # the first time it may be that of an older series
-        others = self._earlier if held is None else [each for each in held.attempts if each.id != self._mine.id]
-        finished = done or (held is not None and held.done)
-        self._put(Record([*others, self._now()], finished).text().encode())
+        record = find_record(self.path) if self._own.ended else None  # at first it may be that of an older series
+        finished = done or bool(record and record.done)
+        self._put(Record([*self._others(record), self._now()], finished).text().encode())
 
     def _put(self, content: bytes) -> None:
         """Write the file whole or not at all; a full disk ends no run for the sake of a measurement."""
@@ -177,13 +172,13 @@ class Account:
 
 
 _open: list[Account] = []
-"""Accounts of the work that is done now, the innermost last."""
+"""Accounts of the current work, the innermost last."""
 
 _age = 0.0
 
 
 def begun_before(seconds: float) -> None:
-    """Say how long this process has run already; the account that is opened next counts from there."""
+    """Set how long this process has run already; the next account counts from there."""
     global _age
     _age = seconds
 
@@ -195,29 +190,27 @@ def account(path: Path, beat: float = BEAT) -> Iterator[None]:
     Work for the same job further inside is part of it. A command that is refused (`UsageError`) leaves no trace.
     """
     global _age
-    if any(held.path == path for held in _open):
+    if any(each.path == path for each in _open):
         yield
         return
-    held, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
-    _open.append(held)
-    done = False
+    own, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
+    _open.append(own)
+    end = partial(own.close, done=False)
     try:
         yield
-        done = True
+        end = partial(own.close, done=True)
     except UsageError:
-        _open.remove(held)
-        held.withdraw()
+        end = partial(own.withdraw)
         raise
     finally:
-        if held in _open:
-            _open.remove(held)
-            held.close(done)
+        _open.remove(own)
+        end()
 
 
 def computes_on(device: torch.device) -> None:
-    """Say on which device the work of the open accounts is done."""
-    for held in _open:
-        held.device = device
+    """Set the device of the open accounts."""
+    for each in _open:
+        each.device = device
 
 
 def mark_complete() -> None:
@@ -227,39 +220,8 @@ def mark_complete() -> None:
 
 
 def attempts() -> list[dict[str, Any]] | None:
-    """Return the attempts at the innermost job until now, as JSON values; None where nobody keeps an account."""
+    """Return the attempts at the innermost job until now, as JSON values; None without an account."""
     return [asdict(each) for each in _open[-1].attempts()] if _open else None
-
-
-def ask_slurm() -> dict[str, str | None] | None:
-    """Return number, submission and start of the SLURM job around this process; None outside of one."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return None
-    array = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-    command = ["squeue", "-h", "-j", "_".join(array) if all(array) else job, "-o", "%V,%S"]
-    try:
-        told = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=told)
-    except (OSError, subprocess.SubprocessError):
-        text = ""
-    else:
-        text = next(iter(done.stdout.split()), "")
-    submitted, _, started = text.partition(",")
-    begun = os.environ.get("SLURM_JOB_START_TIME", "")
-    return {
-        "job": job,
-        "submitted": _local(submitted),
-        "started": _utc(float(begun)) if begun.isdigit() else _local(started),
-    }
-
-
-def _local(text: str) -> str | None:
-    """Return a time as SLURM writes it, in the machine's zone, in UTC; None where it writes a word."""
-    try:
-        return _utc(datetime.fromisoformat(text).timestamp())
-    except ValueError:
-        return None
 
 
 def _utc(seconds: float) -> str:
@@ -267,6 +229,6 @@ def _utc(seconds: float) -> str:
 
 
 def _processor_seconds() -> float:
-    """Return what this process and those that it ended have used of processors."""
+    """Return processor time of this process and of its ended children, in seconds."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)

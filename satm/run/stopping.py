@@ -8,16 +8,14 @@ with the exit code `AGAIN`.
 import contextlib
 import math
 import os
-import re
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
 from satm.errors import UsageError
+from satm.run import slurm
 
 AGAIN = 75
 """Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
@@ -41,10 +39,10 @@ class Request:
     at_limit: bool = False
     saved: bool = False
     """Whether this process has saved anything that a later one goes on from."""
-    whole: int = 0
-    """Depth of nested `uninterruptible` sections."""
-    at_once: bool = False
-    """Whether a signal ends the work at once (`interruptible`)."""
+    depth: int = 0
+    """Nested `uninterruptible` sections."""
+    immediate: bool = False
+    """Whether a signal raises `Stop` by itself (`interruptible`)."""
 
 
 class Stop(BaseException):
@@ -64,7 +62,7 @@ def _receive(signum: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
     _request.by = _request.by or SIGNALS[signal.Signals(signum)]
     _request.at_limit = _request.at_limit or signum == signal.SIGALRM
-    if _request.at_once:
+    if _request.immediate:
         check_stop()
 
 
@@ -93,29 +91,29 @@ def stop_requested() -> bool:
 
 def check_stop() -> None:
     """Raise `Stop` if this process was asked to stop, except in an uninterruptible section."""
-    if _request.by and not _request.whole:
+    if _request.by and not _request.depth:
         raise Stop(_request)
 
 
 @contextlib.contextmanager
 def uninterruptible() -> Iterator[None]:
     """Keep `check_stop` quiet inside; the caller checks after it has saved what was done there."""
-    _request.whole += 1
+    _request.depth += 1
     try:
         yield
     finally:
-        _request.whole -= 1
+        _request.depth -= 1
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal raise `Stop` anywhere inside: for work without loops that check, and without a state to lose."""
     check_stop()
-    _request.at_once = True
+    _request.immediate = True
     try:
         yield
     finally:
-        _request.at_once = False
+        _request.immediate = False
         check_stop()  # code that was cut off anywhere may have dropped the stop, or failed because of it
 
 
@@ -128,7 +126,7 @@ def limit(minutes: float | None) -> float | None:
     """Stop before a time limit: some minutes from now, those of the environment, or the end of the SLURM job.
 
     Returns:
-        seconds from now to the nearest limit; None: there is none.
+        Seconds from now to the nearest limit; None: there is none.
 
     Raises:
         UsageError: it is not a positive number.
@@ -140,45 +138,8 @@ def limit(minutes: float | None) -> float | None:
             minutes = math.nan
     if minutes is not None and not 0 < minutes < math.inf:
         raise UsageError(f"a time limit is a number of minutes above 0, got {minutes:g}; see --time-limit and ${LIMIT}")
-    given = [60 * minutes] if minutes is not None else []
-    left = slurm_seconds_left()
-    seconds = min([*given, *([] if left is None else [left])], default=None)
+    limits = (None if minutes is None else 60 * minutes, slurm.seconds_left())
+    seconds = min((each for each in limits if each is not None), default=None)
     if seconds is not None and threading.current_thread() is threading.main_thread():
         signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds - min(MARGIN, seconds / 10)))
     return seconds
-
-
-def slurm_seconds_left() -> float | None:
-    """Return how long the SLURM job around this process may still run; None outside of one, and without a limit."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return None
-    if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
-        return float(end) - time.time()
-    try:
-        command = ["squeue", "--noheader", "--jobs", job, "--format", "%L"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return _seconds(done.stdout.strip())
-
-
-def _seconds(text: str) -> float | None:
-    """Return a duration as SLURM writes it, `[days-][[hours:]minutes:]seconds`; None where it writes a word."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
-
-
-def requeue() -> bool:
-    """Ask SLURM to put the job around this process back into its queue; say whether it will."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return False
-    try:
-        subprocess.run(["scontrol", "requeue", job], capture_output=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return False
-    return True

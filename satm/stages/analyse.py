@@ -1,9 +1,10 @@
 """The stage `analyse`: measurements on synthetic sets and experts that are not accuracies."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,7 +13,7 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import measure_trajectory
 from satm.analysis.variance import measure_variance
-from satm.config import REVISIONS, Cell, Resolver, place_of
+from satm.config import REVISIONS, AnalyseOptions, Cell, Resolver
 from satm.config.methods import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.data import Split
 from satm.errors import UsageError
@@ -22,259 +23,230 @@ from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Synthetic
 from satm.methods.parts.unrolled import UnrolledTraining
 from satm.methods.satm import SatmOptions
-from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.results.columns import BOUNDS, EXPERT_SHARPNESS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.distilled import DistilledDataset
 from satm.seeds import make_generator
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job
-from satm.storage.identity import Identity, hash_file
 
 LOG = logging.getLogger("satm")
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 """JSON values by column."""
 
+M = TypeVar("M", bound=Method[Any])
 
-def _measure(
-    inputs: Inputs,
-    place: Sequence[str],
-    columns: Columns,
-    path: Path,
-    identity: Identity,
-    steps: Iterable[Sequence[Row]],
-    total: int,
-    shown: Sequence[str],
-) -> list[Row]:
-    """Measure, and write the rows, unless another process has done so; return them, none where it has.
 
-    Args:
-        inputs: the dataset.
-        place: what is measured, and the names of what it is measured at.
-        columns: of the rows.
-        path: of the file.
-        identity: everything that makes the numbers what they are.
-        steps: the rows of one step after another.
-        total: number of steps.
-        shown: columns that progress shows.
-    """
-    layout, device, what = inputs.resolver.layout, inputs.device, f"the measurement {place[0]}"
-    with Job(layout, place, what, identity, path, columns=columns, device=device) as job:
-        if job.made:
-            return []
-        rows = list[Row]()
-        with job.progress(total) as progress:
-            for some in steps:
-                rows += some
-                last = some[-1]
-                progress.step(", ".join(f"{name} {_text(last[name])}" for name in shown if last.get(name) is not None))
-        job.write_rows(rows)
-        LOG.info("%d rows -> %s", len(rows), path)
-    return rows
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement that is ready to run."""
+
+    steps: Iterable[Sequence[Row]]
+    """Rows of one step after another; the computing happens on iteration."""
+    total: int
+    """Number of steps."""
+    shown: Sequence[str]
+    """Columns that progress shows."""
+    identity: Mapping[str, Any]
+    """Of the measurement itself."""
+    summary: Callable[[Sequence[Row]], str]
+    """What the log says of all rows."""
+
+    def run(self, job: Job) -> None:
+        """Measure and write the rows, unless another process has done so."""
+        with job:
+            if job.done:
+                return
+            rows = list[Row]()
+            with job.progress(self.total) as progress:
+                for step in self.steps:
+                    rows += step
+                    values = [(name, step[-1].get(name)) for name in self.shown]
+                    progress.step(", ".join(f"{name} {_text(value)}" for name, value in values if value is not None))
+            job.write_rows(rows)
+            LOG.info("%s; %d rows -> %s", self.summary(rows), len(rows), job.path)
 
 
 def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-LACKS: dict[type[MethodOptions], str] = {
-    MatchingOptions: "matches no trajectories",
-    UnrolledOptions: "unrolls no training",
-}
-"""Why a method without such options is not measured."""
-
-F = TypeVar("F", MatchingOptions, UnrolledOptions)
-M = TypeVar("M", bound=Method[Any])
-
-
-class _Subject(Inputs, Generic[F]):
+class _Subject(Inputs):
     """A synthetic set to measure at, with its dataset and its method.
 
     Raises:
-        UsageError: (on construction) the method is not one of the family whose options are given, or a file is missing
-            or of another run.
+        UsageError: (on construction) the method is not of the family, or the images are missing or of other options.
     """
 
-    def __init__(self, resolver: Resolver, cell: Cell, family: type[F], device: torch.device) -> None:
-        self.cell = cell
-        self.recipe, options = resolve_method(resolver.method(cell))
-        if not isinstance(options, family):
-            raise UsageError(f"method {cell.method} {LACKS[family]}, which this measures; leave it out")
-        self.options: F = options
+    def __init__(self, resolver: Resolver, cell: Cell, family: type[MethodOptions], device: torch.device) -> None:
+        self.cell, (self.recipe, self.options) = cell, resolve_method(resolver.method(cell))
+        if not isinstance(self.options, family):
+            lack = "matches no trajectories" if family is MatchingOptions else "unrolls no training"
+            raise UsageError(f"method {cell.method} {lack}, which this measures; leave it out")
         super().__init__(resolver, cell.dataset, device)
-        self.made, self._path = self.distilled(cell)
 
-    def synthetic(self, made: DistilledDataset | None = None) -> Synthetic:
+    @cached_property
+    def stored(self) -> tuple[DistilledDataset, str]:
+        """The set and the hash of its file."""
+        return self.distilled(self.cell)
+
+    def synthetic(self, state: DistilledDataset | None = None) -> Synthetic:
         """Return the set, or a state of it, on the device."""
-        made = self.made if made is None else made
-        return Synthetic(made.images.to(self.device), made.labels.to(self.device), made.step_size.to(self.device))
+        state = self.stored[0] if state is None else state
+        return Synthetic(state.images.to(self.device), state.labels.to(self.device), state.step_size.to(self.device))
 
     def own_method(self, kind: type[M], drawn_as: str | None = None, experts: str | None = None) -> M:
-        """Return the set's method.
+        """Return the set's method, an object of a class.
 
-        Args:
-            kind: its class.
-            drawn_as: stands for the method where random choices are drawn, so that all methods have the same.
-            experts: those to match; None: those that the method matched.
+        `drawn_as` replaces the method's name in seeds, so that all methods have the same random choices; `experts`
+        replaces those that the method matched.
         """
         cell = self.cell._replace(method=drawn_as or self.cell.method)
-        made, _ = self.method(self.recipe, self.options, cell, experts)
-        assert isinstance(made, kind)
-        return made
+        method, _ = self.method(self.recipe, self.options, cell, experts)
+        assert isinstance(method, kind)
+        return method
 
-    def measure(
-        self, what: str, columns: Columns, rows: Iterable[Row], total: int, shown: Sequence[str], **identity: Any
-    ) -> list[Row]:
-        """Measure and write as `_measure`, a row each step; rows and file say of which set they are."""
-        settings = self.options.model_dump(mode="json")
-        identity = self.identify("analyse", distilled=hash_file(self._path), options=settings, **identity)
-        path, place = (
-            Path(self.resolver.layout.analysis(what, self.cell)),
-            place_of("analysis", what=what, **self.cell.axes),
-        )
-        steps = ([{**self.cell.axes, **row}] for row in rows)
-        return _measure(self, place, columns, path, identity, steps, total, shown)
+    def shared_rho(self) -> float:
+        """Return the rho of the method `satm` in the cell, at which all methods are measured.
+
+        Raises:
+            UsageError: that name means another method.
+        """
+        _, shared = resolve_method(self.resolver.method(self.cell._replace(method="satm")))
+        if not isinstance(shared, SatmOptions):
+            raise UsageError("the rho of this measurement is that of the entry 'satm', another method here; rename it")
+        return shared.rho
 
 
-def make_sharpness(resolver: Resolver, cell: Cell, segments: int, device: torch.device) -> None:
+def _sharpness(subject: _Subject, options: AnalyseOptions) -> Measurement:
     """Measure how much the matching loss rises at the worst neighbour of a synthetic set.
 
     Every method of a cell is measured with the exact hypergradient, the same segments, batches and augmentation, and
     the rho of the method `satm` there.
     """
-    _positive(segments=segments)
-    rho = _shared_rho(resolver, cell)
-    subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.own_method(TrajectoryMatching, drawn_as="sharpness")
-    found = enumerate(measure_sharpness(matching, subject.synthetic(), rho, segments))
-    rows = ({"segment": index, "rho": rho, **row} for index, row in found)
-    about, shown = {"experts": matching.experts.identity, "segments": segments, "rho": rho}, ("loss", "sharpness")
-    if made := subject.measure("sharpness", SHARPNESS, rows, segments, shown, **about):
-        mean = sum(row["sharpness"] for row in made) / len(made)
-        LOG.info("mean sharpness over %d segments, rho %g: %.6f", segments, rho, mean)
+    rho, matching = subject.shared_rho(), subject.own_method(TrajectoryMatching, drawn_as="sharpness")
+    measured = enumerate(measure_sharpness(matching, subject.synthetic(), rho, options.segments))
+    steps = ([{"segment": index, "rho": rho, **row}] for index, row in measured)
+    identity = {"experts": matching.experts.identity, "segments": options.segments, "rho": rho}
+
+    def summary(rows: Sequence[Row]) -> str:
+        return f"mean sharpness at rho {rho:g}: {sum(row['sharpness'] for row in rows) / len(rows):.6f}"
+
+    return Measurement(steps, options.segments, ("loss", "sharpness"), identity, summary)
 
 
-def make_trajectory(
-    resolver: Resolver, cell: Cell, experts: str | None, count: int, starts: Sequence[int], device: torch.device
-) -> None:
-    """Measure how far networks trained on a synthetic set are from the first experts, along their whole path.
-
-    Args:
-        resolver: the campaign.
-        cell: the set.
-        experts: their name; None: those that the method matched.
-        count: how many experts.
-        starts: epochs at which networks are begun that go on to the last one; those beyond it are left out.
-        device: where to compute.
-    """
-    _positive(count=count)
-    subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.own_method(TrajectoryMatching, experts=experts)
+def _trajectory(subject: _Subject, options: AnalyseOptions) -> Measurement:
+    """Measure how far networks trained on a synthetic set are from the first experts, along their whole path."""
+    matching = subject.own_method(TrajectoryMatching, experts=options.experts)
     epochs, length = matching.experts.epochs, matching.options.expert_epochs
-    begun = [start for start in starts if start < epochs]
-    chosen = range(min(count, len(matching.experts)))
-    rows = measure_trajectory(matching, subject.synthetic(), subject.images("test"), chosen, begun)
-    total = len(chosen) * (epochs // length + len(begun))
-    about = {"experts": matching.experts.identity, "count": len(chosen), "starts": begun}
+    starts = [start for start in options.starts if start < epochs]
+    chosen = range(min(options.count, len(matching.experts)))
+    rows = measure_trajectory(matching, subject.synthetic(), subject.images("test"), chosen, starts)
+    identity = {"experts": matching.experts.identity, "count": len(chosen), "starts": starts}
     shown = ("kind", "expert", "start", "epoch", "accumulated", "evaluation_accuracy")
-    if made := subject.measure("trajectory", TRAJECTORY, rows, total, shown, **about):
-        last = [row for row in made if row["kind"] == "path" and row["epoch"] > epochs - length]
-        worst = max(row["residual"] for row in last)
-        LOG.info("errors along %d experts, the parts add up to %.1e", len(chosen), worst)
+
+    def summary(rows: Sequence[Row]) -> str:
+        worst = max(row["residual"] for row in rows if row["kind"] == "path" and row["epoch"] > epochs - length)
+        return f"errors along {len(chosen)} experts, the parts add up to {worst:.1e}"
+
+    total = len(chosen) * (epochs // length + len(starts))
+    return Measurement(([row] for row in rows), total, shown, identity, summary)
 
 
-def make_variance(resolver: Resolver, cell: Cell, samples: int, device: torch.device) -> None:
+def _variance(subject: _Subject, options: AnalyseOptions) -> Measurement:
     """Measure how much the hypergradient of unrolled training varies over real images, along its history.
 
     Raises:
-        UsageError: the method is not one of unrolled training, or the set was stored without its history.
+        UsageError: the set was stored without its history.
     """
-    if samples < 2:
-        raise UsageError(f"a variance needs at least 2 samples, got {samples}; use more")
-    subject = _Subject(resolver, cell, UnrolledOptions, device)
-    if (history := subject.made.history) is None:
+    stored, _ = subject.stored
+    if (history := stored.history) is None:
         raise UsageError(
-            f"the synthetic set of {cell.method} was stored without its history; set snapshots above 0 for it and "
-            "distil it again"
+            f"the synthetic set of {subject.cell.method} was stored without its history; set snapshots above 0 for it "
+            "and distil it again"
         )
     method = subject.own_method(UnrolledTraining)
-    kept = (subject.made.at(index) for index in range(len(history)))
-    rows = measure_variance(method, ((state.iteration, subject.synthetic(state)) for state in kept), samples)
-    about, shown = {"samples": samples, "network": subject.network(subject.options.network)}, ("iteration", "variance")
-    if made := subject.measure("variance", VARIANCE, rows, len(history), shown, **about):
-        LOG.info("variance of the hypergradient at %d states", len(made))
+    states = (stored.at(index) for index in range(len(history)))
+    pairs = ((state.iteration, subject.synthetic(state)) for state in states)
+    steps = ([row] for row in measure_variance(method, pairs, options.samples))
+    identity = {"samples": options.samples, "network": subject.network(method.options.network)}
+    summary = f"variance of the hypergradient at {len(history)} states"
+    return Measurement(steps, len(history), ("iteration", "variance"), identity, lambda _: summary)
 
 
-def make_bounds(resolver: Resolver, cell: Cell, segments: int, divisors: Sequence[int], device: torch.device) -> None:
+def _bounds(subject: _Subject, options: AnalyseOptions) -> Measurement:
     """Measure the errors of truncated hypergradients and reused trajectories at a synthetic set.
 
     With N inner steps the last ``int(N / divisor)`` are kept, for each of the divisors.
     """
-    _positive(segments=segments)
-    subject = _Subject(resolver, cell, MatchingOptions, device)
-    matching = subject.own_method(TrajectoryMatching)
-    rho, keeps = _shared_rho(resolver, cell), kept_steps(matching.options.inner_steps, divisors)
+    matching, segments, rho = subject.own_method(TrajectoryMatching), options.segments, subject.shared_rho()
+    keeps = kept_steps(matching.options.inner_steps, options.divisors)
     rows = measure_bounds(matching, subject.synthetic(), rho, segments, keeps)
-    about = {"experts": matching.experts.identity, "segments": segments, "kept": keeps, "rho": rho}
-    if subject.measure("bounds", BOUNDS, rows, 2 * segments * len(keeps), ("quantity", "kept", "error"), **about):
-        LOG.info("errors of %d segments", segments)
+    identity = {"experts": matching.experts.identity, "segments": segments, "kept": keeps, "rho": rho}
+    steps, shown, summary = ([row] for row in rows), ("quantity", "kept", "error"), f"errors of {segments} segments"
+    return Measurement(steps, 2 * segments * len(keeps), shown, identity, lambda _: summary)
 
 
-def _shared_rho(resolver: Resolver, cell: Cell) -> float:
-    """Return the rho of the method `satm` in a cell, at which all methods are measured.
+AT_SET: dict[str, tuple[type[MethodOptions], Columns, Callable[[_Subject, AnalyseOptions], Measurement]]] = {
+    "sharpness": (MatchingOptions, SHARPNESS, _sharpness),
+    "trajectory": (MatchingOptions, TRAJECTORY, _trajectory),
+    "variance": (UnrolledOptions, VARIANCE, _variance),
+    "bounds": (MatchingOptions, BOUNDS, _bounds),
+}
+"""Measurements at a synthetic set: the family of its method, the columns, and what prepares the measurement."""
+
+
+def make_measurement(resolver: Resolver, cell: Cell, what: str, options: AnalyseOptions, device: torch.device) -> None:
+    """Measure at a synthetic set and write the rows, which say of which set they are.
 
     Raises:
-        UsageError: that name means another method.
+        UsageError: the method cannot be measured so, or a file is missing or of another run.
     """
-    _, shared = resolve_method(resolver.method(cell._replace(method="satm")))
-    if not isinstance(shared, SatmOptions):
-        raise UsageError("the rho of this measurement is that of the entry 'satm', another method here; rename it")
-    return shared.rho
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise UsageError(f"{name} must be above 0, got {value}; use a larger one")
+    family, columns, prepare = AT_SET[what]
+    subject = _Subject(resolver, cell, family, device)
+    measurement = prepare(subject, options)
+    settings, axes = subject.options.model_dump(mode="json"), cell.axes
+    identity = subject.identify("analyse", distilled=subject.stored[1], options=settings, **measurement.identity)
+    steps = ([{**axes, **row} for row in step] for step in measurement.steps)
+    job = Job(resolver.layout, "analysis", {**axes, "what": what}, identity, columns, device)
+    replace(measurement, steps=steps).run(job)
 
 
 def make_expert_sharpness(
     resolver: Resolver,
     dataset: str,
-    experts: str,
+    options: AnalyseOptions,
     images: int,
-    count: int,
     lengths: Sequence[float],
     device: torch.device,
 ) -> None:
     """Measure how much the training loss rises at the worst neighbours of experts' weights, after each epoch.
 
-    Args:
-        resolver: the campaign.
-        dataset: its name.
-        experts: their name.
-        images: how many training images, drawn at random, the same for all experts of a dataset.
-        count: how many experts, the first ones.
-        lengths: of the steps to the neighbours.
-        device: where to compute.
+    The loss is over some training images, drawn at random, the same for all experts of a dataset; `lengths` are those
+    of the steps to the neighbours.
     """
-    _positive(images=images, count=count, rho=min(lengths, default=0))
+    experts, count = options.experts, options.count
+    assert experts is not None
+    for name, value in {"images": images, "rho": min(lengths, default=0)}.items():
+        if not value > 0:
+            raise UsageError(f"{name} must be above 0, got {value}; use a larger one")
     inputs = Inputs(resolver, dataset, device)
     data, store = inputs.data, inputs.experts(experts)
-    network = inputs.network(resolver.experts(experts, dataset).network)
-    module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
+    module = inputs.module(resolver.experts(experts, dataset).network)
     chosen = torch.randperm(len(data.train), generator=make_generator("expert-sharpness", dataset))[:images]
     subset = Split(data.train.images[chosen], data.train.labels[chosen])
     real = TrainingImages.of(subset, inputs.preprocessor, device)
-    found = measure_expert_sharpness(module, store, real, count, lengths)
-    steps = ([{"dataset": dataset, "experts": experts, **row} for row in rows] for rows in found)
-    path = Path(resolver.layout.expert_sharpness(dataset, experts))
+    names = {"dataset": dataset, "experts": experts}
+    measured = measure_expert_sharpness(module, store, real, count, lengths)
+    steps = ([{**names, **row} for row in rows] for rows in measured)
     about = {"experts": store.identity, "images": len(real), "count": count, "rho": list(lengths)}
-    identity = {"revision": REVISIONS["analyse"], **about}
-    total = min(count, len(store)) * (store.epochs + 1)
-    place, shown = place_of("expert_sharpness", dataset=dataset, experts=experts), ("expert", "epoch", "sharpness")
-    made = _measure(inputs, place, EXPERT_SHARPNESS, path, identity, steps, total, shown)
-    for rho in lengths if made else ():
-        values = [row["sharpness"] for row in made if row["rho"] == rho and row["epoch"]]
-        LOG.info("mean sharpness after training began, rho %g: %.6f", rho, sum(values) / len(values))
+
+    def summary(rows: Sequence[Row]) -> str:
+        trained = {rho: [row["sharpness"] for row in rows if row["rho"] == rho and row["epoch"]] for rho in lengths}
+        means = (f"{sum(values) / len(values):.6f} at rho {rho:g}" for rho, values in trained.items())
+        return f"mean sharpness after training began: {', '.join(means)}"
+
+    identity, total = {"revision": REVISIONS["analyse"], **about}, min(count, len(store)) * (store.epochs + 1)
+    job = Job(resolver.layout, "expert_sharpness", names, identity, EXPERT_SHARPNESS, device)
+    Measurement(steps, total, ("expert", "epoch", "sharpness"), identity, summary).run(job)

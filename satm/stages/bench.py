@@ -1,15 +1,18 @@
 """Benchmarks: two implementations, one run, ratios."""
 
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
+import tyro
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
@@ -28,19 +31,26 @@ from satm.seeds import derive_seed, make_generator
 from satm.unroll import ENGINES, Hypergradient, hypergradient
 from satm.workflow.jobs import campaigns_of, jobs
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Case:
-    """One hypergradient problem of the shape of trajectory matching, made of random images and weights."""
+    """A hypergradient problem of trajectory matching with random images and weights."""
 
-    width: int
-    depth: int
-    size: int
-    batch: int
-    steps: int
+    width: int = 128
+    """Filters of the ConvNet."""
+    depth: int = 3
+    """Blocks of the ConvNet."""
+    size: int = 32
+    """Height and width of the images in pixels."""
+    batch: int = 10
+    """Synthetic images, all of them in each inner step."""
+    steps: int = 50
+    """Inner steps."""
 
     def solve(self, engine: str, dtype: torch.dtype, device: torch.device) -> Hypergradient:
-        """Return the hypergradient; equal draws for every engine and precision."""
+        """Return the hypergradient; random values are the same for every engine and precision."""
         generator = make_generator("bench")
         shape = (self.batch, 3, self.size, self.size)
         images = torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
@@ -59,11 +69,7 @@ class Case:
 
 
 def bench_hypergradient(
-    width: int = 128,
-    depth: int = 3,
-    size: int = 32,
-    batch: int = 10,
-    steps: int = 50,
+    case: Annotated[Case, tyro.conf.OmitArgPrefixes],
     rounds: int = 3,
     precision: Literal["float32", "float64"] = "float32",
     device: str = "auto",
@@ -76,45 +82,28 @@ def bench_hypergradient(
     its own for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
 
     Args:
-        width: filters of the ConvNet.
-        depth: blocks of the ConvNet.
-        size: height and width of the images in pixels.
-        batch: synthetic images, all of them in each inner step.
-        steps: inner steps.
+        case: the problem.
         rounds: measurements of each engine.
         precision: of the timed runs.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
         difference: also compare the gradients in float64, and in float32 with those, which takes longer.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    place, dtype = choose_device(device), getattr(torch, precision)
-    case = Case(width, depth, size, batch, steps)
+    place, dtype = choose_device(device, threads), getattr(torch, precision)
     print(f"hypergradient of {case} in {precision} on {describe_backend(place)}")
-    seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-    found: dict[str, Hypergradient] = {}
     memory = {engine: _memory(case, engine, precision, device) for engine in ENGINES}
-    for _ in range(rounds):
-        for engine in ENGINES:
-            started = time.perf_counter()
-            found[engine] = case.solve(engine, dtype, place)
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            seconds[engine].append(time.perf_counter() - started)
-
+    ways = {engine: partial(case.solve, engine, dtype, place) for engine in ENGINES}
+    seconds, gradients = _fastest(ways, rounds, place)
     console = Progress.console()
     console.print(f"{'engine':10}{'seconds':>10}{'x reverse':>11}{'MiB':>10}{'x reverse':>11}")
     for engine in ENGINES:
-        fastest, mebibytes = min(seconds[engine]), memory[engine] / 2**20
-        time_ratio = fastest / min(seconds["reverse"])
-        memory_ratio = (
-            memory[engine] / memory["reverse"] if memory["reverse"] else float("nan")
-        )  # a tiny case needs none
-        console.print(f"{engine:10}{fastest:10.3f}{time_ratio:11.3f}{mebibytes:10.1f}{memory_ratio:11.3f}")
+        time_ratio = seconds[engine] / seconds["reverse"]
+        memory_ratio = memory[engine] / (memory["reverse"] or math.nan)  # a tiny case needs none
+        times = f"{engine:10}{seconds[engine]:10.3f}{time_ratio:11.3f}"
+        console.print(f"{times}{memory[engine] / 2**20:10.1f}{memory_ratio:11.3f}")
     if difference:
         exact = {engine: case.solve(engine, torch.float64, place) for engine in ENGINES}
-        single = found if precision == "float32" else {e: case.solve(e, torch.float32, place) for e in ENGINES}
+        single = gradients if precision == "float32" else {e: case.solve(e, torch.float32, place) for e in ENGINES}
         for engine in ENGINES:
             if engine != "reverse":
                 console.print(f"{engine} against reverse, float64: {relative(exact[engine], exact['reverse']):.2e}")
@@ -137,7 +126,7 @@ def bench_evaluation(
     """Compare training the networks of one evaluation at once with one after another: seconds, accuracies.
 
     Random images in the shape of a synthetic set, with differentiable augmentation. Seconds are the fastest of the
-    rounds, both ways run in turn in one process; testing is told apart from training.
+    rounds, both ways run in turn in one process; testing is measured apart.
 
     Args:
         network: name of a registered network.
@@ -152,18 +141,15 @@ def bench_evaluation(
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    place = choose_device(device)
-    generator = make_generator("bench", "evaluation")
+    place, generator = choose_device(device, threads), make_generator("bench", "evaluation")
     labels = torch.arange(classes).repeat_interleave(ipc)
-    images, tested = (torch.randn(count, 3, size, size, generator=generator) for count in (len(labels), test_images))
-    synthetic = TrainingImages(images.to(place), labels.to(place))
-    real = TrainingImages(tested.to(place), (torch.arange(test_images) % classes).to(place))
-    values: dict[str, Any] = {"network": network}
-    for option in options:
-        name, _, text = option.partition("=")
-        values[name] = YAML(typ="safe", pure=True).load(text)
+    test_labels = torch.arange(test_images) % classes
+    synthetic, real = (
+        TrainingImages(torch.randn(len(each), 3, size, size, generator=generator).to(place), each.to(place))
+        for each in (labels, test_labels)
+    )
+    pairs = (option.partition("=") for option in options)
+    values = {"network": network} | {name: YAML(typ="safe", pure=True).load(text) for name, _, text in pairs}
     recipe = EvaluateOptions(epochs=epochs, decay_epoch=None, lr=0.01)
     augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", "image")
     task = Task(synthetic, 0.01, values, classes, recipe, augmentation)
@@ -172,38 +158,25 @@ def bench_evaluation(
         "one by one": lambda: [train(task, one) for one in axes],
         "at once": lambda: train_together(task, axes),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    losses: dict[str, list[float]] = {}
     console = Progress.console()
     console.print(
         f"{networks} networks {values} on {len(labels)} images of {size} x {size}, {epochs} epochs, "
         f"{describe_backend(place)}"
     )
-    testing = []
-    for _ in range(rounds):
-        for way, run in ways.items():
-            started = time.perf_counter()
-            modules = run()
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            seconds[way].append(time.perf_counter() - started)
-            started = time.perf_counter()
-            losses[way] = [measure(module, real)[1] for module in modules]
-            testing.append(time.perf_counter() - started)
-    slow = min(seconds["one by one"])
-    for way, measured in seconds.items():
-        console.print(f"{way:12}{min(measured):10.3f} seconds{slow / min(measured):8.2f} times as fast as one by one")
-    console.print(f"testing all of them on {test_images} images takes {min(testing):.3f} seconds either way")
-    pairs = zip(losses["at once"], losses["one by one"], strict=True)
-    console.print(f"largest relative difference of a test loss: {max(abs(a - b) / b for a, b in pairs):.2e}")
+    seconds, networks_of = _fastest(ways, rounds, place)
+    started = time.perf_counter()
+    losses = {way: [measure(module, real)[1] for module in modules] for way, modules in networks_of.items()}
+    testing = (time.perf_counter() - started) / len(ways)
+    for way, fastest in seconds.items():
+        ratio = seconds["one by one"] / fastest
+        console.print(f"{way:12}{fastest:10.3f} seconds{ratio:8.2f} times as fast as one by one")
+    console.print(f"testing all of them on {test_images} images takes {testing:.3f} seconds either way")
+    both = zip(losses["at once"], losses["one by one"], strict=True)
+    console.print(f"largest relative difference of a test loss: {max(abs(a - b) / b for a, b in both):.2e}")
 
 
 def bench_pace(
-    config: Path,
-    out: Path,
-    seconds: float = 3600.0,
-    device: str = "auto",
-    threads: int | None = None,
+    config: Path, out: Path, seconds: float = 3600.0, device: str = "auto", threads: int | None = None
 ) -> None:
     """Measure how long the pieces of a campaign's jobs take on this machine; `python -m satm cost` reads the file.
 
@@ -217,18 +190,29 @@ def bench_pace(
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    place = choose_device(device)
-    campaigns, root = campaigns_of(config), root_of(config)
-    resolver = campaigns.of(root)
-    wanted = pieces(resolver, jobs(campaigns, root), at_once=place.type == "cuda")
-    with Progress("pace", len(wanted)) as progress:
-        left = measure_pace(wanted, out, place, seconds, progress)
+    place, campaigns, root = choose_device(device, threads), campaigns_of(config), root_of(config)
+    work = pieces(campaigns.of(root), jobs(campaigns, root), at_once=place.type == "cuda")
+    with Progress("pace", len(work)) as progress:
+        left = measure_pace(work, out, place, seconds, progress)
     console = Progress.console()
-    console.print(f"{len(wanted) - left} of {len(wanted)} pieces of {config} are measured on {describe_backend(place)}")
+    console.print(f"{len(work) - left} of {len(work)} pieces of {config} are measured on {describe_backend(place)}")
     if left:
         console.print(f"{left} are left; the same command goes on with them")
+
+
+def _fastest(
+    ways: Mapping[str, Callable[[], T]], rounds: int, device: torch.device
+) -> tuple[dict[str, float], dict[str, T]]:
+    """Return the fewest seconds of each way, run in turn, and its last result."""
+    seconds, results = dict.fromkeys(ways, math.inf), dict[str, T]()
+    for _ in range(rounds):
+        for way, run in ways.items():
+            started = time.perf_counter()
+            results[way] = run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds[way] = min(seconds[way], time.perf_counter() - started)
+    return seconds, results
 
 
 def relative(one: Hypergradient, other: Hypergradient) -> float:
@@ -238,16 +222,16 @@ def relative(one: Hypergradient, other: Hypergradient) -> float:
 
 
 def _memory(case: Case, engine: str, precision: str, device: str) -> int:
-    """Return bytes above the start of a fresh process that solves the case once.
+    """Return bytes above the start of a fresh process that solves the case once, after a small one.
 
-    A small case is solved first there, so that the libraries' own buffers are not counted.
+    Then the libraries' own buffers are not counted.
 
     Raises:
         RunError: the process failed.
     """
-    given = json.dumps([case.__dict__, engine, precision, device, torch.get_num_threads()])
+    arguments = json.dumps([vars(case), engine, precision, device, torch.get_num_threads()])
     command = [sys.executable, "-W", "ignore", "-c", "from satm.stages.bench import _measure; _measure()"]
-    process = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, input=arguments, capture_output=True, text=True, check=False)
     if process.returncode:
         raise RunError(f"measuring {engine} failed: {process.stderr.strip().splitlines()[-1:]}; use a smaller case")
     return int(process.stdout)
@@ -255,9 +239,8 @@ def _memory(case: Case, engine: str, precision: str, device: str) -> int:
 
 def _measure() -> None:
     """Solve the case on the standard input and print how far the peak of memory rose."""
-    values, engine, precision, device, threads = json.loads(sys.stdin.read())
-    torch.set_num_threads(threads)
-    place, dtype = choose_device(device), getattr(torch, precision)
+    values, engine, precision, device, threads = json.load(sys.stdin)
+    place, dtype = choose_device(device, threads), getattr(torch, precision)
     Case(width=4, depth=1, size=8, batch=2, steps=2).solve(engine, dtype, place)
     before = peak_memory(place)
     Case(**values).solve(engine, dtype, place)

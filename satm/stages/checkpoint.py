@@ -1,9 +1,10 @@
-"""What a stage keeps to go on after a kill: the run of a distillation, the epochs of an expert, a tested network, rows.
+"""Stored states from which a killed stage goes on: of a distillation, an expert, networks in training, rows.
 
-Files of tensors carry the hashes of all that they hold (`satm.storage.tensors`). A state that is written again and
-again has two files that are written in turn, so that the state before serves where the last one is damaged.
+Files of tensors carry the hashes of their content (`satm.storage.tensors`). A state that is written again and again has
+two files that are written in turn, so that the state before serves where the last one is damaged.
 """
 
+import contextlib
 import json
 import logging
 import shutil
@@ -33,10 +34,7 @@ Content = dict[str, Any]
 
 
 class Generations:
-    """The last state of something and the one before it, in two files whose names begin alike.
-
-    The identity, JSON values, says what the state is of.
-    """
+    """The last state of an identity (JSON values) and the one before it, in two files whose names begin alike."""
 
     def __init__(self, folder: Path, name: str, identity: object) -> None:
         self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
@@ -52,8 +50,8 @@ class Generations:
             self._last = max((number for number, _ in self._numbered()), default=-1)
         number = self._last + 1
         try:
-            whole = {**content, "identity": self.identity, "generation": number}
-            write_tensors(self.paths[number % 2], tensors, whole)
+            metadata = {**content, "identity": self.identity, "generation": number}
+            write_tensors(self.paths[number % 2], tensors, metadata)
         except RunError as error:
             if not disk_is_full(error):
                 raise
@@ -64,12 +62,12 @@ class Generations:
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
         """Return the last state that is whole; None where there is none, or one of another identity."""
-        found = self.load_any()
-        return found if found and found[1]["identity"] == self.identity else None
+        state = self.load_any()
+        return state if state and state[1]["identity"] == self.identity else None
 
     def load_any(self) -> tuple[dict[str, Tensor], Content] | None:
         """Return the last state that is whole, of whatever identity; None where there is none."""
-        for _, path in sorted(self._numbered(), key=lambda entry: -entry[0]):
+        for _, path in sorted(self._numbered(), reverse=True):
             try:
                 return _read(path, "generation")
             except UsageError as error:
@@ -78,16 +76,13 @@ class Generations:
 
     def _numbered(self) -> list[tuple[int, Path]]:
         """Return the numbers of the states that are there; a damaged one has the lowest."""
-        found = []
-        for path in self.paths:
-            if not path.is_file():
-                continue
-            try:
-                with open_tensors(path, "state") as file:
-                    found.append((int(_content(file, path, "generation")["generation"]), path))
-            except UsageError:
-                found.append((-1, path))
-        return found
+        numbered = []
+        for path in filter(Path.is_file, self.paths):
+            number = -1
+            with contextlib.suppress(UsageError), open_tensors(path, "state") as file:
+                number = int(_content(file, path, "generation")["generation"])
+            numbered.append((number, path))
+        return numbered
 
 
 def _read(path: Path, name: str) -> tuple[dict[str, Tensor], Content]:
@@ -118,21 +113,18 @@ class RunState:
 
     def save(self, run: Run) -> bool:
         """Keep a run between two iterations; say whether there was space for it."""
-        tensors: dict[str, Tensor] = {}
-        states = {"now": run.now, "safe": run.safe, "recent": run.recent}
-        for name, state in states.items():
-            if name != "recent" or state is not run.now:
-                tensors |= _flat(state, name)
-        if run.best:
-            tensors |= _flat(run.best.outcome, "best")
-        tensors |= _flat(run.history, "history")
+        best, states = run.best, {"now": run.now, "safe": run.safe, "recent": run.recent}
+        whole: dict[str, object] = {**states, "best": best.outcome if best else None, "history": run.history}
+        if run.recent is run.now:
+            del whole["recent"]
+        tensors = {place: tensor for name, part in whole.items() for place, tensor in _flat(part, name).items()}
         content = {
             "backend": self.backend,
             "iterations": {name: state.iteration for name, state in states.items()},
             "rates": run.rates,
             "attempt": run.attempt,
             "rows": run.rows,
-            "best": {"accuracy": run.best.accuracy, "iteration": run.best.outcome.iteration} if run.best else None,
+            "best": {"accuracy": best.accuracy, "iteration": best.outcome.iteration} if best else None,
         }
         done = self._files.save(tensors, content)
         if done and len(run.rows) > self._begun_with:
@@ -141,28 +133,25 @@ class RunState:
 
     def load(self, device: torch.device) -> Run | None:
         """Return the run that an earlier process has kept; None where there is none, or one of other options."""
-        found = self._files.load_any()
-        if found is None:
+        if (stored := self._files.load_any()) is None:
             return None
-        held, values = found
+        tensors, values = stored
         if difference := differing_field(self._files.identity, values["identity"]):
             LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
             return None
         if (backend := values["backend"]) != self.backend:
-            LOG.warning(
-                "going on with %s what was begun with %s: not the same bytes as in one go", self.backend, backend
-            )
-        tree = _nested({name: tensor.to(device) for name, tensor in held.items()})
-        now, safe = (_state(tree[name], values["iterations"][name]) for name in ("now", "safe"))
-        recent = _state(tree["recent"], values["iterations"]["recent"]) if "recent" in tree else now
-        best = values["best"]
-        chosen = Best(best["accuracy"], _made(tree["best"], best["iteration"])) if best else None
-        states = {int(iteration): parts for iteration, parts in tree.get("history", {}).items()}
-        history = {iteration: Synthetic(**states[iteration]) for iteration in sorted(states)}
-        rates, attempt, rows = (values[name] for name in ("rates", "attempt", "rows"))
+            text = "going on with %s what was begun with %s: not the same bytes as in one go"
+            LOG.warning(text, self.backend, backend)
+        tree = _nested({name: tensor.to(device) for name, tensor in tensors.items()})
+        states = {name: _state(tree[name], done) for name, done in values["iterations"].items() if name in tree}
+        now, best, rows = states["now"], values["best"], values["rows"]
+        chosen = Best(best["accuracy"], _outcome(tree["best"], best["iteration"])) if best else None
+        parts = {int(iteration): part for iteration, part in tree.get("history", {}).items()}
+        history = {iteration: Synthetic(**parts[iteration]) for iteration in sorted(parts)}
         self._begun_with = len(rows)
         LOG.info("going on after iteration %d", now.iteration)
-        return Run(now, safe, recent, rates, attempt=attempt, rows=rows, best=chosen, history=history)
+        three = (now, states["safe"], states.get("recent", now))
+        return Run(*three, values["rates"], attempt=values["attempt"], rows=rows, best=chosen, history=history)
 
 
 Tree = dict[str, Any]
@@ -174,27 +163,24 @@ def _state(tree: Tree, iteration: int) -> State:
     return State(iteration, tree["numbers"], moments, tree.get("method_state", {}), tree.get("average"))
 
 
-def _made(tree: Tree, iteration: int) -> Outcome:
+def _outcome(tree: Tree, iteration: int) -> Outcome:
     raw = Synthetic(**tree["raw"]) if "raw" in tree else None
     return Outcome(iteration, Synthetic(**tree["synthetic"]), raw, tree.get("numbers", {}))
 
 
-def _flat(held: object, place: str) -> dict[str, Tensor]:
+def _flat(tree: object, place: str) -> dict[str, Tensor]:
     """Return the tensors in nested mappings and dataclasses by names joined with a point, each a copy.
 
     States share tensors, and safetensors refuses tensors that share memory.
     """
-    if isinstance(held, Tensor):
-        return {place: held.clone()}
-    parts = vars(held) if is_dataclass(held) else held if isinstance(held, Mapping) else {}
-    found: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        found |= _flat(part, f"{place}.{name}")
-    return found
+    if isinstance(tree, Tensor):
+        return {place: tree.clone()}
+    parts = vars(tree) if is_dataclass(tree) else tree if isinstance(tree, Mapping) else {}
+    return {leaf: tensor for name, part in parts.items() for leaf, tensor in _flat(part, f"{place}.{name}").items()}
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> Tree:
-    """Return the tree of tensors that `_flat` was given; branches without tensors are gone."""
+    """Return the tree of tensors from which `_flat` made names; branches without tensors are gone."""
     tree: Tree = {}
     for name, tensor in tensors.items():
         *branches, leaf = name.split(".")
@@ -206,24 +192,22 @@ def _nested(tensors: Mapping[str, Tensor]) -> Tree:
 
 
 class ExpertState:
-    """The epochs of one expert that are trained already, one file each, so that an epoch costs one snapshot to keep.
+    """The epochs of one expert so far, one file each, so that an epoch costs one snapshot to keep.
 
     The folder is of this expert alone; the state of an expert of another identity is dropped.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
-        self.folder = folder
-        self.identity = identity
+        self.folder, self.identity = folder, identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot.
+        """Keep a snapshot, without which there is no expert.
 
         Raises:
-            RunError: there is no space on the disk, nor was there after a while: without it there is no expert.
+            RunError: there was no space on the disk for a while.
         """
         tensors = {"weights": snapshot.weights}
-        if snapshot.momentum is not None:
-            tensors["momentum"] = snapshot.momentum
+        tensors |= {} if snapshot.momentum is None else {"momentum": snapshot.momentum}
         # As a text, for the loss of the start is NaN, which JSON does not know.
         content = {"identity": self.identity, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
@@ -275,11 +259,11 @@ class NetworkState:
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return the epochs that are done and the tensors that were kept then; None where nothing is of these."""
-        found = self._files.load()
-        return (int(found[1]["epoch"]), found[0]) if found else None
+        state = self._files.load()
+        return (int(state[1]["epoch"]), state[0]) if state else None
 
     def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the state after so many epochs, unless the last one was kept a moment ago and no stop is requested."""
+        """Keep the state after some epochs, unless the last one was kept a moment ago and no stop is requested."""
         if time.monotonic() - self._written < self.every and not stopping.stop_requested():
             return
         if self._files.save(tensors(), {"epoch": epoch}):

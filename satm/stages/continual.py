@@ -2,14 +2,12 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from satm.config import Cell, LearnOptions, Resolver, place_of
+from satm.config import Cell, LearnOptions, Resolver
 from satm.config.class_order import Step, split_classes
 from satm.errors import UsageError
 from satm.evaluation.continual import StepImages, StepResult, among, learn, one_set_a_step, rows, seen_accuracy, slices
@@ -20,7 +18,6 @@ from satm.results.columns import CONTINUAL
 from satm.results.distilled import DistilledDataset
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job
-from satm.storage.identity import hash_file
 
 LOG = logging.getLogger("satm")
 
@@ -34,14 +31,12 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     Networks that were tested before a kill are kept. Where sets are averages, the averages are learned from.
     """
     inputs = _Sets(resolver, cell, options, device)
-    target = Path(resolver.layout.continual(cell, protocol))
-    place, what = place_of("continual", **cell.axes, protocol=protocol), f"the continual learning of {cell.method}"
-    settings = options.model_dump(mode="json")
+    names, settings = {**cell.axes, "protocol": protocol}, options.model_dump(mode="json")
     identity = inputs.identify("continual", sets=inputs.hashes, options=settings, network=inputs.values)
-    with Job(resolver.layout, place, what, identity, target, columns=CONTINUAL, device=device) as job:
-        if job.made:
+    with Job(resolver.layout, "continual", names, identity, CONTINUAL, device) as job:
+        if job.done:
             return
-        results = _learned(inputs, job)
+        results = _learn(inputs, job)
         one = next(iter(inputs.sets.values()))
         columns = {
             **cell.axes,
@@ -58,7 +53,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
         last = [inputs.accuracy(each) for each in results if each.step == options.steps]
         LOG.info(
             "mean %s accuracy on all classes after %d steps, %d networks, %.4f -> %s",
-            *(options.split, options.steps, len(last), sum(last) / len(last), target),
+            *(options.split, options.steps, len(last), sum(last) / len(last), job.path),
         )
 
 
@@ -75,9 +70,8 @@ class _Sets(Inputs):
         self.cell, self.options, data = cell, options, self.data
         self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
         self.real = self.images(options.split)
-        self.chosen_on = self.real
-        if options.lr == "searched":
-            self.chosen_on = self.images(options.lr_images, options.lr_count)
+        searched = options.lr == "searched"
+        self.search_images = self.images(options.lr_images, options.lr_count) if searched else self.real
         self.counts: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
         if not min(self.counts):
             empty = self.counts.index(0)
@@ -88,23 +82,23 @@ class _Sets(Inputs):
         self.values = self.network(options.network)
         self.sets: dict[str, DistilledDataset] = {}
         self.hashes: dict[str, str] = {}
-        labels: Iterable[Sequence[int]]
-        labels = [range(data.classes)] if options.sets == "sliced" else itertools.chain.from_iterable(self.parts)
-        for name, own in zip(options.sources(cell.dataset), labels, strict=True):
-            made, path = self.distilled(cell._replace(dataset=name))
-            if made.class_names != (expected := tuple(data.class_names[label] for label in own)):
+        steps = itertools.chain.from_iterable(self.parts)
+        for name in options.sources(cell.dataset):
+            labels = range(data.classes) if options.sets == "sliced" else next(steps)
+            self.sets[name], self.hashes[name] = self.distilled(cell._replace(dataset=name))
+            names, expected = self.sets[name].class_names, tuple(data.class_names[label] for label in labels)
+            if names != expected:
+                path = resolver.layout.distilled(cell._replace(dataset=name))
                 raise UsageError(
-                    f"{path} is of the classes {', '.join(made.class_names)}, expected {', '.join(expected)}; distil "
-                    "again"
+                    f"{path} is of the classes {', '.join(names)}, expected {', '.join(expected)}; distil again"
                 )
-            self.sets[name], self.hashes[name] = made, hash_file(path)
 
     def accuracy(self, result: StepResult) -> float:
         """Return the accuracy of a network on all classes that it has seen."""
         return seen_accuracy(result, self.parts[result.order], self.counts)
 
     def steps(self, order: int) -> list[StepImages]:
-        """Return what each step of an order brings."""
+        """Return the synthetic images that come with each step of an order."""
         parts, steps = self.parts[order], self.options.steps
         if self.options.sets == "sliced":
             return slices(self.sets[self.cell.dataset], parts)
@@ -116,14 +110,14 @@ class _Sets(Inputs):
         options = self.options
         task = Task(synthetic, step_size, self.values, len(seen), options, self.augmentation)
         axes = (*self.cell, options.network, "continual", options.network_seed, order, step)
-        task = settled(task, lambda: among(self.chosen_on, seen), axes)
+        task = settled(task, lambda: among(self.search_images, seen), axes)
         if options.lr == "searched":
             LOG.info("order %d step %d: step size %g, the best of %s", order, step, task.rate, options.lr_grid)
         return task
 
 
-def _learned(inputs: _Sets, job: Job) -> list[StepResult]:
-    """Return all networks tested; those that an earlier process has tested are not trained again."""
+def _learn(inputs: _Sets, job: Job) -> list[StepResult]:
+    """Return the results of all networks; those that an earlier process has tested are not trained again."""
     options = inputs.options
     results = [StepResult(**{**row, "right": tuple(row["right"])}) for row in job.rows()]
     each = options.steps * options.repeats

@@ -3,19 +3,19 @@
 import logging
 from pathlib import Path
 
-from satm.config import Resolver, place_of
+from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
 from satm.errors import UsageError
-from satm.run.record import account
 from satm.stages.inputs import stored_images
+from satm.stages.job import account_of
 
 LOG = logging.getLogger("satm")
 
 
 def make_images(resolver: Resolver, dataset: str) -> None:
-    """Decode a dataset once and store it as uint8; the one of a step is part of the whole one, whose file serves it."""
+    """Decode a dataset once and store it as uint8; the classes of a step are read from the whole dataset's file."""
     whole = resolver.whole(dataset)
-    with account(Path(resolver.layout.account(*place_of("images", dataset=dataset)))):
+    with account_of(resolver.layout, "images", dataset=dataset):
         data = load_dataset(whole, resolver.dataset(whole))
         path = Path(resolver.layout.images(whole))
         save_images(path, data)
@@ -32,9 +32,10 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
     options = resolver.dataset(whole)
     if not options.zca:
         raise UsageError(f"dataset {whole} is not whitened; set zca: true in its options, or leave this step out")
-    with account(Path(resolver.layout.account(*place_of("zca", dataset=dataset)))):
+    with account_of(resolver.layout, "zca", dataset=dataset):
         data = stored_images(resolver, whole)
-        found = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
+        whitening = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
         path = Path(resolver.layout.zca(whole))
-        save_whitening(path, found, data.hash)
-        LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", len(found.mean), found.eps, found.hash[:12], path)
+        save_whitening(path, whitening, data.hash)
+        size, eps, sha256 = len(whitening.mean), whitening.eps, whitening.hash[:12]
+        LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", size, eps, sha256, path)

@@ -3,12 +3,11 @@
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from satm.config import Cell, EvaluateOptions, Resolver, place_of
+from satm.config import Cell, EvaluateOptions, Resolver
 from satm.config.methods import IterativeOptions, MethodOptions
 from satm.distill import Look, Outcome, Run, begin, distill
 from satm.errors import UsageError
@@ -28,16 +27,11 @@ LOG = logging.getLogger("satm")
 
 
 def make_distilled(
-    resolver: Resolver,
-    cell: Cell,
-    recipe: Recipe,
-    options: MethodOptions,
-    device: torch.device,
-    checkpoint_seconds: float,
+    resolver: Resolver, cell: Cell, recipe: Recipe, options: MethodOptions, device: torch.device, seconds: float
 ) -> None:
     """Make one synthetic set and its metrics; go on from a checkpoint of the same options if there is one.
 
-    At least `checkpoint_seconds` lie between two checkpoints, which has no effect on the result.
+    At least `seconds` lie between two checkpoints, which has no effect on the result.
     """
     inputs = Inputs(resolver, cell.dataset, device)
     method, network = inputs.method(recipe, options, cell)
@@ -45,8 +39,7 @@ def make_distilled(
         LOG.info("%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": recipe.name, **options.model_dump(mode="json")}
     resolved |= {"notes": dict(method.notes)} if method.notes else {}
-    look, schedule = _look(inputs, method, network)
-    experts = method.problem.experts
+    (look, schedule), experts = _look(inputs, method, network), method.problem.experts
     identity = inputs.identify(
         "distill",
         axes=list(cell),
@@ -55,21 +48,18 @@ def make_distilled(
         network=inputs.network(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )
-    path = Path(resolver.layout.distilled(cell))
-    results, what = (path.with_name("metrics.parquet"), path), f"the synthetic set of {cell.method}"
-    place = place_of("distill", **cell.axes)
-    with Job(resolver.layout, place, what, identity, *results, columns=METRICS, device=device) as job:
-        if job.made:
+    with Job(resolver.layout, "distill", cell.axes, identity, METRICS, device) as job:
+        if job.done:
             return
         if method.iterative:
             state = RunState(job.folder, identity, describe_backend(device))
             run = state.load(device) or begin(method)
-            found = _iterate(method, run, look, job, state, checkpoint_seconds)
+            result = _iterate(method, run, look, job, state, seconds)
             rows, history = run.rows, _history(run)
         else:
-            found, rows, history = Outcome(0, method.start(), None, {}), [], None
-        synthetic, raw = found.synthetic, found.raw
-        whole = DistilledDataset(
+            result, rows, history = Outcome(0, method.start(), None, {}), [], None
+        synthetic, raw = result.synthetic, result.raw
+        distilled = DistilledDataset(
             images=synthetic.images.cpu(),
             labels=synthetic.labels.cpu(),
             step_size=synthetic.step_size.cpu(),
@@ -77,49 +67,45 @@ def make_distilled(
             class_names=inputs.data.class_names,
             **cell.axes,
             options=resolved,
-            iteration=found.iteration,
+            iteration=result.iteration,
             selection=method.selection,
             whitening_path=inputs.whitening_path,
             average="raw" if raw is None else "ema",
             raw_images=None if raw is None else raw.images.cpu(),
             raw_labels=None if raw is None else raw.labels.cpu(),
-            stored={name: tensor.cpu() for name, tensor in found.numbers.items()},
+            stored={name: tensor.cpu() for name, tensor in result.numbers.items()},
             history=history,
         )
         job.write_rows(rows)
-        job.write(lambda: save_distilled(path, whole))
-        LOG.info(
-            "%d images of iteration %d (%s), step size %.3g -> %s",
-            *(len(synthetic.images), found.iteration, method.selection, float(synthetic.step_size), path),
-        )
+        job.write(lambda: save_distilled(job.path, distilled))
+        step_size, text = float(synthetic.step_size), "%d images of iteration %d (%s), step size %.3g -> %s"
+        LOG.info(text, len(synthetic.images), result.iteration, method.selection, step_size, job.path)
 
 
 def _history(run: Run) -> History | None:
-    """Return the states of the set that were kept on its way."""
+    """Return the states of the set that were kept during the loop."""
     if not run.history:
         return None
-    iterations = sorted(run.history)
-    parts = {
-        name: torch.stack([getattr(run.history[iteration], name).cpu() for iteration in iterations])
-        for name in ("images", "labels", "step_size")
-    }
+    iterations, names = sorted(run.history), ("images", "labels", "step_size")
+    states = [run.history[iteration] for iteration in iterations]
+    parts = {name: torch.stack([getattr(state, name).cpu() for state in states]) for name in names}
     return History(torch.tensor(iterations), **parts)
 
 
 def _iterate(
-    method: Method[IterativeOptions], run: Run, look: Look | None, job: Job, state: RunState, checkpoint_seconds: float
+    method: Method[IterativeOptions], run: Run, look: Look | None, job: Job, state: RunState, seconds: float
 ) -> Outcome:
     """Run the loop with progress and checkpoints."""
     written = time.monotonic()
 
-    def save(held: Run) -> None:
+    def save(run: Run) -> None:
         job.check()
-        state.save(held)
+        state.save(run)
 
-    def on_safe(held: Run) -> None:
+    def on_safe(run: Run) -> None:
         nonlocal written
-        if time.monotonic() - written >= checkpoint_seconds:
-            save(held)
+        if time.monotonic() - written >= seconds:
+            save(run)
             written = time.monotonic()
 
     with job.progress(method.options.iterations, run.now.iteration) as progress:
@@ -129,11 +115,8 @@ def _iterate(
                 LOG.warning("%s", row["event"])
             for name in row.keys() & {"validation_accuracy", "test_accuracy"}:
                 LOG.info("iteration %d: %s %.4f", row["iteration"], name.replace("_", " "), row[name])
-            progress.at(
-                run.now.iteration,
-                f"loss {row['loss']:.4f}, step size {row['step_size']:.4g}, "
-                f"hypergradient norm {row['hypergradient_norm']:.3g}",
-            )
+            text = f"loss {row['loss']:.4f}, step size {row['step_size']:.4g}"
+            progress.at(run.now.iteration, f"{text}, hypergradient norm {row['hypergradient_norm']:.3g}")
 
         return distill(method, run, look, on_row, on_safe, save)
 
@@ -141,8 +124,7 @@ def _iterate(
 def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[Look | None, EvaluateOptions | None]:
     """Return how the loop looks at the accuracy of its set, the mean of some fresh networks, and how they are trained.
 
-    Returns:
-        None twice where nobody looks.
+    Both are None where the options ask for no look.
 
     Raises:
         UsageError: the looks are at held-out images and the dataset holds none out.
@@ -150,15 +132,14 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
     options, cell = method.options, method.problem.cell
     if not isinstance(options, IterativeOptions):
         return None, None
-    images_of = options.watch if options.selection == "last" else options.selection
-    if images_of is None:
+    what = "watch" if options.selection == "last" else "selection"
+    if (split := getattr(options, what)) is None:
         return None, None
-    if not len(getattr(inputs.data, images_of)):
-        what = "watch" if options.selection == "last" else "selection"
+    if not len(getattr(inputs.data, split)):
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
-    real, values, found = inputs.images(images_of), inputs.network(network), inputs.resolver.evaluation(cell, network)
+    real, values, recipe = inputs.images(split), inputs.network(network), inputs.resolver.evaluation(cell, network)
     # A search at each look would cost more than the looks; the finished set has one.
-    schedule = found.model_copy(update={"lr": "learned"}) if found.lr == "searched" else found
+    schedule = recipe.model_copy(update={"lr": "learned"}) if recipe.lr == "searched" else recipe
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)
@@ -167,4 +148,4 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
         axes = [("look", *cell, iteration, repeat) for repeat in range(options.evaluate_networks)]
         return sum(score.accuracy for score in evaluate(task, real, axes)) / options.evaluate_networks
 
-    return look, found
+    return look, recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import ExpertsOptions, Resolver, parts, place_of
+from satm.config import ExpertsOptions, Resolver, parts
 from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.experts import (
@@ -24,14 +24,13 @@ from satm.experts import (
     write_manifest,
     write_shard,
 )
-from satm.networks import build
 from satm.networks.training import measure
 from satm.params import load_flat
-from satm.run.record import account, mark_complete
+from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
 from satm.stages.inputs import Inputs
-from satm.stages.job import Job
+from satm.stages.job import Job, account_of
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import differing_field
 
@@ -48,18 +47,13 @@ def make_experts(
         raise UsageError(f"unknown part {part!r} of experts {experts}; known: {', '.join(known)}")
     folder = Path(resolver.layout.experts(dataset, experts))
     for name in known if part is None else [part]:
-        path = Path(resolver.layout.experts_part(dataset, experts, name))
-        place = place_of("experts_part", dataset=dataset, experts=experts, part=name)
-        with Job(resolver.layout, place, f"part {name} of experts {experts}", identity) as job:
+        names = {"dataset": dataset, "experts": experts, "part": name}
+        with Job(resolver.layout, "experts_part", names, identity) as job:
             shards = _train_part(inputs, options, difficulty, folder, job, _indices(name))
-            job.write(partial(write_record, path, {"identity": identity, "shards": shards}))
+            job.write(partial(write_record, job.path, {"identity": identity, "shards": shards}))
     if part is None:
-        with account(Path(resolver.layout.account(*place_of("experts", dataset=dataset, experts=experts)))):
+        with account_of(resolver.layout, "experts", dataset=dataset, experts=experts):
             collect_experts(resolver, dataset, experts, options)
-
-
-def _read_part(path: Path) -> dict[str, Any]:
-    return read_record(path, "part of experts", {"identity": dict, "shards": list})
 
 
 def _indices(part: str) -> range:
@@ -74,14 +68,13 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
     shards: list[Mapping[str, Any]] = []
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
-        content = _read_part(path)
+        content = read_record(path, "part of experts", {"identity": dict, "shards": list})
         if difference := differing_field(identity, content["identity"]):
             raise UsageError(f"{path} holds other experts: {difference}; make that part again")
         shards += read_shards(content["shards"], f"part of experts {path}", _indices(part))
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
-    accuracies = [float(shard["test_accuracy"]) for shard in shards]
-    mean = sum(accuracies) / len(accuracies)
+    mean = sum(float(shard["test_accuracy"]) for shard in shards) / len(shards)
     LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
 
 
@@ -91,58 +84,51 @@ def make_difficulty(
     """Measure how hard each training image was for finished experts."""
     inputs = Inputs(resolver, dataset, device)
     data, store = inputs.data, inputs.experts(experts, options)
-    asked = min(options.difficulty_count, len(store))
-    path = Path(resolver.layout.difficulty(dataset, experts))
+    count = min(options.difficulty_count, len(store))
 
-    def is_ours(found: Path) -> bool:
-        load_difficulty(found, store.identity, asked, len(data.train))
+    def is_ours(path: Path) -> bool:
+        load_difficulty(path, store.identity, count, len(data.train))
         return True
 
-    place = place_of("difficulty", dataset=dataset, experts=experts)
-    what = f"the difficulty of images for experts {experts}"
-    with Job(resolver.layout, place, what, store.identity, path, is_ours=is_ours) as job:
-        if job.made:
+    names = {"dataset": dataset, "experts": experts}
+    with Job(resolver.layout, "difficulty", names, store.identity, is_ours=is_ours) as job:
+        if job.done:
             return
-        network, real = inputs.network(options.network), inputs.images("train")
-        module = build(network, data.channels, data.classes, data.size, seed=0).to(device)
-        found = []
-        with job.progress(asked) as progress:
-            for expert in range(asked):
-                found.append(expert_difficulty(module, store, expert, real))
-                learned = found[-1].epoch
-                never = int((learned > store.epochs).sum())
-                text = f"learned after {float(learned.mean()):.2f} epochs, {never} images never"
-                progress.step(f"expert {expert}: {text}")
-        job.write(lambda: save_difficulty(path, mean_difficulty(found), store.identity, asked))
-        LOG.info("difficulty of %d images, asked of %d experts -> %s", len(real), asked, path)
+        module, real = inputs.module(options.network), inputs.images("train")
+        difficulties = []
+        with job.progress(count) as progress:
+            for expert in range(count):
+                difficulties.append(expert_difficulty(module, store, expert, real))
+                learned = difficulties[-1].epoch
+                mean, never = float(learned.mean()), int((learned > store.epochs).sum())
+                progress.step(f"expert {expert}: learned after {mean:.2f} epochs, {never} images never")
+        job.write(lambda: save_difficulty(job.path, mean_difficulty(difficulties), store.identity, count))
+        LOG.info("difficulty of %d images, from %d experts -> %s", len(real), count, job.path)
 
 
 def _train_part(
     inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
 ) -> list[dict[str, Any]]:
-    """Train the experts of one part that are not there yet; return the records of all."""
-    data, identity, network, device = inputs.data, job.identity, inputs.network(options.network), inputs.device
-    missing = []
+    """Train the experts of a part that have no shard yet; return the records of all."""
+    data, identity, missing = inputs.data, job.identity, []
     for index in indices:
-        found = shard_identity(folder, index)
-        if found is not None and (difference := differing_field(identity, found)):
-            LOG.info("expert %d there is another one and is replaced: %s", index, difference)
-        if found != identity:
+        stored = shard_identity(folder, index)
+        if stored is not None and (difference := differing_field(identity, stored)):
+            LOG.info("expert %d on disk is of other options and is replaced: %s", index, difference)
+        if stored != identity:
             missing.append(index)
     if not missing:
         mark_complete()
     else:
         real, test = inputs.images("train"), inputs.images("test")
         augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
-        order = None
-        if difficulty:
-            order = difficulty.order(data.train.labels if options.order == "balanced-curriculum" else None)
+        labels = data.train.labels if options.order == "balanced-curriculum" else None
+        order = difficulty.order(labels) if difficulty else None
         with job.progress(len(missing) * options.epochs) as progress:
             for index in missing:
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
                 axes = ("experts", data.name, "sgd", options.seed, index)
-                module = build(network, data.channels, data.classes, data.size, derive_seed("network", *axes))
-                module.to(device)
+                module = inputs.module(options.network, derive_seed("network", *axes))
                 state = ExpertState(job.folder / f"expert-{index:03d}", identity)
                 after = state.load()
                 progress.skip(after.epoch if after else 0)
@@ -155,7 +141,7 @@ def _train_part(
                             text += f", test accuracy {measure(module, test)[0]:.4f}"
                         progress.step(text)
                 snapshots = state.snapshots()
-                load_flat(module, snapshots[-1].to(device))
+                load_flat(module, snapshots[-1].to(inputs.device))
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
                 job.write(partial(write_shard, folder, index, snapshots, identity, accuracy))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
 from satm.config.methods import MethodOptions
@@ -19,40 +20,40 @@ from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.seeds import make_generator
-from satm.storage.identity import differing_field
+from satm.storage.identity import differing_field, hash_file
 
 
 class Inputs:
-    """A dataset ready for training, and what else a campaign has of it.
-
-    Args:
-        resolver: the campaign.
-        dataset: name of the dataset.
-        device: where to compute.
+    """A dataset of a campaign ready for training on a device, and what other stages have made for it.
 
     Raises:
-        UsageError: (on construction) the images or their whitening do not exist or are others.
+        UsageError: (on construction) the images or their whitening are missing, of other classes or of other options.
     """
 
     def __init__(self, resolver: Resolver, dataset: str, device: torch.device) -> None:
         self.resolver, self.dataset, self.device = resolver, dataset, device
-        options = resolver.dataset(dataset)
-        whole = _whole_images(resolver, dataset)
-        self.data = _of_step(resolver, dataset, whole)
-        path = Path(resolver.layout.zca(resolver.whole(dataset))) if options.zca else None
-        if path is not None and not path.is_file():
-            raise UsageError(f"the whitening {path} does not exist; make it with {_data_command(resolver, dataset)}")
-        whitening = load_whitening(path, whole.hash) if path else None
-        for name in ("eps", "per_image", "relative") if whitening else ():
-            if (has := getattr(whitening, name)) != (wanted := getattr(options, f"zca_{name}")):
-                raise UsageError(f"{path} was made with {name} {has}, zca_{name} is {wanted}; make it again")
-        self.whitening_path = path
+        options, name = resolver.dataset(dataset), resolver.whole(dataset)
+        self.data = whole = stored_images(resolver, dataset)
+        if step := resolver.step(dataset):
+            if whole.classes != (classes := resolver.classes(step.dataset)):
+                raise UsageError(
+                    f"the images of {whole.name} are of {whole.classes} classes, expected {classes} for its steps; "
+                    "name the labels to keep in its option classes"
+                )
+            self.data = keep_classes(whole, dataset, step.labels(classes))
+        whitening, self.whitening_path = None, Path(resolver.layout.zca(name)) if options.zca else None
+        if path := self.whitening_path:
+            _require(path, "the whitening", resolver, "data", dataset=name)
+            whitening = load_whitening(path, whole.hash)
+            for field in ("eps", "per_image", "relative"):
+                if (value := getattr(whitening, field)) != (expected := getattr(options, f"zca_{field}")):
+                    raise UsageError(f"{path} was made with {field} {value}, zca_{field} is {expected}; make it again")
         self.preprocessor = Preprocessor(self.data.mean, self.data.std, whitening)
         self.augmentation = Augmentation(options.augment, options.augment_share)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes the images of training the ones they are; stands in what is computed from them."""
+        """Identity of the training images; part of the identity of all that is computed from them."""
         return {
             "data": self.data.hash,
             "preprocessing": self.preprocessor.identity,
@@ -60,12 +61,17 @@ class Inputs:
         }
 
     def identify(self, stage: str, **values: Any) -> dict[str, Any]:
-        """Return what makes a result of a stage what it is: its revision, these values and the images."""
+        """Return the identity of a stage's result: its revision, these values and the images."""
         return {"revision": REVISIONS[stage], **values, **self.identity}
 
     def network(self, name: str) -> dict[str, Any]:
         """Return `{"network": registered name, option: value…}` for this dataset."""
         return self.resolver.network(name, self.dataset)
+
+    def module(self, network: str, seed: int = 0) -> nn.Module:
+        """Return a network for this dataset on the device, initialised from a seed."""
+        shape = (self.data.channels, self.data.classes, self.data.size)
+        return build(self.network(network), *shape, seed).to(self.device)
 
     def images(self, split: str, count: int | None = None) -> TrainingImages:
         """Return the real images of a split on the device, or some of them, drawn at random.
@@ -73,17 +79,17 @@ class Inputs:
         Raises:
             UsageError: the dataset holds out none of them.
         """
-        found: Split = getattr(self.data, split)
-        if not len(found):
+        images: Split = getattr(self.data, split)
+        if not len(images):
             raise UsageError(f"dataset {self.dataset} holds out no {split} images; set its option validation above 0")
-        if count is not None and count < len(found):
-            order = torch.randperm(len(found), generator=make_generator("some", self.dataset, split))
+        if count is not None and count < len(images):
+            order = torch.randperm(len(images), generator=make_generator("some", self.dataset, split))
             chosen = order[:count].sort().values
-            found = Split(found.images[chosen], found.labels[chosen])
-        return TrainingImages.of(found, self.preprocessor, self.device)
+            images = Split(images.images[chosen], images.labels[chosen])
+        return TrainingImages.of(images, self.preprocessor, self.device)
 
     def expert_identity(self, experts: str, options: ExpertsOptions) -> dict[str, Any]:
-        """Return everything that makes experts the ones they are; their number and grouping into jobs does not.
+        """Return the identity of experts; their number and grouping into jobs are no part of it.
 
         Raises:
             UsageError: options that do not fit together, or a difficulty that was not measured or belongs to other
@@ -104,48 +110,38 @@ class Inputs:
         }
 
     def difficulty(self, experts: str, options: ExpertsOptions) -> Difficulty | None:
-        """Return how hard the training images are, for experts that see the easy ones first; None for others."""
-        asked = self.resolver.difficulty(experts, self.dataset, options)
-        if asked is None:
+        """Return the difficulty of the training images, for experts of a curriculum; None for others."""
+        if (measured := self.resolver.difficulty(experts, self.dataset, options)) is None:
             return None
-        path = Path(self.resolver.layout.difficulty(self.dataset, asked))
-        if not path.is_file():
-            more = " --measure-difficulty"
-            command = _command(self.resolver, "experts", dataset=self.dataset, experts=asked, more=more)
-            raise UsageError(f"the difficulty {path} does not exist; measure it with {command}")
-        recipe = self.resolver.experts(asked, self.dataset)
+        path = Path(self.resolver.layout.difficulty(self.dataset, measured))
+        flags = {"dataset": self.dataset, "experts": f"{measured} --measure-difficulty"}
+        _require(path, "the difficulty", self.resolver, "experts", verb="measure", **flags)
+        recipe = self.resolver.experts(measured, self.dataset)
         count, images = min(recipe.difficulty_count, recipe.count), len(self.data.train)
-        return load_difficulty(path, self.expert_identity(asked, recipe), count, images)
+        return load_difficulty(path, self.expert_identity(measured, recipe), count, images)
 
     def experts(self, name: str, options: ExpertsOptions | None = None) -> TrajectoryStore:
-        """Return the trajectory store of some experts, whose recipe is that of the campaign unless it is given."""
+        """Return the trajectory store of some experts; without options, of the campaign's recipe."""
         options = options or self.resolver.experts(name, self.dataset)
         path = Path(self.resolver.layout.manifest(self.dataset, name))
-        if not path.is_file():
-            command = _command(self.resolver, "experts", dataset=self.dataset, experts=name)
-            raise UsageError(f"the experts {name} of {self.dataset} do not exist ({path}); make them with {command}")
+        _require(path, f"the manifest of experts {name}", self.resolver, "experts", dataset=self.dataset, experts=name)
         store = TrajectoryStore(path, self.expert_identity(name, options))
         if len(store) != options.count:
             raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; make the experts again")
         return store
 
     def problem(self, cell: Cell, network: str, experts: TrajectoryStore | None) -> Problem:
-        """Return what a method may use for a cell."""
+        """Return the problem that a method solves for a cell."""
         data = self.data
         fresh = partial(build, self.network(network), data.channels, data.classes, data.size)
-        images = (data, self.preprocessor, self.augmentation)
-        return Problem(*images, fresh, cell.ipc, self.device, cell, experts)
+        return Problem(data, self.preprocessor, self.augmentation, fresh, cell.ipc, self.device, cell, experts)
 
     def method(
         self, recipe: Recipe, options: MethodOptions, cell: Cell, experts: str | None = None
     ) -> tuple[Method[Any], str]:
         """Return a method for a cell, and the name of the network that is trained on its sets.
 
-        Args:
-            recipe: of the method.
-            options: of the method.
-            cell: names the run for its seeds.
-            experts: to use in place of those that the options name.
+        `experts` replaces those that the options name; the seeds of the run derive from the cell.
         """
         store, network = None, getattr(options, "network", "convnet")
         if recipe.needs_experts:
@@ -153,65 +149,48 @@ class Inputs:
             store, network = self.experts(name), self.resolver.experts(name, self.dataset).network
         return recipe(options, self.problem(cell, network, store)), network
 
-    def distilled(self, cell: Cell) -> tuple[DistilledDataset, Path]:
-        """Return a synthetic set and its file.
+    def distilled(self, cell: Cell) -> tuple[DistilledDataset, str]:
+        """Return a synthetic set and the hash of its file.
 
         Raises:
             UsageError: it is missing, is another one, or was made for images prepared in another way.
         """
         path = Path(self.resolver.layout.distilled(cell))
-        if not path.is_file():
-            command = _command(self.resolver, "distill", **cell.axes)
-            raise UsageError(f"the synthetic set {path} does not exist; make it with {command}")
-        made = load_distilled(path)
-        if difference := differing_field(cell.axes, {axis: getattr(made, axis) for axis in cell._fields}):
+        _require(path, "the synthetic set", self.resolver, "distill", **cell.axes)
+        distilled = load_distilled(path)
+        if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
             raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
-        if difference := differing_field(self.preprocessor.identity, dict(made.preprocessing)):
+        if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
             raise UsageError(
                 f"{path} was made for images prepared in another way: {difference}; distil again, or use the "
                 "dataset's options that it was made with"
             )
-        return made, path
+        return distilled, hash_file(path)
 
 
 def stored_images(resolver: Resolver, dataset: str) -> ImageData:
-    """Return a dataset as its stage stored it; the classes of one step out of the whole dataset.
+    """Return the stored images of a dataset; of a step those of the whole dataset.
 
     Raises:
-        UsageError: an unknown dataset, its images were not made yet or are of another one, or it has not as many
-            classes as its steps need.
+        UsageError: an unknown dataset, or its images were not made yet or are of another one.
     """
-    return _of_step(resolver, dataset, _whole_images(resolver, dataset))
-
-
-def _whole_images(resolver: Resolver, dataset: str) -> ImageData:
-    whole, command = resolver.whole(dataset), _data_command(resolver, dataset)
-    path = Path(resolver.layout.images(whole))
     resolver.dataset(dataset)
-    if not path.is_file():
-        raise UsageError(f"the images {path} do not exist; make them with {command}")
+    whole = resolver.whole(dataset)
+    path = Path(resolver.layout.images(whole))
+    _require(path, "the image file", resolver, "data", dataset=whole)
     data = load_images(path)
     if data.name != whole:
+        command = _command(resolver, "data", dataset=whole)
         raise UsageError(f"the images {path} are of dataset {data.name}; make them again with {command}")
     return data
 
 
-def _of_step(resolver: Resolver, dataset: str, data: ImageData) -> ImageData:
-    if (step := resolver.step(dataset)) is None:
-        return data
-    if data.classes != (expected := resolver.classes(step.dataset)):
-        raise UsageError(
-            f"the images of {data.name} are of {data.classes} classes, expected {expected} for its steps; name the "
-            "labels to keep in its option classes"
-        )
-    return keep_classes(data, dataset, step.labels(expected))
+def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = "make", **flags: object) -> None:
+    """Refuse a missing file, with the command that makes it."""
+    if not path.is_file():
+        raise UsageError(f"{what} {path} does not exist; {verb} it with {_command(resolver, stage, **flags)}")
 
 
-def _data_command(resolver: Resolver, dataset: str) -> str:
-    return _command(resolver, "data", dataset=resolver.whole(dataset))
-
-
-def _command(resolver: Resolver, stage: str, *, more: str = "", **flags: object) -> str:
-    """Return the command that makes what is missing."""
+def _command(resolver: Resolver, stage: str, **flags: object) -> str:
     config = f" --config {resolver.path}" if resolver.path else ""
-    return f"`python -m satm {stage}{''.join(f' --{name} {value}' for name, value in flags.items())}{more}{config}`"
+    return f"`python -m satm {stage}{''.join(f' --{name} {value}' for name, value in flags.items())}{config}`"

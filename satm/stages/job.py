@@ -2,16 +2,18 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
-from satm.config import Layout
+from satm.config import Layout, place_of
 from satm.errors import UsageError
-from satm.evaluation.networks import Axes
+from satm.evaluation.networks import Axes, Group, Task, evaluate_tasks
+from satm.networks.training import TrainingImages
 from satm.results.circumstances import run_metadata
 from satm.results.columns import Columns
 from satm.results.rows import read_rows_metadata, write_rows
@@ -24,11 +26,17 @@ from satm.seeds import derive_seed
 from satm.stages.checkpoint import Content, Generations, NetworkState
 from satm.storage.identity import Identity, differing_field
 from satm.storage.tensors import read_tensors
+from satm.workflow.rules import RULES
 
 LOG = logging.getLogger("satm")
 
 Row = Mapping[str, Any]
 """JSON values by column."""
+
+
+def account_of(layout: Layout, rule: str, **names: object) -> contextlib.AbstractContextManager[None]:
+    """Record what a job takes; rule and names as in `satm.config.place_of`."""
+    return account(Path(layout.account(*place_of(rule, **names))))
 
 
 class Job:
@@ -39,67 +47,63 @@ class Job:
     put back on entering. Leaving without an error removes the state.
 
     Args:
-        layout: where files are.
-        place: names of the run, which are those of its state folder, account and log.
-        what: is made, for messages.
+        layout: paths of files.
+        rule: key of the table of jobs (`satm.workflow.rules.RULES`), which has the results.
+        names: the job's wildcards.
         identity: of the results.
-        results: all files, the first of them the rows, the others tensors.
-        columns: of the rows; None: the first file holds none.
-        device: where the run computes.
-        is_ours: whether results are of this run; None: their rows state the identity. A `UsageError` says no.
+        columns: of the rows, if there are any.
+        device: where the run computes, for the metadata of rows.
+        is_ours: whether tensors are of this run, by returning False or a `UsageError`; None: the rows say it.
 
     Raises:
         UsageError: (on entering) another process works at this run.
         RunError: (on entering) the state folder cannot be written.
     """
 
-    made: bool
-    """Whether another process has made the results, while this one waited for the lock or before."""
+    done: bool
+    """Whether another process has written the results, while this one waited for the lock or before."""
     folder: Path
     """Of the state."""
+    path: Path
+    """The first of the results."""
 
     def __init__(
         self,
         layout: Layout,
-        place: Sequence[str],
-        what: str,
+        rule: str,
+        names: Mapping[str, object],
         identity: Identity,
-        *results: Path,
         columns: Columns | None = None,
         device: torch.device | None = None,
-        is_ours: Callable[..., bool] | None = None,
+        is_ours: Callable[[Path], bool] | None = None,
     ) -> None:
-        self.identity, self.results, self.columns = identity, results, columns
-        self.folder = Path(layout.state(*place))
-        self._account, self._name, self._what = Path(layout.account(*place)), place[0], what
-        self._device = device or torch.device("cpu")
-        self._is_ours = is_ours or self._rows_are_ours
+        place, outputs = place_of(rule, **names), RULES[rule].outputs.values()
+        self._outputs = [Path(pattern.format(root=layout.root, **names)) for pattern in outputs]
+        self._results = self._outputs if RULES[rule].keeps else []
+        self.path, self.identity, self.folder = self._outputs[0], identity, Path(layout.state(*place))
+        self._account, self._name = account_of(layout, rule, **names), place[0]
+        self.progress = partial(Progress, self._name)
+        self._columns, self._device, self._is_ours = columns, device or torch.device("cpu"), is_ours
         self._rows, self._kept = Generations(self.folder, "rows", identity), 0
 
     def __enter__(self) -> "Job":
         check_stop()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(account(self._account))
-            self._lock = stack.enter_context(exclusive(self.folder, self._what))
-            self.made = self._find_results()
+            stack.enter_context(self._account)
+            self._lock = stack.enter_context(exclusive(self.folder, f"the {self._name} job"))
+            self.done = bool(self._results) and self._find_results()
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._lock.finished(*self.results)
-        self._stack.__exit__(kind, error, trace)
-
-    def progress(self, total: int, done: int = 0) -> Progress:
-        """Return the progress of some steps, those of an earlier process included."""
-        return Progress(self._name, total, done)
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        if kind is None:
+            self._lock.finished(*self._results)
+        self._stack.__exit__(kind, *error)
 
     def rows(self) -> list[Content]:
         """Return the rows that an earlier process has kept."""
-        found = self._rows.load()
-        rows: list[Content] = found[1]["rows"] if found else []
+        state = self._rows.load()
+        rows: list[Content] = state[1]["rows"] if state else []
         self._kept = len(rows)
         return rows
 
@@ -113,6 +117,35 @@ class Job:
     def networks(self, axes: Sequence[Axes]) -> NetworkState:
         """Return where the state of networks is kept while they are trained for the rows after those that are kept."""
         return NetworkState(self.folder, [[derive_seed(*one) for one in axes], self._kept, self.identity])
+
+    def test_networks(
+        self,
+        tasks: Sequence[tuple[Callable[[], Task], str]],
+        axes: Callable[[int, int], Axes],
+        repeats: int,
+        real: TrainingImages,
+        columns: Callable[[Group], Row],
+    ) -> list[Row]:
+        """Train and test the networks that have no row yet; return a row of each network.
+
+        Args:
+            tasks: as of `evaluate_tasks`, each with what progress says after the number of its networks.
+            axes: names of a network for its seeds, from the index of its task and its number.
+            repeats: networks of each task.
+            real: images to test on.
+            columns: what the rows of a group have in common.
+        """
+        rows: list[Row] = [*self.rows()]
+        with self.progress(len(tasks) * repeats, len(rows)) as progress:
+            some = [task for task, _ in tasks]
+            for group in evaluate_tasks(some, axes, repeats, real, len(rows), self.networks):
+                common = columns(group)
+                rows += [{**common, "repeat": repeat, **vars(score)} for repeat, score in group.scores.items()]
+                self.keep(rows)
+                for repeat, score in group.scores.items():
+                    result = "diverged" if math.isnan(score.accuracy) else f"accuracy {score.accuracy:.4f}"
+                    progress.step(f"network {repeat}{tasks[group.which][1]}: {group.task.options.split} {result}")
+        return rows
 
     def check(self) -> None:
         """Make sure that no other process has taken this run over; to be called before anything is written.
@@ -128,30 +161,30 @@ class Job:
         patiently(write)
 
     def write_rows(self, rows: Sequence[Row]) -> None:
-        """Write the rows, the first of the results."""
-        assert self.columns is not None
-        path, columns = self.results[0], self.columns
+        """Write the rows to the one of the results that is a parquet file."""
+        path, columns = next(path for path in self._outputs if path.suffix == ".parquet"), self._columns
+        assert columns is not None
         self.write(lambda: write_rows(path, rows, columns, run_metadata(self.identity, self._device)))
 
     def _find_results(self) -> bool:
         """Return whether the results are there already, after putting back those that were kept."""
-        kept = self._lock.kept(*self.results) if self.results else None
-        if kept is None and not (self._lock.waited and self.results and all(path.is_file() for path in self.results)):
+        kept = self._lock.kept(*self._results)
+        if kept is None and not (self._lock.waited and all(path.is_file() for path in self._results)):
             return False
         try:
-            if not self._is_ours(*(kept or self.results)):
+            if not all(map(self._is_ours or self._is_of_this_run, kept or self._results)):
                 return False
         except UsageError as error:
             LOG.warning("%s", error)
             return False
-        for source, path in zip(kept or (), self.results, strict=False):
+        for source, path in zip(kept or (), self._results, strict=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             link(source, path)
-        LOG.info("%s was made by another process", self.results[0])
+        LOG.info("%s was made by another process", self.path)
         return True
 
-    def _rows_are_ours(self, rows: Path, *tensors: Path) -> bool:
-        assert self.columns is not None
-        for path in tensors:
+    def _is_of_this_run(self, path: Path) -> bool:
+        if self._columns is None or path.suffix != ".parquet":
             read_tensors(path, "synthetic set")
-        return differing_field(self.identity, read_rows_metadata(rows, self.columns)["options"]) is None
+            return True
+        return differing_field(self.identity, read_rows_metadata(path, self._columns)["options"]) is None

@@ -1,13 +1,17 @@
-"""The stages `table` and `figure`: what people look at."""
+"""The stages `table`, `figure` and `cost`: what people look at."""
 
 import logging
+import math
 from pathlib import Path
 
-from satm.config import ACCOUNTING, OVERVIEW, Resolver
+from satm.config import ACCOUNTING, OVERVIEW, Resolver, root_of
+from satm.cost.forecast import Pace, cost, cost_grid
 from satm.cost.spent import accounting
 from satm.errors import UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
+from satm.results.columns import PACE
+from satm.results.rows import read_rows
 from satm.run.progress import Progress
 from satm.storage.files import atomic_path
 from satm.tables.base import table_of
@@ -15,18 +19,18 @@ from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
 from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
-from satm.workflow.jobs import campaigns_of
+from satm.version import CHECKOUT
+from satm.workflow.jobs import campaigns_of, jobs
 
 LOG = logging.getLogger("satm")
 
+PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
+"""The measured pace in a checkout."""
+
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
-    """Write a table as csv, md, tex and html, and show it.
-
-    With `partial` cells that were not run yet are empty.
-    """
-    table = table_of(resolver, name)
-    reader = Reader(resolver, partial, reductions(resolver, "tables", name))
+    """Write a table as csv, md, tex and html, and show it; with `partial` cells that were not run yet are empty."""
+    table, reader = table_of(resolver, name), Reader(resolver, partial, reductions(resolver, "tables", name))
     contents = table.make(reader, name)
     contents.write(resolver.layout, name)
     contents.show(Progress.console())
@@ -34,16 +38,16 @@ def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
 
 
 def make_overview(resolver: Resolver) -> None:
-    """Write what a campaign has made so far as csv, md and, for the report's first page, html."""
-    found, root = overview(resolver), resolver.layout.root
-    text, first = markdown(found, root), page(found, root)
-    write_forms(resolver.layout, OVERVIEW, csv=csv_text(found.frame), md=text, html=first)
-    for text in sentences(found, root):
+    """Write the results of a campaign so far as csv, md and, for the report's first page, html."""
+    results, root = overview(resolver), resolver.layout.root
+    forms = {"csv": csv_text(results.frame), "md": markdown(results, root), "html": page(results, root)}
+    write_forms(resolver.layout, OVERVIEW, **forms)
+    for text in sentences(results, root):
         LOG.info("%s", text)
 
 
 def make_accounting(resolver: Resolver) -> None:
-    """Write what the jobs of a campaign have taken so far as csv, md, tex and html, and show it.
+    """Write what the jobs of a campaign took so far as csv, md, tex and html, and show it.
 
     Raises:
         UsageError: there is no campaign, or it cannot be used as it is.
@@ -51,13 +55,13 @@ def make_accounting(resolver: Resolver) -> None:
     if resolver.path is None:
         raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
     root = resolver.layout.root
-    found, console = accounting(campaigns_of(resolver.path), root), Progress.console()
-    contents = Contents(found.frame, [found.rules, found.cells], f"{root}: what it took", shown=[found.rules])
+    spent, console = accounting(campaigns_of(resolver.path), root), Progress.console()
+    contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: what it took", shown=[spent.rules])
     contents.write(resolver.layout, ACCOUNTING)
     contents.show(console)
-    for note in found.rules.notes:
+    for note in spent.rules.notes:
         console.print(note)
-    LOG.info("%d cells of tables -> %s", len(found.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
+    LOG.info("%d cells of tables -> %s", len(spent.cells.lines), resolver.layout.table(ACCOUNTING, "md"))
 
 
 def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
@@ -65,9 +69,8 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 
     With `partial` what was not run yet is left out, and the figure says so.
     """
-    options = figure_of(resolver, name)
-    reader = Reader(resolver, partial, reductions(resolver, "figures", name))
-    drawn = options.draw(reader)
+    figure, reader = figure_of(resolver, name), Reader(resolver, partial, reductions(resolver, "figures", name))
+    drawn = figure.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
     if drawn.png is None:
@@ -83,3 +86,25 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 def _warn(reader: Reader) -> None:
     for text in dict.fromkeys(reader.missing):
         LOG.warning("left out: %s", text)
+
+
+def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
+    """Show what all tables and figures of a campaign take on the machine that a pace was measured on.
+
+    Raises:
+        UsageError: the campaign or the file of the pace cannot be used, or the seconds are negative.
+    """
+    if not (start_seconds >= 0 and math.isfinite(start_seconds)):
+        raise UsageError(f"start-seconds must be a number from 0, got {start_seconds:g}")
+    campaigns, root = campaigns_of(config), root_of(config)
+    resolver = campaigns.of(root)
+    rows = read_rows(pace, PACE)
+    if rows.empty:
+        raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
+    measured = Pace(rows)
+    # A processor is just `cpu`; any other name is that of a GPU.
+    forecast = cost(resolver, jobs(campaigns, root), measured, at_once=measured.device != "cpu")
+    grid, console = cost_grid(f"{config}: what it takes", forecast, measured, start_seconds), Progress.console()
+    grid.show(console)
+    for note in grid.notes:
+        console.print(note)

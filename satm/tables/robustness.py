@@ -37,7 +37,7 @@ class RobustnessTable(TableKind):
     """One table that says what a method's images are worth: labels, augmentation, random images and real data apart.
 
     Columns: own_labels, hard or soft, what the set comes with; soft_labels, own or teacher, whose the soft ones are
-    (`make_variants`). hard, soft, hard_plain, soft_plain: accuracy with these labels, augmented or plain;
+    (`make_evaluation`). hard, soft, hard_plain, soft_plain: accuracy with these labels, augmented or plain;
     mean, sample standard deviation over all networks, and the 95 % interval of the mean. full: of networks trained on
     all real images. gap: full minus hard. improvement: with own labels over the baseline's images with labels of the
     same kind; improvement_plain: the same without augmentation. lrs, ars: the label- and the augmentation-robust score

@@ -41,7 +41,7 @@ class Student:
 
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Loss `[]` of a student's end, given also the expert's weights where the student began and at its target, all `[P]`."""
+"""Loss `[]` of a student's end; beside it the expert's weights where the student began and at its target, all `[P]`."""
 
 Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
 

@@ -1,0 +1,63 @@
+"""The SLURM job around this process: when it was submitted, how long it may run, and how it is queued again."""
+
+import os
+import re
+import subprocess
+import time
+from datetime import UTC, datetime
+
+
+def submission() -> dict[str, str | None] | None:
+    """Return number (`job`), submission (`submitted`) and start (`started`) of the SLURM job; None outside of one.
+
+    Times are UTC in ISO format, and None where SLURM does not tell.
+    """
+    if not (job := _job()):
+        return None
+    array = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    answer = _ask("squeue", "-h", "-j", "_".join(array) if all(array) else job, "-o", "%V,%S") or ""
+    submitted, _, started = answer.partition("\n")[0].partition(",")
+    begun = os.environ.get("SLURM_JOB_START_TIME", "")
+    since = datetime.fromtimestamp(float(begun), UTC).isoformat() if begun.isdigit() else started
+    return {"job": job, "submitted": _utc(submitted), "started": _utc(since)}
+
+
+def seconds_left() -> float | None:
+    """Return how long the SLURM job may still run; None outside of one, and without a limit."""
+    if not (job := _job()):
+        return None
+    if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
+        return float(end) - time.time()
+    # `[days-][[hours:]minutes:]seconds`, or a word
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", _ask("squeue", "-h", "-j", job, "-o", "%L") or "")
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)
+
+
+def requeue() -> bool:
+    """Ask SLURM to put the job around this process back into its queue; say whether it will."""
+    job = _job()
+    return job is not None and _ask("scontrol", "requeue", job) is not None
+
+
+def _job() -> str | None:
+    return os.environ.get("SLURM_JOB_ID") or None
+
+
+def _ask(*command: str) -> str | None:
+    """Return the answer of a SLURM program; None where it fails."""
+    zone = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=zone).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _utc(local: str) -> str | None:
+    """Return a time as SLURM writes it, in the machine's zone, in UTC; None where it writes a word."""
+    try:
+        return datetime.fromisoformat(local).astimezone(UTC).isoformat(timespec="seconds")
+    except ValueError:
+        return None
