@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ def data(arguments: Sequence[str]) -> None:
     """Decode a dataset once; fit its whitening if it is whitened."""
     from satm.stages.data import make_images, make_zca
 
-    make = flag("make", Literal["all", "images", "zca"], "Which of the two.", "all")
+    make = flag("make", Literal["all", "images", "zca"], "Decoded images, the whitening, or both.", "all")
     flags = parse_flags(data, [DATASET, make], arguments)
     resolver = load_campaign(flags.config)
     options = resolver.dataset(flags.dataset)
@@ -53,16 +53,16 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def experts(arguments: Sequence[str]) -> None:
-    """Train the experts of a dataset, all of them or one part; join the parts; or ask finished ones what is hard."""
+    """Train experts, join their parts, or let finished ones rate the difficulty of images."""
     from satm.stages.experts import collect_experts, make_difficulty, make_experts
 
     known, resolver = peek(arguments, dataset="digits", experts="sgd")
     recipe = resolver.experts(known.experts, known.dataset)
-    measure = "Train nothing: measure how hard each image is for these, finished experts."
+    measure = "Train nothing; measure the difficulty of each image for these experts, which are finished."
     fields = [
         DATASET,
         flag("experts", str, "Name of the experts.", "sgd"),
-        flag("part", str | None, "Train only experts FIRST-LAST; the manifest is left out.", None),
+        flag("part", str | None, "Train only experts FIRST-LAST; no manifest is written.", None),
         flag("collect", bool, "Only join the parts into the manifest.", False),
         flag("measure_difficulty", bool, measure, False),
     ]
@@ -87,7 +87,7 @@ def distill(arguments: Sequence[str]) -> None:
 
     known, resolver = peek(arguments, **AXES)
     recipe, options = resolve_method(resolver.method(_cell(known)))
-    between = "At least so long between two checkpoints; no effect on the result."
+    between = "Least seconds between two checkpoints; no effect on the result."
     fields = [*CELL, flag("checkpoint_seconds", float, between, 30.0)]
     flags = parse_flags(distill, fields, arguments, options)
     resolver.dataset(flags.dataset)
@@ -105,13 +105,13 @@ def evaluate(arguments: Sequence[str]) -> None:
         options = resolver.full(known.recipe, known.dataset, known.network)
     else:
         options = resolver.evaluation(_cell(known), known.network)
-    what = "The set as it is; with hard and soft labels, with and without augmentation; or all real images."
+    what = "The synthetic set; the set with hard and soft labels, with and without augmentation; or all real images."
     fields = [
         DATASET,
         flag("what", Literal["set", "variants", "full"], what, "set"),
         *optional_cell("set, variants"),
         flag("teacher", str, "Experts that give soft labels (variants).", "sgd"),
-        flag("recipe", Literal["experts", "strong"], "How (full).", "strong"),
+        flag("recipe", Literal["experts", "strong"], "Training recipe (full).", "strong"),
         flag("network", str, "Name of a network.", "convnet"),
     ]
     flags = parse_flags(evaluate, fields, arguments, options)
@@ -132,14 +132,14 @@ def nas(arguments: Sequence[str]) -> None:
     search, real = resolver.search(known.search), "--real" in arguments
     fields = [
         DATASET,
-        flag("search", str, "Name of a search."),
-        flag("real", bool, "On all real images, not on a synthetic set.", False),
+        flag("search", str, "Name of a table of kind `search`."),
+        flag("real", bool, "Train on all real images instead of a synthetic set.", False),
         *optional_cell("synthetic set"),
         flag("part", str | None, "Train only FIRST-LAST of the sample.", None),
         flag("sample", int | None, "Candidates, chosen at random; None: all that fit the images.", search.sample),
-        flag("sample_seed", int, "Another seed chooses others.", search.sample_seed),
-        flag("width_factor", float, "Times the width of every candidate.", search.width_factor),
-        flag("per_job", int, "Candidates of a part.", search.per_job),
+        flag("sample_seed", int, "Seed of that choice.", search.sample_seed),
+        flag("width_factor", float, "Factor on the width of every candidate.", search.width_factor),
+        flag("per_job", int, "Candidates per job.", search.per_job),
     ]
     flags = parse_flags(nas, fields, arguments, search.real if real else search.proxy)
     if flags.real and (idle := [name for name in ("ipc", "method", "seed") if getattr(flags, name)]):
@@ -202,14 +202,14 @@ def analyse(arguments: Sequence[str]) -> None:
             make_measurement(resolver, _cell(flags), flags.what, options, device)
 
 
-PARTIAL = flag("partial", bool, "Leave out what was not run yet, and say so.", False)
+PARTIAL = flag("partial", bool, "Leave out what was not run yet, with a note.", False)
 
 
 def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv, Markdown and LaTeX."""
     from satm.stages.report import make_accounting, make_overview, make_table
 
-    text = "Name of a table in the campaign; overview: what there is of all; accounting: what the jobs have taken."
+    text = "Name of a table in the campaign; overview: progress of all tables; accounting: cost of the jobs so far."
     flags = parse_flags(table, [flag("name", str, text, "table2"), PARTIAL], arguments)
     resolver = load_campaign(flags.config)
     with command(resolver, "table", flags, table=flags.name):
@@ -233,7 +233,7 @@ def figure(arguments: Sequence[str]) -> None:
 
 
 def cost(arguments: Sequence[str]) -> None:
-    """Predict what a whole campaign takes: jobs, hours, memory and disk, from a measured pace."""
+    """Predict the cost of a whole campaign, from measurements on a machine: jobs, hours, memory, disk."""
     from satm.stages.report import PACE_FILE, predict_cost
 
     pace = flag("pace", Path, "File of `python -m satm bench pace`.", PACE_FILE)
@@ -251,6 +251,8 @@ def bench(arguments: Sequence[str]) -> None:
     known: dict[str, Callable[..., None]]
     known = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation, "pace": bench_pace}
     name, *rest = arguments or [""]
+    if name in ("-h", "--help"):
+        return print(_usage("bench BENCHMARK", known))
     if not name or name.startswith("-"):
         raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")
     chosen = pick(name, known, "benchmark")
@@ -272,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 done; 2 unusable input or 1 a failure of the run or the machine, after one line that says which; 75
-        stopped, the same command goes on.
+        stopped, the same command resumes.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     logging.getLogger("satm").setLevel(logging.INFO)
@@ -280,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.raiseExceptions = False  # on a full disk the files that matter say so, once and clearly
     try:
         if name in ("", "-h", "--help"):
-            print(_overview())
+            print(_usage("STAGE", STAGES))
             return 0 if name else 2
         if name == "--version":
             print(f"satm {__version__}")
@@ -296,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, torch.OutOfMemoryError):
         return _fail("the memory is used up; use fewer images a step, or a larger machine")
     except KeyboardInterrupt:  # a second one, or one a moment before signals are watched
-        print("satm: stopped; the same command goes on", file=sys.stderr)
+        print("satm: stopped; run the same command to resume", file=sys.stderr)
         return stopping.AGAIN
     except OSError as error:
         return _fail(f"{error.strerror or error} ({error.filename}); check the disk and start again")
@@ -311,10 +313,13 @@ def _stopped(stop: stopping.Stop) -> int:
     if request.at_limit and not request.saved:
         return _fail(f"stopped by {stop}, which came before anything was saved; give it more time")
     if request.at_limit and slurm.requeue():
-        print(f"satm: stopped by {stop}; it is saved, and goes on when SLURM runs this job again", file=sys.stderr)
+        print(
+            f"satm: stopped by {stop}; its state is saved, and it resumes when SLURM runs this job again",
+            file=sys.stderr,
+        )
         time.sleep(stopping.MARGIN)  # SLURM ends the job, and would take an exit for the end of its work
     else:
-        print(f"satm: stopped by {stop}; what was done is saved, the same command goes on", file=sys.stderr)
+        print(f"satm: stopped by {stop}; its state is saved; run the same command to resume", file=sys.stderr)
     return stopping.AGAIN
 
 
@@ -324,10 +329,12 @@ def _fail(text: str, code: int = 1) -> int:
     return code
 
 
-def _overview() -> str:
-    lines = [f"  {name:10} {(stage.__doc__ or '').splitlines()[0]}" for name, stage in STAGES.items()]
-    last = "python -m satm STAGE --help lists the flags of a stage."
-    return "\n".join(["usage: python -m satm STAGE [flags]", "", *lines, "", last])
+def _usage(what: str, known: Mapping[str, Callable[..., None]]) -> str:
+    """Return a line for each of some commands."""
+    width = max(map(len, known))
+    lines = [f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in known.items()]
+    last = f"python -m satm {what} --help lists its flags."
+    return "\n".join([f"usage: python -m satm {what} [flags]", "", *lines, "", last])
 
 
 def _cell(flags: Any) -> Cell:

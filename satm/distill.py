@@ -172,7 +172,7 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
 
 
 def finished(method: Method[IterativeOptions], state: State) -> Outcome:
-    """Return the set of a state as it is tested and stored."""
+    """Return the set of a state in the form that is tested and stored."""
     composed, iteration = compose(method, state), state.iteration
     learned = {name: tensor for name, tensor in state.numbers.items() if name not in ("images", "labels", "step_size")}
     raw = method.finish(composed, iteration)

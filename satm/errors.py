@@ -43,8 +43,8 @@ def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def pick(name: str, known: Mapping[str, T], what: str) -> T:
-    """Return `known[name]`; `what` names the kind of thing in the message, such as ``dataset``.
+def pick(name: str, known: Mapping[str, T], what: str, where: str = "") -> T:
+    """Return `known[name]`; a message says `what` kind of thing it is, such as ``dataset``, and `where` it is named.
 
     Raises:
         UsageError: an unknown name; the message lists the known names and suggests the nearest.
@@ -52,4 +52,4 @@ def pick(name: str, known: Mapping[str, T], what: str) -> T:
     if name in known:
         return known[name]
     names = ", ".join(sorted(known)) or "none"
-    raise UsageError(f"unknown {what} {short(name)}; known: {names}.{suggest(name, known)}")
+    raise UsageError(f"unknown {what} {short(name)}{where and f' in {where}'}; known: {names}.{suggest(name, known)}")

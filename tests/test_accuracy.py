@@ -250,7 +250,7 @@ def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown table in .*'table3'; known: table2\. Did you mean 'table2'"):
+    with pytest.raises(UsageError, match=r"unknown table 'table3' in .*; known: table2\. Did you mean 'table2'"):
         frame_of(make(tmp_path), "table3")
 
 
@@ -328,7 +328,7 @@ def test_published_options_that_exclude_each_other(cell: dict[str, object], text
 
 
 def test_an_unknown_published_method_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown method with published numbers in table table2 'kipp'.*'kip'\?"):
+    with pytest.raises(UsageError, match=r"unknown method with published numbers 'kipp' in table table2.*'kip'\?"):
         frame_of(make_published(tmp_path, ["kipp"]), "table2")
 
 

@@ -103,7 +103,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("evaluate", *CELL, "--method", "satm", "--network", "convnt"), ("unknown network 'convnt'", "'convnet'?")),
         (("evaluate", *CELL, "--method", "satm", "--split", "validation"), ("holds out no validation images",)),
         (("evaluate", *CELL, "--method", "satm", "--epochs", "0"), ("epochs", "greater than or equal to 1")),
-        (("table", *CONFIG, "--name", "tabel2"), ("unknown table in tiny.yaml 'tabel2'", "Did you mean 'table2'?")),
+        (("table", *CONFIG, "--name", "tabel2"), ("unknown table 'tabel2' in tiny.yaml", "Did you mean 'table2'?")),
         (("data", *CONFIG, "--dataset", "digits", "--make", "zca"), ("not whitened; set zca: true",)),
         (("data", "--config", "absent.yaml", "--dataset", "digits"), ("absent.yaml", "No such file")),
         (("bench", "hypergrad"), ("unknown benchmark 'hypergrad'", "Did you mean 'hypergradient'?")),
@@ -548,7 +548,7 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
     capsys.readouterr()
     assert main([*arguments, "--lr-images", "2"]) == 0
     told = capsys.readouterr().out
-    assert "belongs to another run (options.lr_images: expected 2.0, found 1.0); starting anew" in told
+    assert "belongs to another run (options.lr_images: expected 2.0, found 1.0); starting from the beginning" in told
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(content)
     assert main(arguments) == 0

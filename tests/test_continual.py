@@ -605,7 +605,7 @@ def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(steps: 
         (("continual", *CELL, "--lr", "searched"), "holds out no validation images"),
         (("continual", *CELL, "--network", "convnets"), "unknown network 'convnets'"),
         (("table", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
-        (("figure", *CONFIG, "--name", "tow"), "unknown figure in tiny.yaml 'tow'; .* Did you mean 'two'"),
+        (("figure", *CONFIG, "--name", "tow"), "unknown figure 'tow' in tiny.yaml; .* Did you mean 'two'"),
         (("figure", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
         (("experts", *CONFIG, "--dataset", "white-order-0-step-1-of-2"), "satm data --dataset white --config"),
     ],

@@ -17,7 +17,7 @@ from conftest import TINY
 from satm.cli import main
 from satm.config import Resolver
 from satm.cost.forecast import STEP_WITH_GRAPH, Pace, cost, disk
-from satm.cost.workload import Piece, Share, pieces, shape, shares
+from satm.cost.workload import Piece, Share, assumptions, pieces, shape, shares
 from satm.errors import UsageError
 from satm.results.columns import PACE
 from satm.results.rows import read_rows, write_rows
@@ -238,6 +238,10 @@ def test_unknown_shapes_are_assumed(planned: tuple[Campaigns, Resolver, list[Job
     assert shape(resolver, "held").images == 1437 - 50
     paper = campaigns_of(ROOT / "config/paper.yaml").of("results")
     assert shape(paper, "imagenette").images == 13_000
+    names = ("imagenette", "imagenet1k", "cifar10")
+    told = assumptions(paper, [Job("images", (("dataset", name),)) for name in names])
+    assert [text.split()[2] for text in told] == ["imagenette,", "imagenet1k,"]
+    assert "10 classes of 1300 training images, 128 x 128" in told[0] and "set classes in its entry" in told[1]
 
 
 def test_measuring_the_pace_resumes(
@@ -258,7 +262,7 @@ def test_measuring_the_pace_resumes(
         "1",
     ]
     assert main([*command, "--seconds", "0"]) == 0
-    assert "are left; the same command goes on with them" in capsys.readouterr().out
+    assert "are left; run the same command to measure them" in capsys.readouterr().out
     assert main(command) == 0
     first = read_rows(Path("pace.parquet"), PACE)
     assert (

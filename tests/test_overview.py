@@ -87,7 +87,7 @@ def test_the_cost_of_a_network_counts_once(tmp_path: Path, monkeypatch: pytest.M
 def test_overview_is_no_name_of_a_table(tmp_path: Path, refused: Refuse) -> None:
     path = tmp_path / "it.yaml"
     path.write_text("tables: {overview: {datasets: {digits: [1]}, methods: [mtt]}}")
-    assert "'overview' means what there is of all tables; rename it" in refused(
+    assert "'overview' means the progress of all tables; rename it" in refused(
         "table", "--config", str(path), "--name", "overview"
     )
 

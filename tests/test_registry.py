@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import satm
+from satm.methods import METHODS
+from satm.methods.recipe import SELECTED, recipe
 from satm.registry import Registry
 
 NETWORK = '''
@@ -88,6 +90,11 @@ def test_public_names_are_listed_before_their_first_use() -> None:
         assert getattr(satm, name) is not None
     with pytest.raises(AttributeError, match="module 'satm' has no attribute 'nothing'"):
         _ = satm.nothing
+
+
+def test_method_with_an_unknown_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"halved: unknown part outher; known: experts, .*, outer"):
+        recipe("halved", SELECTED, METHODS["random"].options, fixed={"outher": "halved"})
 
 
 def test_name_can_be_registered_once() -> None:

@@ -238,7 +238,7 @@ def test_a_search_is_made_in_parts(content: dict[str, object], parts: list[str])
 
 def test_without_a_campaign_a_search_has_the_defaults() -> None:
     assert load_campaign(None).search("any") == SearchOptions()
-    with pytest.raises(UsageError, match=r"unknown search in test.yaml 'mime'; known: mine. Did you mean 'mine'"):
+    with pytest.raises(UsageError, match=r"unknown search 'mime' in test.yaml; known: mine. Did you mean 'mine'"):
         Resolver(searched(), (), "results/test", Path("test.yaml")).search("mime")
 
 
@@ -418,7 +418,7 @@ def test_parts_beyond_the_candidates_that_fit_are_empty(folder: Path) -> None:
         ((*CELL, "--epochs", "0"), ("epochs", "greater than or equal to 1")),
         ((*CONFIG, "--real", "--lr", "learned"), ("search quick: real: real images have no step size",)),
         ((*CONFIG, "--real", "--lr", "-1"), ("training needs a positive step size",)),
-        ((*CONFIG[:-1], "quikc", "--real"), ("unknown search in search.yaml 'quikc'", "Did you mean 'quick'?")),
+        ((*CONFIG[:-1], "quikc", "--real"), ("unknown search 'quikc' in search.yaml", "Did you mean 'quick'?")),
     ],
     ids=lambda value: " ".join(value[6:]) if isinstance(value, tuple) and value[0].startswith("--") else None,
 )

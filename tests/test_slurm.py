@@ -101,7 +101,7 @@ def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
         ("jobs: 50\narrays: [all]", "jobs and arrays exclude each other"),
         ("per_job: {evaluate: 1}", "per_job.evaluate: .*greater than or equal to 2, got 1"),
         ("per_job: {nas: 3}\narrays: [nas]", "nas is in arrays and in per_job"),
-        ("resources: {destill: {runtime: 9}}", r"unknown rule in .*site.yaml 'destill'; .*Did you mean 'distill'\?"),
+        ("resources: {destill: {runtime: 9}}", r"unknown rule 'destill' in .*site.yaml; .*Did you mean 'distill'\?"),
         ("- gpu", "holds a list, expected a mapping"),
     ],
 )

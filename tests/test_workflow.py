@@ -529,7 +529,7 @@ def test_a_picture_needs_a_cell_of_a_table(tmp_path: Path) -> None:
     held = campaigns(tmp_path, TINY)
     drawn = [SimpleNamespace(root="results/tiny", figure=f"synthetic-digits-ipc-{ipc}") for ipc in (1, 7)]
     assert len(held.inputs("figure", drawn[0])["measured"]) == 3
-    with pytest.raises(UsageError, match=r"unknown figure in .*tiny.yaml 'synthetic-digits-ipc-7'; known: .*-ipc-1"):
+    with pytest.raises(UsageError, match=r"unknown figure 'synthetic-digits-ipc-7' in .*tiny.yaml; known: .*-ipc-1"):
         held.inputs("figure", drawn[1])
 
 

@@ -16,14 +16,14 @@ ANALYSES: dict[str, tuple[str, ...]] = {
 
 
 class AnalyseOptions(Options):
-    """How a synthetic set is measured; each measurement uses some of these (`ANALYSES`)."""
+    """How a synthetic set is measured; each measurement uses some of these options."""
 
     segments: int = Field(20, ge=1)
     """Expert segments (sharpness, bounds)."""
     experts: str | None = None
     """Experts whose path is followed (trajectory; None: those that the method matched) or whose sharpness is taken."""
     count: int = Field(5, ge=1)
-    """Number of experts, the first ones (trajectory, sharpness of experts)."""
+    """Number of experts to use, the first ones (trajectory, expert-sharpness)."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)
     """Epochs at which networks start, to train to the last epoch; later ones are left out (trajectory; FTD Table 6)."""
     samples: int = Field(100, ge=2)

@@ -55,7 +55,7 @@ FORMER = {
 """Former sections of a campaign, and the kind of table that their entries are."""
 
 MEANINGS = {
-    "tables": {"all": "all tables", OVERVIEW: "what there is of all tables", ACCOUNTING: "what the jobs have taken"},
+    "tables": {"all": "all tables", OVERVIEW: "the progress of all tables", ACCOUNTING: "the cost of the jobs so far"},
     "figures": {"all": "all figures", ACCOUNTING: "what the jobs have taken"},
 }
 """Names of tables and figures that commands and paths use for something else."""

@@ -51,8 +51,9 @@ class Exhibit(Options):
         return []
 
     def tested_networks(self) -> Iterable[str]:
-        """Return the names of the networks that are trained on the synthetic sets."""
-        return ()
+        """Return the names of the networks that are trained on the synthetic sets: its `networks`, or its `network`."""
+        networks: Iterable[str] = getattr(self, "networks", None) or filter(None, [getattr(self, "network", None)])
+        return networks
 
     def size(self) -> dict[str, object]:
         """Return the options that determine its size, by their meaning in words."""

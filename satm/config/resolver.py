@@ -135,13 +135,13 @@ class Resolver:
 
     def table(self, name: str) -> TableOptions:
         """Return a table of this campaign, of whatever kind."""
-        return pick(name, self.campaign.tables, f"table in {self.path or 'the built-in campaign'}")
+        return pick(name, self.campaign.tables, "table", str(self.path or "the built-in campaign"))
 
     def search(self, name: str) -> SearchOptions:
         """Return an architecture search; without a campaign every name has the defaults, for runs by hand."""
         if self.path is None:
             return SearchOptions()
-        table = pick(name, self.campaign.tables_with(SearchOptions), f"search in {self.path}")
+        table = pick(name, self.campaign.tables_with(SearchOptions), "search", str(self.path))
         return parse(SearchOptions, table.model_dump(include=set(SearchOptions.model_fields)), f"search {name}")
 
     def learning(self, protocol: str, cell: Cell) -> LearnOptions:
@@ -160,7 +160,7 @@ class Resolver:
 
     def figure(self, name: str) -> FigureOptions:
         """Return a figure of this campaign, of whatever kind."""
-        return pick(name, self.figures, f"figure in {self.path or 'the built-in campaign'}")
+        return pick(name, self.figures, "figure", str(self.path or "the built-in campaign"))
 
     def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
         """Return the names by which settings select a cell, with those that its method derives from."""

@@ -58,7 +58,7 @@ FULL = {
 """Recipes for training on all real images. `strong` is ours: what has long been usual for CIFAR."""
 
 CANDIDATES = 720
-"""Number of networks in the space of an architecture search (`satm.evaluation.search.candidates`)."""
+"""Number of networks in the space of an architecture search (`satm.evaluation.candidates`)."""
 
 
 class CandidateOptions(EvaluateOptions):
@@ -86,7 +86,7 @@ class SearchOptions(Options):
     """An architecture search with synthetic sets in place of the real images."""
 
     sample: int | None = Field(None, ge=1, le=CANDIDATES)
-    """Number of the 720 candidates that are trained, chosen at random; None: all that fit the images."""
+    """Number of the 720 candidates that are trained, a random choice; None: all that fit the images."""
     sample_seed: int = 0
     """Seed of the choice."""
     width_factor: float = Field(1.0, gt=0)
@@ -114,9 +114,9 @@ class StepsOptions(Options):
     """How classes are learned step by step (continual learning)."""
 
     steps: int = Field(5, ge=1, le=10_000)
-    """Steps in which the classes are learned, as even as can be, earlier ones larger."""
+    """Number of steps in which the classes are learned; earlier ones have one more class if uneven."""
     orders: int = Field(5, ge=1, le=10_000)
-    """Orders of the classes, the first ones (`satm.config.class_order`)."""
+    """Number of class orders (`satm.config.class_order`)."""
     repeats: int = Field(3, ge=1)
     """Freshly initialised networks at each step of an order."""
     network: str = "convnet"

@@ -187,7 +187,7 @@ def _at(rows: pandas.DataFrame, column: str, amount: float) -> float:
 
 HEADINGS = (
     *("rule", "jobs", "hours", "longest job (h)", "device memory (GB)", "disk (GB)"),
-    "how many jobs are known how",
+    "confidence (jobs)",
 )
 
 
@@ -222,7 +222,7 @@ def cost_grid(title: str, stages: Mapping[str, Stage], pace: Pace, start_seconds
         jobs = "; ".join(f"{stage.longest_job} {stage.longest:.1f} h" for stage in longest)
         notes.append(f"The longest jobs: {jobs}.")
     if large := sum(len(stage.too_large) for stage in stages.values()):
-        notes.append(f"{large} pieces of work did not fit into the memory of that machine and are not counted.")
+        notes.append(f"Pieces of work that did not fit into the memory of that machine, and are not counted: {large}.")
     return Grid(title, HEADINGS, lines, HEADINGS[:1] + HEADINGS[-1:], notes)
 
 

@@ -337,20 +337,20 @@ def _text(column: str, row: Mapping[Any, Any], unit: Unit) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number to so many digits, or all before the point."""
+    """Return a number with this many significant digits, and all those before the point."""
     return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def _rule_notes(every: Sequence[Spent], unit: Unit) -> list[str]:
     done = [one for one in every if one.done]
     sources = Counter(one.source for one in done)
-    known = f"Finished jobs that left an account of their own: {sources['account']} of {len(done)}"
+    known = f"Finished jobs with a record: {sources['account']} of {len(done)}"
     if sources["benchmark"]:
-        known += f"; known by Snakemake's benchmark alone, their last attempt and no queue: {sources['benchmark']}"
+        known += f"; with Snakemake's benchmark only (their last attempt, without the queue): {sources['benchmark']}"
     if sources[""]:
         rules = Counter(one.job.rule for one in done if one.source == "")
         counts = ", ".join(f"{count} {rule}" for rule, count in rules.items())
-        known += f"; not known and not counted: {sources['']} ({counts})"
+        known += f"; unknown and not counted: {sources['']} ({counts})"
     notes = [
         "Run: from the start of a job's process to its end, over all attempts since its files were last made. GPU: "
         "that time multiplied by the GPUs that the job computes on. CPU: time of all processors in sum. Queue: from "

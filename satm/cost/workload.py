@@ -5,7 +5,7 @@ A piece is a step of training a network, or an iteration of a distillation, with
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,6 +104,22 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
     channels = 1 if options.source == "digits" else 3
     images -= options.validation * classes
     return Shape(channels, options.size or size, classes, images, tests, options.augment)
+
+
+def assumptions(resolver: Resolver, jobs: Iterable[Job]) -> list[str]:
+    """Return in words what is assumed of the datasets whose files alone know their size."""
+    texts = []
+    for name in [job.wildcards.dataset for job in jobs if job.rule == "images"]:
+        options, seen = resolver.dataset(name), shape(resolver, name)
+        if options.source not in SIZES:
+            each = round((seen.images + options.validation * seen.classes) / seen.classes)
+            missing = [option for option in ("size", "classes") if getattr(options, option) is None]
+            advice = f"; set {' and '.join(missing)} in its entry to make this right" if missing else ""
+            texts.append(
+                f"Assumed of {name}, whose files are not read: {seen.classes} classes of {each} training images, "
+                f"{seen.size} x {seen.size} pixels{advice}."
+            )
+    return texts
 
 
 def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:

@@ -50,7 +50,7 @@ class AnimationFigure(CellsFigure):
         blocks = [Block(str(state.iteration), state) for state in states]
         frame = clipped_frame(states)
         set_title = f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}"
-        title = self.title or f"{set_title}: the set after so many iterations"
+        title = self.title or f"{set_title}: the set by iteration"
         figure = draw_images(blocks, title, clipping_note(frame), self.classes, self.per_class)
         png = partial(write_animation, states, classes=self.classes, per_class=self.per_class)
         return Drawn(figure, frame, png, dict(TIGHT))

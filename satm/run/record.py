@@ -160,7 +160,7 @@ class Account:
         return own
 
     def _write(self, done: bool) -> None:
-        """Write the record with this attempt as it is now, and the others as they are there by now."""
+        """Write the record with this attempt so far, and the others as they are stored by now."""
         record = find_record(self.path) if self._own.ended else None  # at first it may be that of an older series
         finished = done or bool(record and record.done)
         self._put(Record([*self._others(record), self._now()], finished).text().encode())

@@ -78,13 +78,13 @@ def bench_hypergradient(
 ) -> None:
     """Compare the engines: seconds, peak memory above the process's start, and differences between their gradients.
 
-    Seconds are the fastest of the rounds, the engines run in turn in one process. Memory is measured in a process of
-    its own for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
+    Seconds are the fastest of the rounds, the engines run in turn in one process. Memory is measured
+    in a separate process for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
 
     Args:
         case: the problem.
         rounds: measurements of each engine.
-        precision: of the timed runs.
+        precision: floating-point type of the timed runs.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
         difference: also compare the gradients in float64, and in float32 with those, which takes longer.
@@ -181,12 +181,12 @@ def bench_pace(
     """Measure how long the pieces of a campaign's jobs take on this machine; `python -m satm cost` reads the file.
 
     Random images and random experts of the right shape stand in for the real ones. Pieces that the file has already
-    are left out, so the same command goes on where it stopped.
+    are left out, so the same command resumes where it stopped.
 
     Args:
         config: the campaign.
         out: parquet file to write.
-        seconds: no further piece is begun after so many; those that take the least come first.
+        seconds: after them no new piece is started; the shortest pieces come first.
         device: auto, cpu, cuda or cuda:N.
         threads: CPU threads; None: as torch chooses.
     """
@@ -197,7 +197,7 @@ def bench_pace(
     console = Progress.console()
     console.print(f"{len(work) - left} of {len(work)} pieces of {config} are measured on {describe_backend(place)}")
     if left:
-        console.print(f"{left} are left; the same command goes on with them")
+        console.print(f"{left} are left; run the same command to measure them")
 
 
 def _fastest(

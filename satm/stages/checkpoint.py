@@ -137,7 +137,7 @@ class RunState:
             return None
         tensors, values = stored
         if difference := differing_field(self._files.identity, values["identity"]):
-            LOG.warning("the checkpoint there belongs to another run (%s); starting anew", difference)
+            LOG.warning("the checkpoint there belongs to another run (%s); starting from the beginning", difference)
             return None
         if (backend := values["backend"]) != self.backend:
             text = "going on with %s what was begun with %s: not the same bytes as in one go"

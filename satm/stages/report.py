@@ -7,6 +7,7 @@ from pathlib import Path
 from satm.config import ACCOUNTING, OVERVIEW, Resolver, root_of
 from satm.cost.forecast import Pace, cost, cost_grid
 from satm.cost.spent import accounting
+from satm.cost.workload import assumptions
 from satm.errors import UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
@@ -50,13 +51,13 @@ def make_accounting(resolver: Resolver) -> None:
     """Write what the jobs of a campaign took so far as csv, md, tex and html, and show it.
 
     Raises:
-        UsageError: there is no campaign, or it cannot be used as it is.
+        UsageError: there is no campaign, or it cannot be used.
     """
     if resolver.path is None:
         raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
     root = resolver.layout.root
     spent, console = accounting(campaigns_of(resolver.path), root), Progress.console()
-    contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: what it took", shown=[spent.rules])
+    contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: cost so far", shown=[spent.rules])
     contents.write(resolver.layout, ACCOUNTING)
     contents.show(console)
     for note in spent.rules.notes:
@@ -103,8 +104,9 @@ def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
         raise UsageError(f"{pace} has no measurements; make it with `python -m satm bench pace --config {config}`")
     measured = Pace(rows)
     # A processor is just `cpu`; any other name is that of a GPU.
-    forecast = cost(resolver, jobs(campaigns, root), measured, at_once=measured.device != "cpu")
-    grid, console = cost_grid(f"{config}: what it takes", forecast, measured, start_seconds), Progress.console()
+    planned = jobs(campaigns, root)
+    forecast = cost(resolver, planned, measured, at_once=measured.device != "cpu")
+    grid, console = cost_grid(f"{config}: predicted cost", forecast, measured, start_seconds), Progress.console()
     grid.show(console)
-    for note in grid.notes:
+    for note in [*grid.notes, *assumptions(resolver, planned)]:
         console.print(note)

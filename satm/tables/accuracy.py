@@ -100,10 +100,6 @@ class AccuracyTable(TableKind):
                 raise ValueError(f"methods_on names {network!r}, which is not among networks; add it there")
         return self
 
-    def tested_networks(self) -> tuple[str, ...]:
-        """Return the networks that are trained on the synthetic sets."""
-        return self.networks
-
     def tested_with(self, network: str) -> tuple[str, ...]:
         """Return the methods that are tested with a network, in the table's order."""
         tested = self.methods_on.get(network, self.methods)
@@ -200,7 +196,7 @@ class AccuracyTable(TableKind):
         networks = ["convnet", WIDE] if network == "convnet" else [network]
         frame = frame[(frame["metric"] == "test_accuracy") & frame["eval_arch"].isin(networks)]
         for method in self.published:
-            pick(method, dict.fromkeys(frame["method"]), f"method with published numbers in table {name}")
+            pick(method, dict.fromkeys(frame["method"]), "method with published numbers", f"table {name}")
         frame = frame[(frame["dataset"] == published_name(dataset)) & (frame["ipc"] == ipc) & frame["value"].notna()]
         known = {place: rank for rank, place in enumerate(PUBLISHED.get(name, ()))}
         ranks = [known.get(place, len(known)) for place in zip(frame["source"], frame["table"], strict=True)]

@@ -54,10 +54,6 @@ class ContinualTable(StepsOptions, TableKind):
         """Return the accuracies of all distillations."""
         return [layout.continual(cell, name) for cell in self.cells()]
 
-    def tested_networks(self) -> tuple[str, ...]:
-        """Return the network that learns."""
-        return (self.network,)
-
     def size(self) -> dict[str, object]:
         """Return how many steps and class orders there are."""
         return {"steps": self.steps, "class orders": self.orders}

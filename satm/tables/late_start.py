@@ -65,8 +65,8 @@ class LateStartTable(TableKind):
         ]
         notes = [
             "Test accuracy in percent, mean ± sample standard deviation over n experts and seeds. A network begins "
-            "with the expert's weights after so many epochs and learns from the synthetic set for the epochs that the "
-            "expert has left, inner steps of the method per epochs that it matches."
+            "with the expert's weights after this number of epochs and learns from the synthetic set for the epochs "
+            "that the expert has left, inner steps of the method per epochs that it matches."
         ]
         if name in PUBLISHED:
             notes.append(f"Published: {source_of(name)}, which makes 20 steps for one epoch.")

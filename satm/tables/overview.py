@@ -134,11 +134,11 @@ def sentences(state: Overview, root: str) -> list[str]:
         f"{total['published']} measured cells have a published number: {total['within one']} lie within one published "
         f"standard deviation, {total['within two']} within two, {total['outside']} outside; {total[AGREEMENT[3]]} were "
         "printed without one.",
-        f"The jobs behind them took {total['hours']:.1f} hours, of these {total['gpu_hours']:.1f} on a GPU; the most "
-        f"that one held were {total['peak_memory_gb']:.1f} GB. Devices: {', '.join(state.devices) or 'none'}.",
+        f"The jobs behind them took {total['hours']:.1f} hours, of these {total['gpu_hours']:.1f} on a GPU; peak "
+        f"memory was {total['peak_memory_gb']:.1f} GB. Devices: {', '.join(state.devices) or 'none'}.",
     ]
     if state.missing:
-        texts.append(f"The first that is missing: {state.missing[0]}")
+        texts.append(f"First missing file: {state.missing[0]}")
     return texts
 
 

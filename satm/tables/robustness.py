@@ -79,10 +79,6 @@ class RobustnessTable(TableKind):
             *(layout.full(dataset, self.full, network) for dataset, network in product(self.datasets, self.networks)),
         ]
 
-    def tested_networks(self) -> tuple[str, ...]:
-        """Return the networks that are trained on the synthetic sets."""
-        return self.networks
-
     def rows(self, reader: Reader, name: str) -> list[Row]:
         """Return one row per dataset, ipc, network and method."""
         return [

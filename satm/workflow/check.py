@@ -68,7 +68,7 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
     if setting.stage in models:
         options = parse(models[setting.stage], setting.options, where)
         if isinstance(options, AnalyseOptions) and options.experts is not None:
-            pick(options.experts, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, f"experts in {where}")
+            pick(options.experts, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, "experts", where)
     else:
         kind = "method" if setting.stage == "distill" else "network"
         entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
@@ -81,7 +81,7 @@ def _check_exhibit(resolver: Resolver, entry: Exhibit, where: str) -> None:
     """Check every synthetic set and network that a table or figure is made of."""
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
-        pick(dataset, resolver.datasets, f"dataset in {where}")
+        pick(dataset, resolver.datasets, "dataset", where)
         for network in entry.tested_networks():
             _check("network", resolver.network(network, dataset), where)
     try:

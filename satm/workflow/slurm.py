@@ -93,7 +93,7 @@ def load_site(path: Path) -> Site:
     """
     site = parse(Site, load_yaml(path, empty=True), str(path))
     for rule in site.rules():
-        pick(rule, RULES, f"rule in {path}")
+        pick(rule, RULES, "rule", str(path))
     return site
 
 

@@ -1,4 +1,4 @@
-"""What a campaign has taken, added up by hand: from accounts, from benchmarks, and where nothing is known."""
+"""What a campaign has taken, added up by hand: from records, from benchmarks, and where nothing is known."""
 
 import re
 import subprocess
@@ -185,7 +185,7 @@ def test_benchmarks_account_for_files_of_earlier_versions(
     assert (
         row["run_hours"] == 2 and row["cpu_hours"] == 1.5 and row["gpu_hours"] == gpu and pandas.isna(row["attempts"])
     )
-    assert "left an account of their own: 0 of 1; known by Snakemake's benchmark alone" in notes()
+    assert "Finished jobs with a record: 0 of 1; with Snakemake's benchmark only" in notes()
 
 
 def test_unusable_numbers_of_a_benchmark_are_unknown(small: dict[str, Job]) -> None:
@@ -237,7 +237,7 @@ def test_the_account_of_a_real_campaign(campaign: Path) -> None:
     assert rules.loc["evaluate", "run_hours"] == pytest.approx(kept.attempts[0].seconds / 3600, rel=0.5)
     assert rules.loc["evaluate", "peak_host_gb"] > 0.01 and set(rules["devices"].dropna()) == {"cpu"}
     text = Path("results/tiny/accounting.md").read_text()
-    assert "left an account of their own: 6 of 6." in text and "| table2 | digits | 1 | satm |" in text
+    assert "Finished jobs with a record: 6 of 6." in text and "| table2 | digits | 1 | satm |" in text
     page = Path("results/tiny/accounting.html").read_text()
     assert page.count("<table>") == 2 and page.count("<h1>") == 1
     assert Path("results/tiny/accounting.tex").read_text().count(r"\begin{tabular}") == 2

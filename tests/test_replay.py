@@ -1,4 +1,4 @@
-"""A memory of synthetic images: what it takes, what it refuses, and in which order it gives back."""
+"""A replay buffer of synthetic images: what it takes, what it refuses, and in which order it gives back."""
 
 import re
 from collections import Counter

@@ -442,7 +442,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda folder: {"images": folder / "no.parquet"}, "no.parquet does not exist; correct the path"),
     (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' has an environment variable that is not set"),
     (lambda folder: {"images": folder}, "holds neither parquet files nor class folders; expected CLASS/image in it"),
-    (lambda folder: {"images": Path(__file__)}, "test_foreign.py is of an unknown format, expected .pt"),
+    (lambda folder: {"images": Path(__file__)}, "test_external.py is of an unknown format, expected .pt"),
     (lambda folder: {**saved(some())(folder), "labels_from": folder / "l.pt"}, "l.pt does not exist"),
     (lambda folder: {**saved(some())(folder), "step_size_from": folder / "l.pt"}, "l.pt does not exist"),
     (saved({"data": some()}), "images.pt holds data, expected one tensor of images, or several named images"),
