@@ -1,4 +1,4 @@
-# A table of accuracies also writes NAME-paired.csv, which is no output here because the other kinds of table have none.
+# A table of accuracies also writes paired differences, a file that is no output here: other kinds of table have none.
 rule table:
     input:
         unpack(jobs.table.inputs),
