@@ -199,7 +199,7 @@ def test_unusable_numbers_of_a_benchmark_are_unknown(small: dict[str, Job]) -> N
         benchmark(small[MTT], broken)
         assert of_job(small[MTT]).source == ""
     assert rule("distill")["unknown"] == 1
-    assert "not known and not counted: 1 (1 distill)." in notes()
+    assert "unknown and not counted: 1 (1 distill)." in notes()
 
 
 def test_experts_count_once_by_rule_and_in_shares_by_cell(small: dict[str, Job]) -> None:
@@ -303,7 +303,7 @@ def test_accounting_is_a_reserved_name(tmp_path: Path, refused: Refuse) -> None:
     ):
         path.write_text(f"{section}: {{accounting: {entry}}}")
         told = refused("table", "--config", str(path), "--name", "accounting")
-        assert "'accounting' means what the jobs have taken; rename it" in told
+        assert "'accounting' means the cost of the jobs so far; rename it" in told
     for stage in ("table", "figure"):
         assert "name one with --config" in refused(stage, "--name", "accounting")
 

@@ -56,7 +56,7 @@ FORMER = {
 
 MEANINGS = {
     "tables": {"all": "all tables", OVERVIEW: "the progress of all tables", ACCOUNTING: "the cost of the jobs so far"},
-    "figures": {"all": "all figures", ACCOUNTING: "what the jobs have taken"},
+    "figures": {"all": "all figures", ACCOUNTING: "the cost of the jobs so far"},
 }
 """Names of tables and figures that commands and paths use for something else."""
 
