@@ -7,6 +7,7 @@ import torch
 from matching import EXPANDING, PARTS, differing, double, make, unlike
 from torch import Tensor
 
+from satm.methods.mtt import matching_loss
 from satm.methods.parts.problem import Problem
 from satm.outer import NO_STATE, MethodState
 from satm.params import call_flat
@@ -41,6 +42,21 @@ def test_with_beta_0_the_sampled_segment_has_no_effect(problem: Problem, name: s
             make(problem, name, **CONCURRENT, beta=beta, start_epoch=start).gradient(synthetic, 2) for start in (0, 1)
         )
         assert differing(one, two) == changed
+
+
+def test_an_objective_replaces_the_matching_loss(problem: Problem) -> None:
+    matching = make(problem, "mtt")
+    synthetic, seen = double(matching), []
+
+    def tripled(student: Tensor, begin: Tensor, target: Tensor) -> Tensor:
+        seen.append((begin, target))
+        return 3 * matching_loss(student, begin, target)
+
+    own = matching.oracle(synthetic, 2, tripled)(synthetic.images)
+    plain = matching.oracle(synthetic, 2)(synthetic.images)
+    assert own.loss == pytest.approx(3 * float(plain.loss), rel=1e-12)
+    assert unlike(own.images, 3 * plain.images) < 1e-12 and unlike(own.step_size, 3 * plain.step_size) < 1e-12
+    assert seen and not torch.equal(*seen[0])
 
 
 def test_a_segment_without_weight_costs_nothing(problem: Problem) -> None:
