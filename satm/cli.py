@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("satm: stopped; run the same command to resume", file=sys.stderr)
         return stopping.AGAIN
     except OSError as error:
-        return _fail(f"{error.strerror or error} ({error.filename}); check the disk and start again")
+        return _fail(str(RunError(f"{error.strerror or error} ({error.filename}); check the disk and start again")))
     except SystemExit as error:  # tyro after --help
         return int(error.code or 0)
     return 0
@@ -338,4 +338,7 @@ def _usage(what: str, known: Mapping[str, Callable[..., None]]) -> str:
 
 
 def _cell(flags: Any) -> Cell:
+    """Return the cell that the flags name; the stages take ipc 0 for all real images, which no flag can ask for."""
+    if flags.ipc < 1:
+        raise UsageError(f"--ipc must be at least 1, got {flags.ipc}")
     return Cell(flags.dataset, flags.ipc, flags.method, flags.seed)

@@ -103,6 +103,19 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("evaluate", *CELL, "--method", "satm", "--network", "convnt"), ("unknown network 'convnt'", "'convnet'?")),
         (("evaluate", *CELL, "--method", "satm", "--split", "validation"), ("holds out no validation images",)),
         (("evaluate", *CELL, "--method", "satm", "--epochs", "0"), ("epochs", "greater than or equal to 1")),
+        *(
+            (
+                (stage, *CONFIG, "--dataset", "digits", "--ipc", "0", "--method", "mtt", *more),
+                ("--ipc must be at least 1",),
+            )
+            for stage, *more in (
+                ["distill"],
+                ["evaluate"],
+                ["evaluate", "--what", "variants"],
+                ["continual"],
+                ["analyse"],
+            )
+        ),
         (("table", *CONFIG, "--name", "tabel2"), ("unknown table 'tabel2' in tiny.yaml", "Did you mean 'table2'?")),
         (("data", *CONFIG, "--dataset", "digits", "--make", "zca"), ("not whitened; set zca: true",)),
         (("data", "--config", "absent.yaml", "--dataset", "digits"), ("absent.yaml", "No such file")),

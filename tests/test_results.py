@@ -413,6 +413,7 @@ def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
         ({"average": "ema", "raw_images": torch.zeros(3, 3, 4, 4)}, r"float32 \(4, 3, 4, 4\), got .*\(3, 3, 4, 4\)"),
         ({"average": "ema", "raw_labels": torch.zeros(4, 2)}, r"int64 \(4,\), got torch.float32 \(4, 2\)"),
         ({"labels": torch.tensor([0, 0, 1, 2])}, "must be 0 to 1, got 0 to 2"),
+        ({"labels": torch.tensor([0, -1, 1, 1])}, "must be 0 to 1, got -1 to 1"),
         ({"labels": torch.tensor([0, 1])}, r"needs labels int64 \[4\]"),
         ({"images": torch.zeros(4, 3, 4, 4, dtype=torch.float64)}, "needs float32 images"),
     ],

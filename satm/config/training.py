@@ -58,7 +58,7 @@ FULL = {
 """Recipes for training on all real images. `strong` is ours: what has long been usual for CIFAR."""
 
 CANDIDATES = 720
-"""Number of networks in the space of an architecture search (`satm.evaluation.candidates`)."""
+"""Number of networks in the space of an architecture search (`satm.evaluation.search.candidates`)."""
 
 
 class CandidateOptions(EvaluateOptions):

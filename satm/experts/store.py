@@ -74,7 +74,11 @@ def _checked(metadata: Mapping[str, object], index: int, path: Path) -> dict[str
 
 
 class Shard(Options):
-    """Record of a shard in a manifest; the accuracy is that of the last snapshot, length and hash are the file's."""
+    """Record of a shard in a manifest; the accuracy is that of the last snapshot, length and hash are the file's.
+
+    The hash is for other programs (`sha256sum`): each snapshot has its own in the shard, which is compared when it is
+    read.
+    """
 
     file: str
     index: int = Field(ge=0)

@@ -82,7 +82,7 @@ NAS = Columns(
 )
 """One row per trained candidate and repeat; ipc 0 and method `real` for training on all real images.
 
-candidate: index in `satm.evaluation.candidates`; width to pooling are its options. split: real images that
+candidate: index in `satm.evaluation.search.candidates`; width to pooling are its options. split: real images that
 `accuracy` (a fraction) and `loss` (NaN where training diverged) are measured on.
 """
 

@@ -117,8 +117,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                 f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or float32 "
                 f"[{count}, {classes}], got {_type(labels)}"
             )
-        if hard and count and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < classes:
-            raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
+        if hard and count:
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= classes:
+                raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
 
     def __len__(self) -> int:
         return len(self.images)

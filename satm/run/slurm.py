@@ -15,7 +15,7 @@ def submission() -> dict[str, str | None] | None:
     if not (job := _job()):
         return None
     array = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-    answer = _ask("squeue", "-h", "-j", "_".join(array) if all(array) else job, "-o", "%V,%S") or ""
+    answer = _ask("squeue", "-h", "-j", "_".join(array) if all(array) else job, "-o", "%V,%S", seconds=10) or ""
     submitted, _, started = answer.partition("\n")[0].partition(",")
     begun = os.environ.get("SLURM_JOB_START_TIME", "")
     since = datetime.fromtimestamp(float(begun), UTC).isoformat() if begun.isdigit() else started
@@ -29,7 +29,9 @@ def seconds_left() -> float | None:
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
         return float(end) - time.time()
     # `[days-][[hours:]minutes:]seconds`, or a word
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", _ask("squeue", "-h", "-j", job, "-o", "%L") or "")
+    match = re.fullmatch(
+        r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", _ask("squeue", "-h", "-j", job, "-o", "%L", seconds=30) or ""
+    )
     if match is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
@@ -39,18 +41,20 @@ def seconds_left() -> float | None:
 def requeue() -> bool:
     """Ask SLURM to put the job around this process back into its queue; say whether it will."""
     job = _job()
-    return job is not None and _ask("scontrol", "requeue", job) is not None
+    return job is not None and _ask("scontrol", "requeue", job, seconds=60) is not None
 
 
 def _job() -> str | None:
     return os.environ.get("SLURM_JOB_ID") or None
 
 
-def _ask(*command: str) -> str | None:
-    """Return the answer of a SLURM program; None where it fails."""
+def _ask(*command: str, seconds: float) -> str | None:
+    """Return the answer of a SLURM program; None where it fails or takes longer than this."""
     zone = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=zone).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=True, env=zone
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

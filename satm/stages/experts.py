@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from satm.config import ExpertsOptions, Resolver, parts
+from satm.config.base import numbers
 from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.experts import (
@@ -49,17 +50,11 @@ def make_experts(
     for name in known if part is None else [part]:
         names = {"dataset": dataset, "experts": experts, "part": name}
         with Job(resolver.layout, "experts_part", names, identity) as job:
-            shards = _train_part(inputs, options, difficulty, folder, job, _indices(name))
+            shards = _train_part(inputs, options, difficulty, folder, job, numbers(name))
             job.write(partial(write_record, job.path, {"identity": identity, "shards": shards}))
     if part is None:
         with account_of(resolver.layout, "experts", dataset=dataset, experts=experts):
             collect_experts(resolver, dataset, experts, options)
-
-
-def _indices(part: str) -> range:
-    """Return the experts of a part `FIRST-LAST`."""
-    first, last = (int(number) for number in part.split("-"))
-    return range(first, last + 1)
 
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
@@ -71,7 +66,7 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
         content = read_record(path, "part of experts", {"identity": dict, "shards": list})
         if difference := differing_field(identity, content["identity"]):
             raise UsageError(f"{path} holds other experts: {difference}; make that part again")
-        shards += read_shards(content["shards"], f"part of experts {path}", _indices(part))
+        shards += read_shards(content["shards"], f"part of experts {path}", numbers(part))
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
     mean = sum(float(shard["test_accuracy"]) for shard in shards) / len(shards)

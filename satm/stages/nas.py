@@ -6,6 +6,7 @@ from functools import partial
 import torch
 
 from satm.config import CANDIDATES, Cell, Resolver, SearchOptions
+from satm.config.base import numbers
 from satm.errors import UsageError
 from satm.evaluation.candidates import fitting
 from satm.evaluation.networks import Axes, Group, Task
@@ -44,8 +45,8 @@ def make_search(
         return Task(images, step_size, candidate.network, data.classes, recipe, inputs.augmentation)
 
     for name in options.parts() if part is None else [part]:
-        first, last = (int(number) for number in name.split("-"))
-        own = chosen[first : last + 1]
+        places = numbers(name)
+        own = chosen[places.start : places.stop]
         identity = inputs.identify(
             "nas",
             **about,
