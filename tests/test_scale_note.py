@@ -46,7 +46,7 @@ def test_a_smaller_figure_says_by_how_much(tmp_path: Path) -> None:
     tables = {"two": {"kind": "continual", "datasets": {"digits": [1]}, "methods": ["mtt"], "steps": 2, "orders": 2}}
     resolver = campaign(tmp_path, figures=figures, tables=tables)
     (text,) = reductions(resolver, "figures", "contra-figure1")
-    assert "epochs on the path 5 (40)" in text and "iterations 30 (" in text
+    assert all(part in text for part in ("epochs on the path 5 (40)", "iterations 30 (", "convnet width 16 (128)"))
     (text,) = reductions(resolver, "figures", "figure2")
     assert "steps 2 (" in text and "class orders 2 (5)" in text
 

@@ -4,7 +4,7 @@ A kind is a class in a module of `satm.tables` or `satm.figures`, registered und
 has the options of an entry, lists the input files of the exhibit, and makes it of them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -50,10 +50,10 @@ class Exhibit(Options):
         """Return every distillation that it is made of."""
         return []
 
-    def tested_networks(self) -> Iterable[str]:
+    def tested_networks(self) -> Sequence[str]:
         """Return the names of the networks that are trained on the synthetic sets: its `networks`, or its `network`."""
-        networks: Iterable[str] = getattr(self, "networks", None) or filter(None, [getattr(self, "network", None)])
-        return networks
+        networks: Sequence[str] = getattr(self, "networks", ())
+        return networks or [name for name in [getattr(self, "network", None)] if name]
 
     def size(self) -> dict[str, object]:
         """Return the options that determine its size, by their meaning in words."""
