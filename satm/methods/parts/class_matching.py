@@ -22,7 +22,7 @@ from satm.methods.recipe import Recipe
 class Comparison:
     """One class in one iteration: `[m]` int64 indices of its synthetic images, and real images augmented by `draw`.
 
-    The same draw is meant for the synthetic images.
+    The synthetic images are to be augmented by the same draw.
     """
 
     label: int
@@ -55,7 +55,7 @@ class ClassMatching(Method[Own]):
         """One draw serves batches of any length."""
 
     def comparison(self, synthetic: Synthetic, label: int, generator: torch.Generator) -> Comparison:
-        """Return one class of an iteration; the classes draw from the iteration's generator in their order.
+        """Return the images of one class to compare; the classes draw from the iteration's generator in their order.
 
         Source: public code of DSA and DM: each class draws its own real images and augmentation.
         """

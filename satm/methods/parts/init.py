@@ -98,7 +98,7 @@ def _gather(problem: Problem, chosen: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 Init = Callable[[Problem, float | None], tuple[Tensor, Tensor]]
-"""`(problem, norm) -> images, classes`; only Gaussian noise has the norm."""
+"""`(problem, norm) -> images, classes`; only Gaussian noise uses the norm."""
 
 INITS: Mapping[str, Init] = {"real": real, "correct": correct, "gaussian": gaussian}
-"""By the option `init`."""
+"""Initial images by the option `init`."""
