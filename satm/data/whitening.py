@@ -56,7 +56,7 @@ class Whitening:
     eps: float
     """Added to the eigenvalues s of the covariance; with `relative`, multiplied by their mean first."""
     per_image: bool = False
-    """Whether each image is brought to mean 0 and norm 1 first."""
+    """Whether each image is first standardised to mean 0 and norm 1."""
     relative: bool = False
     """Whether eps is in units of the mean eigenvalue."""
     norm: Tensor | None = None
@@ -192,7 +192,7 @@ def save_whitening(path: Path, whitening: Whitening, data: str | None = None) ->
 
 
 def load_whitening(path: Path, data: str | None = None) -> Whitening:
-    """Return the whitening in a file; `data` is the expected hash of its dataset, None: any or an unknown one.
+    """Return the whitening in a file; `data` is the expected hash of its dataset, None: not checked.
 
     Raises:
         UsageError: the file is missing, cut short, not a whitening, fitted on another dataset, or does not match its

@@ -89,7 +89,8 @@ def convolutional(
 ) -> Network:
     """Build convolutions with norm, activation and pooling, then one linear layer.
 
-    The linear layer sees the whole last map, or with `corner` its upper left pixel; see `satm.networks.base.Builder`.
+    The linear layer's input is the whole last map, or with `corner` its upper left pixel. For the other arguments see
+    `satm.networks.base.Builder`.
     """
     layers: list[nn.Module] = []
     for filters, kernel, pooled, stride in plan:
