@@ -69,7 +69,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     preprocessing: Mapping[str, Any]
     """The map from pixels to `images`: `satm.data.Preprocessor.identity`."""
     class_names: tuple[str, ...]
-    """By label."""
+    """Names of the classes by label."""
     dataset: str
     """Name of the real dataset."""
     ipc: int
@@ -93,7 +93,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     raw_labels: Tensor | None = None
     """For an average: labels of the iteration itself, like `labels`; None: the same as `labels`."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors by name that the raw images are computed from, as basis and weights; empty: the images themselves."""
+    """Tensors by name that raw images are computed from, such as basis and weights; empty: images are learned."""
     history: History | None = None
     """Earlier states, kept by the option `snapshots` of a distillation."""
 
@@ -128,15 +128,15 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def classes(self) -> Tensor:
-        """`[n]` int64, the class of each image; of soft labels the largest."""
+        """`[n]` int64, the class of each image; for soft labels the most probable one."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
 
     @property
     def stored_numbers(self) -> int:
-        """Numbers that the set is made of, to compare sets at an equal budget.
+        """Size of the set in numbers, to compare sets at an equal budget.
 
-        These are `stored`, or the images where it is empty or the set is an average, and the logits of soft labels.
-        Integer labels, which follow from the order of the images, step size, raw parts and history do not count.
+        It counts `stored`, or the images if that is empty or the set is an average, and the logits of soft labels. It
+        does not count integer labels, which follow from the order of the images, step size, raw parts and history.
         """
         computed = self.average == "raw" and self.stored
         count = sum(tensor.numel() for tensor in self.stored.values()) if computed else self.images.numel()
@@ -145,18 +145,18 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def first(self, ipc: int) -> "DistilledDataset":
         """Return the set of the first `ipc` images of each class; `stored` is kept whole.
 
-        A set from boosted distillation, good in every prefix, becomes one for a smaller budget.
+        It turns a set from boosted distillation, where every prefix is a set, into one for a smaller budget.
 
         Raises:
-            UsageError: a class has fewer images, or the images are not sorted by class, with as many of each.
+            UsageError: a class has fewer images, or the images are not sorted by class with the same number of each.
         """
         classes = len(self.class_names)
         each, rest = divmod(len(self), classes)
         order = torch.arange(classes).repeat_interleave(each)
         if rest or (self.labels.ndim == 1 and not torch.equal(self.labels.cpu(), order)):
             raise UsageError(
-                "taking the first images of each class needs images sorted by class, with as many of each; these "
-                f"{len(self)} images of {classes} classes are not"
+                "taking the first images of each class needs images sorted by class with the same number of each; "
+                f"these {len(self)} images of {classes} classes are not"
             )
         if not 1 <= ipc <= each:
             raise UsageError(f"the synthetic set has {each} images per class, got {ipc}; ask for 1 to {each}")
@@ -198,8 +198,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def pixels(self, whitening: Whitening | None = None, clip: bool = True) -> Tensor:
         """Return `[n, C, H, W]` float32 images in [0, 1] for display.
 
-        `clip` clamps values outside [0, 1]. `whitening` None: read from `whitening_path`; in a synthetic set's file,
-        which has some KiB, it would take 76 MB (CIFAR-10).
+        `clip` clamps values outside [0, 1]. `whitening` None: it is read from `whitening_path`, since its 76 MB (for
+        CIFAR-10) are not stored in the set's own file of a few KiB.
 
         Raises:
             UsageError: the whitening's file is missing or broken, or it is not the whitening of these images.
