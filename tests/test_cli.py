@@ -297,7 +297,7 @@ def test_experts_of_another_dataset_or_whitening_are_refused(campaign: Path, ref
     )
     assert "preprocessing" in refused("experts", *CONFIG, "--dataset", "digits", "--collect")
     told = refused("evaluate", *CELL, "--method", "satm")
-    assert "prepared in another way: space: expected 'whitened', found 'normalised'" in told
+    assert "another preprocessing: space: expected 'whitened', found 'normalised'" in told
 
 
 def test_experts_of_another_revision_are_others(

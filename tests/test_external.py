@@ -504,7 +504,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     ),
     (
         ours(class_names=("a", "b", "d")),
-        "was made for another dataset or .*: class_names: expected .*'c'.*, found .*'d'",
+        "was made for another dataset .*: class_names: expected .*'c'.*, found .*'d'",
     ),
     (ours(space="pixels"), "states that its images are normalised by .*, space is 'pixels'; leave space out"),
     (ours(space="whitened"), "space is 'whitened'; leave space out"),
