@@ -533,7 +533,7 @@ def test_a_kill_at_any_moment_changes_nothing(
     capsys.readouterr()
     assert main(list(arguments)) == 0
     if stage == "distill":
-        assert "going on after iteration" in capsys.readouterr().out
+        assert "resuming after iteration" in capsys.readouterr().out
     same_files(tmp_path / "whole" / "results", tmp_path / "killed" / "results")
 
 
@@ -552,7 +552,7 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(content)
     assert main(arguments) == 0
-    assert "going on after iteration 20" in capsys.readouterr().out
+    assert "resuming after iteration 20" in capsys.readouterr().out
     one = load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors")
     assert main(arguments) == 0
     assert torch.equal(

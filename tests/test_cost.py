@@ -290,7 +290,7 @@ def test_measuring_the_pace_resumes(
         (("--config", "tiny.yaml", "--pace", "missing.parquet"), "measured pace missing.parquet does not exist"),
         (("--config", "tiny.yaml", "--pace", "tiny.yaml"), "is not a whole parquet file"),
         (("--config", "tiny.yaml", "--pace", "empty.parquet"), "empty.parquet has no measurements; make it with"),
-        (("--config", "tiny.yaml", "--start-seconds", "-1"), "start-seconds must be a number from 0, got -1"),
+        (("--config", "tiny.yaml", "--start-seconds", "-1"), "--start-seconds must be at least 0, got -1"),
     ],
 )
 def test_unusable_input_of_the_forecast_is_refused(

@@ -259,7 +259,7 @@ def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     [
         (("--what", "full", "--ipc", "1"), "--ipc has no effect with --what full; leave it out"),
         (("--what", "variants", "--ipc", "1"), "--what variants needs --ipc and --method, --method is missing"),
-        (("--what", "full", "--lr", "learned"), "real images have no step size of their own, lr is 'learned'"),
+        (("--what", "full", "--lr", "learned"), "real images have no learned step size, got lr 'learned'"),
         (("--ipc", "1", "--method", "satm", "--recipe", "experts"), "--recipe has no effect with --what set"),
     ],
 )
