@@ -160,7 +160,7 @@ def test_damaged_circumstances_are_refused(rows: Path, text: str | bytes) -> Non
         ({"class_names": "ab"}, "class_names is a str, expected a list"),
         ({"class_names": [1, 2]}, "class_names and whitening_path must be text"),
         ({"whitening_path": 3}, "class_names and whitening_path must be text"),
-        ({"preprocessing": {}}, "says nothing of space"),
+        ({"preprocessing": {}}, "lacks space"),
         ({"seed": None}, "seed is a NoneType, expected a int"),
         ({"options": []}, "options is a list, expected a dict"),
     ],
@@ -374,7 +374,7 @@ def test_a_file_from_before_averages_is_a_raw_set(raw: torch.Tensor, tmp_path: P
     assert torch.equal(found.images, plain(raw).images)
     del metadata["ipc"]
     write_tensors(path, tensors, metadata)
-    with pytest.raises(UsageError, match="says nothing of ipc"):
+    with pytest.raises(UsageError, match="lacks ipc"):
         load_distilled(path)
     write_tensors(path, {**tensors, "other": torch.zeros(1)}, metadata)
     with pytest.raises(UsageError, match="expected a synthetic set"):

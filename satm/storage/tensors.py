@@ -1,4 +1,4 @@
-"""Files of tensors, with hashes that reveal a change."""
+"""Files of tensors, with hashes that reveal changes."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from satm.storage.files import AGAIN, atomic_path
 from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
-"""Names under which a file states the hashes of its tensors, and of its metadata including those."""
+"""Names of the hashes of a file's tensors, and of the hash of its metadata including these."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
@@ -25,7 +25,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     an order that changes from run to run.
     """
     own = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    content = json.loads(json.dumps(metadata))  # numbers as names become texts before the hash is taken
+    content = json.loads(json.dumps(metadata))  # names that are numbers become texts, before hashing
     content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in own.items()}
     content[METADATA_HASH] = hash_json(content)
     with atomic_path(path) as part:
@@ -43,9 +43,9 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 class TensorFile:
-    """An open safetensors file that compares each tensor with its hash on reading.
+    """An open safetensors file that checks each tensor against its hash on reading.
 
-    A file of an earlier version or of another program has no hashes, and nothing is compared.
+    A file of an earlier version or of another program has no hashes and is not checked.
 
     Raises:
         UsageError: (on construction) the metadata are damaged or changed, or are those of other tensors.
@@ -102,7 +102,7 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
-    """Open a safetensors file by memory map, which reads only the tensors asked for.
+    """Open a safetensors file by memory map, which reads only the requested tensors.
 
     Raises:
         UsageError: the file is missing or cut short, or its metadata were changed.
@@ -124,10 +124,10 @@ def read_metadata(file: TensorFile, path: Path, what: str) -> dict[str, object]:
     """Return the metadata that `write_tensors` stored.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there are none.
     """
     if file.stated is None:
-        raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
+        raise UsageError(f"{what} {path} was not written by satm (it has no 'satm' metadata); make it again")
     return dict(file.stated)
 
 
