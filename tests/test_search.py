@@ -202,7 +202,7 @@ def searched(**content: object) -> Campaign:
         ({"proxy": {"epoch": 3}}, "unknown option 'tables.mine.proxy.epoch'.*Did you mean 'epochs'?"),
         ({"proxy": {"lr": "searched"}}, "tables.mine.proxy.lr.*got 'searched'"),
         ({"proxy": {"lr_grid": [0.1]}}, "lr_grid .* has no effect with an architecture search; set lr, or leave lr_"),
-        ({"real": {"lr": "learned"}}, "tables.mine.real: real images have no step size of their own, so lr must be"),
+        ({"real": {"lr": "learned"}}, "tables.mine.real: real images have no learned step size, so lr must be"),
         ({"top_by": "both"}, "tables.mine.top_by: .*got 'both'"),
     ],
 )
