@@ -189,7 +189,7 @@ def test_the_oldest_plugin_is_the_one_that_is_installed_by_name() -> None:
     [
         (
             {"slurm_partition": "cpu"},
-            "there is no partition 'cpu' for jobs of distill, but batch, gpu, members; set cpu_p",
+            "unknown partition 'cpu' for jobs of distill; set one of batch, gpu, members as cpu_p",
         ),
         (
             {"slurm_partition": "gp", "gpu": 1},
