@@ -411,7 +411,7 @@ def test_no_network_for_a_download(
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (MemoryError(), "memory is used up"),
+        (MemoryError(), "out of memory"),
         (OSError(13, "Permission denied", "there"), "Permission denied (there)"),
     ],
 )

@@ -311,5 +311,7 @@ def test_unusable_input_of_the_forecast_is_refused(
 @pytest.mark.parametrize("key", ["{", "3", "{}", '{"network": 3}'])
 def test_a_pace_with_damaged_keys_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
     held = rows(("step", TRAINED, 8, 1.0, 10)).assign(key=key)
-    with pytest.raises(UsageError, match=r"the pace has a 'step' of .*, which is not a piece of a job; measure it again"):
+    with pytest.raises(
+        UsageError, match=r"the pace has a 'step' of .*, which is not a piece of a job; measure it again"
+    ):
         Pace(held)

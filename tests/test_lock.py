@@ -227,4 +227,6 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
         for thread in threads:
             thread.join()
     assert (done[0], most[0]) == (4, 1)
-    assert "lets two processes create one file, so locks are unreliable there; the run begins after 0.5 s" in caplog.text
+    assert (
+        "lets two processes create one file, so locks are unreliable there; the run begins after 0.5 s" in caplog.text
+    )

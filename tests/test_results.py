@@ -399,9 +399,7 @@ def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
         with pytest.raises(UsageError, match=rf"has 4 images per class, got {ipc}; ask for 1 to 4"):
             whole.first(ipc)
     for labels in (torch.arange(3).repeat(4), torch.tensor([0] * 5 + [1] * 3 + [2] * 4)):
-        with pytest.raises(
-            UsageError, match="with the same number of each; these 12 images of 3 classes"
-        ):
+        with pytest.raises(UsageError, match="with the same number of each; these 12 images of 3 classes"):
             dataclasses.replace(whole, labels=labels).first(1)
     with pytest.raises(UsageError, match="these 12 images of 5 classes are not"):
         dataclasses.replace(whole, class_names=tuple("abcde")).first(1)

@@ -258,7 +258,7 @@ def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     ("arguments", "text"),
     [
         (("--what", "full", "--ipc", "1"), "--ipc has no effect with --what full; leave it out"),
-        (("--what", "variants", "--ipc", "1"), "--what variants needs --ipc and --method, --method is missing"),
+        (("--what", "variants", "--ipc", "1"), "--what variants needs --ipc and --method, got no --method"),
         (("--what", "full", "--lr", "learned"), "real images have no learned step size, got lr 'learned'"),
         (("--ipc", "1", "--method", "satm", "--recipe", "experts"), "--recipe has no effect with --what set"),
     ],
