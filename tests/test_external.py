@@ -437,7 +437,7 @@ def wrong(images: Tensor, value: float) -> Tensor:
 OTHER_MEAN = {**problem_of().preprocessor.identity, "mean": [0.4]}
 PAIRS = ["a", "a", "b", "b", "c", "c"]
 REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
-    (lambda folder: {}, "method 'files' needs images, the path of a set"),
+    (lambda folder: {}, "method 'files' needs images, the path of an external set"),
     (lambda folder: {"images": folder / "no.pt"}, "no.pt does not exist; correct the path"),
     (lambda folder: {"images": folder / "no.parquet"}, "no.parquet does not exist; correct the path"),
     (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' has an environment variable that is not set"),

@@ -97,7 +97,7 @@ def check_name(name: str) -> None:
 
 
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
-    """Raise a UsageError if an option without effect is set; `idle` has these options by a text of cause and remedy."""
+    """Raise a UsageError if an option without effect is set; `idle` lists these options by cause and remedy (text)."""
     for cause, names in idle.items():
         for name in names:
             if (value := getattr(options, name)) != type(options).model_fields[name].default:

@@ -62,7 +62,7 @@ MEANINGS = {
 
 
 class Campaign(Options):
-    """One YAML file: the datasets, networks, experts and methods by name, and the tables made of them."""
+    """One YAML file: datasets, networks, experts and methods by name, and tables and figures of their results."""
 
     datasets: dict[str, DatasetOptions] = {}
     """Datasets by name, added to the built-in ones; an entry replaces a built-in one of its name."""

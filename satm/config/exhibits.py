@@ -102,7 +102,7 @@ class Cells(Exhibit):
 
 
 class TableOptions(Cells):
-    """Options of every kind of table; `satm.tables.base.TableKind` adds the making."""
+    """Options of every kind of table; `satm.tables.base.TableKind` adds the methods that make it."""
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of the input files of the table of this name."""
@@ -110,7 +110,7 @@ class TableOptions(Cells):
 
 
 class FigureOptions(Exhibit):
-    """Options of every kind of figure; `satm.figures.base.FigureKind` adds the drawing."""
+    """Options of every kind of figure; `satm.figures.base.FigureKind` adds the methods that draw it."""
 
     title: str = ""
     """Title above the figure; empty: none."""

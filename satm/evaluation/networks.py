@@ -100,7 +100,7 @@ class Task:
     def optimiser(
         self, parameters: Iterable[Tensor], epoch: int, previous: torch.optim.Optimizer | None
     ) -> torch.optim.Optimizer:
-        """Return the optimiser of an epoch: the previous epoch's, or a fresh one where its state is reset."""
+        """Return the optimiser of an epoch: the previous epoch's, or a new one if its state is reset."""
         options, rate = self.options, self.rate
         if options.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))

@@ -1,4 +1,4 @@
-"""Base of all kinds of figure: options, the files that a figure needs, and its drawing from them.
+"""Base of all kinds of figure: options, the files that a figure needs, and the methods that draw it from them.
 
 A new kind is one module here: a class with `@FIGURES.named("NAME")` that derives from `FigureKind` or `CellsFigure`,
 has the option `kind: Literal["NAME"] = "NAME"` and defines `files` and `draw`.
@@ -32,7 +32,7 @@ class Drawn:
 
 
 class FigureKind(FigureOptions):
-    """Base of all kinds of figure: options, and the drawing from the files of other stages."""
+    """Base of all kinds of figure: options, and the methods that draw it from the files of other stages."""
 
     def draw(self, reader: Reader) -> Drawn:
         """Return the picture and the numbers that it shows.

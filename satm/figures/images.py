@@ -46,7 +46,7 @@ class ImagesFigure(CellsFigure):
         return [layout.distilled(cell) for cell in self.chosen()]
 
     def draw(self, reader: Reader) -> Drawn:
-        """Draw a block per set, with `start` below its initial images."""
+        """Draw a block per set, and with `start` its initial images above it."""
         blocks: list[Block] = []
         cells = self.chosen()
         several = len({cell[:2] for cell in cells}) > 1

@@ -84,7 +84,7 @@ def dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
 
 
 def legend_above(figure: "Figure", axes: Any) -> None:
-    """Draw one legend for all panels above them, where it covers nothing."""
+    """Draw one legend for all panels above them."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         place: dict[str, Any] = {"loc": "outside upper center", "ncols": len(labels)}

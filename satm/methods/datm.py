@@ -1,6 +1,6 @@
 """Difficulty-aligned trajectory matching (DATM): early segments first, with learned labels.
 
-Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding where the preset of a
+Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding if the preset of a
 dataset and IPC says so, as the published configurations do); objective match; estimator exact; step size exact; outer
 descent. Iterations with a loss above 1 are skipped.
 

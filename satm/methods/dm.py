@@ -1,7 +1,7 @@
 """Distribution matching (DM): match the mean features of real and of synthetic images, class by class.
 
-The features are the inputs of the last linear layer of a random network, drawn afresh in each iteration. The real and
-synthetic images of a class share one random augmentation.
+The features are the inputs of the last linear layer of a random network; each iteration draws a new network. The real
+and synthetic images of a class share one random augmentation.
 
 Composition of `dm`: experts none; init real; labels hard; segments none; objective class-match; estimator none; step
 size fixed; outer descent.

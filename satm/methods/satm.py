@@ -4,7 +4,7 @@ Composition of `satm`: experts sgd; init real; labels hard; segments uniform; ob
 size first-order; outer smoothed.
 
 `satm-fi`: as `satm`, experts flat.
-`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding where the preset says so).
+`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding if the preset says so).
 Iterations with a loss above 1 are skipped.
 
 Source: "Dataset Condensation with Sharpness-Aware Trajectory Matching", Algorithm 1, Eq. 9 to 12, Table 6; SATM-FI:

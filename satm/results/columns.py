@@ -135,15 +135,15 @@ _PATH_ONLY = _fields(
 )
 
 TRAJECTORY = Columns(
-    "errors along the experts' path",
+    "errors along the experts' trajectories",
     CELL
     | _fields("kind str, expert int, start int, epoch int, steps int, evaluation_accuracy float, evaluation_loss float")
     | _PATH_ONLY,
     key=(*CELL, "kind", "expert", "start", "epoch"),
     optional=frozenset(_PATH_ONLY),
 )
-"""One row per expert and segment of its path (kind `path`), or per epoch at which a network starts (kind `restart`,
-without the optional columns).
+"""One row per expert and segment of its trajectory (kind `path`), or per epoch at which a network starts (kind
+`restart`, without the optional columns).
 
 start, epoch: epochs of the expert at which the segment or network starts and ends; steps: training steps between them.
 accuracy (a fraction) and loss on the test images at the end: of the network trained on the synthetic set alone

@@ -41,7 +41,7 @@ STATED: Mapping[str, type] = {
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """States of a synthetic set during its distillation, s of them; raw even where the set is an average."""
+    """States of a synthetic set during its distillation, s of them; raw even if the set is an average."""
 
     iterations: Tensor
     """`[s]` int64, outer steps before each state, ascending from 0."""

@@ -106,9 +106,9 @@ class Account:
         self._started = time.monotonic() - age
         self._processors = 0.0 if age else _processor_seconds()
         self.device: torch.device = around.device if around else torch.device("cpu")
-        job = around._own.slurm if around else slurm.submission()
+        job = around._attempt.slurm if around else slurm.submission()
         began, host = _utc(time.time() - age), platform.node()
-        self._own: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
+        self._attempt: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._write(done=False)
@@ -140,7 +140,7 @@ class Account:
 
     def _others(self, record: Record | None) -> list[Attempt]:
         """Return the other attempts of a record; without a record, those at the start of this attempt."""
-        return self._earlier if record is None else [each for each in record.attempts if each.id != self._own.id]
+        return self._earlier if record is None else [each for each in record.attempts if each.id != self._attempt.id]
 
     def _stop(self) -> None:
         self._ended.set()
@@ -151,17 +151,17 @@ class Account:
             self._write(done=False)
 
     def _now(self) -> Attempt:
-        own = self._own
-        own.ended, own.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
-        own.cpu_seconds = round(_processor_seconds() - self._processors, 3)
-        own.device, own.gpus = device_name(self.device), int(self.device.type == "cuda")
-        own.peak_device_bytes = highest_memory(self.device)
-        own.peak_host_bytes = peak_memory(torch.device("cpu"))
-        return own
+        attempt = self._attempt
+        attempt.ended, attempt.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
+        attempt.cpu_seconds = round(_processor_seconds() - self._processors, 3)
+        attempt.device, attempt.gpus = device_name(self.device), int(self.device.type == "cuda")
+        attempt.peak_device_bytes = highest_memory(self.device)
+        attempt.peak_host_bytes = peak_memory(torch.device("cpu"))
+        return attempt
 
     def _write(self, done: bool) -> None:
         """Write the record with this attempt so far and the other attempts in the file."""
-        record = find_record(self.path) if self._own.ended else None  # at first it may be from an earlier result
+        record = find_record(self.path) if self._attempt.ended else None  # at first it may be from an earlier result
         finished = done or bool(record and record.done)
         self._put(Record([*self._others(record), self._now()], finished).text().encode())
 
@@ -193,17 +193,17 @@ def account(path: Path, beat: float = BEAT) -> Iterator[None]:
     if any(each.path == path for each in _open):
         yield
         return
-    own, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
-    _open.append(own)
-    end = partial(own.close, done=False)
+    current, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
+    _open.append(current)
+    end = partial(current.close, done=False)
     try:
         yield
-        end = partial(own.close, done=True)
+        end = partial(current.close, done=True)
     except UsageError:
-        end = partial(own.withdraw)
+        end = partial(current.withdraw)
         raise
     finally:
-        _open.remove(own)
+        _open.remove(current)
         end()
 
 

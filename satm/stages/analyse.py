@@ -120,7 +120,7 @@ class _Subject(Inputs):
 
 
 def _sharpness(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how much the matching loss rises at the worst neighbour of a synthetic set.
+    """Measure the rise of the matching loss at the worst neighbour of a synthetic set.
 
     Every method of a cell is measured with the exact hypergradient, the same segments, batches and augmentation, and
     the rho of the method `satm` there.
@@ -137,7 +137,7 @@ def _sharpness(subject: _Subject, options: AnalyseOptions) -> Measurement:
 
 
 def _trajectory(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how far networks trained on a synthetic set are from the first experts, along their whole path."""
+    """Measure the distance of networks trained on a synthetic set from the first experts, along their trajectories."""
     matching = subject.own_method(TrajectoryMatching, experts=options.experts)
     epochs, length = matching.experts.epochs, matching.options.expert_epochs
     starts = [start for start in options.starts if start < epochs]
@@ -155,7 +155,7 @@ def _trajectory(subject: _Subject, options: AnalyseOptions) -> Measurement:
 
 
 def _variance(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how much the hypergradient of unrolled training varies over real images, along its history.
+    """Measure the variance of the hypergradient of unrolled training over real images, along its history.
 
     Raises:
         UsageError: the set was stored without its history.
@@ -221,7 +221,7 @@ def make_expert_sharpness(
     lengths: Sequence[float],
     device: torch.device,
 ) -> None:
-    """Measure how much the training loss rises at the worst neighbours of experts' weights, after each epoch.
+    """Measure the rise of the training loss at the worst neighbours of experts' weights, after each epoch.
 
     The loss is over some training images, drawn at random, the same for all experts of a dataset; `lengths` are the
     distances of the neighbours.

@@ -186,7 +186,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
 
 
 def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = "make", **flags: object) -> None:
-    """Raise a UsageError for a missing file that names the command to make it."""
+    """Raise a UsageError, with the command that makes the file, if it is missing."""
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; {verb} it with {_command(resolver, stage, **flags)}")
 

@@ -24,12 +24,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     The metadata are one JSON text with sorted keys, named ``satm``, because the format's own map of texts is written in
     an order that changes from run to run.
     """
-    own = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    copies = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     content = json.loads(json.dumps(metadata))  # names that are numbers become texts, before hashing
-    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in own.items()}
+    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in copies.items()}
     content[METADATA_HASH] = hash_json(content)
     with atomic_path(path) as part:
-        save_file(own, part, metadata={"satm": json.dumps(content, sort_keys=True)})
+        save_file(copies, part, metadata={"satm": json.dumps(content, sort_keys=True)})
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -135,7 +135,7 @@ def hash_tensors(*tensors: torch.Tensor) -> str:
     """Return the SHA-256 of the tensors' types, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        own = tensor.detach().to("cpu").contiguous()
-        digest.update(f"{own.dtype} {tuple(own.shape)}".encode())
-        digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+        copy = tensor.detach().to("cpu").contiguous()
+        digest.update(f"{copy.dtype} {tuple(copy.shape)}".encode())
+        digest.update(copy.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -134,7 +134,7 @@ class AccuracyTable(TableKind):
                     rows += self._cell_rows(reader, name, dataset, ipc, network)
                 if self.split == "test" and "convnet" in self.networks and WIDE not in self.networks:
                     place = {"dataset": dataset, "ipc": ipc, "network": WIDE}
-                    rows += beside_published(place, (), _own(name, dataset, ipc, WIDE))
+                    rows += beside_published(place, (), _own_numbers(name, dataset, ipc, WIDE))
             for network in self.networks:
                 rows += self._full_rows(reader, name, dataset, network)
         return rows
@@ -180,7 +180,7 @@ class AccuracyTable(TableKind):
 
     def _full_rows(self, reader: Reader, name: str, dataset: str, network: str) -> list[Row]:
         """Return the rows of networks trained on all real images; the first recipe beside the published number."""
-        own = _own(name, dataset, ALL, network) if self.split == "test" else {}
+        own = _own_numbers(name, dataset, ALL, network) if self.split == "test" else {}
         published = next(iter(own.values()), {})
         place = {"dataset": dataset, "ipc": ALL, "network": network}
         full = [reader.attempt(self._full, reader, dataset, network, recipe) or {} for recipe in self.full]
@@ -218,7 +218,7 @@ class AccuracyTable(TableKind):
         return [{**_summary(rows, self.split), **cost} for rows in evaluations]
 
     def _full(self, reader: Reader, dataset: str, network: str, recipe: str) -> Row:
-        """Return what networks trained on all real images reach; the cost is that of one such training."""
+        """Return the accuracy of networks trained on all real images, with the cost of one training."""
         rows = reader.full(dataset, recipe, network)
         cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
         return {**_summary(rows, self.split), **cost}
@@ -270,7 +270,7 @@ class AccuracyTable(TableKind):
         ]
 
 
-def _own(name: str, dataset: str, ipc: int, network: str) -> dict[str, Row]:
+def _own_numbers(name: str, dataset: str, ipc: int, network: str) -> dict[str, Row]:
     """Return the legible published accuracies of one cell of the table's own source, by method."""
     frame = printed(name, dataset)
     legible = frame["metric"].eq("test_accuracy") & frame["eval_arch"].eq(network) & frame["value"].notna()

@@ -1,4 +1,4 @@
-"""Base of all kinds of table: options, the files that a table needs, and its making from them.
+"""Base of all kinds of table: options, the files that a table needs, and the methods that make it from them.
 
 A new kind is one module here: a class with `@TABLES.named("NAME")` that derives from `TableKind`, has the option
 `kind: Literal["NAME"] = "NAME"` and defines `files`, `columns`, `rows` and `grid`.
@@ -24,7 +24,7 @@ Number = tuple[float, float, float]
 
 
 class TableKind(TableOptions):
-    """Base of all kinds of table: options, and the making from the files of other stages."""
+    """Base of all kinds of table: options, and the methods that make it from the files of other stages."""
 
     columns: ClassVar[Mapping[str, str]] = {}
     """Types by column, in order; a capital letter marks a column whose values can be missing."""

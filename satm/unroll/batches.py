@@ -7,9 +7,9 @@ from torch import Tensor
 def mini_batches(
     count: int, size: int | None, steps: int, generator: torch.Generator, device: torch.device
 ) -> list[Tensor] | None:
-    """Return the mini-batch of each inner step, `[size]` int64 indices of `count` images; None for full batches.
+    """Return the mini-batch of each inner step, `[size]` int64 indices of `count` images; None: all images in each.
 
-    The generator is on the CPU, the indices are on the device. Full batches draw nothing.
+    The generator is on the CPU, the indices are on the device. If each step uses all images, nothing is drawn.
 
     Source: MTT's public code: a permutation is consumed in chunks, and a new one is drawn when it is used up.
     Differs: the public code keeps a smaller last chunk; here it is dropped, so that all batches have the same size.

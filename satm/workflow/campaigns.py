@@ -26,8 +26,8 @@ class Campaigns:
     def __init__(self, base: Path, files: Iterable[Path] = (), partial: bool = False, checked: bool = False) -> None:
         """Collect the campaigns in `config/*.yaml` of the checkout `base`, and `files`, those of `--configfile`.
 
-        With `partial` tables and figures are made of existing results only. `checked`: the process that planned this
-        job has checked the campaigns, which takes longer than the rest.
+        With `partial`, tables and figures use existing results only. With `checked`, the campaigns are not checked
+        here, because the process that planned this job has done it; checking takes longer than the rest.
 
         Raises:
             UsageError: two files would write to one folder, or the name of one of `files` cannot become a folder.
@@ -120,7 +120,7 @@ class Campaigns:
         return canonical(options(self.of(wildcards.root), wildcards) if options else {})
 
     def config(self, wildcards: Wildcards) -> str:
-        """Return the path of the campaign's file, relative if possible: then a moved checkout runs nothing again."""
+        """Return the path of the campaign's file, relative if possible, so that a moved checkout runs nothing again."""
         path = self.paths[wildcards.root].absolute()
         return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 

@@ -42,7 +42,7 @@ def parquet(options: DatasetOptions) -> Listing:
 
 @dataclass(frozen=True)
 class Table:
-    """One image-parquet file: its labels, and where its images are."""
+    """One image-parquet file: its path, the name of its image column, and its labels."""
 
     path: Path
     image: str

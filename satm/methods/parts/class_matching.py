@@ -31,10 +31,10 @@ class Comparison:
     draw: Draw
 
 
-Own = TypeVar("Own", bound=ClassMatchingOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=ClassMatchingOptions, covariant=True)
 
 
-class ClassMatching(Method[Own]):
+class ClassMatching(Method[OptionsT]):
     """A method whose loss is a sum over classes. The step size is not learned.
 
     A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``.
@@ -43,7 +43,7 @@ class ClassMatching(Method[Own]):
         UsageError: (on construction) labels that are not hard.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         if options.labels != "hard":
             raise UsageError(
                 f"labels {options.labels!r} does not fit method {recipe.name!r}, whose objective compares images class "

@@ -43,17 +43,17 @@ class Student:
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(student's last weights, expert's weights at its start, expert's weights at its target)`, all `[P]` -> `[]` loss."""
 
-Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=MatchingOptions, covariant=True)
 
 
-class TrajectoryMatching(Method[Own]):
+class TrajectoryMatching(Method[OptionsT]):
     """Match the end of a short training on the synthetic set to an expert's trajectory.
 
     A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``, which gets hypergradients from
     `oracle`.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
         if problem.experts is None:
             raise UsageError("a trajectory-matching method needs experts; train them with `python -m satm experts`")
@@ -63,7 +63,7 @@ class TrajectoryMatching(Method[Own]):
             raise UsageError("monitor holds out the last expert, so it needs at least 2 experts, got 1; train more")
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
-        """Return the set, with option `labels` teacher labelled by the last iteration's teacher."""
+        """Return the set; if `labels` is teacher, with the labels of the last iteration's teacher."""
         if self.options.labels != "teacher" or iteration == 0:
             return synthetic
         segments = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)

@@ -15,10 +15,10 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
 
-Own = TypeVar("Own", bound=MethodOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=MethodOptions, covariant=True)
 
 
-class Method(Generic[Own]):
+class Method(Generic[OptionsT]):
     """A way to make a synthetic set: real images with hard labels, unless a family says otherwise.
 
     Args:
@@ -33,7 +33,7 @@ class Method(Generic[Own]):
     parameterisation = Parameterisation()
     """The learned tensors: the images themselves, or tensors that they are computed from."""
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         self.recipe, self.options, self.problem = recipe, options, problem
         self.name = recipe.name
         self.iterative = isinstance(options, IterativeOptions)

@@ -26,10 +26,10 @@ from satm.unroll import Adam, Hypergradient, Rule, Scheduled, descent_rule, hype
 from satm.unroll.batches import mini_batches
 from satm.unroll.objectives import real_loss
 
-Own = TypeVar("Own", bound=UnrolledOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=UnrolledOptions, covariant=True)
 
 
-class UnrolledTraining(Method[Own]):
+class UnrolledTraining(Method[OptionsT]):
     """Train a fresh network on the synthetic set and follow the gradient of its loss on real images.
 
     An iteration draws fresh weights, a batch of real images, mini-batches and augmentation. These draws depend on the
@@ -39,7 +39,7 @@ class UnrolledTraining(Method[Own]):
     A recipe's code is `Windows`: the differentiated steps of each iteration.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         check(options, problem)
         if options.basis:
             problem = replace(problem, ipc=options.basis_images or problem.ipc)
@@ -144,7 +144,7 @@ class UnrolledTraining(Method[Own]):
         return replace(here, trained=here.trained.to(problem.device), share=here.share.to(problem.device))
 
     def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
-        """Return the mini-batch of each of the N inner steps, from the blocks so far; None for full batches."""
+        """Return the mini-batch of each of the N inner steps, from the blocks so far; None: all images in each."""
         options, here = self.options, self._stage(iteration, count)
         among = count if here is None else len(here.trained)
         batches = mini_batches(among, options.batch_size, options.inner_steps, generator, self.problem.device)
