@@ -242,9 +242,9 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
         ),
         (
             f"tables: {{t: {{kind: search, {CELL}, per_job: 1, seeds: {list(range(99))}}}}}",
-            "made of 72000 files, the most",
+            "needs 72000 files, expected",
         ),
-        (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "made of 1000000000 files, the most"),
+        (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "needs 1000000000 files, expected"),
         (f"figures: {{t: {{kind: iterations, {CELL}, quantities: [loss, loss]}}}}", "quantities has 'loss' twice"),
         (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
         (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),

@@ -319,7 +319,7 @@ def test_suspicious_sets_are_reported() -> None:
         assert text in told
     assert doubts(some().sigmoid(), SOFT, 2, real.sigmoid()) == []
     [told] = doubts(some(), torch.tensor([0, 0, 0, 1, 2, 2]), 2, real)
-    assert told.startswith("a class has 3 of them, not 2")
+    assert told.startswith("a class has 3 of them, expected 2")
 
 
 def test_suspicious_set_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -474,7 +474,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
         labelled(SOFT, label_kind="probabilities"),
         "does not hold probabilities: the least value is -.*; set label_kind to",
     ),
-    (labelled(SOFT.softmax(1) * 2, label_kind="probabilities"), "the sum of a row is off by up to 1; set"),
+    (labelled(SOFT.softmax(1) * 2, label_kind="probabilities"), "the sum of a row differs from 1 by up to 1; set"),
     (labelled(HARD, label_kind="logits"), "'files': label_kind 'logits' has no effect with labels that are not soft"),
     (saved({"images": some(), "lr": 0.0}), "the step size in .* is 0, expected one positive number"),
     (saved({"images": some(), "lr": torch.nan}), "is nan, expected one positive number"),

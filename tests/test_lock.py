@@ -140,7 +140,7 @@ def test_an_owner_that_was_outbid_writes_no_more(tmp_path: Path) -> None:
         (state / "kept").write_text("theirs now")
         lock.check()
         elsewhere(state, number=2)
-        with pytest.raises(RunError, match=r"the run in .* was taken over by another process while this one stood"):
+        with pytest.raises(RunError, match=r"the run in .* was taken over by another process while this one was"):
             lock.check()
         (state / ".lock-000001").unlink()
         lock.finished()

@@ -273,9 +273,7 @@ def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster) -> None:
 
 
 def test_sacct_without_a_database_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(
-        UsageError, match="no accounting database, so none would ever end; write `status_command: squeue`"
-    ):
+    with pytest.raises(UsageError, match="no accounting database; write `status_command: squeue`"):
         slurm.check_status("sacct", 20)
     slurm.check_status("squeue", 20)
     with pytest.raises(UsageError, match=r"300 seconds after .* every 120 seconds, .*-status-checks 100$"):

@@ -132,7 +132,9 @@ def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, rel
     """
     count, dims = len(images), math.prod(images.shape[1:])
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise UsageError(f"whitening is fitted on uint8 images [n, C, H, W], got {images.dtype} {tuple(images.shape)}")
+        raise UsageError(
+            f"whitening is fitted on uint8 images [n, C, H, W], got {images.dtype} {tuple(images.shape)}; convert them"
+        )
     if count < 2:
         raise UsageError(f"whitening needs at least 2 training images, got {count}; add some or set zca to false")
     if not eps > 0:

@@ -21,7 +21,7 @@ class Form:
     images: TrainingImages
     options: EvaluateOptions
     columns: Mapping[str, str]  # `labels`, `average` and `labelled` in rows of results
-    text: str = ""  # the same in words, for progress; may be empty
+    text: str = ""  # description of the form, for progress; may be empty
 
 
 def averages(synthetic: DistilledDataset, options: EvaluateOptions, device: torch.device) -> list[Form]:

@@ -125,7 +125,7 @@ def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -
     """
     kind = path.suffix.removeprefix(".")
     if kind not in (known := figure.canvas.get_supported_filetypes()):
-        raise UsageError(f"cannot draw {path}: the ending is {kind!r}, expected one of {', '.join(sorted(known))}")
+        raise UsageError(f"cannot draw {path}: the ending is {kind!r}; use one of {', '.join(sorted(known))}")
     # Without the writer's name and date, the same content gives the same bytes.
     empty: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with atomic_path(path) as part:

@@ -101,24 +101,28 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """Raise a UsageError if a shape, a type or a label does not fit the others."""
         images, labels, count, classes = self.images, self.labels, len(self.images), len(self.class_names)
         if self.average not in ("raw", "ema"):
-            raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}")
+            raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}; correct it")
         if self.average == "raw" and (self.raw_images is not None or self.raw_labels is not None):
             raise UsageError("raw_images and raw_labels belong to an average, got average 'raw'; leave them out")
         for raw, part in ((self.raw_images, images), (self.raw_labels, labels)):
             if raw is not None and (raw.shape != part.shape or raw.dtype != part.dtype):
-                raise UsageError(f"raw parts of an averaged set must be like it, {_type(part)}, got {_type(raw)}")
+                raise UsageError(
+                    f"raw parts of an averaged set must be like it, {_type(part)}, got {_type(raw)}; convert them"
+                )
         if self.step_size.shape != () or not self.step_size.is_floating_point():
-            raise UsageError(f"a synthetic set needs one number as its step size, got {_type(self.step_size)}")
+            raise UsageError(f"a synthetic set needs one number as step size, got {_type(self.step_size)}; correct it")
         if images.ndim != 4 or images.dtype != torch.float32:
-            raise UsageError(f"a synthetic set needs float32 images [n, C, H, W], got {_type(images)}")
+            raise UsageError(f"a synthetic set needs float32 images [n, C, H, W], got {_type(images)}; convert them")
         hard = labels.dtype == torch.int64 and labels.shape == (count,)
         if not hard and not (labels.dtype == torch.float32 and labels.shape == (count, classes)):
             raise UsageError(
                 f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or float32 "
-                f"[{count}, {classes}], got {_type(labels)}"
+                f"[{count}, {classes}], got {_type(labels)}; convert them"
             )
         if hard and count and not 0 <= (low := int(labels.min())) <= (high := int(labels.max())) < classes:
-            raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
+            raise UsageError(
+                f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}; renumber them"
+            )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -169,7 +169,7 @@ def fit_statistics(mean: PerChannel | None, std: PerChannel | None, data: ImageD
 
 
 def _describe(preprocessor: Preprocessor) -> str:
-    """Return the space of training in words."""
+    """Describe the space of training."""
     whitening = preprocessor.whitening
     if whitening is None:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessor.mean, preprocessor.std))

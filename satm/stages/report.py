@@ -96,7 +96,7 @@ def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
         UsageError: the campaign or the file of the pace cannot be used, or the seconds are negative.
     """
     if not (start_seconds >= 0 and math.isfinite(start_seconds)):
-        raise UsageError(f"--start-seconds must be at least 0, got {start_seconds:g}")
+        raise UsageError(f"--start-seconds must be at least 0, got {start_seconds:g}; use 0 or more")
     campaigns, root = campaigns_of(config), root_of(config)
     resolver = campaigns.of(root)
     rows = read_rows(pace, PACE)

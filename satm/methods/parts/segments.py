@@ -66,7 +66,8 @@ def check(options: MatchingOptions, epochs: int) -> None:
         )
     if first is not None and not least < first <= below:
         raise UsageError(
-            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}"
+            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}; "
+            "correct it"
         )
     if options.start_epoch is not None and options.segments == "expanding":
         raise UsageError(
