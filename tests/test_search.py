@@ -416,7 +416,7 @@ def test_parts_beyond_the_candidates_that_fit_are_empty(folder: Path) -> None:
         ((*CELL, "--sample", "721"), ("search quick: sample", "less than or equal to 720")),
         ((*CELL, "--split", "validation"), ("holds out no validation images",)),
         ((*CELL, "--epochs", "0"), ("epochs", "greater than or equal to 1")),
-        ((*CONFIG, "--real", "--lr", "learned"), ("search quick: real: real images have no step size",)),
+        ((*CONFIG, "--real", "--lr", "learned"), ("search quick: real: real images have no learned step size",)),
         ((*CONFIG, "--real", "--lr", "-1"), ("training needs a positive step size",)),
         ((*CONFIG[:-1], "quikc", "--real"), ("unknown search 'quikc' in search.yaml", "Did you mean 'quick'?")),
     ],

@@ -193,7 +193,7 @@ def test_the_oldest_plugin_is_the_one_that_is_installed_by_name() -> None:
         ),
         (
             {"slurm_partition": "gp", "gpu": 1},
-            "no partition 'gp' for jobs of distill, but .*; set gpu_partition in slurm/",
+            "unknown partition 'gp' for jobs of distill; set one of .* as gpu_partition in slurm/",
         ),
         (
             {"gpu": 1},

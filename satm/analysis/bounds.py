@@ -42,7 +42,7 @@ def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float,
 
 
 def kept_steps(steps: int, divisors: Sequence[int]) -> list[int]:
-    """Return the numbers of last inner steps to keep, ``int(steps / divisor)``, ascending, without 0 and all steps.
+    """Return the numbers of last inner steps to keep, ``int(steps / divisor)``, ascending, excluding 0 and all steps.
 
     Raises:
         UsageError: no divisor keeps a part of them.

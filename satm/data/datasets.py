@@ -68,7 +68,9 @@ def _class_names(name: str, listing: Listing, options: DatasetOptions) -> tuple[
 def _kept_classes(name: str, options: DatasetOptions, count: int) -> tuple[int, ...]:
     kept = tuple(range(count)) if options.classes is None else options.classes
     if not kept or len(set(kept)) < len(kept):
-        raise UsageError(f"dataset {name!r}: `classes` is {list(kept)}, expected different labels, at least one; correct it")
+        raise UsageError(
+            f"dataset {name!r}: `classes` is {list(kept)}, expected different labels, at least one; correct it"
+        )
     for label in kept:
         if not 0 <= label < count:
             raise UsageError(f"dataset {name!r}: `classes` has class {label}, expected 0 to {count - 1}; correct it")
