@@ -7,7 +7,7 @@ Public names are imported on first use, so that `import satm` is quick and does 
 - `load_distilled`: a synthetic set as a `torch.utils.data.Dataset`; `DistilledDataset`, its type.
 - `Memory`: a replay buffer of images of the classes learned so far, for continual learning.
 - `METHODS`, `NETWORKS`, `DATASETS`: all methods, networks and sources of datasets by name.
-- `UsageError`, `RunError`: the errors raised here.
+- `UsageError`, `RunError`: the errors that the package raises.
 """
 
 import importlib

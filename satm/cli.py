@@ -1,6 +1,6 @@
 """The command line: `python -m satm STAGE --flags`.
 
-A command imports its stage itself, so that none waits for the libraries of the others.
+Each command imports its stage when it runs, so that it does not wait for the libraries of the others.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from satm.run.machine import process_age
 from satm.version import __version__
 
 AXES: dict[str, Any] = {"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 0}
-"""The synthetic set whose options `--help` shows where the command line names none."""
+"""The synthetic set whose options `--help` shows if the command line names none."""
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -53,12 +53,12 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def experts(arguments: Sequence[str]) -> None:
-    """Train experts, join their parts, or let finished ones rate the difficulty of images."""
+    """Train experts, join their parts, or measure the difficulty of images for trained ones."""
     from satm.stages.experts import collect_experts, make_difficulty, make_experts
 
     known, resolver = peek(arguments, dataset="digits", experts="sgd")
     recipe = resolver.experts(known.experts, known.dataset)
-    measure = "Train nothing; measure the difficulty of each image for these experts, which are finished."
+    measure = "Do not train; measure the difficulty of each image for these experts, which must be trained."
     fields = [
         DATASET,
         flag("experts", str, "Name of the experts.", "sgd"),
@@ -69,7 +69,7 @@ def experts(arguments: Sequence[str]) -> None:
     flags = parse_flags(experts, fields, arguments, recipe)
     resolver.dataset(flags.dataset)
     if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
-        raise UsageError("--part, --collect and --measure-difficulty are three things to do; give one of them")
+        raise UsageError("--part, --collect and --measure-difficulty exclude each other; give one of them")
     rule = "experts" if flags.collect else "difficulty" if flags.measure_difficulty else "experts_part"
     with command(resolver, rule, flags, flags.options):
         which = (resolver, flags.dataset, flags.experts, flags.options)
@@ -87,7 +87,7 @@ def distill(arguments: Sequence[str]) -> None:
 
     known, resolver = peek(arguments, **AXES)
     recipe, options = resolve_method(resolver.method(_cell(known)))
-    between = "Least seconds between two checkpoints; no effect on the result."
+    between = "Minimum seconds between two checkpoints; no effect on the result."
     fields = [*CELL, flag("checkpoint_seconds", float, between, 30.0)]
     flags = parse_flags(distill, fields, arguments, options)
     resolver.dataset(flags.dataset)
@@ -173,7 +173,7 @@ def analyse(arguments: Sequence[str]) -> None:
     known, resolver = peek(arguments, **AXES)
     options = resolver.analysis(_cell(known))
     what = (
-        "Rise of the outer loss around a set; errors along the experts' path; variance of the hypergradient; "
+        "Rise of the outer loss around a set; errors along the experts' trajectories; variance of the hypergradient; "
         "errors of SATM's approximations; rise of the training loss around experts."
     )
     kinds = Literal["sharpness", "trajectory", "variance", "bounds", "expert-sharpness"]
@@ -193,7 +193,7 @@ def analyse(arguments: Sequence[str]) -> None:
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
     on_experts, options = flags.what == "expert-sharpness", flags.options
     if on_experts and options.experts is None:
-        raise UsageError("--what expert-sharpness needs --experts, --experts is missing")
+        raise UsageError("--what expert-sharpness needs --experts, got none; name the experts")
     with command(resolver, "expert_sharpness" if on_experts else "analysis", flags, options, experts=options.experts):
         device = open_device(flags)
         if on_experts:
@@ -202,7 +202,7 @@ def analyse(arguments: Sequence[str]) -> None:
             make_measurement(resolver, _cell(flags), flags.what, options, device)
 
 
-PARTIAL = flag("partial", bool, "Leave out what was not run yet, with a note.", False)
+PARTIAL = flag("partial", bool, "Leave out missing results, with a note.", False)
 
 
 def table(arguments: Sequence[str]) -> None:
@@ -245,7 +245,7 @@ def cost(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Compare implementations with one another in one run: time, memory, differences."""
+    """Compare implementations in one run: time, memory, differences."""
     from satm.stages.bench import bench_evaluation, bench_hypergradient, bench_pace
 
     known: dict[str, Callable[..., None]]
@@ -273,13 +273,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
     Returns:
-        Exit code: 0 done; 2 unusable input or 1 a failure of the run or the machine, after one line that says which; 75
-        stopped, the same command resumes.
+        Exit code: 0: done; 2: unusable input; 1: a failure of the run or the machine; both after one line of
+        explanation; 75: stopped, the same command resumes.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     logging.getLogger("satm").setLevel(logging.INFO)
     record.begun_before(process_age() if arguments is None else 0.0)
-    logging.raiseExceptions = False  # on a full disk the files that matter say so, once and clearly
+    logging.raiseExceptions = False  # on a full disk, writing the results raises one clear error
     try:
         if name in ("", "-h", "--help"):
             print(_usage("STAGE", STAGES))
@@ -296,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, RunError) as error:
         return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except (MemoryError, torch.OutOfMemoryError):
-        return _fail("the memory is used up; use fewer images a step, or a larger machine")
-    except KeyboardInterrupt:  # a second one, or one a moment before signals are watched
+        return _fail("out of memory; use fewer images per step, or a larger machine")
+    except KeyboardInterrupt:  # a second one, or one before the signal handlers are installed
         print("satm: stopped; run the same command to resume", file=sys.stderr)
         return stopping.AGAIN
     except OSError as error:
@@ -308,16 +308,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _stopped(stop: stopping.Stop) -> int:
-    """Say that a run was stopped and return the exit code; before its time limit it asks SLURM to run it again."""
+    """Report that a run was stopped and return the exit code; at a time limit, ask SLURM to run the job again."""
     request = stop.request
     if request.at_limit and not request.saved:
-        return _fail(f"stopped by {stop}, which came before anything was saved; give it more time")
+        return _fail(f"stopped by {stop} before anything was saved; give it more time")
     if request.at_limit and slurm.requeue():
         print(
             f"satm: stopped by {stop}; its state is saved, and it resumes when SLURM runs this job again",
             file=sys.stderr,
         )
-        time.sleep(stopping.MARGIN)  # SLURM ends the job, and would take an exit for the end of its work
+        time.sleep(stopping.MARGIN)  # SLURM ends the job, and would take an exit for its completion
     else:
         print(f"satm: stopped by {stop}; its state is saved; run the same command to resume", file=sys.stderr)
     return stopping.AGAIN
@@ -330,7 +330,7 @@ def _fail(text: str, code: int = 1) -> int:
 
 
 def _usage(what: str, known: Mapping[str, Callable[..., None]]) -> str:
-    """Return a line for each of some commands."""
+    """Return the usage message, with a line for each command."""
     width = max(map(len, known))
     lines = [f"  {name:{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in known.items()]
     last = f"python -m satm {what} --help lists its flags."

@@ -1,4 +1,4 @@
-"""The distillation loop of all methods: outer steps, measurements, and the rollback of a step that went wrong.
+"""The distillation loop of all methods: outer steps, measurements and rollbacks after failed steps.
 
 Shapes: n synthetic images of C x H x W.
 """
@@ -21,14 +21,14 @@ from satm.run.stopping import Stop, check_stop
 from satm.unroll import Adam, Momentum, Rule
 
 SAFE_EVERY = 10
-"""Iterations between two states for rollbacks. A rollback uses the last but one, which at least as many further
-iterations have shown to be good."""
+"""Iterations between two states for rollbacks. A rollback uses the last but one, after which at least as many further
+iterations have succeeded."""
 
 SKIPPED = "skipped"
 """First word of the event of a skipped iteration."""
 
 MOST_SKIPPED = 100
-"""Number of first iterations after which the loop gives up if all were skipped."""
+"""The loop gives up if this number of iterations at the beginning were all skipped."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A synthetic set as it leaves the loop."""
+    """The synthetic set that the loop returns."""
 
     iteration: int  # outer steps that led to it
     synthetic: Synthetic  # with `ema` the average
     raw: Synthetic | None  # with `ema` the set that is not averaged
-    numbers: Mapping[str, Tensor]  # what the raw images are computed from; empty if images are learned themselves
+    numbers: Mapping[str, Tensor]  # tensors that raw images are computed from; empty if images are learned themselves
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ Look = Callable[[Synthetic, int], float]
 
 
 def kept_iterations(options: IterativeOptions) -> list[int]:
-    """Return the iterations after which the set is kept in its history, ascending."""
+    """Return the iterations after which the set is added to the history, ascending."""
     between = max(1, options.snapshots - 1)
     return sorted({index * options.iterations // between for index in range(options.snapshots)})
 
@@ -106,13 +106,14 @@ def distill(
 ) -> Outcome:
     """Run the remaining iterations and return the last set, or the best one by `look`.
 
-    The generator of an iteration is derived from its number, so a run resumed from any state given to `on_safe` ends at
+    The generator of an iteration is derived from its number, so a run resumed from any state given to `on_safe` gives
     the same bytes. A loss that is not finite or explodes, and a step size that is not positive, cause a rollback to the
-    last safe state, with a lower outer rate of the number responsible.
+    last safe state, with a lower outer learning rate of the tensor responsible.
 
     Args:
-        method, run: gradients, and the state from `begin` or a checkpoint, which is changed in place.
-        look: accuracy of a set; None: no looks.
+        method: computes the gradients.
+        run: the state from `begin` or a checkpoint; it is changed in place.
+        look: measures the accuracy of a set; None: no measurements.
         on_row: called with each row of metrics.
         on_safe: called every `SAFE_EVERY` iterations with the run, which can be stored then.
         on_stop: called on a stop request with the run before the interrupted iteration.
@@ -125,7 +126,7 @@ def distill(
     kept = kept_iterations(options)
     try:
         while run.now.iteration < options.iterations:
-            check_stop()  # so do gradient and look, between their steps: neither changes the run
+            check_stop()  # gradient and look also check, between their steps; neither changes the run
             if run.now.iteration in kept:
                 run.history[run.now.iteration] = compose(method, run.now)
             if run.now.iteration % SAFE_EVERY == 0 and run.recent.iteration != run.now.iteration:
@@ -142,7 +143,7 @@ def distill(
 
 
 def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> Mapping[str, Any]:
-    """Do one iteration, or a rollback, and return its row."""
+    """Perform one iteration, or a rollback, and return its row."""
     options, best, device = method.options, run.best, run.now.numbers["step_size"].device
     started = time.perf_counter()
     reset_peak(device)
@@ -172,7 +173,7 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
 
 
 def finished(method: Method[IterativeOptions], state: State) -> Outcome:
-    """Return the set of a state in the form that is tested and stored."""
+    """Return the set of a state in the form that is evaluated and stored."""
     composed, iteration = compose(method, state), state.iteration
     learned = {name: tensor for name, tensor in state.numbers.items() if name not in ("images", "labels", "step_size")}
     raw = method.finish(composed, iteration)
@@ -265,7 +266,7 @@ def _averaged(synthetic: Synthetic) -> dict[str, Tensor]:
 def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     """Roll back to the safe state with one rate lowered; return the text for log and metrics.
 
-    Unless the fault names the number, it is the one that has moved furthest, relative to itself, since the safe state.
+    If the fault names no tensor, the rate of the one that has changed most, relative to its norm, is lowered.
 
     Raises:
         RunError: too many rollbacks, or nothing has moved yet.
@@ -276,8 +277,7 @@ def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     if run.attempt >= options.max_rollbacks:
         rates = " and ".join(f"lr_{name} {rate:g}" for name, rate in run.rates.items())
         raise RunError(
-            f"{where}; gave up after going back {run.attempt} times (max_rollbacks), with {rates} at the end; start "
-            "with lower rates"
+            f"{where}; gave up after max_rollbacks {run.attempt}, with {rates} at the end; start with lower rates"
         )
 
     def moved(name: str) -> float:

@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONGEST = 200
-"""Most characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 class _OneLine(Exception):
@@ -44,7 +44,7 @@ def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
 
 
 def pick(name: str, known: Mapping[str, T], what: str, where: str = "") -> T:
-    """Return `known[name]`; a message says `what` kind of thing it is, such as ``dataset``, and `where` it is named.
+    """Return `known[name]`; a message names its kind, `what`, such as ``dataset``, and the place, `where`.
 
     Raises:
         UsageError: an unknown name; the message lists the known names and suggests the nearest.

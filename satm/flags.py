@@ -1,7 +1,7 @@
-"""What the commands share: flags, declared in one line each and parsed by tyro, the log, and the device.
+"""Shared parts of the commands: flags, declared in one line each and parsed by tyro, the log, and the device.
 
-The flags of a stage's options are made from their model, with the values that presets and campaign give as defaults,
-so `--help` after `--dataset` and `--method` shows what will be used.
+The flags of a stage's options come from their model, with the values of presets and campaign as defaults, so `--help`
+after `--dataset` and `--method` shows the values that will be used.
 """
 
 import argparse
@@ -34,18 +34,18 @@ Flag = tuple[str, Any] | tuple[str, Any, Any]
 
 
 def flag(name: str, kind: Any, text: str, *default: Any) -> Flag:
-    """Return a flag of some type, with its text in `--help`."""
+    """Return a flag of a type, with its text in `--help`, and a default unless it is required."""
     return (name, Annotated[kind, tyro.conf.arg(help=text)], *(dataclasses.field(default=value) for value in default))
 
 
-CONFIG = flag("config", Path | None, "Campaign (YAML); decides where results go. None: `results/`.", None)
+CONFIG = flag("config", Path | None, "Campaign (YAML), which determines the results folder. None: `results/`.", None)
 """Flag of every stage."""
 
 TIME_LIMIT = "Minutes after which the run stops with its state saved; None: $SATM_TIME_LIMIT, or the SLURM job's."
 
 COMPUTE = [
     flag("device", str, "auto, cpu, cuda or cuda:N.", "auto"),
-    flag("threads", int | None, "CPU threads; None: as torch chooses.", None),
+    flag("threads", int | None, "CPU threads; None: torch's choice.", None),
     flag("time_limit", float | None, TIME_LIMIT, None),
 ]
 """Flags of every stage that computes."""
@@ -70,19 +70,19 @@ def check_uses(flags: Any, uses: Uses) -> None:
     """Check that the flags of a stage fit its `--what`.
 
     Raises:
-        UsageError: one is missing, or would be ignored.
+        UsageError: a flag is missing, or would be ignored.
     """
     needed, allowed = uses[flags.what]
     for name in needed:
         if getattr(flags, name) is None:
-            raise UsageError(f"--what {flags.what} needs --{' and --'.join(needed)}, --{name} is missing")
+            raise UsageError(f"--what {flags.what} needs --{' and --'.join(needed)}, got no --{name}; add it")
     for name in {name for names in uses.values() for part in names for name in part} - {*needed, *allowed}:
         if getattr(flags, name) != type(flags).__dataclass_fields__[name].default:
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
 
 
 def peek(arguments: Sequence[str], **axes: Any) -> tuple[argparse.Namespace, Resolver]:
-    """Return the flags that decide the defaults of the others, and the campaign."""
+    """Return the flags that determine the defaults of the others, and the campaign."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", default=None, type=Path)
     for name, default in axes.items():
@@ -97,7 +97,7 @@ def peek(arguments: Sequence[str], **axes: Any) -> tuple[argparse.Namespace, Res
 def parse_flags(
     stage: Callable[..., None], flags: Sequence[Flag], arguments: Sequence[str], options: Options | None = None
 ) -> Any:
-    """Return the values of a stage's flags as an object; a stage that computes has options, its field `options`."""
+    """Return the values of a stage's flags as an object; for a stage that computes, `options` is one of its fields."""
     fields: list[Any] = [*flags, CONFIG]
     if options is not None:
         kind: Any = type(options)
@@ -112,7 +112,7 @@ def open_device(flags: Any) -> torch.device:
     device = choose_device(flags.device, flags.threads)
     computes_on(device)
     if (seconds := limit(flags.time_limit)) is not None:
-        LOG.info("this run may take %.3g minutes; before they are over it stops with its state saved", seconds / 60)
+        LOG.info("this run may take %.3g minutes; before that limit it stops with its state saved", seconds / 60)
     return device
 
 
@@ -120,16 +120,16 @@ def open_device(flags: Any) -> torch.device:
 def command(
     resolver: Resolver, rule: str, flags: Any, options: Options | None = None, **names: object
 ) -> Iterator[None]:
-    """Log a command with its flags and resolved options, and keep the account of what it takes beside the log.
+    """Log a command with its flags and resolved options, and record its cost beside the log.
 
     The place of both is that of a rule (`satm.config.place_of`), by the flags and the other names.
 
     Raises:
-        UsageError: a part of the place is no name: on the command line it could lead anywhere.
+        UsageError: a part of the place is not a name, so that the path could lead anywhere.
     """
     values = {name: value for name, value in vars(flags).items() if name != "options"}
     place = place_of(rule, **values | names)
-    for part in place:  # before a folder is made of it
+    for part in place:  # before it becomes a folder
         try:
             check_name(part)
         except ValueError as error:
@@ -160,7 +160,7 @@ def call_with_flags(target: Callable[..., T], stage: str, description: str | Non
 
 
 def _one_line(box: str) -> str:
-    """Return what tyro says in its box as one line: the mistake and the nearest flag."""
+    """Return the text in tyro's box as one line: the mistake and the nearest flag."""
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
     text = " ".join(line for line in lines[1:] if line and not line.startswith("For full helptext"))
     for pattern, replacement in (

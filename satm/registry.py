@@ -1,4 +1,4 @@
-"""Registries that import their entries: a new file in a package needs no import elsewhere."""
+"""Registries that import the modules of a package, so that a new file needs no import elsewhere."""
 
 import importlib
 import pkgutil

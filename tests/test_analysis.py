@@ -180,7 +180,7 @@ def test_the_stage_measures_the_sharpness_of_experts(campaign: Path, refused: Re
     assert read_rows_metadata(path, EXPERT_SHARPNESS)["options"]["images"] == 100
     assert main([*given, "--experts", "sgd", "--images", "100", "--rho", "0.01", "0.1"]) == 0
     assert read_rows(path, EXPERT_SHARPNESS).equals(rows)
-    assert "--what expert-sharpness needs --experts, --experts is missing" in refused(*given)
+    assert "--what expert-sharpness needs --experts, got none" in refused(*given)
     for flags, text in (
         (("--ipc", "1"), "--ipc has no effect with --what expert-sharpness; leave it out"),
         (("--images", "0"), "images must be above 0, got 0"),
@@ -188,7 +188,7 @@ def test_the_stage_measures_the_sharpness_of_experts(campaign: Path, refused: Re
     ):
         assert text in refused(*given, "--experts", "sgd", *flags)
     told = refused("analyse", "--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1")
-    assert "--what sharpness needs --ipc and --method, --method is missing" in told
+    assert "--what sharpness needs --ipc and --method, got no --method" in told
     told = refused("analyse", "--dataset", "digits", "--ipc", "1", "--method", "mtt", "--experts", "sgd")
     assert "--experts has no effect with --what sharpness" in told
 

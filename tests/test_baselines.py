@@ -217,7 +217,7 @@ def test_selecting_more_images_than_a_class_has_is_refused(problem: Problem, ipc
 
 
 def test_selection_without_experts_is_refused(problem: Problem) -> None:
-    with pytest.raises(UsageError, match=r"'k-center' needs experts; make them with `python -m satm experts`"):
+    with pytest.raises(UsageError, match=r"'k-center' needs experts; train them with `python -m satm experts`"):
         make(replace(problem, experts=None), "k-center")
 
 

@@ -310,7 +310,7 @@ def test_experts_of_another_dataset_or_whitening_are_refused(campaign: Path, ref
     )
     assert "preprocessing" in refused("experts", *CONFIG, "--dataset", "digits", "--collect")
     told = refused("evaluate", *CELL, "--method", "satm")
-    assert "prepared in another way: space: expected 'whitened', found 'normalised'" in told
+    assert "another preprocessing: space: expected 'whitened', found 'normalised'" in told
 
 
 def test_experts_of_another_revision_are_others(
@@ -424,7 +424,7 @@ def test_no_network_for_a_download(
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (MemoryError(), "memory is used up"),
+        (MemoryError(), "out of memory"),
         (OSError(13, "Permission denied", "there"), "Permission denied (there)"),
     ],
 )
@@ -546,7 +546,7 @@ def test_a_kill_at_any_moment_changes_nothing(
     capsys.readouterr()
     assert main(list(arguments)) == 0
     if stage == "distill":
-        assert "going on after iteration" in capsys.readouterr().out
+        assert "resuming after iteration" in capsys.readouterr().out
     same_files(tmp_path / "whole" / "results", tmp_path / "killed" / "results")
 
 
@@ -565,7 +565,7 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(content)
     assert main(arguments) == 0
-    assert "going on after iteration 20" in capsys.readouterr().out
+    assert "resuming after iteration 20" in capsys.readouterr().out
     one = load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors")
     assert main(arguments) == 0
     assert torch.equal(

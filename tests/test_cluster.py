@@ -111,7 +111,7 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
     assert made["slurm"].drop(columns=MEASURED).equals(made["local"].drop(columns=MEASURED))
     assert made["slurm"].accuracy_mean.notna().all() and made["slurm"].n.tolist() == [2]
     logs = [log.read_text() for log in (tmp_path / "slurm" / "results").rglob("logs/distill/**/*.log")]
-    assert sum("going on after" in log for log in logs) == 1
+    assert sum("resuming after" in log for log in logs) == 1
     arrays = re.findall(r"individual task IDs are (\d+-\d+)", printed["slurm"])
     single = re.findall(r"Job (\S+) has been submitted with SLURM jobid", printed["slurm"])
     assert arrays == ["1-2", "1-2"]  # parts of the experts, distillations
@@ -129,7 +129,7 @@ def test_a_campaign_on_the_cluster_makes_the_table_of_one_machine(tmp_path: Path
 @pytest.mark.parametrize(
     ("resources", "told"),
     [
-        ({"slurm_partition": "nowhere"}, "there is no partition 'nowhere' for jobs of distill, but cpu, gpu, "),
+        ({"slurm_partition": "nowhere"}, "unknown partition 'nowhere' for jobs of distill; set one of cpu, gpu, "),
         ({"slurm_partition": "plain", "gpu": 1}, "need a GPU, partition plain has none, cpu, gpu, .* have some"),
         ({"gpu": 1, "gpu_model": "a100"}, "need a GPU of type 'a100', partition cpu has gpu:2"),
         ({"slurm_partition": "short", "runtime": 90}, "90 minutes, partition short gives at most 60"),

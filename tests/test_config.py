@@ -234,17 +234,17 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
         (f"tables: {{t: {{{CELL}, seeds: [-1]}}}}", "seeds.0: .*greater than or equal to 0"),
         (
             f"tables: {{t: {{{CELL}, seeds: {list(range(10_001))}}}}}",
-            "made of 10001 synthetic sets, the most are 10000",
+            "needs 10001 synthetic sets, expected at most 10000",
         ),
         (
             f"tables: {{t: {{kind: continual, {CELL}, sets: per-step, orders: 5000, steps: 10}}}}",
-            "made of 50000 files, the most are 20000",
+            "needs 50000 files, expected at most 20000",
         ),
         (
             f"tables: {{t: {{kind: search, {CELL}, per_job: 1, seeds: {list(range(99))}}}}}",
-            "made of 72000 files, the most",
+            "needs 72000 files, expected",
         ),
-        (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "made of 1000000000 files, the most"),
+        (f"figures: {{t: {{kind: correlation, {CELL}, epochs: 1000000000}}}}", "needs 1000000000 files, expected"),
         (f"figures: {{t: {{kind: iterations, {CELL}, quantities: [loss, loss]}}}}", "quantities has 'loss' twice"),
         (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
         (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),

@@ -275,7 +275,7 @@ def test_measuring_the_pace_resumes(
     capsys.readouterr()
     assert main(["cost", "--config", "predicted.yaml", "--pace", "pace.parquet", "--start-seconds", "0"]) == 0
     told = capsys.readouterr().out
-    for words in ("experts_part", "9 measured", "Hours of cpu", "The longest jobs: "):
+    for words in ("experts_part", "9 measured", "Hours on cpu", "The longest jobs: "):
         assert words in told, told
     write_rows(Path("pace.parquet"), first.assign(device="another").to_dict("records"), PACE, {})
     assert main(command) == 2
@@ -290,7 +290,7 @@ def test_measuring_the_pace_resumes(
         (("--config", "tiny.yaml", "--pace", "missing.parquet"), "measured pace missing.parquet does not exist"),
         (("--config", "tiny.yaml", "--pace", "tiny.yaml"), "is not a whole parquet file"),
         (("--config", "tiny.yaml", "--pace", "empty.parquet"), "empty.parquet has no measurements; make it with"),
-        (("--config", "tiny.yaml", "--start-seconds", "-1"), "start-seconds must be a number from 0, got -1"),
+        (("--config", "tiny.yaml", "--start-seconds", "-1"), "--start-seconds must be at least 0, got -1"),
     ],
 )
 def test_unusable_input_of_the_forecast_is_refused(
@@ -311,5 +311,7 @@ def test_unusable_input_of_the_forecast_is_refused(
 @pytest.mark.parametrize("key", ["{", "3", "{}", '{"network": 3}'])
 def test_a_pace_with_damaged_keys_is_refused(planned: tuple[Campaigns, Resolver, list[Job]], key: str) -> None:
     held = rows(("step", TRAINED, 8, 1.0, 10)).assign(key=key)
-    with pytest.raises(UsageError, match=r"the pace has a 'step' of .*, which is no piece of a job; measure it again"):
+    with pytest.raises(
+        UsageError, match=r"the pace has a 'step' of .*, which is not a piece of a job; measure it again"
+    ):
         Pace(held)

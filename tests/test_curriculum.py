@@ -306,7 +306,7 @@ def test_a_difficulty_of_experts_that_are_not_there_names_their_command(campaign
     told = refused("experts", *CONFIG, "--experts", "other", "--measure-difficulty")
     assert "make it with `python -m satm experts --dataset digits --experts other --config tiny.yaml`" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--measure-difficulty", "--collect")
-    assert "--part, --collect and --measure-difficulty are three things to do; give one of them" in told
+    assert "--part, --collect and --measure-difficulty exclude each other; give one of them" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--order", "curriculum")
     assert "order 'curriculum' needs difficulty" in told
 

@@ -199,7 +199,7 @@ def test_one_option_decides_whether_they_are_trained_at_once() -> None:
 def test_what_excludes_each_other_is_refused() -> None:
     with pytest.raises(UsageError, match=r"together 'yes' does not go with flat_rho 0\.1"):
         task(EvaluateOptions(together="yes", flat_rho=0.1))
-    with pytest.raises(UsageError, match="lr 'searched' must be found first"):
+    with pytest.raises(UsageError, match="lr 'searched' needs a search first"):
         _ = task(EvaluateOptions(lr="searched")).rate
 
 

@@ -319,13 +319,13 @@ def test_suspicious_sets_are_reported() -> None:
         assert text in told
     assert doubts(some().sigmoid(), SOFT, 2, real.sigmoid()) == []
     [told] = doubts(some(), torch.tensor([0, 0, 0, 1, 2, 2]), 2, real)
-    assert told.startswith("a class has 3 of them, not 2")
+    assert told.startswith("a class has 3 of them, expected 2")
 
 
 def test_suspicious_set_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(pictures(1) / 255, tmp_path / "images.pt")
     adopt(problem_of(), images=tmp_path / "images.pt")
-    assert "may not be what they were taken for: they lie in [0, 1]" in caplog.text
+    assert "may have been misinterpreted: they lie in [0, 1]" in caplog.text
     caplog.clear()
     adopt(problem_of(), images=tmp_path / "images.pt", space="pixels")
     assert not caplog.records
@@ -437,7 +437,7 @@ def wrong(images: Tensor, value: float) -> Tensor:
 OTHER_MEAN = {**problem_of().preprocessor.identity, "mean": [0.4]}
 PAIRS = ["a", "a", "b", "b", "c", "c"]
 REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
-    (lambda folder: {}, "method 'files' needs images, the path of a set"),
+    (lambda folder: {}, "method 'files' needs images, the path of an external set"),
     (lambda folder: {"images": folder / "no.pt"}, "no.pt does not exist; correct the path"),
     (lambda folder: {"images": folder / "no.parquet"}, "no.parquet does not exist; correct the path"),
     (lambda folder: {"images": "$NOWHERE/x.pt"}, r"'\$NOWHERE/x.pt' has an environment variable that is not set"),
@@ -470,8 +470,11 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (labelled(torch.eye(3).repeat(2, 1).long()), r"holds labels torch.int64 \(6, 3\), expected"),
     (labelled(HARD > 1), r"holds labels torch.bool \(6,\), expected"),
     (labelled(SOFT / 0), "the labels of .* hold 18 values that are NaN or infinite"),
-    (labelled(SOFT, label_kind="probabilities"), "is said to hold probabilities, the least is -.*; set label_kind to"),
-    (labelled(SOFT.softmax(1) * 2, label_kind="probabilities"), "the sum of a row is off by up to 1; set"),
+    (
+        labelled(SOFT, label_kind="probabilities"),
+        "does not hold probabilities: the least value is -.*; set label_kind to",
+    ),
+    (labelled(SOFT.softmax(1) * 2, label_kind="probabilities"), "the sum of a row differs from 1 by up to 1; set"),
     (labelled(HARD, label_kind="logits"), "'files': label_kind 'logits' has no effect with labels that are not soft"),
     (saved({"images": some(), "lr": 0.0}), "the step size in .* is 0, expected one positive number"),
     (saved({"images": some(), "lr": torch.nan}), "is nan, expected one positive number"),
@@ -497,12 +500,15 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (folder_of(["a", "a", "b", "b", "c", "c/deep"]), "deep is a folder among images"),
     (
         ours(preprocessing=OTHER_MEAN),
-        "was made for other images, or .*: preprocessing.mean: expected .0.5., found .0.4.; ",
+        "was made for another dataset or another preprocessing: preprocessing.mean: expected .0.5., found .0.4.; ",
     ),
-    (ours(class_names=("a", "b", "d")), "was made for other images, .*: class_names: expected .*'c'.*, found .*'d'"),
-    (ours(space="pixels"), "says itself that its images are normalised by .*, space is 'pixels'; leave space out"),
+    (
+        ours(class_names=("a", "b", "d")),
+        "was made for another dataset .*: class_names: expected .*'c'.*, found .*'d'",
+    ),
+    (ours(space="pixels"), "states that its images are normalised by .*, space is 'pixels'; leave space out"),
     (ours(space="whitened"), "space is 'whitened'; leave space out"),
-    (ours(label_kind="probabilities"), "is said to hold probabilities"),
+    (ours(label_kind="probabilities"), "does not hold probabilities"),
 ]
 
 
@@ -619,7 +625,7 @@ def test_the_command_takes_files_and_refuses_in_one_line(campaign: Path, tmp_pat
     assert torch.equal(made.images, load_distilled(set_here).images) and made.selection == "last"
     assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
     held = ("--config", "tiny.yaml", "--dataset", "held", "--ipc", "1", "--method", "files")
-    assert "prepared in another way: preprocessing.mean" in refused("distill", *held, "--images", str(set_here))
+    assert "another preprocessing: preprocessing.mean" in refused("distill", *held, "--images", str(set_here))
 
 
 def test_a_written_picture_of_a_set_can_be_used(campaign: Path, tmp_path: Path) -> None:

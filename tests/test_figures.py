@@ -87,7 +87,7 @@ def test_sets_of_other_classes_have_names_of_their_own_above() -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got none"):
         draw({}, tmp_path / "a.png")
-    with pytest.raises(UsageError, match="the ending is 'gig', expected one of"):
+    with pytest.raises(UsageError, match="the ending is 'gig'; use one of"):
         draw({"a": synthetic(3, 1)}, tmp_path / "a.gig")
     broken = dataclasses.replace(synthetic(3, 1), preprocessing={"whitening_hash": "abc", "mean": [0.5], "std": [1.0]})
     with pytest.raises(UsageError, match="the whitening is not at"):

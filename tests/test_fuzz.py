@@ -108,7 +108,7 @@ def ends(code: int, line: str) -> int:
     [
         (lambda arguments: 1 / 0, "a traceback: ZeroDivisionError"),
         (lambda arguments: ends(1, "Traceback (most recent call last)"), "a traceback in the output"),
-        (lambda arguments: ends(1, "satm: error: the memory is used up"), "all of the memory"),
+        (lambda arguments: ends(1, "satm: error: out of memory"), "all of the memory"),
         (lambda arguments: ends(3, "satm: error: it is wrong"), "exit code 3"),
         (lambda arguments: ends(2, "it is wrong"), "exit code 2 and no clear line"),
     ],

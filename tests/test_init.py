@@ -171,7 +171,7 @@ def test_a_start_depends_on_dataset_ipc_and_seed_but_not_on_the_method(judged: P
 @pytest.mark.parametrize(
     ("ipc", "text"),
     [
-        (21, r"21 images per class were asked for, class 0 \(a\) of noise has 20"),
+        (21, r"ipc 21 is too large: class 0 \(a\) of noise has 20"),
         (0, "ipc.*got 0"),
         (-1, "ipc.*got -1"),
     ],

@@ -140,7 +140,7 @@ def test_an_owner_that_was_outbid_writes_no_more(tmp_path: Path) -> None:
         (state / "kept").write_text("theirs now")
         lock.check()
         elsewhere(state, number=2)
-        with pytest.raises(RunError, match=r"the run in .* was taken over by another process while this one stood"):
+        with pytest.raises(RunError, match=r"the run in .* was taken over by another process while this one was"):
             lock.check()
         (state / ".lock-000001").unlink()
         lock.finished()
@@ -227,4 +227,6 @@ def test_where_nothing_is_created_exclusively_the_last_one_holds(
         for thread in threads:
             thread.join()
     assert (done[0], most[0]) == (4, 1)
-    assert "lets two processes create one file, so locks are weak there; the run begins after 0.5 s" in caplog.text
+    assert (
+        "lets two processes create one file, so locks are unreliable there; the run begins after 0.5 s" in caplog.text
+    )

@@ -128,7 +128,7 @@ def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
     path = Path(resolver.layout.variants(Cell("digits", 1, "mtt", 1), "convnet"))
     whole = path.read_bytes()
     write_rows(path, read_rows(path, EVALUATION).to_dict("records")[:-1], EVALUATION, {})
-    with pytest.raises(UsageError, match=r"mtt/seed-1/.* is not of the same networks with each kind of labels and im"):
+    with pytest.raises(UsageError, match=r"mtt/seed-1/.* has different networks for the kinds of labels and augm"):
         frame_of(resolver, "worth")
     path.write_bytes(whole)
     Path(resolver.layout.full("digits", "strong", "convnet")).write_bytes(whole)
@@ -258,8 +258,8 @@ def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     ("arguments", "text"),
     [
         (("--what", "full", "--ipc", "1"), "--ipc has no effect with --what full; leave it out"),
-        (("--what", "variants", "--ipc", "1"), "--what variants needs --ipc and --method, --method is missing"),
-        (("--what", "full", "--lr", "learned"), "real images have no step size of their own, lr is 'learned'"),
+        (("--what", "variants", "--ipc", "1"), "--what variants needs --ipc and --method, got no --method"),
+        (("--what", "full", "--lr", "learned"), "real images have no learned step size, got lr 'learned'"),
         (("--ipc", "1", "--method", "satm", "--recipe", "experts"), "--recipe has no effect with --what set"),
     ],
 )

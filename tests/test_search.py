@@ -202,7 +202,7 @@ def searched(**content: object) -> Campaign:
         ({"proxy": {"epoch": 3}}, "unknown option 'tables.mine.proxy.epoch'.*Did you mean 'epochs'?"),
         ({"proxy": {"lr": "searched"}}, "tables.mine.proxy.lr.*got 'searched'"),
         ({"proxy": {"lr_grid": [0.1]}}, "lr_grid .* has no effect with an architecture search; set lr, or leave lr_"),
-        ({"real": {"lr": "learned"}}, "tables.mine.real: real images have no step size of their own, so lr must be"),
+        ({"real": {"lr": "learned"}}, "tables.mine.real: real images have no learned step size, so lr must be"),
         ({"top_by": "both"}, "tables.mine.top_by: .*got 'both'"),
     ],
 )
@@ -416,7 +416,7 @@ def test_parts_beyond_the_candidates_that_fit_are_empty(folder: Path) -> None:
         ((*CELL, "--sample", "721"), ("search quick: sample", "less than or equal to 720")),
         ((*CELL, "--split", "validation"), ("holds out no validation images",)),
         ((*CELL, "--epochs", "0"), ("epochs", "greater than or equal to 1")),
-        ((*CONFIG, "--real", "--lr", "learned"), ("search quick: real: real images have no step size",)),
+        ((*CONFIG, "--real", "--lr", "learned"), ("search quick: real: real images have no learned step size",)),
         ((*CONFIG, "--real", "--lr", "-1"), ("training needs a positive step size",)),
         ((*CONFIG[:-1], "quikc", "--real"), ("unknown search 'quikc' in search.yaml", "Did you mean 'quick'?")),
     ],

@@ -259,5 +259,5 @@ def test_matching_without_experts_is_refused(problem: Problem) -> None:
     matching = {name for name, kind in METHODS.items() if kind.family is MATCHING}
     assert {"mtt", "satm", "ftd", "datm", "tesla", "contra"} <= matching
     for name in matching:
-        with pytest.raises(UsageError, match="needs experts; make them with `python -m satm experts`"):
+        with pytest.raises(UsageError, match="needs experts; train them with `python -m satm experts`"):
             make(replace(problem, experts=None), name)

@@ -189,11 +189,11 @@ def test_the_oldest_plugin_is_the_one_that_is_installed_by_name() -> None:
     [
         (
             {"slurm_partition": "cpu"},
-            "there is no partition 'cpu' for jobs of distill, but batch, gpu, members; set cpu_p",
+            "unknown partition 'cpu' for jobs of distill; set one of batch, gpu, members as cpu_p",
         ),
         (
             {"slurm_partition": "gp", "gpu": 1},
-            "no partition 'gp' for jobs of distill, but .*; set gpu_partition in slurm/",
+            "unknown partition 'gp' for jobs of distill; set one of .* as gpu_partition in slurm/",
         ),
         (
             {"gpu": 1},
@@ -273,9 +273,7 @@ def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster) -> None:
 
 
 def test_sacct_without_a_database_is_refused(cluster: Cluster) -> None:
-    with pytest.raises(
-        UsageError, match="no accounting database, so none would ever end; write `status_command: squeue`"
-    ):
+    with pytest.raises(UsageError, match="no accounting database; write `status_command: squeue`"):
         slurm.check_status("sacct", 20)
     slurm.check_status("squeue", 20)
     with pytest.raises(UsageError, match=r"300 seconds after .* every 120 seconds, .*-status-checks 100$"):

@@ -153,7 +153,7 @@ def test_an_unfinished_job_counts_until_its_last_heartbeat(small: dict[str, Job]
     keep(small[MTT], ATTEMPT, done=False)
     found = rule("distill")
     assert (found["done"], found["unfinished"], found["run_hours"]) == (0, 1, 1)
-    assert "Begun and not ended, counted until last seen: 1 job." in notes()
+    assert "Unfinished, counted until last seen: 1 job." in notes()
 
 
 def test_attempts_in_a_result_replace_the_record_beside_the_log(small: dict[str, Job]) -> None:

@@ -381,7 +381,7 @@ def test_a_misspelt_option_stops_the_run_in_one_line(tmp_path: Path) -> None:
 def test_a_value_that_would_be_ignored_is_refused(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/table2.csv", "--config", "iterations=3")
     assert done.returncode == 1
-    assert "--config takes partial=true or false alone" in done.stdout
+    assert "--config accepts only partial=true or partial=false" in done.stdout
 
 
 def test_an_unknown_name_in_a_path_is_refused(checkout: Path) -> None:

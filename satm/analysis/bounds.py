@@ -1,4 +1,4 @@
-"""Errors of a truncated hypergradient and of a reused trajectory, and what bounds them.
+"""Errors of a truncated hypergradient and of a reused trajectory, and their bounds.
 
 Shapes: n synthetic images of C x H x W, P parameters, N inner steps, of which the last N - cut are differentiated.
 """
@@ -42,7 +42,7 @@ def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float,
 
 
 def kept_steps(steps: int, divisors: Sequence[int]) -> list[int]:
-    """Return the numbers of last inner steps to keep: ``int(steps / divisor)``, ascending, some of them and not all.
+    """Return the numbers of last inner steps to keep, ``int(steps / divisor)``, ascending, excluding 0 and all steps.
 
     Raises:
         UsageError: no divisor keeps a part of them.

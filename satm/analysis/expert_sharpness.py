@@ -48,7 +48,7 @@ def measure_expert_sharpness(
 ) -> Iterator[list[dict[str, float]]]:
     """Yield the rows of `sharpness_at` for one snapshot after another: all epochs of the first expert, …
 
-    The number of experts may exceed those in the store. Recipes should be compared on the same images.
+    `experts` may exceed the number in the store. Recipes should be compared on the same images.
     """
     place = flatten(module)
     for expert in range(min(experts, len(store))):

@@ -49,8 +49,8 @@ def follow(
     network's ``w_t = student_t-1(w_t-1)`` from ``w_0 = w*_0``:
 
     - accumulated error ``e_t+1 = w_t+1 - w*_t+1``, the distance from the expert,
-    - matching error ``d_t+1 = student_t(w*_t) - w*_t+1``, that of the segment alone, begun at the expert,
-    - initialisation error ``i_t = (student_t(w_t) - w_t) - (student_t(w*_t) - w*_t)``, added by beginning elsewhere,
+    - matching error ``d_t+1 = student_t(w*_t) - w*_t+1``, that of the segment alone, started at the expert,
+    - initialisation error ``i_t = (student_t(w_t) - w_t) - (student_t(w*_t) - w*_t)``, due to the other start,
 
     so that ``e_t+1 = e_t + i_t + d_t+1``, and the last error is the sum of all of the others. Rows hold Euclidean norms
     over the P weights; `residual` is the norm of that identity's rounding error, relative to the accumulated error.
@@ -89,7 +89,7 @@ def restart(
 ) -> Iterator[dict[str, float | int]]:
     """Yield accuracy and loss of networks trained from the expert's weights at each of `starts` to its last epoch.
 
-    They take N / M steps for each epoch that is left.
+    They take N / M steps for each remaining epoch.
 
     Source: FTD A.1, Table 6.
     """

@@ -1,4 +1,4 @@
-"""Options of the measurements at synthetic sets and experts, accuracies aside."""
+"""Options of measurements, other than accuracies, at synthetic sets and experts."""
 
 from typing import Annotated
 
@@ -12,16 +12,16 @@ ANALYSES: dict[str, tuple[str, ...]] = {
     "variance": ("samples",),
     "bounds": ("segments", "divisors"),
 }
-"""Measurements at a synthetic set, accuracies aside, and the options that each uses."""
+"""Measurements at a synthetic set, other than accuracies, and the options that each uses."""
 
 
 class AnalyseOptions(Options):
-    """How a synthetic set is measured; each measurement uses some of these options."""
+    """Options of the measurements at a synthetic set; each measurement uses some of them."""
 
     segments: int = Field(20, ge=1)
     """Expert segments (sharpness, bounds)."""
     experts: str | None = None
-    """Experts whose path is followed (trajectory; None: those that the method matched) or whose sharpness is taken."""
+    """Experts to compare networks with (trajectory; None: those that the method matched) or to measure (sharpness)."""
     count: int = Field(5, ge=1)
     """Number of experts to use, the first ones (trajectory, expert-sharpness)."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)

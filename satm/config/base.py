@@ -15,10 +15,10 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 """Pattern of names in a campaign, which become parts of paths and Snakemake wildcards."""
 
 LONGEST_NAME = 100
-"""Characters of a name; file systems allow 255, and some files carry two names."""
+"""Largest length of a name; file systems allow 255 characters, and some file names contain two names."""
 
 MOST_FILES = 20_000
-"""Largest number of files that one table or figure is made of."""
+"""Largest number of files that one table or figure may read."""
 
 LARGEST = 2**63 - 1
 """Largest absolute value of an integer option, that of 64 bits."""
@@ -26,7 +26,7 @@ LARGEST = 2**63 - 1
 REVISIONS = dict.fromkeys(
     ("data", "experts", "distill", "evaluate", "continual", "nas", "analyse", "table", "figure"), 1
 )
-"""Revision by stage, stored in its results: raise it when its numbers change; the workflow sees no edits of code."""
+"""Revision by stage, stored in its results: raise it when numbers change, as the workflow does not see code changes."""
 
 M = TypeVar("M", bound="Options")
 
@@ -64,7 +64,7 @@ def _count(kind: type, value: object) -> int:
 
 
 def unusable(value: object) -> str | None:
-    """Describe the first number in nested lists and mappings that no option can have; None where all are usable."""
+    """Describe the first number in nested lists and mappings that no option can have; None if all are usable."""
     for leaf in _leaves(value):
         if isinstance(leaf, float) and not math.isfinite(leaf):
             return f"{leaf}, which is not a finite number"
@@ -97,7 +97,7 @@ def check_name(name: str) -> None:
 
 
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
-    """Raise a UsageError if an option without effect is set; `idle`: such options by cause and remedy, in words."""
+    """Raise a UsageError if an option without effect is set; `idle` lists these options by cause and remedy (text)."""
     for cause, names in idle.items():
         for name in names:
             if (value := getattr(options, name)) != type(options).model_fields[name].default:
@@ -105,7 +105,7 @@ def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str
 
 
 def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """Return values by option name as checked options; `where`, what they belong to, begins the message.
+    """Return values by option name as checked options; `where` begins the message.
 
     Raises:
         UsageError: an unknown option (the message suggests the nearest) or an unusable value, the first one.
@@ -140,7 +140,7 @@ def grouped(count: int, each: int) -> list[str]:
 
 
 def numbers(group: str) -> range:
-    """Return the numbers of one such group."""
+    """Return the numbers of a group `FIRST-LAST`."""
     first, last = map(int, group.split("-"))
     return range(first, last + 1)
 
@@ -153,4 +153,4 @@ def budgets(datasets: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
 def refuse_many(files: int) -> None:
     """Raise a ValueError if a table or figure has too many files for planning a campaign."""
     if files > MOST_FILES:
-        raise ValueError(f"it is made of {files} files, the most are {MOST_FILES}; make several of it")
+        raise ValueError(f"it needs {files} files, expected at most {MOST_FILES}; split it")

@@ -20,13 +20,13 @@ class Setting(Options):
     """One row of a preset file or of a campaign's `settings`: options for the jobs that it names."""
 
     stage: Literal["network", "experts", "distill", "evaluate", "analyse"] = "distill"
-    """Whose options these are."""
+    """Stage of the options."""
     method: tuple[str, ...] = ()
-    """Names of methods, or the registered methods below them; empty: all (stages distill, evaluate and analyse)."""
+    """Names of methods, or their registered methods; empty: all (stages distill, evaluate and analyse)."""
     experts: tuple[str, ...] = ()
     """Names of experts; empty: all (stage experts)."""
     network: tuple[str, ...] = ()
-    """Names of networks, or the registered ones below (stage network), or tested networks (evaluate); empty: all."""
+    """Names of networks, or their registered networks (stage network), or tested networks (evaluate); empty: all."""
     dataset: tuple[str, ...] = ()
     """Names of datasets; empty: all."""
     ipc: tuple[int, ...] = ()
@@ -34,7 +34,7 @@ class Setting(Options):
     options: dict[str, Any]
     """Values by option name."""
     source: str = ""
-    """Where the values come from."""
+    """Source of the values."""
 
     @field_validator("method", "experts", "network", "dataset", "ipc", mode="before")
     @classmethod
@@ -42,7 +42,7 @@ class Setting(Options):
         return value if isinstance(value, list | tuple) else (value,)
 
     def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
-        """Say whether each axis that this row restricts has one of the given values."""
+        """Return whether each axis that this row restricts has one of the given values."""
         return self.stage == stage and all(
             not (names := getattr(self, axis)) or set(names) & set(values) for axis, values in axes.items()
         )
@@ -52,7 +52,7 @@ FORMER = {
     **{"fair": "robustness", "searches": "search", "continual": "continual"},
     **{"measures": "run-metrics", "starts": "late-start"},
 }
-"""Former sections of a campaign, and the kind of table that their entries are."""
+"""Former sections of a campaign, and the kind of table that their entries are now."""
 
 MEANINGS = {
     "tables": {"all": "all tables", OVERVIEW: "the progress of all tables", ACCOUNTING: "the cost of the jobs so far"},
@@ -62,10 +62,10 @@ MEANINGS = {
 
 
 class Campaign(Options):
-    """One YAML file: the datasets, networks, experts and methods by name, and the tables made of them."""
+    """One YAML file: datasets, networks, experts and methods by name, and tables and figures of their results."""
 
     datasets: dict[str, DatasetOptions] = {}
-    """Added to the built-in ones; the same name replaces."""
+    """Datasets by name, added to the built-in ones; an entry replaces a built-in one of its name."""
     networks: dict[str, dict[str, Any]] = {}
     """Each names a registered network under `network` and fixes its options."""
     experts: dict[str, ExpertsOptions] = {}
@@ -75,11 +75,11 @@ class Campaign(Options):
     settings: tuple[Setting, ...] = ()
     """Options for some of the jobs, after the presets."""
     tables: dict[str, AnyTable] = {}
-    """Tables by name, each of the kind that it names; of none: accuracies."""
+    """Tables by name, each of the kind that it names; without a kind: accuracies."""
     figures: dict[str, AnyFigure] = {}
-    """Figures by name. Beside them every protocol of continual learning has one of its name, unless there is another
-    one of it here, the synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`, and `accounting`
-    says what jobs took."""
+    """Figures by name. In addition, every protocol of continual learning has a figure of its name, unless an entry here
+    shows it; the synthetic sets of the tables have pictures named `synthetic-DATASET-ipc-N`; and `accounting` shows the
+    cost of the jobs."""
 
     def tables_with(self, options: type[P]) -> dict[str, P]:
         """Return the tables whose options are also options of a stage, such as `SearchOptions`."""

@@ -20,12 +20,12 @@ class Cell(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str, str]:
-        """Its folders in paths."""
+        """Nested folders of its files."""
         return self.dataset, f"ipc-{self.ipc}", self.method, f"seed-{self.seed}"
 
     @property
     def axes(self) -> dict[str, Any]:
-        """Its values by name, for columns of result files and flags of commands."""
+        """The values by name, for columns of result files and flags of commands."""
         return self._asdict()
 
 

@@ -13,17 +13,17 @@ from satm.errors import UsageError
 
 
 def class_order(classes: int, order: int) -> tuple[int, ...]:
-    """Return all labels in the order of that number, a fixed permutation that depends on nothing else.
+    """Return all labels in the class order of a number, a fixed permutation.
 
     The labels are sorted by the SHA-256 of the axes ("class-order", classes, order, label). So order 0 is shuffled like
-    any other, and all methods and all datasets with as many classes share it.
+    any other, and all methods and all datasets with the same number of classes share it.
     """
     axes = {label: json.dumps(["class-order", classes, order, label]).encode() for label in range(classes)}
     return tuple(sorted(axes, key=lambda label: hashlib.sha256(axes[label]).digest()))
 
 
 def split_classes(classes: int, order: int, steps: int) -> tuple[tuple[int, ...], ...]:
-    """Return the new labels of each step, in order; of unequal steps the earlier ones have one more.
+    """Return the new labels of each step, in order; if steps are unequal, earlier ones have one label more.
 
     Raises:
         UsageError: there are more steps than classes, or none.
@@ -50,7 +50,7 @@ class Step:
         return f"{self.dataset}-order-{self.order}-step-{self.step}-of-{self.steps}"
 
     def labels(self, classes: int) -> tuple[int, ...]:
-        """Return its labels among all `classes` of the dataset; raises a UsageError if there is no such step."""
+        """Return its labels among all `classes` of the dataset; UsageError if the step does not exist."""
         parts = split_classes(classes, self.order, self.steps)
         if not 1 <= self.step <= self.steps:
             raise UsageError(f"{self.name} names step {self.step} of {self.steps}; name one of 1 to {self.steps}")

@@ -44,7 +44,7 @@ class DatasetOptions(Options):
     zca_eps: float = Field(0.1, gt=0)
     """Added to the eigenvalues of the covariance before the inverse root."""
     zca_per_image: bool = False
-    """Bring each image to mean 0 and norm 1 before whitening, instead of subtracting the mean image. With
+    """Standardise each image to mean 0 and norm 1 before whitening, instead of subtracting the mean image. With
     `zca_relative` this is the whitening of RaT-BPTT. Images are then shown with average brightness and contrast."""
     zca_relative: bool = False
     """Measure `zca_eps` in units of the mean eigenvalue."""
@@ -75,7 +75,8 @@ class DatasetOptions(Options):
 def _standardised(source: str) -> DatasetOptions:
     """Return a dataset prepared as in RaT-BPTT (C.1 and section 3).
 
-    Each image is brought to mean 0 and norm 1, whitened (eps 0.1 times the mean eigenvalue), and flipped or rotated.
+    Each image is standardised to mean 0 and norm 1, whitened (eps 0.1 times the mean eigenvalue), and flipped or
+    rotated.
     """
     return DatasetOptions(source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate")
 
@@ -85,11 +86,11 @@ BUILTIN_DATASETS = {
     **{source: DatasetOptions(source=source, zca=True) for source in ("cifar10", "cifar100", "tiny-imagenet")},
     **{f"{source}-standardised": _standardised(source) for source in ("cifar10", "cifar100", "tiny-imagenet")},
 }
-"""Datasets that every campaign knows. Digits are not flipped, coloured or cut out: a mirrored 6 is no digit, and 8
-pixels leave little to cut."""
+"""Datasets in every campaign. Digits are not flipped, coloured or cut out: a mirrored 6 is not a digit, and 8 pixels
+leave little to cut."""
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
-"""Number of classes of the sources where it is fixed."""
+"""Number of classes of the sources with a fixed number."""
 
 
 def data_path(options: DatasetOptions) -> Path:

@@ -1,7 +1,7 @@
 """Base of the tables and figures of a campaign, its exhibits.
 
 A kind is a class in a module of `satm.tables` or `satm.figures`, registered under its name in `TABLES` or `FIGURES`. It
-has the options of an entry, lists the input files of the exhibit, and makes it of them.
+has the options of an entry, lists the input files of the exhibit, and makes it from them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +28,14 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Seeds of the distillation."""
 
 MOST = 10_000
-"""Largest number of synthetic sets that one table or figure is made of."""
+"""Largest number of synthetic sets that one table or figure may need."""
 
 
 class Exhibit(Options):
     """A table or a figure of a campaign."""
 
     kind: str
-    """Name of its kind."""
+    """Kind of the table or figure."""
 
     @model_validator(mode="after")
     def _names_nothing_twice(self) -> Self:
@@ -47,7 +47,7 @@ class Exhibit(Options):
         return self
 
     def runs(self) -> list[Cell]:
-        """Return every distillation that it is made of."""
+        """Return every distillation that it needs."""
         return []
 
     def tested_networks(self) -> Sequence[str]:
@@ -56,7 +56,7 @@ class Exhibit(Options):
         return networks or [name for name in [getattr(self, "network", None)] if name]
 
     def size(self) -> dict[str, object]:
-        """Return the options that determine its size, by their meaning in words."""
+        """Return the options that determine its size, by a description."""
         return {}
 
     def check(self, resolver: "Resolver") -> None:
@@ -69,7 +69,7 @@ class Cells(Exhibit):
     datasets: dict[str, tuple[Ipc, ...]]
     """Images per class, by dataset."""
     methods: tuple[str, ...]
-    """Rows, in this order."""
+    """Methods, in the order of the rows."""
     seeds: Seeds = (0,)
     """Seeds of the distillation."""
     seeds_at: dict[Ipc, Seeds] = {}
@@ -79,7 +79,7 @@ class Cells(Exhibit):
     def _limits_sets(self) -> Self:
         sets = sum(len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)) * len(self.methods)
         if sets > MOST:
-            raise ValueError(f"it is made of {sets} synthetic sets, the most are {MOST}; make several of it")
+            raise ValueError(f"it needs {sets} synthetic sets, expected at most {MOST}; split it")
         return self
 
     def seeds_for(self, ipc: int) -> tuple[int, ...]:
@@ -91,18 +91,18 @@ class Cells(Exhibit):
         return [Cell(dataset, ipc, method, seed) for seed in self.seeds_for(ipc)]
 
     def cells(self, methods: tuple[str, ...] | None = None) -> list[Cell]:
-        """Return each distillation in the table's order; `methods`: only of these."""
+        """Return each distillation in the table's order; `methods` restricts the methods."""
         names = self.methods if methods is None else methods
         groups = [self.cells_of(dataset, ipc, name) for dataset, ipc in budgets(self.datasets) for name in names]
         return [cell for group in groups for cell in group]
 
     def runs(self) -> list[Cell]:
-        """Return every distillation that it is made of."""
+        """Return every distillation that it needs."""
         return self.cells()
 
 
 class TableOptions(Cells):
-    """Options of every kind of table; `satm.tables.base.TableKind` adds how it is made."""
+    """Options of every kind of table; `satm.tables.base.TableKind` adds the methods that make it."""
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the paths of the input files of the table of this name."""
@@ -110,26 +110,26 @@ class TableOptions(Cells):
 
 
 class FigureOptions(Exhibit):
-    """Options of every kind of figure; `satm.figures.base.FigureKind` adds how it is drawn."""
+    """Options of every kind of figure; `satm.figures.base.FigureKind` adds the methods that draw it."""
 
     title: str = ""
     """Title above the figure; empty: none."""
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the paths of the input files of the figure; `tables`: those of the campaign by name."""
+        """Return the paths of the input files of the figure; `tables` are those of the campaign by name."""
         raise TypeError(f"{type(self).__name__} must define files()")
 
     def tables_shown(self, tables: Mapping[str, TableOptions]) -> Mapping[str, TableOptions]:
-        """Return those of a campaign's tables whose numbers it shows, by name.
+        """Return the campaign's tables whose numbers it shows, by name.
 
         Raises:
-            UsageError: the campaign has no such table.
+            UsageError: the campaign lacks a table.
         """
         return {}
 
     @classmethod
     def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, "FigureOptions"]:
-        """Return the figures of this kind, by name, that every campaign with these tables has."""
+        """Return the figures of this kind, by name, that a campaign with these tables has without an entry."""
         return {}
 
 
@@ -141,9 +141,9 @@ FIGURES: Registry[type[FigureOptions]] = Registry("satm.figures")
 
 
 def of_kind(registry: Registry[Any], what: str, default: str | None = None) -> Callable[[object], object]:
-    """Return a function that reads an entry (`what` in words) as the options of its kind.
+    """Return a function that reads an entry (`what` in messages) as the options of its kind.
 
-    `default` is the kind of an entry that names none; None: each must name one.
+    `default` is the kind of an entry without one; None: every entry must have a kind.
     """
 
     def read(entry: object) -> object:
@@ -158,7 +158,7 @@ def of_kind(registry: Registry[Any], what: str, default: str | None = None) -> C
 
 
 AnyTable = Annotated[SerializeAsAny[TableOptions], BeforeValidator(of_kind(TABLES, "table", "accuracy"))]
-"""A table of the kind that it names; without one, a table of accuracies."""
+"""A table of the kind that it names; without a kind, a table of accuracies."""
 
 AnyFigure = Annotated[SerializeAsAny[FigureOptions], BeforeValidator(of_kind(FIGURES, "figure"))]
 """A figure of the kind that it names."""

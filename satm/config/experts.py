@@ -11,7 +11,7 @@ from satm.errors import UsageError
 class ExpertsOptions(Options):
     """Training recipe of the experts. Source of the defaults: protocol of MTT (SGD without momentum).
 
-    `optimiser` and `order`, which images an expert sees when, are independent of each other.
+    `optimiser` and `order` (of the images over the epochs) are independent of each other.
     """
 
     network: str = "convnet"
@@ -29,7 +29,7 @@ class ExpertsOptions(Options):
     batch_size: int = Field(256, ge=1)
     """Real images per step."""
     augment: bool = True
-    """Augment the real images as the dataset says."""
+    """Augment the real images, by the dataset's options."""
     seed: int = 0
     """Seed of the experts."""
     per_job: int = Field(10, ge=1)
@@ -49,14 +49,14 @@ class ExpertsOptions(Options):
     """`full`: all images in every epoch; `curriculum`: easy images first (ConTra Appendix B, Eq. 12);
     `balanced-curriculum`: easy images of each class first, for datasets with hard classes (ours)."""
     difficulty: str = ""
-    """Name of the experts that rate how hard each training image is, for a curriculum."""
+    """Name of the experts that rate the difficulty of each training image, for a curriculum."""
     start_fraction: float = Field(0.5, gt=0, le=1)
     """Fraction of the images, the easiest, in the first epoch of a curriculum (lambda in ConTra); it grows linearly.
     Not given in the paper; 0.5 is ours: the hard half comes later."""
     full_epoch: int | None = Field(None, ge=1)
     """Epochs of a curriculum before it has all images (gamma in ConTra, not given); None: half, rounded down (ours)."""
     difficulty_count: int = Field(5, ge=1)
-    """Number of these experts, the first ones, that rate images for a curriculum of others; does not change them."""
+    """Number of experts, the first ones, that rate images for a curriculum of other experts; does not change them."""
 
     def check(self, where: str) -> None:
         """Raise a UsageError if an option has no effect, or a curriculum is incomplete or contradictory.
@@ -79,7 +79,7 @@ class ExpertsOptions(Options):
             )
         if self.full_epoch is not None and self.full_epoch > self.epochs:
             above = f"full_epoch {self.full_epoch} is above epochs {self.epochs}"
-            raise UsageError(f"{where}: {above}; lower it or raise them")
+            raise UsageError(f"{where}: {above}; lower full_epoch or raise epochs")
 
 
 BUILTIN_EXPERTS = {

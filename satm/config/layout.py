@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[str, ...]] = {
 def place_of(rule: str, **names: object) -> tuple[str, ...]:
     """Return the place of the job with these wildcards, for `Layout.log` and the like.
 
-    A part of None stands for all parts in one run.
+    Part None stands for all parts in one run.
     """
     parts = PLACES[rule]
     if names.get("part", "") is None and "{part}" in parts[-1]:
@@ -86,7 +86,7 @@ class Layout:
         return f"{self._run('evaluation', cell)}/{network}.parquet"
 
     def variants(self, cell: Cell, network: str) -> str:
-        """The same, with hard and soft labels, with and without augmentation."""
+        """Accuracies with hard and soft labels, with and without augmentation."""
         return f"{self._run('variants', cell)}/{network}.parquet"
 
     def full(self, dataset: str, recipe: str, network: str) -> str:
@@ -98,7 +98,7 @@ class Layout:
         return f"{self._run('nas', cell)}/{search}/part-{part}.parquet"
 
     def nas_real(self, dataset: str, search: str, part: str) -> str:
-        """The same, of candidates trained on all real images."""
+        """Accuracies of some candidates trained on all real images."""
         return f"{self.root}/nas/{dataset}/real/{search}/part-{part}.parquet"
 
     def continual(self, cell: Cell, protocol: str) -> str:
@@ -106,11 +106,11 @@ class Layout:
         return f"{self._run('continual', cell)}/{protocol}.parquet"
 
     def analysis(self, what: str, cell: Cell) -> str:
-        """A measurement at a synthetic set, accuracies aside; `what` as in `satm.config.ANALYSES`."""
+        """A measurement at a synthetic set, other than accuracies; `what` as in `satm.config.ANALYSES`."""
         return f"{self._run('analysis', cell)}/{what}.parquet"
 
     def expert_sharpness(self, dataset: str, experts: str) -> str:
-        """Sharpness of the training loss along the paths of some experts."""
+        """Sharpness of the training loss along the trajectories of some experts."""
         return f"{self.root}/analysis/{dataset}/experts/{experts}/sharpness.parquet"
 
     def table(self, name: str, kind: str = "csv") -> str:
@@ -122,15 +122,15 @@ class Layout:
         return f"{self.root}/figures/{name}.{kind}"
 
     def all(self, what: str) -> str:
-        """List of all `figures` or all `tables`, written after them."""
+        """List of all `figures` or all `tables`, written last."""
         return f"{self.root}/{what}/all"
 
     def log(self, *place: str) -> str:
-        """What a job printed; its place is `place_of(rule, …)`."""
+        """Log of a job; its place is `place_of(rule, …)`."""
         return f"{self.root}/logs/{'/'.join(place)}.log"
 
     def account(self, *place: str) -> str:
-        """What the attempts at a job have taken, beside its log."""
+        """Cost of the attempts at a job, beside its log."""
         return f"{self.root}/logs/{'/'.join(place)}.json"
 
     def benchmark(self, *place: str) -> str:

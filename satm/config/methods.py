@@ -11,11 +11,11 @@ class MethodOptions(Options):
     """Options of every method."""
 
     step_size: float = Field(0.01, gt=0)
-    """Step size of SGD that belongs to the synthetic set; the start value where a method learns it."""
+    """Step size of SGD that belongs to the synthetic set; the initial value if a method learns it."""
 
 
 class IterativeOptions(MethodOptions):
-    """Options of every method that moves its synthetic set in iterations."""
+    """Options of every method that learns its synthetic set in iterations."""
 
     iterations: int = Field(5000, ge=1)
     """Outer iterations."""
@@ -25,9 +25,9 @@ class IterativeOptions(MethodOptions):
     """Norm that each image of Gaussian noise is scaled to; None: as drawn, with standard deviation 1."""
     labels: Literal["hard", "learned", "teacher"] = "hard"
     """Hard: the class of each image. Learned: soft labels, optimised as logits, that start from the experts' logits
-    where there are experts. Teacher: the logits of the segment's end, recomputed in each iteration."""
+    if there are experts. Teacher: the logits of the network at the segment's end, recomputed in each iteration."""
     confidence: float = Field(0.9, gt=0, lt=1)
-    """Initial probability of an image's own class, for learned labels without experts."""
+    """Initial probability of an image's class, for learned labels without experts."""
     outer: Literal["sgd", "adam"] = "sgd"
     """Outer optimiser: SGD with momentum, or Adam."""
     lr_images: float = Field(1000.0, gt=0)
@@ -46,9 +46,9 @@ class IterativeOptions(MethodOptions):
     skip_above: float | None = Field(None, gt=0)
     """Iterations with a larger loss change nothing. None: no iteration is skipped."""
     selection: Literal["last", "validation", "test"] = "last"
-    """Iteration that is kept: the last, or the best on held-out or test images (`test`: optimistic, as published)."""
+    """Selected iteration: the last, or the best on held-out or test images (`test`: optimistic, as published)."""
     watch: Literal["validation", "test"] | None = None
-    """Record the accuracy on these real images without selecting by it, as a `selection` other than last does."""
+    """Record the accuracy on these real images without selecting by it; a `selection` other than last also records."""
     evaluate_every: int = Field(500, ge=1)
     """Iterations between two evaluations of `watch` or `selection`; the last iteration is always evaluated."""
     evaluate_networks: int = Field(1, ge=1)
@@ -101,7 +101,7 @@ class MatchingOptions(IterativeOptions):
     batch_size: int | None = Field(None, ge=1)
     """Synthetic images of one inner step, drawn without replacement until all were used; None: all of them."""
     augment: bool = True
-    """Augment the synthetic images in each inner step as the dataset says."""
+    """Augment the synthetic images in each inner step, by the dataset's options."""
     keep_divisor: int = Field(1, ge=1)
     """Differentiate through the last int(inner_steps / keep_divisor) steps of each unroll; 1: through all."""
     step_size_gradient: Literal["exact", "first-order", "fixed"] = "exact"
@@ -134,10 +134,10 @@ class UnrolledOptions(IterativeOptions):
     network: str = "convnet"
     """Name of the network that is trained in the inner loop."""
     step_size: float = Field(0.001, gt=0)
-    """Inner step size; the start value where it is learned."""
+    """Inner step size; the initial value if it is learned."""
     step_size_gradient: Literal["exact", "first-order", "fixed"] = "fixed"
-    """Gradient by which the inner step size is learned: exact, minus the inner product of the outer loss's gradient and
-    all steps' directions, or none."""
+    """Gradient by which the inner step size is learned: exact; first-order, minus the inner product of the outer loss's
+    gradient and the sum of all steps' directions; or none."""
     init: Literal["real", "correct", "gaussian"] = "gaussian"
     """Initial images: random real images of each class, or Gaussian noise."""
     init_norm: float | None = Field(1.0, gt=0)
@@ -159,19 +159,19 @@ class UnrolledOptions(IterativeOptions):
     milestones: tuple[int, ...] = ()
     """Inner steps after which the step size is multiplied by `factor`; 120 and 200 in RaT-BPTT's variant with SGD."""
     factor: float = Field(0.2, gt=0)
-    """See `milestones`."""
+    """Factor on the step size at each milestone."""
     real_batch: int = Field(5000, ge=1)
-    """Real images of the outer loss; all of them where there are fewer."""
+    """Real images of the outer loss, or all if there are fewer."""
     batch_size: int | None = Field(None, ge=1)
     """Synthetic images of one inner step, drawn without replacement until all were used; None: all of them."""
     augment: bool = True
-    """Augment the synthetic images in each inner step as the dataset says."""
+    """Augment the synthetic images in each inner step, by the dataset's options."""
     augment_real: bool = True
-    """Augment the real images of the outer loss as the dataset says, with one draw for the batch."""
+    """Augment the real images of the outer loss, by the dataset's options, with one draw for the batch."""
     engine: Literal["mixed", "reverse"] = "mixed"
     """Computation of the hypergradient, always exact: in little memory, or as an unrolled graph."""
     clip: float | None = Field(2.0, gt=0)
-    """Largest norm of the images' hypergradient, in units of its moving average with the present one; None: any."""
+    """Largest norm of the images' hypergradient, in units of its moving average up to now; None: unlimited."""
     clip_decay: float = Field(0.9, ge=0, lt=1)
     """Decay of that exponential moving average."""
     normalise: bool = False
@@ -193,7 +193,7 @@ class ClassMatchingOptions(IterativeOptions):
     """Options of every method that compares real and synthetic images class by class."""
 
     real_batch: int = Field(256, ge=1)
-    """Real images of a class in each comparison, drawn without replacement; a smaller class gives all it has."""
+    """Real images of a class in each comparison, drawn without replacement; or all if the class has fewer."""
     augment: bool = True
     """Apply the same augmentation of the dataset to the real and the synthetic images of a class."""
     explode: float = Field(1e9, gt=0)

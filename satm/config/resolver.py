@@ -63,7 +63,7 @@ class Resolver:
         """Return the number of classes of a dataset, known before its files are read.
 
         Raises:
-            UsageError: only the files say it.
+            UsageError: the number is known only from the files.
         """
         options = self.dataset(name)
         if options.classes is None and options.source not in CLASSES:
@@ -110,15 +110,15 @@ class Resolver:
         return {**settings, **own, **({} if epoch is None else {"start_epoch": epoch})}
 
     def evaluation(self, cell: Cell, network: str = "") -> EvaluateOptions:
-        """Return how the synthetic sets of a cell are tested with a network; empty: with any."""
+        """Return the evaluation options of a cell's synthetic sets for a network; empty: any network."""
         return parse(EvaluateOptions, self._merged("evaluate", **self._axes(cell), network=(network,)), "evaluate")
 
     def analysis(self, cell: Cell) -> AnalyseOptions:
-        """Return how the synthetic sets of a cell are measured."""
+        """Return the measurement options of a cell's synthetic sets."""
         return parse(AnalyseOptions, self._merged("analyse", **self._axes(cell)), "analyse")
 
     def full(self, recipe: str, dataset: str, network: str = "") -> EvaluateOptions:
-        """Return how a recipe of `FULL` trains networks on all real images; network empty: any.
+        """Return the options of a recipe of `FULL` for training networks on all real images; network empty: any.
 
         Settings of the stage evaluate that name the method `full-RECIPE` change it.
         """
@@ -134,7 +134,7 @@ class Resolver:
         return parse(EvaluateOptions, {"decay_epoch": None, **options}, f"full-{recipe}")
 
     def table(self, name: str) -> TableOptions:
-        """Return a table of this campaign, of whatever kind."""
+        """Return a table of this campaign, of any kind."""
         return pick(name, self.campaign.tables, "table", str(self.path or "the built-in campaign"))
 
     def search(self, name: str) -> SearchOptions:
@@ -145,7 +145,7 @@ class Resolver:
         return parse(SearchOptions, table.model_dump(include=set(SearchOptions.model_fields)), f"search {name}")
 
     def learning(self, protocol: str, cell: Cell) -> LearnOptions:
-        """Return how classes are learned; without a campaign every protocol has the defaults, for runs by hand."""
+        """Return a protocol's options; without a campaign every protocol has the defaults, for runs by hand."""
         known = self.campaign.tables_with(StepsOptions)
         where = f"protocol of continual learning in {self.path}"
         plan = StepsOptions() if self.path is None else pick(protocol, known, where)
@@ -159,11 +159,11 @@ class Resolver:
         return {**dict(standard), **self.campaign.figures}
 
     def figure(self, name: str) -> FigureOptions:
-        """Return a figure of this campaign, of whatever kind."""
+        """Return a figure of this campaign, of any kind."""
         return pick(name, self.figures, "figure", str(self.path or "the built-in campaign"))
 
     def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
-        """Return the names by which settings select a cell, with those that its method derives from."""
+        """Return the names by which settings select a cell, including those that its method derives from."""
         named = at_epoch(cell.method, self.campaign.methods)[0]
         base = self.campaign.methods.get(named, {}).get("method", named)
         return {"method": (cell.method, named, base), "dataset": (cell.dataset,), "ipc": (cell.ipc,)}
@@ -180,7 +180,7 @@ class Resolver:
 
 
 AT_EPOCH = "-at-epoch-"
-"""Between the name of a method and the epoch that its segments start at, in the name of a derived method."""
+"""Part of a derived method's name between the method and the start epoch of its segments."""
 
 
 def at_epoch(name: str, methods: Mapping[str, object]) -> tuple[str, int | None]:
@@ -211,7 +211,7 @@ def load_campaign(path: Path | None) -> Resolver:
 
 
 def root_of(path: Path) -> str:
-    """Return the results folder of a campaign: `results` for `paper.yaml`, else `results/NAME`, so that none is shared.
+    """Return the results folder of a campaign, unique to it: `results` for `paper.yaml`, else `results/NAME`.
 
     Raises:
         UsageError: the file's name cannot be a folder.

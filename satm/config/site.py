@@ -12,7 +12,7 @@ Resource = int | str
 
 
 class Site(Options):
-    """Settings of one cluster; SLURM decides what is left out."""
+    """Settings of one cluster; SLURM's defaults apply to missing ones."""
 
     gpu_partition: str | None = None
     """Partition of jobs with a GPU."""
@@ -27,11 +27,11 @@ class Site(Options):
     gpu_model: str | None = None
     """Type of the GPUs in SLURM: the part between the colons of `gpu:a100:4` in `sinfo -o %G`."""
     status_command: Literal["auto", "sacct", "squeue"] = "auto"
-    """Command that tells how jobs ended. `sacct` asks the accounting database and forgets nothing; on a cluster without
-    one it never sees a job end. `squeue` asks the controller, which forgets jobs after some minutes. `auto`: `sacct`
-    where there is a database."""
+    """Command that reports how jobs ended. `sacct` asks the accounting database and forgets nothing; on a cluster
+    without one it never sees a job end. `squeue` asks the controller, which forgets jobs after some minutes. `auto`:
+    `sacct` if there is a database."""
     memory: int | None = Field(None, ge=1)
-    """Most megabytes that a job requests at any attempt, the memory of the largest node; left out: as SLURM reports."""
+    """Largest memory request of a job in megabytes, that of the largest node; left out: as reported by SLURM."""
     jobs: int = Field(100, ge=1)
     """Jobs in the queue at once."""
     arrays: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ class Site(Options):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Most resources of one job; `gpu: 1` also makes Snakemake run the jobs that share one in turn."""
+        """Limits on the resources of one job; `gpu: 1` also makes jobs that share a GPU take turns."""
         limits = {"gpu": 1} if self.per_job else {}
         return limits if self.memory is None else {**limits, "mem_mb": self.memory}
 

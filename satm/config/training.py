@@ -1,4 +1,4 @@
-"""Options of networks that are trained to be tested, alone, step by step or in an architecture search."""
+"""Options for training and testing networks: alone, step by step or in an architecture search."""
 
 import itertools
 from typing import Annotated, Literal
@@ -41,21 +41,21 @@ class EvaluateOptions(Options):
     flat_rho: float = Field(0.0, ge=0)
     """Above 0: sharpness-aware training with this distance to the worst neighbour (SAM, FTD section 4.3)."""
     augment: bool = True
-    """Augment the synthetic images as the dataset says."""
+    """Augment the synthetic images, by the dataset's options."""
     split: Literal["test", "validation"] = "test"
     """Real images to test on; `validation`: the held-out ones, for choosing options."""
     network_seed: int = 0
     """Seed of the networks."""
     together: Literal["auto", "no", "yes"] = "auto"
     """Train the networks of all repeats at once, with stacked weights, or one after another; results agree up to
-    rounding. `auto`: at once on a GPU, where that is faster."""
+    rounding. `auto`: at once on a GPU, because it is faster there."""
 
 
 FULL = {
     "experts": "trained as the experts are: their step size, batch size, epochs and augmentation, no decay",
     "strong": "SGD with momentum 0.9, step size 0.1 along a cosine, weight decay 5e-4, 200 epochs, batches of 128",
 }
-"""Recipes for training on all real images. `strong` is ours: what has long been usual for CIFAR."""
+"""Recipes for training on all real images. `strong` is our choice, common practice for CIFAR."""
 
 CANDIDATES = 720
 """Number of networks in the space of an architecture search (`satm.evaluation.search.candidates`)."""
@@ -90,19 +90,19 @@ class SearchOptions(Options):
     sample_seed: int = 0
     """Seed of the choice."""
     width_factor: float = Field(1.0, gt=0)
-    """Factor on the width of every candidate, 32 to 256 filters, for a search where wide ones take too long."""
+    """Factor on the width of every candidate, 32 to 256 filters, for a search in which wide ones take too long."""
     per_job: int = Field(20, ge=1)
     """Candidates that one job trains, one after another; does not change them."""
     proxy: CandidateOptions = CandidateOptions()
-    """How they are trained on synthetic sets."""
+    """Training of the candidates on synthetic sets."""
     real: CandidateOptions = CandidateOptions()
-    """How they are trained on all real images."""
+    """Training of the candidates on all real images."""
 
     @field_validator("real")
     @classmethod
     def _has_a_rate(cls, value: CandidateOptions) -> CandidateOptions:
         if value.lr == "learned":
-            raise ValueError("real images have no step size of their own, so lr must be a number")
+            raise ValueError("real images have no learned step size, so lr must be a number")
         return value
 
     def parts(self) -> list[str]:
@@ -111,7 +111,7 @@ class SearchOptions(Options):
 
 
 class StepsOptions(Options):
-    """How classes are learned step by step (continual learning)."""
+    """Options for learning classes step by step (continual learning)."""
 
     steps: int = Field(5, ge=1, le=10_000)
     """Number of steps in which the classes are learned; earlier ones have one more class if uneven."""
@@ -120,12 +120,12 @@ class StepsOptions(Options):
     repeats: int = Field(3, ge=1)
     """Freshly initialised networks at each step of an order."""
     network: str = "convnet"
-    """Network that is trained on the synthetic images kept."""
+    """Network that is trained on the synthetic images in the replay buffer."""
     sets: Literal["sliced", "per-step"] = "sliced"
     """Images of a step: from one distillation of all classes (`sliced`), or of the step's classes (`per-step`)."""
 
     def sources(self, dataset: str) -> list[str]:
-        """Return the datasets whose synthetic sets are learned from: the whole one, or each step of each order."""
+        """Return the datasets whose synthetic sets are used: the whole one, or each step of each order."""
         if self.sets == "sliced":
             return [dataset]
         places = itertools.product(range(self.orders), range(1, self.steps + 1))
@@ -133,4 +133,4 @@ class StepsOptions(Options):
 
 
 class LearnOptions(StepsOptions, EvaluateOptions):
-    """How classes are learned step by step, and how a network is trained and tested at each step."""
+    """Options for learning classes step by step, and for training and testing a network at each step."""

@@ -1,1 +1,1 @@
-"""What a campaign takes: forecast, spent so far, and the calibration of a machine."""
+"""Cost of a campaign: forecast, cost so far, and the calibration of a machine."""

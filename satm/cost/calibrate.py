@@ -37,7 +37,7 @@ IMAGES = (8, 64, 256)
 """Batch sizes of the measured training steps; others are interpolated or extrapolated."""
 
 STEPS = (6, 12)
-"""Measured inner steps, to extrapolate from; twice as many where an iteration keeps a small part of them."""
+"""Measured inner steps, to extrapolate from; twice as many if an iteration differentiates a small part of them."""
 
 MONITOR_EVERY = 2
 """Measured iterations between two measurements of the monitored segments."""
@@ -50,7 +50,7 @@ DIFFERENT = 1000
 
 
 class RandomExperts(TrajectoryStore):
-    """Experts with random weights, on straight lines: as long as real ones, and useless."""
+    """Stand-ins for experts, of the same size: random weights on straight lines."""
 
     def __init__(self, start: Tensor) -> None:
         self._start = start
@@ -62,7 +62,7 @@ class RandomExperts(TrajectoryStore):
 
     @property
     def epochs(self) -> int:
-        """Epochs of each."""
+        """Epochs of each expert."""
         return EPOCHS
 
     def snapshot(self, expert: int, epoch: int) -> Tensor:
@@ -71,7 +71,7 @@ class RandomExperts(TrajectoryStore):
 
 
 def measure_pace(pieces: list[Piece], path: Path, device: torch.device, seconds: float, progress: Progress) -> int:
-    """Measure the pieces that a file lacks, in order, and write their rows; return the number left over.
+    """Measure the pieces that a file lacks, in order, and write their rows; return the number of remaining pieces.
 
     The file is rewritten after each piece, so a killed process loses nothing. After `seconds` no further piece begins.
 
@@ -100,7 +100,7 @@ def measure_pace(pieces: list[Piece], path: Path, device: torch.device, seconds:
 
 
 def _measurements(piece: Piece, device: torch.device) -> list[dict[str, Any]]:
-    """Return the rows of one piece; seconds are None where it does not fit into the memory."""
+    """Return the rows of one piece; seconds are None if it does not fit into the memory."""
     try:
         rows = list((_steps if piece.kind == "step" else _iterations)(piece.values, device))
     except torch.OutOfMemoryError:
@@ -142,7 +142,7 @@ def _steps(values: Mapping[str, Any], device: torch.device) -> Iterator[dict[str
 
 
 def _iterations(values: Mapping[str, Any], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an iteration: its seconds by inner steps where a method can have fewer, else one row."""
+    """Yield the rows of an iteration: its seconds by inner steps if a method can have fewer, else one row."""
     method = dict(values["method"])
     kind = METHODS[method["method"]]
     fields = kind.options.model_fields
@@ -188,7 +188,7 @@ def _iteration(
         Cell("random", values["ipc"], kind.name),
         RandomExperts(start) if kind.needs_experts else None,
     )
-    # Random experts classify no image correctly, and a matching loss on a random path may be anything.
+    # Random experts classify no image correctly, and a matching loss on a random trajectory may be anything.
     init = {"init": "real"} if getattr(options, "init", None) == "correct" else {}
     unlimited = {"explode": math.inf, "skip_above": None, "ema": None}
     method = kind(options.model_copy(update={**init, **unlimited}), problem)

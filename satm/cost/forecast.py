@@ -21,9 +21,8 @@ from satm.workflow.jobs import Job
 from satm.workflow.rules import cell_of
 
 STEP_WITH_GRAPH = 3.2
-"""Inner steps that are differentiated through, in training steps of the same images, for iterations that were not
-measured. On an H200 a step of the engine `mixed` took 17 ms (`python -m satm bench hypergradient`) and one of training
-5.3 ms."""
+"""Cost of a differentiated inner step in training steps on the same images, for iterations that were not measured. On
+an H200 a step of the engine `mixed` took 17 ms (`python -m satm bench hypergradient`) and one of training 5.3 ms."""
 
 KNOWN = ("measured", "estimated", "unknown")
 """Confidence in a job's time: every piece was measured; some follow from training steps; some are unknown."""
@@ -31,11 +30,11 @@ KNOWN = ("measured", "estimated", "unknown")
 
 @dataclass
 class Stage:
-    """What the jobs of one rule take together.
+    """Predicted cost of the jobs of one rule.
 
-    `hours` are those of all jobs, `longest` those of one; `memory` is the largest of a job on the device in bytes, with
-    its real images; `disk` the bytes of all files. `known` counts jobs by confidence, `too_large` has the pieces that
-    did not fit into the machine's memory.
+    `hours` is the sum over all jobs, `longest` that of the longest job; `memory` is the largest device memory of a job
+    in bytes, with its real images; `disk` is the bytes of all files. `known` counts jobs by confidence, `too_large` has
+    the pieces that did not fit into the machine's memory.
     """
 
     jobs: int = 0
@@ -49,8 +48,8 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What work takes: seconds, bytes on the device, and the confidence in both; NaN where it does not fit."""
+class Estimate:
+    """Predicted cost of some work: seconds, bytes on the device (NaN if it does not fit), and the confidence."""
 
     seconds: float
     memory: float
@@ -76,27 +75,27 @@ class Pace:
                     self._steps[_text(values, "augment")] = group
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UsageError(
-                    f"the pace has a {short(kind)} of {short(key)}, which is no piece of a job; measure it again with "
-                    "`python -m satm bench pace`"
+                    f"the pace has a {short(kind)} of {short(key)}, which is not a piece of a job; measure it again "
+                    "with `python -m satm bench pace`"
                 ) from error
         self.device = str(rows["device"].iloc[0])
 
-    def of(self, share: Share) -> Taken | None:
-        """Return what a share takes; None where nothing is known."""
+    def of(self, share: Share) -> Estimate | None:
+        """Return the cost of a share; None if it is unknown."""
         rows = self._rows.get((share.piece.kind, share.piece.key))
         if rows is None:
             return None if share.piece.kind == "step" else self._estimated(share.piece.values, share.times)
         if rows["seconds"].isna().any():
-            return Taken(math.nan, math.nan, "measured")
+            return Estimate(math.nan, math.nan, "measured")
         amount = float(share.images or _option(share.piece.values, "inner_steps") or 0)
-        return Taken(share.times * _at(rows, "seconds", amount), _at(rows, "peak_memory_bytes", amount), "measured")
+        return Estimate(share.times * _at(rows, "seconds", amount), _at(rows, "peak_memory_bytes", amount), "measured")
 
     def parameters(self, network: Mapping[str, Any], seen: Shape) -> int | None:
-        """Return the parameters of a network on images of a shape; None where no piece of it was measured."""
+        """Return the number of a network's parameters on images of a shape; None if no piece of it was measured."""
         return self._parameters.get(_text(seen.key(network)))
 
-    def _estimated(self, values: Mapping[str, Any], times: float) -> Taken | None:
-        """Return what iterations take by their inner steps, in training steps of the same images."""
+    def _estimated(self, values: Mapping[str, Any], times: float) -> Estimate | None:
+        """Estimate iterations by their inner steps, in training steps on the same images."""
         rows, steps = self._steps.get(_text(values, "augment")), _option(values, "inner_steps")
         if rows is None or steps is None:
             return None
@@ -107,11 +106,11 @@ class Pace:
         passes = (1 + (_option(values, "concurrent") or 0)) * (kept * STEP_WITH_GRAPH + before)
         passes += values["method"].get("monitor", 0) * steps / 3 / values.get("monitor_every", 1)
         once = _at(rows, "seconds", images)
-        return Taken(times * passes * once, _at(rows, "peak_memory_bytes", images), "estimated")
+        return Estimate(times * passes * once, _at(rows, "peak_memory_bytes", images), "estimated")
 
 
 def _option(values: Mapping[str, Any], name: str) -> Any:
-    """Return an option of a piece's method; None where the method has none of that name."""
+    """Return an option of a piece's method; None if the method lacks it."""
     return getattr(method_options(values["method"]), name, None)
 
 
@@ -121,15 +120,15 @@ def _text(values: Mapping[str, Any], *more: str) -> str:
 
 
 def cost(resolver: Resolver, jobs: Sequence[Job], pace: Pace, at_once: bool) -> dict[str, Stage]:
-    """Return what the jobs of a campaign take by rule; `at_once` as in `satm.cost.workload.shares`."""
+    """Return the predicted cost of a campaign's jobs by rule; `at_once` as in `satm.cost.workload.shares`."""
     stages: dict[str, Stage] = {}
     for job in jobs:
         stage, parts = stages.setdefault(job.rule, Stage()), shares(resolver, job, at_once)
-        taken = [pace.of(share) for share in parts or ()]
-        fitting = [each for each in taken if each is not None and not math.isnan(each.seconds)]
-        large = zip(parts or (), taken, strict=True)
+        estimates = [pace.of(share) for share in parts or ()]
+        fitting = [each for each in estimates if each is not None and not math.isnan(each.seconds)]
+        large = zip(parts or (), estimates, strict=True)
         stage.too_large |= {share.piece.key for share, each in large if each is not None and math.isnan(each.seconds)}
-        stage.known[_confidence(parts, taken)] += 1
+        stage.known[_confidence(parts, estimates)] += 1
         hours = sum(each.seconds for each in fitting) / 3600
         if hours > stage.longest:
             stage.longest, stage.longest_job = hours, str(job)
@@ -160,10 +159,10 @@ def disk(resolver: Resolver, job: Job, pace: Pace) -> float:
     return 4.0 * states * int(names.ipc) * seen.classes * seen.pixels + 100.0 * getattr(options, "iterations", 0)
 
 
-def _confidence(parts: Sequence[Share] | None, taken: Sequence[Taken | None]) -> str:
-    if parts is None or None in taken:
+def _confidence(parts: Sequence[Share] | None, estimates: Sequence[Estimate | None]) -> str:
+    if parts is None or None in estimates:
         return "unknown"
-    return "estimated" if any(each is not None and each.known == "estimated" for each in taken) else "measured"
+    return "estimated" if any(each is not None and each.known == "estimated" for each in estimates) else "measured"
 
 
 def _real_images(resolver: Resolver, job: Job) -> float:
@@ -192,9 +191,9 @@ HEADINGS = (
 
 
 def cost_grid(title: str, stages: Mapping[str, Stage], pace: Pace, start_seconds: float) -> Grid:
-    """Return the table that people read: a line per rule that computes, and one of all.
+    """Return the forecast as a table: a line per rule that computes, and the total.
 
-    `start_seconds` is the time of a job before its first step, which is added to each.
+    `start_seconds` is the time of a job before its first step, which is added to each job.
     """
     computing = {rule: stage for rule, stage in stages.items() if stage.hours or stage.known["unknown"]}
     hours = {rule: stage.hours + stage.jobs * start_seconds / 3600 for rule, stage in computing.items()}
@@ -209,13 +208,13 @@ def cost_grid(title: str, stages: Mapping[str, Stage], pace: Pace, start_seconds
     lines.append(_line("the rest", Stage(sum(stage.jobs for stage in rest), disk=sum(stage.disk for stage in rest)), 0))
     lines.append(_line("all", total, sum(hours.values())))
     notes = [
-        f"Hours of {pace.device}: what each piece of work took there on random images of the same shape "
-        "(`python -m satm bench pace`), times how often it is done, each job alone on the device, and "
+        f"Hours on {pace.device}: the measured time of each piece of work on random images of the same shape "
+        "(`python -m satm bench pace`), times its repetitions, with each job alone on the device, plus "
         f"{start_seconds:g} seconds for a job to begin.",
-        "Estimated: iterations that were not measured there, by the training steps that they are made of "
-        f"({STEP_WITH_GRAPH:g} for an inner step that is differentiated through). Unknown: not counted.",
-        "Device memory: the largest job, with the real images that it keeps there. Host memory and time limits are "
-        "what the workflow's rules ask for. Disk: images, whitening, experts, synthetic sets and metrics.",
+        "Estimated: iterations that were not measured, from the time of training steps "
+        f"({STEP_WITH_GRAPH:g} for each differentiated inner step). Unknown: not counted.",
+        "Device memory: that of the largest job, with its real images. Host memory and time limits are set in the "
+        "workflow's rules. Disk: images, whitening, experts, synthetic sets and metrics.",
     ]
     longest = sorted((stage for stage in computing.values() if stage.longest), key=lambda stage: -stage.longest)[:3]
     if longest:

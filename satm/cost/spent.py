@@ -1,6 +1,6 @@
 """Cost of a campaign so far: hours, memory, queue and attempts by rule and by cell of its tables.
 
-Jobs leave accounts in their results and beside their logs; where there is none, Snakemake's benchmarks count. Unknown
+The numbers come from accounts in the jobs' results or beside their logs, else from Snakemake's benchmarks. Unknown
 values stay empty. `satm.cost.forecast` predicts the cost before a start.
 """
 
@@ -50,9 +50,9 @@ number of done ones without numbers. Hours of a cell include its share of expert
 class Spent:
     """Cost of one job; None: unknown.
 
-    `run`, `cpu` and `gpu` are seconds of all attempts, of all CPUs, and times GPUs (0 without). `queue` has the seconds
-    that each SLURM job waited, by its number and start; `devices` those of the GPUs, or of all CPUs, by name (empty:
-    unknown). Bytes are peaks of one GPU and of main memory.
+    `run` is the seconds of all attempts, `cpu` those of all CPUs in sum, `gpu` the run time multiplied by the number of
+    GPUs. `queue` has the seconds that each SLURM job waited, by its number and start; `devices` the seconds on GPUs, or
+    else on all CPUs, by name (empty: unknown). Bytes are peaks of one GPU and of main memory.
     """
 
     job: Job
@@ -69,7 +69,7 @@ class Spent:
 
 
 def spent(campaigns: Campaigns, root: str) -> list[Spent]:
-    """Return the cost of every job of a campaign in the order of the workflow, those of the accounting left out.
+    """Return the cost of every job of a campaign, except the accounting itself, in the order of the workflow.
 
     Raises:
         UsageError: the campaign that writes below `root` is unusable.
@@ -80,7 +80,7 @@ def spent(campaigns: Campaigns, root: str) -> list[Spent]:
 
 
 def of_job(job: Job) -> Spent:
-    """Return the cost of a job, from the files that it left behind."""
+    """Return the cost of a job from its files."""
     outputs, layout = job.outputs, Layout(job.wildcards.root)
     done = all(path.is_file() for path in outputs)
     rows = next((path for path in outputs if path.suffix == ".parquet"), None)
@@ -162,9 +162,9 @@ def _peak(path: Path) -> float | None:
 
 
 def _benchmark(path: Path) -> dict[str, float] | None:
-    """Return the numbers of a benchmark of Snakemake by column; None where its seconds are missing.
+    """Return the numbers of a Snakemake benchmark by column; None if its seconds are missing.
 
-    Snakemake writes words in place of what it could not measure, as of jobs that end at once.
+    Snakemake writes words in place of numbers that it could not measure, for example for very short jobs.
     """
     try:
         last = pandas.read_csv(path, sep="\t", dtype=str, index_col=False).iloc[-1]
@@ -197,13 +197,13 @@ def accounting(campaigns: Campaigns, root: str) -> Accounting:
     unit = HOURS if of_rules["run_hours"].iloc[-1] >= IN_HOURS else MINUTES
     return Accounting(
         frame,
-        _grid(f"{root}: what its jobs took", of_rules, list(HEADINGS), _rule_notes(every, unit), unit),
-        _grid(f"{root}: what the cells of its tables took", of_cells, in_cells, CELL_NOTES, unit),
+        _grid(f"{root}: cost of its jobs", of_rules, list(HEADINGS), _rule_notes(every, unit), unit),
+        _grid(f"{root}: cost of the cells of its tables", of_cells, in_cells, CELL_NOTES, unit),
     )
 
 
 def _row(some: Sequence[Spent], weights: Mapping[Job, float] | None = None) -> dict[str, Any]:
-    """Return the cost of some jobs together; `weights`: fraction of a job's time that counts, where it is not 1."""
+    """Return the total cost of some jobs; `weights` are the fractions of jobs' times that count, 1 if missing."""
     part = weights or {}
 
     def hours(name: str) -> float:
@@ -231,19 +231,19 @@ def _row(some: Sequence[Spent], weights: Mapping[Job, float] | None = None) -> d
 
 
 def _total(values: Iterable[float | None]) -> float | None:
-    """Return the sum of the known values; None where there are none."""
+    """Return the sum of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
 
 def _hours(seconds: Iterable[float | None]) -> float:
-    """Return the sum of the known seconds in hours; NaN where there are none."""
+    """Return the sum of the known seconds in hours; NaN if there are none."""
     total = _total(seconds)
     return math.nan if total is None else total / 3600
 
 
 def _cell_rows(campaigns: Campaigns, root: str, costs: Mapping[Job, Spent]) -> list[dict[str, Any]]:
-    """Return a row per cell of each table; experts that several cells need count in equal shares."""
+    """Return a row per cell of each table; cells that need the same experts share their cost equally."""
     resolver, graph = campaigns.of(root), Graph(campaigns)
     behind: dict[tuple[str, Cell], set[Job]] = {}
     users: dict[Job, set[Cell]] = {}
@@ -262,19 +262,19 @@ def _cell_rows(campaigns: Campaigns, root: str, costs: Mapping[Job, Spent]) -> l
         for stage in ("experts", "distillation", "evaluation"):
             some = [one for one in own if STAGES.get(RULES[one.job.rule].stage, "evaluation") == stage]
             row[f"{stage}_hours"] = _row(some, shares)["run_hours"]
-        rows.append(row | {"experts": _experts_in_words({job: users[job] for job in shares})})
+        rows.append(row | {"experts": _describe_experts({job: users[job] for job in shares})})
     return rows
 
 
 def _cell(job: Job) -> Cell | None:
-    """Return the cell of a job, whatever its seed; None for a job of a whole dataset."""
+    """Return the cell of a job, without its seed; None for a job of a whole dataset."""
     names = dict(job.names)
     if job.rule in ("full", "nas_real"):
         return Cell(names["dataset"], 0, f"full-{names['recipe']}" if job.rule == "full" else "real")
     return Cell(names["dataset"], int(names["ipc"]), names["method"]) if "method" in names else None
 
 
-def _experts_in_words(users: Mapping[Job, Collection[Cell]]) -> str:
+def _describe_experts(users: Mapping[Job, Collection[Cell]]) -> str:
     """Return the names of experts and how many cells share them."""
     counts: dict[str, int] = {}
     for job, cells in users.items():
@@ -300,17 +300,17 @@ TEXTS = ("rule", "table", "dataset", "method", "devices", "experts")
 """Columns of text."""
 
 Unit = tuple[str, str, int]
-"""Long and short name of a unit of time, and the number of it in an hour."""
+"""Long and short name of a unit of time, and the number of units in an hour."""
 
 HOURS, MINUTES = ("hours", "h", 1), ("minutes", "min", 60)
 
 IN_HOURS = 10.0
-"""Hours of running from which times are shown in hours; below in minutes."""
+"""Total running time, in hours, from which times are shown in hours; below in minutes."""
 
 CELL_NOTES = (
-    "Times of running. Experts: the cell's share of those that it needs, their time divided by the number of cells of "
-    "all tables that need them, which stands in the last column. Evaluation: all that is trained and measured on the "
-    "sets of the cell for this table. A cell of several tables stands in each of them; images and whitening in none.",
+    "All times are running times. Experts: the time of the experts that a cell needs, divided by the number of cells "
+    "in all tables that need them (last column). Evaluation: all training and measurements on the sets of the cell for "
+    "this table. A cell of several tables is counted in each of them; images and whitening are not counted.",
 )
 
 
@@ -337,7 +337,7 @@ def _text(column: str, row: Mapping[Any, Any], unit: Unit) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number with this many significant digits, and all those before the point."""
+    """Return a number with this many significant digits, but with all digits before the point."""
     return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
@@ -355,15 +355,15 @@ def _rule_notes(every: Sequence[Spent], unit: Unit) -> list[str]:
         "Run: from the start of a job's process to its end, over all attempts since its files were last made. GPU: "
         "that time multiplied by the GPUs that the job computes on. CPU: time of all processors in sum. Queue: from "
         "submission to start, each SLURM job once. Device memory: tensors of PyTorch on a GPU; host memory: of the "
-        "process; 1 GB is 10^9 bytes. What is empty is not known, or there was none.",
+        "process; 1 GB is 10^9 bytes. Empty: unknown or none.",
         f"{known}.",
     ]
     if unfinished := sum(not one.done and one.source != "" for one in every):
-        notes.append(f"Begun and not ended, counted until last seen: {in_numbers([unfinished], 'job')}.")
+        notes.append(f"Unfinished, counted until last seen: {in_numbers([unfinished], 'job')}.")
     hours = {one.job: one.run / 3600 for one in every if one.run}
     if longest := sorted(hours, key=lambda job: -hours[job])[:3]:
         texts = [f"{job} {number(hours[job] * unit[2])} {unit[1]}" for job in longest]
         notes.append(f"The longest jobs: {'; '.join(texts)}.")
     if any(RULES[one.job.rule].gathers for one in every):
-        notes.append("Overview, tables and figures: those that were there when this was made.")
+        notes.append("Overview, tables and figures: only those that existed when this table was made.")
     return notes

@@ -21,7 +21,7 @@ Network = Mapping[str, Any]
 """`{"network": registered name, option: value…}`."""
 
 Training = EvaluateOptions | ExpertsOptions
-"""Options of networks that are trained."""
+"""Options for training a network."""
 
 SIZES = {
     "digits": (8, 1437, 360),
@@ -29,10 +29,10 @@ SIZES = {
     "cifar100": (32, 50_000, 10_000),
     "tiny-imagenet": (64, 100_000, 10_000),
 }
-"""Height and width in pixels, training images and test images of the sources that always have as many."""
+"""Height and width in pixels, training images and test images of the sources of a fixed size."""
 
 ASSUMED, ASSUMED_CLASSES = (64, 1_300_000, 50_000), 1000
-"""The same of other sources, whose files alone know it, and their classes; images per class are at most ImageNet's."""
+"""Assumed size and number of classes of other sources, known only from their files; images per class as in ImageNet."""
 
 TEST_STEP = 256
 """Images of one step of testing."""
@@ -48,9 +48,9 @@ IDLE = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What networks see of a dataset; assumed where only its files know it.
+    """Size of a dataset and of its images; assumed if it is known only from the files.
 
-    `size` is height and width in pixels, `images` and `test_images` are those for training and testing.
+    `size` is height and width in pixels, `images` and `test_images` are numbers of training and test images.
     """
 
     channels: int
@@ -66,14 +66,14 @@ class Shape:
         return self.channels * self.size**2
 
     def key(self, network: Network, augment: bool = True) -> dict[str, Any]:
-        """Return what the time of a network on one of these images depends on."""
+        """Return everything that a network's time on one of these images depends on."""
         values = {"network": dict(network), "augment": self.augment if augment else ""}
         return values | {name: getattr(self, name) for name in ("channels", "size", "classes")}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A training step or an iteration of a distillation; `key` has all that its time depends on, as one JSON text."""
+    """A training step or an iteration of a distillation; `key` has everything its time depends on, as JSON text."""
 
     kind: Literal["step", "iteration"]
     key: str
@@ -95,7 +95,7 @@ class Share:
 
 
 def shape(resolver: Resolver, dataset: str) -> Shape:
-    """Return what networks see of a dataset, from its options alone; its files need not exist."""
+    """Return the shape of a dataset from its options alone; its files need not exist."""
     options = resolver.dataset(dataset)
     size, images, tests = SIZES.get(options.source, ASSUMED)
     whole = CLASSES.get(options.source, ASSUMED_CLASSES)
@@ -107,27 +107,27 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
 
 
 def assumptions(resolver: Resolver, jobs: Iterable[Job]) -> list[str]:
-    """Return in words what is assumed of the datasets whose files alone know their size."""
+    """Describe what is assumed about datasets whose size is known only from their files."""
     texts = []
     for name in [job.wildcards.dataset for job in jobs if job.rule == "images"]:
         options, seen = resolver.dataset(name), shape(resolver, name)
         if options.source not in SIZES:
             each = round((seen.images + options.validation * seen.classes) / seen.classes)
             missing = [option for option in ("size", "classes") if getattr(options, option) is None]
-            advice = f"; set {' and '.join(missing)} in its entry to make this right" if missing else ""
+            advice = f"; set {' and '.join(missing)} in its entry to correct this" if missing else ""
             texts.append(
-                f"Assumed of {name}, whose files are not read: {seen.classes} classes of {each} training images, "
+                f"Assumed for {name}, whose files are not read: {seen.classes} classes of {each} training images, "
                 f"{seen.size} x {seen.size} pixels{advice}."
             )
     return texts
 
 
 def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:
-    """Return the work of a job, without reading, writing and what comes before the first step.
+    """Return the work of a job, without reading, writing and the time before the first step.
 
-    A test image counts as a third of a training image, because it goes through the network once, forwards. With
-    `at_once` networks are trained at once where their options leave it to the device, as on a GPU. Jobs that compute
-    little, such as tables, have no work; None: unknown.
+    A test image counts as a third of a training image, because it only needs a forward pass. With `at_once`, networks
+    are trained at once if their options leave it to the device, as on a GPU. Jobs that compute little, such as tables,
+    have no work; None: unknown.
     """
     names = job.wildcards
     if job.rule == "experts_part":
@@ -148,13 +148,13 @@ def shares(resolver: Resolver, job: Job, at_once: bool) -> list[Share] | None:
 
 
 def pieces(resolver: Resolver, jobs: list[Job], at_once: bool) -> list[Piece]:
-    """Return every piece of some jobs once, those that take little to measure first."""
+    """Return every piece of some jobs once, the cheapest to measure first."""
     every = {share.piece for job in jobs for share in shares(resolver, job, at_once) or ()}
     return sorted(every, key=lambda piece: (_effort(piece), piece.key))
 
 
 def _effort(piece: Piece) -> float:
-    """Return a number that grows with what measuring a piece takes."""
+    """Return a number that grows with the time of measuring a piece."""
     values = piece.values
     pixels = values["channels"] * values["size"] ** 2
     if piece.kind == "step":
@@ -235,10 +235,10 @@ def _continual(resolver: Resolver, names: Wildcards, at_once: bool) -> list[Shar
 def _search(resolver: Resolver, names: Wildcards, real: bool, at_once: bool) -> list[Share]:
     options, seen = resolver.search(names.search), shape(resolver, names.dataset)
     recipe, images = (options.real, seen.images) if real else (options.proxy, int(names.ipc) * seen.classes)
-    # The network's own rule; asking it takes torch.
+    # The network's own rule, repeated because the network needs torch.
     fitting = [each for each in candidates(options.width_factor) if each.pooling == "none" or seen.size >> each.depth]
     part = numbers(names.part)
-    # A candidate takes about the time of the one of its width, depth and pooling with the usual norm.
+    # A candidate takes about as long as the one of the same width, depth and pooling with the usual norm.
     usual = {"norm": "instance", "activation": "relu"}
     chosen = sample(fitting, options.sample, options.sample_seed)[part.start : part.stop]
     networks = [{**candidate.network, **usual} for candidate in chosen]

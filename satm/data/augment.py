@@ -1,4 +1,4 @@
-"""Differentiable Siamese augmentation (DSA): random changes of a batch that gradients pass through.
+"""Differentiable Siamese augmentation (DSA): random transformations that gradients pass through.
 
 Shapes: b images; C channels; H = W pixels. Images are normalised or whitened; pixels from outside an image are 0.
 Drawing and applying are separate: one `Draw` can be applied to a real and a synthetic batch (Siamese) or in a second
@@ -42,7 +42,7 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of change: how its parameters are drawn and how it is applied."""
+    """One kind of transformation: how its parameters are drawn and how it is applied."""
 
     draw: Callable[[torch.Generator, int, int], Parameters]
     """`(generator, number of draws, size in pixels) -> parameters`."""
@@ -64,7 +64,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Which families change a batch, and which images share random parameters; UsageError for an unknown family."""
+    """The families that transform a batch, and the images that share parameters; UsageError for an unknown family."""
 
     strategy: str
     """Names of families joined by `_`; empty: none."""
@@ -92,7 +92,7 @@ class Augmentation:
         return Draw(steps, batch if self.share == "image" else None, size)
 
     def per_step(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
-        """Return `(images, step) -> augmented images` for `counts` images in each step; all is drawn now."""
+        """Return `(images, step) -> augmented images` for `counts` images in each step, with parameters drawn now."""
         draws = [self.draw(generator, count, size) for count in counts]
         return lambda images, step: self.apply(images, draws[step])
 
@@ -102,7 +102,7 @@ class Augmentation:
         Args:
             images: `[b, C, H, W]` floating point of any precision on any device, normalised or whitened; the result has
                 the same type.
-            draw: for this number and size of images.
+            draw: random parameters for this number and size of images.
 
         Raises:
             UsageError: the draw is for another number or size of images.
@@ -123,7 +123,7 @@ def _uniform(generator: torch.Generator, count: int) -> Tensor:
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Return parameters `[b or 1]` as `[b or 1, 1, 1, 1]` on the images' device, real numbers in the images' type."""
+    """Return parameters `[b or 1]` as `[b or 1, 1, 1, 1]` on the images' device, real numbers in the images' dtype."""
     dtype = images.dtype if values.is_floating_point() else values.dtype
     return values.to(images.device, dtype)[:, None, None, None]
 
@@ -213,7 +213,7 @@ def _rotate(images: Tensor, parameters: Parameters) -> Tensor:
 
 
 def _affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Sample images `[b, C, H, W]` bilinearly at their pixels' places under `matrices`, `[b or 1, 6]`.
+    """Sample images `[b, C, H, W]` bilinearly at pixel positions mapped by `matrices`, `[b or 1, 6]`.
 
     The centres of the outermost pixels are at -1 and 1, as in MTT's `utils.py`; DSA's code has the image's edges there.
     """

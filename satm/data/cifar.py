@@ -1,4 +1,4 @@
-"""The CIFAR archives that the authors publish, downloaded if they are missing.
+"""The CIFAR archives published by the authors, downloaded if they are missing.
 
 The binary version is used: the one for Python consists of pickles, which run code when they are loaded. An archive's
 SHA-256 is checked before anything is read, and it is read in place, without unpacking.
@@ -116,7 +116,7 @@ def _read(archive: tarfile.TarFile, member: str) -> bytes:
 
 
 def _read_part(archive: tarfile.TarFile, members: Sequence[str], labels: int, where: str) -> Part:
-    """List the images of some members: each is its labels, then its red, green and blue pixels by rows."""
+    """List the images of some members; a record has the labels, then the red, green and blue pixels by rows."""
     content = b"".join(_read(archive, member) for member in members)
     records = np.frombuffer(content, np.uint8).reshape(-1, labels + 3 * 32 * 32)
     pixels = records[:, labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)

@@ -1,6 +1,7 @@
-"""Loading of a dataset: its source lists the images; the rest is the same for every source.
+"""Loading of a dataset.
 
-That is: checks, subsets of classes, decoding, held-out images and normalisation statistics.
+Its source lists the images. Checks, subsets of classes, decoding, held-out images and normalisation statistics are the
+same for every source.
 """
 
 import math
@@ -51,7 +52,7 @@ def load_dataset(name: str, options: DatasetOptions) -> ImageData:
 def _class_names(name: str, listing: Listing, options: DatasetOptions) -> tuple[str, ...]:
     """Return the names of all classes by label, after checking the labels of both splits."""
     labels = listing.train.labels
-    # Where classes are unknown, a label beyond the number of images cannot be right: some class below it has no image.
+    # If classes are unknown, a label beyond the number of images cannot be right: some class below it has no image.
     names = listing.class_names or tuple(map(str, range(min(max(labels, default=-1) + 1, len(labels)))))
     for part, what in ((listing.train, "training"), (listing.test, "test")):
         if not part.labels:
@@ -67,7 +68,9 @@ def _class_names(name: str, listing: Listing, options: DatasetOptions) -> tuple[
 def _kept_classes(name: str, options: DatasetOptions, count: int) -> tuple[int, ...]:
     kept = tuple(range(count)) if options.classes is None else options.classes
     if not kept or len(set(kept)) < len(kept):
-        raise UsageError(f"dataset {name!r}: `classes` is {list(kept)}, expected different labels, at least one")
+        raise UsageError(
+            f"dataset {name!r}: `classes` is {list(kept)}, expected different labels, at least one; correct it"
+        )
     for label in kept:
         if not 0 <= label < count:
             raise UsageError(f"dataset {name!r}: `classes` has class {label}, expected 0 to {count - 1}; correct it")

@@ -4,8 +4,8 @@ Pillow's modes RGB and L (8-bit grey) are accepted. A dataset with both has grey
 dataset of grey images only keeps one channel. Other modes (palette, alpha, CMYK, 16 bits) are refused, because there is
 more than one way to convert them. Orientation tags are not applied.
 
-With `size`, raw uint8 images are resized (Pillow, bilinear with antialiasing) until their shorter side has that length,
-and cropped at the centre. Differs: the MTT code normalises before it resizes, which is the same up to rounding to whole
+With `size`, raw uint8 images are resized (Pillow, bilinear with antialiasing) to that length of their shorter side, and
+cropped at the centre. Differs: the MTT code normalises before it resizes, which is the same up to rounding to whole
 grey values, since interpolation weights add up to 1.
 """
 
@@ -24,7 +24,7 @@ from satm.data.listing import Encoded, Part
 from satm.errors import UsageError
 
 READ_AT_ONCE = 1024
-"""Encoded images held in memory together."""
+"""Encoded images in memory at the same time."""
 
 TASK = 32
 """Images that a thread decodes at a time."""

@@ -49,7 +49,7 @@ class ImageData:
     """A dataset, decoded."""
 
     name: str
-    """As in the campaign."""
+    """Name in the campaign."""
     train: Split
     """Training images; every class has some."""
     validation: Split
@@ -57,11 +57,11 @@ class ImageData:
     test: Split
     """Test images."""
     class_names: tuple[str, ...]
-    """By label."""
+    """Names of the classes by label."""
     mean: tuple[float, ...]
-    """Per channel, [0, 1] scale; of the training images unless set in the options."""
+    """Mean per channel, [0, 1] scale; that of the training images unless set in the options."""
     std: tuple[float, ...]
-    """Per channel, [0, 1] scale; of the training images unless set in the options."""
+    """Standard deviation per channel, [0, 1] scale; that of the training images unless set in the options."""
     hash: str
     """SHA-256 of the images and labels of the three splits."""
 
@@ -104,7 +104,7 @@ def keep_classes(data: ImageData, name: str, labels: Sequence[int]) -> ImageData
     """Return the part of a dataset with certain labels, renumbered from 0 in the given order.
 
     Mean and std stay those of the whole dataset, so that all its parts are in one space; held-out images stay held out.
-    `name` is that of the part, `labels` are distinct labels of the whole dataset.
+    `name` is the part's name, `labels` are distinct labels of the whole dataset.
     """
     new = torch.full((data.classes,), -1)
     new[list(labels)] = torch.arange(len(labels))
@@ -172,7 +172,7 @@ class Preprocessor:
 
     @classmethod
     def from_identity(cls, identity: Mapping[str, Any], whitening: Whitening | None) -> "Preprocessor":
-        """Return the preprocessor with an `identity` that the file of a synthetic set states.
+        """Return the preprocessor with the `identity` stated in the file of a synthetic set.
 
         Raises:
             UsageError: the dataset's stored whitening (None: it has none) is not the one in the identity.
@@ -205,10 +205,10 @@ class Preprocessor:
         """Return images in the space that networks are trained in, without a graph.
 
         Images are `[n, C, H, W]` uint8, or floating point in [0, 1], on any device. The result is float32 on this
-        preprocessor's device; conversion in chunks takes a few tens of MiB beside it.
+        preprocessor's device; conversion in chunks takes a few tens of MiB in addition.
 
         Raises:
-            UsageError: the images have another number of channels, or of pixels if they are whitened.
+            UsageError: a wrong number of channels, or with whitening of pixels.
         """
         mean, std = torch.tensor([self.mean, self.std], device=self.device)[:, None, :, None, None]
 

@@ -1,4 +1,4 @@
-"""Encoded images with labels, as a source lists them before any is decoded, and ways to list folders of files."""
+"""Encoded images with labels, as a source lists them before decoding, and functions to list files in folders."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Listing:
     train: Part
     test: Part
     class_names: tuple[str, ...] | None
-    """By label; None: unknown, the classes are 0 to the largest training label."""
+    """Names by label; None: unknown, the classes are 0 to the largest training label."""
 
 
 def paths_part(items: list[tuple[Path, int]]) -> Part:
@@ -43,7 +43,7 @@ def paths_part(items: list[tuple[Path, int]]) -> Part:
 
 
 def decoded_part(pixels: NDArray[np.uint8], labels: list[int], where: str) -> Part:
-    """List images that are already decoded, `[n, H, W]` grey or `[n, H, W, 3]`; messages say `where` and the index."""
+    """List decoded images, `[n, H, W]` grey or `[n, H, W, 3]`; messages name `where` and the index."""
     return Part(labels, map(Image.fromarray, pixels), lambda index: f"{where} image {index}")
 
 

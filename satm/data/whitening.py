@@ -56,7 +56,7 @@ class Whitening:
     eps: float
     """Added to the eigenvalues s of the covariance; with `relative`, multiplied by their mean first."""
     per_image: bool = False
-    """Whether each image is brought to mean 0 and norm 1 first."""
+    """Whether each image is first standardised to mean 0 and norm 1."""
     relative: bool = False
     """Whether eps is in units of the mean eigenvalue."""
     norm: Tensor | None = None
@@ -132,7 +132,9 @@ def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, rel
     """
     count, dims = len(images), math.prod(images.shape[1:])
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise UsageError(f"whitening is fitted on uint8 images [n, C, H, W], got {images.dtype} {tuple(images.shape)}")
+        raise UsageError(
+            f"whitening is fitted on uint8 images [n, C, H, W], got {images.dtype} {tuple(images.shape)}; convert them"
+        )
     if count < 2:
         raise UsageError(f"whitening needs at least 2 training images, got {count}; add some or set zca to false")
     if not eps > 0:
@@ -192,7 +194,7 @@ def save_whitening(path: Path, whitening: Whitening, data: str | None = None) ->
 
 
 def load_whitening(path: Path, data: str | None = None) -> Whitening:
-    """Return the whitening in a file; `data` is the expected hash of its dataset, None: any or an unknown one.
+    """Return the whitening in a file; `data` is the expected hash of its dataset, None: not checked.
 
     Raises:
         UsageError: the file is missing, cut short, not a whitening, fitted on another dataset, or does not match its

@@ -1,1 +1,1 @@
-"""Testing synthetic sets: fresh networks, continual learning with a replay buffer, architecture search."""
+"""Evaluation of synthetic sets: fresh networks, continual learning with a replay buffer, architecture search."""

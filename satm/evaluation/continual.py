@@ -77,8 +77,8 @@ def learn(
 
     The step size of a step is the mean of those of all sets so far. Classes are numbered in the order of learning.
     Networks, `repeats` at each step, are named by `axes`, order, step and repeat; the first `done`, which an earlier
-    process has tested, are left out. `make_task` gets the buffer's images with labels among the seen classes, their
-    step size, the step and the seen classes. Real images have integer labels of the whole dataset.
+    process has tested, are skipped. `make_task` gets the buffer's images with labels among the seen classes, their step
+    size, the step and the seen classes. Real images have integer labels of the whole dataset.
     """
     device, memory, rates = real.labels.device, Memory(), list[float]()
     for step, (new, seen) in enumerate(zip(steps, itertools.accumulate(parts), strict=True), 1):
@@ -88,9 +88,7 @@ def learn(
         if not left:
             continue
         images = TrainingImages(memory.images.to(device), renumbered(memory.labels, seen).to(device))
-        task = make_task(
-            images, statistics.mean(rates), step, seen
-        )  # `mean` is exact: of equal step sizes it is theirs
+        task = make_task(images, statistics.mean(rates), step, seen)  # the mean of equal step sizes is exact
         names = [(*axes, order, step, repeat) for repeat in left]
         test = partial(right_by_class, real=among(real, seen), classes=len(seen))
         for repeat, (right, seconds, peak) in zip(left, train_and_test(task, names, kept, test), strict=True):
@@ -129,7 +127,7 @@ def among(real: TrainingImages, seen: tuple[int, ...]) -> TrainingImages:
 
 
 def right_by_class(module: nn.Module, real: TrainingImages, classes: int) -> tuple[int, ...]:
-    """Return the number of correctly classified images of each class; none for a network that diverged."""
+    """Return the number of correctly classified images of each class; 0 for a network that diverged."""
     right = torch.zeros(classes, dtype=torch.int64, device=real.labels.device)
     for logits, labels in outputs(module, real):
         known = (logits.argmax(1) == labels) & logits.isfinite().all(1)
@@ -184,7 +182,7 @@ def final_accuracy(frame: pandas.DataFrame) -> pandas.Series:
 
 
 def forgetting(frame: pandas.DataFrame) -> pandas.Series:
-    """Return how much accuracy on earlier classes was lost, by run; NaN with one step.
+    """Return the loss of accuracy on earlier classes, by run; NaN with one step.
 
     ``F = 1 / (T - 1) sum_j (max_l a_lj - a_Tj)`` over the tasks j = 1 ... T - 1 and l = j ... T - 1, with the accuracy
     a_lj after step l on the new classes of step j. Labels are among all classes seen by then, so a task gets harder

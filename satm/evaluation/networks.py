@@ -1,4 +1,4 @@
-"""How good a synthetic set is: fresh networks trained on it and tested on real images.
+"""Evaluation of a synthetic set: fresh networks are trained on it and tested on real images.
 
 Shapes: n synthetic images of C x H x W, K classes, R networks trained at once.
 """
@@ -76,10 +76,10 @@ class Task:
         """Step size of the first epoch.
 
         Raises:
-            UsageError: it was not searched yet.
+            UsageError: it still has to be searched.
         """
         if self.options.lr == "searched":
-            raise UsageError("lr 'searched' must be found first (satm.evaluation.networks.settled); set lr to a number")
+            raise UsageError("lr 'searched' needs a search first (satm.evaluation.networks.settled); or set a number")
         return self.options.lr if isinstance(self.options.lr, float) else self.step_size
 
     @property
@@ -100,7 +100,7 @@ class Task:
     def optimiser(
         self, parameters: Iterable[Tensor], epoch: int, previous: torch.optim.Optimizer | None
     ) -> torch.optim.Optimizer:
-        """Return the optimiser of an epoch: the previous epoch's, or a fresh one where its state is reset."""
+        """Return the optimiser of an epoch: the previous epoch's, or a new one if its state is reset."""
         options, rate = self.options, self.rate
         if options.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
@@ -116,17 +116,17 @@ class Task:
 
 
 class Kept(Protocol):
-    """Place where the state of a long training is kept between epochs."""
+    """Storage of the state of a long training between epochs."""
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the completed epochs and the tensors after them; None without a state of this training."""
+        """Return the number of completed epochs and the tensors after them; None if nothing is stored."""
 
     def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the tensors after an epoch; may skip one that soon follows another, unless a stop is requested."""
+        """Store the tensors after an epoch; may skip an epoch soon after a stored one, unless a stop is requested."""
 
 
 Keep = Callable[[Sequence[Axes]], Kept]
-"""Gives the place where the state of some networks is kept during training."""
+"""Returns the storage for the state of some networks during training."""
 
 
 def evaluate(task: Task, real: TrainingImages, axes: Sequence[Axes], kept: Keep | None = None) -> list[Score]:
@@ -193,7 +193,7 @@ def stacked(task: Task, device: torch.device) -> bool:
 
 
 def train(task: Task, axes: Axes, kept: Kept | None = None) -> nn.Module:
-    """Return a fresh network trained on a synthetic set; with `kept` it resumes from there, to the same bytes."""
+    """Return a fresh network trained on a synthetic set; with `kept` it resumes from that state, to the same bytes."""
     module, generator = task.fresh(axes), make_generator("evaluate", *axes)
     rho, augmentation = task.options.flat_rho, task.used_augmentation
     sharpness_aware = SharpnessAware("paper", rho, 1.0) if rho else None
@@ -210,7 +210,7 @@ def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -
     """Return fresh networks trained on one set at once: each step is one call with stacked weights `[R, …]`.
 
     Batches and augmentations of each network are those of `train`, so the results differ by rounding only. With `kept`
-    they resume from there, to the same bytes.
+    they resume from that state, to the same bytes.
     """
     modules, data, augmentation = [task.fresh(one) for one in axes], task.synthetic, task.used_augmentation
     generators = [make_generator("evaluate", *one) for one in axes]
@@ -250,9 +250,9 @@ def _train_epochs(
     kept: Kept | None,
     epoch: Callable[[torch.optim.Optimizer], None],
 ) -> None:
-    """Train for all epochs, from the kept state on; `epoch` changes `tensors`, weights and buffers by name, in place.
+    """Train for all epochs, from the stored state if any; `epoch` changes `tensors`, weights and buffers, in place.
 
-    With `kept` an epoch ends before a stop, and the state after it is kept.
+    With `kept`, a stop waits for the end of the epoch, and the state after each epoch is stored.
     """
     optimiser, done = task.optimiser(parameters, 0, None), 0
     if kept and (stored := kept.load()):
@@ -286,7 +286,7 @@ def _state(
 
 
 def settled(task: Task, held_out: Callable[[], TrainingImages], axes: Axes) -> Task:
-    """Return a task with a known step size, which the options may search on the held-out images."""
+    """Return the task with a known step size, searched on held-out images if the options say so."""
     if task.options.lr != "searched":
         return task
     return replace(task, options=task.options.model_copy(update={"lr": search_rate(task, held_out(), axes)}))

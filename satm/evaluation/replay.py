@@ -72,7 +72,7 @@ class Memory:
             if (old.shape[1:], old.dtype) != (added.shape[1:], added.dtype):
                 raise UsageError(
                     f"the memory holds {what} of {old.dtype} {tuple(old.shape[1:])}, got {added.dtype} "
-                    f"{tuple(added.shape[1:])}; add those of one kind"
+                    f"{tuple(added.shape[1:])}; add sets of one kind"
                 )
         for label in new:
             if label in self._classes:
@@ -87,9 +87,9 @@ class Memory:
         self._data, self._classes, self._preprocessing = (images, labels), self._classes + new, preprocessing
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return `[count, C, H, W]` random images and their labels; none repeats before all were drawn.
+        """Return `[count, C, H, W]` random images and their labels; no image repeats before all were drawn.
 
-        Images added later join those not drawn yet. `count` may exceed n; the generator is on the CPU.
+        Images added later are drawn in the current pass. `count` may exceed n; the generator is on the CPU.
 
         Raises:
             UsageError: the buffer is empty, or `count` is not positive.
@@ -125,7 +125,7 @@ def _members(images: Tensor, labels: Tensor, by_place: bool) -> Tensor:
     if images.ndim != 4 or not len(images) or len(images) != len(labels) or not (hard or soft):
         raise UsageError(
             f"a memory needs images [m, C, H, W] with labels int64 [m] or float32 [m, K], got {tuple(images.shape)} "
-            f"and {labels.dtype} {tuple(labels.shape)}"
+            f"and {labels.dtype} {tuple(labels.shape)}; convert them"
         )
     if hard:
         return labels

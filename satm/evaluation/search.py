@@ -1,8 +1,7 @@
-"""Architecture search: the networks to choose from, a sample of them, and how well a proxy ranks them.
+"""Architecture search: the candidates, a sample of them, and the quality of a proxy's ranking.
 
-A candidate is trained on a proxy, a synthetic set, and on the real images; a good proxy puts the candidates into the
-order that the real images put them into, in less time. Nothing here imports torch. Accuracies are fractions by
-candidate: series whose index is `Candidate.index`.
+A candidate is trained on a proxy, a synthetic set, and on the real images; a good proxy ranks the candidates as the
+real images do, in less time. Nothing here imports torch. Accuracies are fractions, as series over `Candidate.index`.
 """
 
 import itertools
@@ -23,15 +22,15 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "activation": ("sigmoid", "relu", "leakyrelu"),
     "pooling": ("none", "max", "average"),
 }
-"""The options of the network `convnet` that a candidate chooses from, 720 in all. Source: FTD A.3.4, ConTra E.3."""
+"""Search space: the values of each option of `convnet`, 720 candidates in all. Source: FTD A.3.4, ConTra E.3."""
 
 TOPS: dict[str, int | None] = {"top5": 5, "top10": 10, "top20": 20, "all": None}
-"""Number of best candidates that a rank correlation is over, by its name; None: all."""
+"""Number of best candidates in a rank correlation, by its name; None: all."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network of the space: its constant place in `candidates`, and its options of `convnet`."""
+    """One network of the search space: its fixed index in `candidates`, and its options of `convnet`."""
 
     index: int
     width: int
@@ -66,8 +65,8 @@ def candidates(width_factor: float = 1.0) -> list[Candidate]:
 def sample(among: Iterable[Candidate], count: int | None, seed: int) -> list[Candidate]:
     """Return a random sample of candidates; None: all, in random order.
 
-    A smaller sample of one seed is the beginning of a larger one. Leaving a candidate out of `among` moves the later
-    ones up and changes no other order.
+    A smaller sample of one seed is the beginning of a larger one. If a candidate is missing in `among`, the order of
+    the others does not change.
 
     Raises:
         UsageError: there are fewer than `count`.
@@ -83,7 +82,7 @@ def sample(among: Iterable[Candidate], count: int | None, seed: int) -> list[Can
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well a proxy ranks the candidates."""
+    """Quality of a proxy's ranking of the candidates."""
 
     spearman: Mapping[str, float]  # rank correlation of proxy and real accuracies, by the names of `TOPS`
     selected: int  # index of the best candidate by the proxy; ties go to the first
@@ -105,8 +104,9 @@ def spearman(
     Equal accuracies share their mean rank. The `top` best candidates (None: all) are those by `top_by`, ties broken by
     index. NaN if there are fewer than `top`, or if all accuracies of one kind are equal.
 
-    Source: FTD section 4.4, ConTra E.3. Which accuracies choose the best is not given exactly: FTD section 4.4 sounds
-        like those of training on real images, its A.3.4 like those of training on the proxy.
+    Source: FTD section 4.4, ConTra E.3.
+    Not given: by which accuracies the best are selected. FTD's section 4.4 suggests those of training on real images,
+        its A.3.4 those of training on the proxy.
     """
     proxy, real = proxy.sort_index(), real.sort_index()
     if top is not None:
@@ -121,7 +121,7 @@ def spearman(
 
 
 def rank(proxy: pandas.Series, real: pandas.Series, top_by: Literal["real", "proxy"] = "real") -> Ranking:
-    """Return how well a proxy ranks the candidates (arguments: `spearman`).
+    """Return the quality of a proxy's ranking (arguments: `spearman`).
 
     Raises:
         UsageError: the accuracies are of different candidates.

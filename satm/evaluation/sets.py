@@ -16,16 +16,16 @@ from satm.results.distilled import DistilledDataset
 
 @dataclass(frozen=True)
 class Form:
-    """A synthetic set as networks are trained on it."""
+    """A synthetic set in one form, and the options of training on it."""
 
     images: TrainingImages
     options: EvaluateOptions
     columns: Mapping[str, str]  # `labels`, `average` and `labelled` in rows of results
-    text: str = ""  # the same in words, for progress; may be empty
+    text: str = ""  # description of the form, for progress; may be empty
 
 
 def averages(synthetic: DistilledDataset, options: EvaluateOptions, device: torch.device) -> list[Form]:
-    """Return a set as it is, and after a moving average the raw set too."""
+    """Return the set, and for a moving average also the raw set."""
     return [
         Form(
             TrainingImages(each.images.to(device), each.labels.to(device)),
@@ -42,8 +42,8 @@ def label_variants(
 ) -> list[Form]:
     """Return a set with hard and with soft labels, each with and without augmentation.
 
-    Hard labels are the class of each image; of learned soft labels it is the largest. Soft labels are a teacher's
-    logits, `[n, K]`, or if None the set's own.
+    Hard labels are the class of each image, for learned soft labels the most probable one. Soft labels are a teacher's
+    logits, `[n, K]`, or without a teacher the set's own.
     """
     images = synthetic.images.to(device)
     kinds = {"class": synthetic.classes} | ({"own": synthetic.labels} if teacher is None else {"teacher": teacher})

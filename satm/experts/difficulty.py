@@ -59,7 +59,7 @@ def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, da
     The training images are not augmented; the module's weights are overwritten.
 
     Source: ConTra Appendix B: how early an image is classified correctly in training on real data.
-    Not given there: which training, and the order of images of one epoch.
+    Not given: the training run that is meant, and the order of images learned in the same epoch.
     """
     device = data.labels.device
     learned = torch.full((len(data),), store.epochs + 1, device=device)
@@ -92,13 +92,13 @@ def pace(epoch: int, start_fraction: float, full_epoch: int) -> float:
 
 
 def easiest(order: Tensor, fraction: float) -> Tensor:
-    """Return the easiest fraction of the images in `order` `[n]`, at least one, sorted by index; all are `0..n-1`."""
+    """Return the easiest fraction, at least one, of images ordered from easy to hard (`[n]` indices), by index."""
     count = max(1, round(fraction * len(order)))
     return order[:count].sort().values
 
 
 def save_difficulty(path: Path, difficulty: Difficulty, identity: Identity, experts: int) -> None:
-    """Write the difficulty for some experts of an identity, which holds the hash of the images."""
+    """Write a difficulty with the number of its experts and their identity, which includes the hash of the images."""
     write_tensors(path, vars(difficulty), {"kind": "difficulty", "identity": identity, "experts": experts})
 
 
@@ -112,7 +112,7 @@ def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -
     if metadata.get("kind") != "difficulty" or set(tensors) != {"epoch", "loss"}:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected difficulties; make it again")
     if any(each.dtype != torch.float32 or each.shape != tensors["epoch"].shape[:1] for each in tensors.values()):
-        raise UsageError(f"{path} does not hold two numbers of each image; measure the difficulty again")
+        raise UsageError(f"{path} does not hold two numbers for each image; measure the difficulty again")
     expected = {"identity": identity, "experts": experts, "images": images}
     stored = {**metadata, "images": len(tensors["epoch"])}
     if difference := differing_field(expected, {name: stored.get(name) for name in expected}):

@@ -65,7 +65,7 @@ def _checked(metadata: Mapping[str, object], index: int, path: Path) -> dict[str
     """Return a shard's metadata.
 
     Raises:
-        UsageError: they are those of another expert, or not those of a shard.
+        UsageError: the metadata are of another expert, or of another kind of file.
     """
     content = expect(metadata, {"index": int, "identity": dict, "test_accuracy": float}, f"shard {path}")
     if content["index"] != index:
@@ -92,7 +92,7 @@ def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -
     """Check and return the records of `describe_shard` for the shards of some experts.
 
     Raises:
-        UsageError: a record is damaged or names a file that is not a shard's; or they are of other experts.
+        UsageError: a record is damaged, names a file that is not a shard, or belongs to another expert.
     """
     shards = [parse(Shard, cast(Mapping[str, Any], record), where) for record in records]
     for shard in shards:
@@ -119,12 +119,12 @@ class TrajectoryStore:
     def __init__(self, manifest: Path, expected: Identity | None = None) -> None:
         content = read_record(manifest, "manifest of experts", {"format": int, "identity": dict, "shards": list})
         if content["format"] != 1 or not content["shards"]:
-            raise UsageError(f"{manifest} is no manifest of experts of format 1; make the experts again")
+            raise UsageError(f"{manifest} is not a manifest of experts in format 1; train the experts again")
         self.folder, self.identity = manifest.parent, content["identity"]
         if expected is not None and (difference := differing_field(expected, self.identity)):
             raise UsageError(
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "
-                "make them again, or use the options they were made with"
+                "train them again, or use the options they were trained with"
             )
         self.shards = read_shards(content["shards"], f"manifest of experts {manifest}", range(len(content["shards"])))
         for shard in self.shards:
@@ -132,7 +132,7 @@ class TrajectoryStore:
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
                 state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise UsageError(f"shard {path} {state}; delete {manifest} and make the experts again, others are kept")
+                raise UsageError(f"shard {path} {state}; delete {manifest} and train experts again, others are kept")
 
     def __len__(self) -> int:
         """Return the number of experts."""

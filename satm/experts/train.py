@@ -1,4 +1,4 @@
-"""The recipe of one expert, as a stream of snapshots.
+"""Training of one expert, as a stream of snapshots.
 
 Shapes: P parameters.
 """
@@ -41,8 +41,8 @@ def train_expert(
     The generator of an epoch is derived from its number, so a resumed expert has the same bytes.
 
     Args:
-        module: freshly initialised, on the data's device; trained in place. Running statistics of batch norms are not
-            part of a snapshot, as a trajectory is made of parameters.
+        module: freshly initialised network on the data's device, trained in place. Running statistics of batch norms
+            are not part of a snapshot, because a trajectory consists of parameters.
         data, options, augmentation: real images, and the recipe.
         axes: names of this expert for its seeds.
         after: snapshot to resume from.
@@ -52,7 +52,7 @@ def train_expert(
         ValueError: a curriculum without an order, or an order without a curriculum.
 
     Source: MTT's public recipe: SGD with a constant step size. Flat: FTD Algorithm 1. Curriculum: ConTra Appendix B.
-    Differs: ConTra does not say how its curriculum experts descend; here plain SGD unless the options ask for `flat`.
+    Not given: the optimiser of ConTra's curriculum experts; here plain SGD unless the options ask for `flat`.
     """
     if (order is None) == (options.order != "full"):
         raise ValueError(f"the options' order is {options.order!r}, the images' order is {order}; give both or none")

@@ -1,4 +1,4 @@
-"""Figures from the files that other stages left behind; a module per kind.
+"""Figures from the results of other stages; a module per kind.
 
 As in `satm.tables`, importing a module here imports neither torch nor matplotlib.
 """

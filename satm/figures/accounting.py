@@ -1,4 +1,4 @@
-"""What the jobs of a campaign have taken: time on devices by rule, and time in the queue beside time of running."""
+"""Cost of a campaign's jobs: time on devices by rule, and time in the queue beside running time."""
 
 import textwrap
 from collections import defaultdict
@@ -19,54 +19,52 @@ if TYPE_CHECKING:
     from satm.cost.spent import Spent
 
 COLUMNS = ["quantity", "rule", "of", "hours"]
-"""quantity: `device`, `queue` or `run`; of: the device or the method, empty where the jobs of a rule count together."""
+"""quantity: `device`, `queue` or `run`; of: the device or the method, empty if a rule's jobs are counted together."""
 
 LARGEST, LONGEST = 5, 42
-"""Methods that have a colour of their own, and characters of a name in the legend, at most."""
+"""Most methods with separate colours, and most characters of a name in the legend."""
 
 SMALL = 0.005
-"""Rules of which every time is a smaller part than this of the longest rule's stand together."""
+"""Rules are grouped if each of their times is below this fraction of the longest rule's."""
 
 OTHERS, SHARED, UNKNOWN, REST = "other methods", "no method of its own", "unknown device", "the rest"
 
 GREYS = {OTHERS: "#cccccc", SHARED: "#777777", UNKNOWN: "#cccccc"}
-"""Colours of what is no single method or device."""
+"""Colours of groups of methods or devices."""
 
 UNITS = {"hours": 1.0, "minutes": 60.0, "seconds": 3600.0}
-"""Units of time, and how many of them are an hour."""
+"""Units of time, and the number of units in an hour."""
 
 ROW, BELOW = 0.2, 0.42
-"""Inches that a rule needs, and from a panel to the legend below it."""
+"""Height of a rule's row, and distance from a panel to the legend below it, in inches."""
 
 Parts = Mapping["Spent", Mapping[str, float]]
-"""Seconds on devices of each job, by what has a colour of its own."""
+"""Seconds on devices of each job, by the part that has a separate colour."""
 
 
 @FIGURES.named("accounting")
 class AccountingFigure(FigureKind):
-    """What the jobs of the campaign have taken: hours on devices by rule, time in the queue and running."""
+    """Cost of the campaign's jobs: hours on devices by rule, time in the queue and running time."""
 
     kind: Literal["accounting"] = "accounting"
-    """What the jobs have taken."""
+    """Cost of the jobs."""
 
     @classmethod
     def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, FigureOptions]:
-        """Return the one of every campaign."""
+        """Return the figure `accounting`, which every campaign has."""
         return {ACCOUNTING: cls()}
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
-        """Return the table of the same, which is made when all jobs have run."""
+        """Return the accounting table, which is made after all jobs."""
         return [layout.table(ACCOUNTING)]
 
     def draw(self, reader: Reader) -> Drawn:
-        """Draw time on devices above, by device or, where there is only one, by method; queue and run below."""
+        """Draw time on devices above, by device or, if there is only one, by method; queue and run below."""
         from satm.cost.spent import spent
 
         resolver = reader.resolver
         if resolver.path is None:
-            raise UsageError(
-                "accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml"
-            )
+            raise UsageError("accounting needs a campaign; name one with --config, such as config/demo.yaml")
         jobs = [job for job in spent(campaigns_of(resolver.path), resolver.layout.root) if job.run is not None]
         devices = sorted({device for job in jobs for device in job.devices if device})
         frame = _frame(_by_device(jobs) if len(devices) > 1 else _by_method(resolver, jobs))
@@ -75,9 +73,9 @@ class AccountingFigure(FigureKind):
         rules = list(dict.fromkeys(frame.loc[frame["quantity"] == "run", "rule"]))
         queued = bool((frame["quantity"] == "queue").any())
         notes = [
-            f"Devices: {', '.join(devices) or 'none'}. Time on devices: of GPUs, while a job that computes on one "
-            "runs; of all processors in sum, where a job uses none. Unfinished jobs count until they were last seen. "
-            f"{'Queue: of SLURM.' if queued else 'No job was in the queue of SLURM.'}",
+            f"Devices: {', '.join(devices) or 'none'}. Time on devices: running time of jobs on a GPU; for other jobs, "
+            "time of all processors in sum. Unfinished jobs are counted until they were last seen. "
+            f"{'Queue: waiting for SLURM.' if queued else 'No job was in the queue of SLURM.'}",
             *reader.notes,
         ]
         scaled = frame.assign(time=frame["hours"] * UNITS[unit])
@@ -98,7 +96,7 @@ def _by_device(jobs: "Sequence[Spent]") -> Parts:
 
 
 def _by_method(resolver: Resolver, jobs: "Sequence[Spent]") -> Parts:
-    """Return the method of each job; where there are many, the registered one below it, and of these the largest."""
+    """Return the time of each job by method; if there are many, by registered method, and of these the largest."""
     methods = {each: dict(each.job.names).get("method", "") for each in jobs}
     if len(set(methods.values()) - {""}) > LARGEST:
         for each, method in methods.items():
@@ -112,7 +110,7 @@ def _by_method(resolver: Resolver, jobs: "Sequence[Spent]") -> Parts:
 
 
 def _frame(parts: Parts) -> pandas.DataFrame:
-    """Return the numbers that the figure shows; small rules as one, the last, and the largest part first."""
+    """Return the numbers that the figure shows, the largest part first; small rules are grouped at the end."""
     rows = [("device", each.job.rule, part, time) for each, shares in parts.items() for part, time in shares.items()]
     rows += [("run", each.job.rule, "", each.run or 0.0) for each in parts]
     queues = {(each.job.rule, slurm): waited for each in parts for slurm, waited in each.queue.items()}
@@ -145,7 +143,7 @@ def _times(frame: pandas.DataFrame, rules: Sequence[str], quantity: str, part: s
 
 
 def _bars(axes: Any, bars: Mapping[str, list[float]], stacked: bool) -> dict[float, float]:
-    """Draw a bar per rule and name, stacked or beside each other; return the end of each by its place."""
+    """Draw a bar per rule and name, stacked or side by side; return the end of each bar by its position."""
     step = 0.0 if stacked else 0.8 / len(bars)
     ends: dict[float, float] = {}
     for index, (name, times) in enumerate(bars.items()):
@@ -160,7 +158,7 @@ def _bars(axes: Any, bars: Mapping[str, list[float]], stacked: bool) -> dict[flo
 
 
 def _finish(axes: Any, rules: Sequence[str], ends: Mapping[float, float], label: str) -> None:
-    """Name the rules and write what each bar stands for at its end."""
+    """Name the rules and write the value of each bar at its end."""
     from satm.cost.spent import number
 
     dress(axes, "", label, "")

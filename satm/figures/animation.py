@@ -1,4 +1,4 @@
-"""One synthetic set on its way: a moving picture, and its states below each other."""
+"""One synthetic set during its distillation: an animation, and its states below each other."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,17 +15,17 @@ from satm.tables.reader import Reader
 
 @FIGURES.named("animation")
 class AnimationFigure(CellsFigure):
-    """One synthetic set on its way: a moving picture, and its states below each other.
+    """One synthetic set during its distillation: an animation, and its states below each other.
 
-    The distillation's option `snapshots` says how many states there are.
+    The distillation's option `snapshots` is the number of states.
     """
 
     kind: Literal["animation"] = "animation"
-    """A synthetic set on its way."""
+    """A synthetic set during its distillation."""
     per_class: int = Field(5, ge=1)
-    """Images of each class that are shown, at most."""
+    """Largest number of images shown per class."""
     classes: int = Field(10, ge=1)
-    """Classes that are shown, at most."""
+    """Largest number of classes shown."""
 
     @model_validator(mode="after")
     def _one_set(self) -> "AnimationFigure":
@@ -38,7 +38,7 @@ class AnimationFigure(CellsFigure):
         return [layout.distilled(cell) for cell in self.cells()]
 
     def draw(self, reader: Reader) -> Drawn:
-        """Draw the states of one set below each other, and as the pixel picture one after another."""
+        """Draw the states of one set below each other (pdf), and one after another as an animated png."""
         (cell,) = self.cells()
         data = reader.distilled(cell)
         if data.history is None:

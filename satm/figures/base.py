@@ -1,4 +1,4 @@
-"""Base of all kinds of figure: options, the files that a figure needs, and how it is drawn from them.
+"""Base of all kinds of figure: options, the files that a figure needs, and the methods that draw it from them.
 
 A new kind is one module here: a class with `@FIGURES.named("NAME")` that derives from `FigureKind` or `CellsFigure`,
 has the option `kind: Literal["NAME"] = "NAME"` and defines `files` and `draw`.
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure, as vector and pixel pictures are written from it, and the tidy numbers that it shows."""
+    """A drawn figure, to be written as pdf and png, and the tidy numbers that it shows."""
 
     figure: "Figure"
     frame: pandas.DataFrame
     png: Callable[[Any], None] | None = None
-    """Writes the pixel picture in another way, given its path; None: from `figure`."""
+    """Writes another png to a path; None: the png is written from `figure`."""
     tight: dict[str, Any] | None = None
-    """Options of `savefig`; None: the figure as large as it is."""
+    """Options of `savefig` for cropping; None: not cropped."""
 
 
 class FigureKind(FigureOptions):
-    """Base of all kinds of figure: its options, and how it is drawn from the files of other stages."""
+    """Base of all kinds of figure: options, and the methods that draw it from the files of other stages."""
 
     def draw(self, reader: Reader) -> Drawn:
         """Return the picture and the numbers that it shows.
@@ -51,7 +51,7 @@ class FigureKind(FigureOptions):
         frames: Sequence[pandas.DataFrame],
         columns: list[str] | None = None,
     ) -> Drawn:
-        """Return rows of panels with a note below them, and the frames of their numbers as one; `columns`: of these."""
+        """Return rows of panels with a note below, and their numbers as one frame, restricted to `columns`."""
         frame = pandas.concat(frames) if frames else pandas.DataFrame(columns=columns)
         figure = draw_panels(panels, self.title, [note, *reader.notes])
         return Drawn(figure, frame if columns is None else frame[columns])
@@ -65,10 +65,10 @@ class CellsFigure(Cells, FigureKind):
     methods: tuple[str, ...] = Field(min_length=1)
     """Panels or lines, in this order."""
     labels: dict[str, str] = {}
-    """What the legend calls a method; without an entry its name."""
+    """Labels of methods in the legend; without an entry the method's name."""
 
     def label(self, method: str) -> str:
-        """Return what the legend calls a method."""
+        """Return the label of a method in the legend."""
         return self.labels.get(method, method)
 
 
@@ -80,7 +80,7 @@ class MetricsFigure(CellsFigure):
         return [layout.metrics(run) for run in self.runs()]
 
     def measured(self, reader: Reader, dataset: str, ipc: int, method: str) -> list[pandas.DataFrame]:
-        """Return the metrics of all seeds, or none of a method that was not run."""
+        """Return the metrics of all seeds; empty for a method that was not run."""
         cells = self.cells_of(dataset, ipc, method)
         return reader.attempt(lambda: [reader.metrics(cell) for cell in cells]) or []
 
@@ -101,12 +101,12 @@ class AnalysisFigure(CellsFigure):
 
 
 def figure_of(resolver: Resolver, name: str) -> FigureKind:
-    """Return a figure of a campaign; a `UsageError` where it has none of this name."""
+    """Return a figure of a campaign; `UsageError` for an unknown name."""
     figure = resolver.figure(name)
     assert isinstance(figure, FigureKind)
     return figure
 
 
 def cell_title(dataset: str, ipc: int) -> str:
-    """Return a cell in words."""
+    """Describe a cell for a title."""
     return f"{dataset}, {ipc} image{'s' if ipc > 1 else ''} per class"

@@ -44,8 +44,8 @@ class BoundsFigure(AnalysisFigure):
             )
         note = (
             "Means over expert segments and seeds, bands one standard deviation. The bound of the truncation error "
-            "assumes a smallest curvature above 0 and a largest one below 1 / step size along the kept steps; where "
-            "the right panel shows otherwise, it does not apply."
+            "assumes a smallest curvature above 0 and a largest one below 1 / step size along the kept steps; if the "
+            "right panel shows otherwise, it does not apply."
         )
         return self.drawn(reader, panels, note, frames)
 

@@ -29,7 +29,7 @@ class ContinualFigure(FigureKind):
         return {name: cls(protocols=(name,)) for name, table in tables.items() if isinstance(table, ContinualTable)}
 
     def tables_shown(self, tables: Mapping[str, TableOptions]) -> Mapping[str, ContinualTable]:
-        """Return the protocols; a `UsageError` where the campaign has none of a name."""
+        """Return the protocols; `UsageError` for an unknown name."""
         known = {name: table for name, table in tables.items() if isinstance(table, ContinualTable)}
         return {name: pick(name, known, "protocol of continual learning") for name in self.protocols}
 

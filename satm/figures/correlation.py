@@ -1,4 +1,4 @@
-"""Heatmaps of how the matching losses of all epochs move while one is matched."""
+"""Heatmaps of the correlations of all epochs' matching losses while one epoch is matched."""
 
 from itertools import product
 from typing import Annotated, Any, Literal, Self
@@ -20,18 +20,18 @@ COLUMNS = ["method", "dataset", "ipc", "matched", "watched", "correlation"]
 
 @FIGURES.named("correlation")
 class CorrelationFigure(MetricsFigure):
-    """How the matching losses of all epochs move while one epoch is matched: a heatmap per method and cell.
+    """Correlations of all epochs' matching losses while one epoch is matched: a heatmap per method and cell.
 
-    Each matched epoch is a distillation of its own, whose method is named `METHOD-at-epoch-7`: the method with its
-    option `start_epoch` set. The method must `monitor` at least so many epochs.
+    Each matched epoch is a separate distillation, whose method is named `METHOD-at-epoch-7`: the method with its option
+    `start_epoch` set. The method must `monitor` at least the number of epochs shown.
     """
 
     kind: Literal["correlation"] = "correlation"
     """Correlations of matching losses as heatmaps."""
     epochs: int = Field(ge=2)
-    """Epochs that are matched and monitored, the first ones."""
+    """Number of epochs that are matched and monitored, the first ones."""
     epochs_at: dict[Ipc, Annotated[int, Field(ge=2)]] = {}
-    """Other numbers of them at some numbers of images per class."""
+    """Other numbers of epochs at some numbers of images per class."""
 
     @model_validator(mode="after")
     def _has_not_too_many_files(self) -> Self:
@@ -43,7 +43,7 @@ class CorrelationFigure(MetricsFigure):
         return self.epochs_at.get(ipc, self.epochs)
 
     def size(self) -> dict[str, object]:
-        """Return how many epochs are matched."""
+        """Return the number of matched epochs."""
         return {"epochs on the path": self.epochs}
 
     def runs(self) -> list[Cell]:
@@ -108,7 +108,7 @@ class CorrelationFigure(MetricsFigure):
 
 
 def _heatmap(axes: Any, matrix: numpy.ndarray) -> Any:
-    """Draw one matrix; blue is positive and orange negative, which differ in lightness from white alike."""
+    """Draw one matrix; blue is positive and orange negative, with the same change in lightness from white."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("signed", ["#a14000", "#f5a45c", "#ffffff", "#6baed6", "#08306b"])
@@ -117,7 +117,7 @@ def _heatmap(axes: Any, matrix: numpy.ndarray) -> Any:
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     if len(matrix) <= 12:
-        # The sign stands in the square, since dark orange and dark blue are the same grey.
+        # The number shows the sign, since dark orange and dark blue are the same grey.
         for (row, column), value in numpy.ndenumerate(matrix):
             text, shade = "" if numpy.isnan(value) else f"{value:.1f}", "white" if abs(value) > 0.6 else "black"
             axes.text(column, row, text, ha="center", va="center", size=5, color=shade)

@@ -31,8 +31,8 @@ class CostsFigure(MetricsFigure):
                 rows.append({**place, "seconds": seconds.mean, "std": seconds.std, "n": seconds.n})
         frame = pandas.DataFrame(rows, columns=COLUMNS)
         notes = [
-            "Memory: the most that an iteration held (on a GPU the tensors of PyTorch, on a CPU the whole process). "
-            "Time: mean over the iterations but the first, bars one standard deviation over them.",
+            "Memory: peak of an iteration (on a GPU of PyTorch's tensors, on a CPU of the whole process). "
+            "Time: mean over all iterations but the first, bars one standard deviation.",
             *reader.notes,
         ]
         figure, panels = grid_of_panels(1, 2, self.title, notes)

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 Values = Sequence[float] | pandas.Series | pandas.Index | numpy.ndarray
 
 GREYS = ("#000000", "#777777", "#aaaaaa")
-"""Of horizontal lines that belong to no other line, in turn."""
+"""Colours of horizontal lines without a corresponding line, used in turn."""
 
 FEW = 30
-"""Points up to which a line is drawn with markers."""
+"""Largest number of points of a line that is drawn with markers."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Line:
     x: Values
     mean: Values
     std: Values | None = None
-    """Spread around the values; None: none is drawn."""
+    """Spread around the values; None: not drawn."""
     pale: Values | None = None
-    """Measurements behind the line, drawn pale; None: none."""
+    """Measurements behind the line, drawn pale; None: not drawn."""
     bars: bool = False
     """Draw the spread as bars at the points, not as a band."""
 
@@ -53,7 +53,7 @@ class Level:
     label: str
     value: float
     published: bool = False
-    """Printed in a paper: drawn dotted."""
+    """Whether the value is printed in a paper; it is drawn dotted."""
     like: int | None = None
     """Index of the line whose colour it has; None: black or grey."""
 
@@ -70,16 +70,16 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     ticks: Sequence[float] | None = None
-    """Places of the x axis that are written; None: as matplotlib chooses."""
+    """Ticks of the x axis; None: matplotlib's choice."""
     right: Sequence[Line] = ()
-    """Further lines with an axis of their own at the right, grey."""
+    """Further lines, grey, with a separate axis at the right."""
     right_label: str = ""
 
 
 def draw_panels(panels: Sequence[Sequence[Panel]], title: str = "", notes: Sequence[str] = ()) -> "Figure":
-    """Return a figure with rows of panels; every row has as many.
+    """Return a figure with rows of panels, all of the same length.
 
-    A label has one style in all panels, if there are as many styles; else the lines of each panel have them in turn.
+    A label has the same style in all panels if there are enough styles; else the lines of each panel use them in turn.
     """
     below = 0.0
     for panel in (panel for row in panels for panel in row):

@@ -1,4 +1,4 @@
-"""Synthetic images as grids in true colours, beside the images that they began from."""
+"""Synthetic images as grids in true colours, beside their initial images."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -18,11 +18,11 @@ class ImagesFigure(CellsFigure):
     kind: Literal["images"] = "images"
     """Synthetic images."""
     start: bool = False
-    """Show above each set the images that it began from, where its history was kept (option `snapshots`)."""
+    """Show above each set its initial images; its history must be stored (option `snapshots`)."""
     per_class: int = Field(5, ge=1)
-    """Images of each class that are shown, at most."""
+    """Largest number of images shown per class."""
     classes: int = Field(20, ge=1)
-    """Classes that are shown, at most."""
+    """Largest number of classes shown."""
 
     @classmethod
     def standard(cls, tables: Mapping[str, TableOptions]) -> Mapping[str, FigureOptions]:
@@ -46,7 +46,7 @@ class ImagesFigure(CellsFigure):
         return [layout.distilled(cell) for cell in self.chosen()]
 
     def draw(self, reader: Reader) -> Drawn:
-        """Draw a block per set; with `start` the images it began from above it."""
+        """Draw a block per set, and with `start` its initial images above it."""
         blocks: list[Block] = []
         cells = self.chosen()
         several = len({cell[:2] for cell in cells}) > 1

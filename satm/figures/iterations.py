@@ -30,10 +30,10 @@ AXES = {
     "validation_accuracy": "validation accuracy, percent",
     "seconds": "seconds per iteration",
 }
-"""What a quantity is called on an axis."""
+"""Axis label of each quantity."""
 
 PUBLISHED = {"hypergradient_norm": "hypergradient_norm_mean"}
-"""Published numbers that are the mean of a quantity over the iterations."""
+"""Published metrics that are the mean of a quantity over the iterations."""
 
 
 @FIGURES.named("iterations")
@@ -43,13 +43,13 @@ class IterationsFigure(MetricsFigure):
     kind: Literal["iterations"] = "iterations"
     """Measurements along the distillation."""
     quantities: tuple[Quantity, ...] = Field(min_length=1)
-    """Columns of the metrics; accuracies are there where a method's option `watch` or `selection` says so."""
+    """Columns of the metrics; accuracies exist if a method's option `watch` or `selection` records them."""
     logarithmic: tuple[Quantity, ...] = ()
     """Quantities drawn on a logarithmic axis."""
     groups: dict[str, tuple[str, ...]] = {}
-    """Panels of some of the methods each, by their titles; left out: one panel of all."""
+    """Methods of each panel, by the panel's title; left out: one panel of all methods."""
     smooth: int = Field(1, ge=1)
-    """Iterations of a centred running mean that is drawn over the pale measurements; 1: the measurements alone."""
+    """Iterations of a centred running mean, drawn over the pale measurements; 1: the measurements alone."""
 
     @model_validator(mode="after")
     def _groups_of_its_methods(self) -> "IterationsFigure":
@@ -82,7 +82,7 @@ class IterationsFigure(MetricsFigure):
                 log = quantity in self.logarithmic
                 panels.append(Panel(title, "iteration", AXES[quantity], lines, levels, log_y=log))
             rows.append(panels)
-        if len(self.quantities) == 1:  # the cells side by side
+        if len(self.quantities) == 1:  # cells side by side
             rows = [[row[0] for row in rows]]
         counts = sorted({len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)})
         words = f"n = {in_numbers(counts, 'seed', ' of the distillation')}"
@@ -93,7 +93,7 @@ class IterationsFigure(MetricsFigure):
 
 
 def _values(runs: Sequence[pandas.DataFrame], quantity: str) -> pandas.DataFrame:
-    """Return mean, std and n over the seeds by iteration, of those iterations where the quantity was measured."""
+    """Return mean, std and n over the seeds, for each iteration in which the quantity was measured."""
     measured = [run.loc[run[quantity].notna(), ["iteration", quantity]] for run in runs if quantity in run.columns]
     if not sum(map(len, measured)):
         return pandas.DataFrame()
@@ -110,7 +110,7 @@ def _line(values: pandas.DataFrame, label: str, smooth: int, scale: float) -> Li
 
 
 def _published(cell: Cell, quantity: str) -> pandas.Series:
-    """Return what papers print as the mean of this quantity."""
+    """Return the means of this quantity that papers print."""
     frame = load_published()
     own = frame["metric"].eq(PUBLISHED.get(quantity, "")) & frame["method"].eq(cell.method)
     own &= frame["dataset"].eq(cell.dataset) & frame["ipc"].eq(cell.ipc) & frame["value"].notna()

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from satm.results.distilled import DistilledDataset
 
 TILE = 64
-"""Least height of a shown image in the picture's pixels; every image pixel becomes a square of whole pixels."""
+"""Smallest height of a shown image in the picture's pixels; every image pixel becomes a square of whole pixels."""
 
 DPI = 100
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.1}
-"""How a picture is saved: cut to what is drawn, since slanted class names reach beyond the last column."""
+"""Options for saving a picture, cropped to its content, since slanted class names reach beyond the last column."""
 
 FRAME = 250
-"""Milliseconds that one state of an animation is shown; the last one for four times as long."""
+"""Milliseconds for which a state of an animation is shown; the last one is shown four times as long."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +40,33 @@ class Block:
 
 
 def clipped(data: "DistilledDataset") -> dict[str, float]:
-    """Return `clipped`, the fraction of a set's numbers outside [0, 1], and the `lowest` and `highest` of all."""
+    """Return `clipped`, the fraction of a set's pixel values outside [0, 1], and the `lowest` and `highest` value."""
     pixels = data.pixels(clip=False)
     outside = ((pixels < 0) | (pixels > 1)).float().mean()
     return {"clipped": float(outside), "lowest": float(pixels.min()), "highest": float(pixels.max())}
 
 
 def clipped_frame(sets: "Sequence[DistilledDataset]") -> pandas.DataFrame:
-    """Return a row per set: which it is, and what is clipped of it."""
+    """Return a row per set: its identity and its clipping."""
     names = ("dataset", "ipc", "method", "seed", "iteration")
     rows = [{**{name: getattr(data, name) for name in names}, **clipped(data)} for data in sets]
     return pandas.DataFrame(rows, columns=[*names, "clipped", "lowest", "highest"])
 
 
 def clipping_note(frame: pandas.DataFrame) -> str:
-    """Return how much of the pictures lies beyond black and white, in words."""
+    """Return a note on the fraction of values beyond black and white."""
     if frame.empty:
         return ""
     low, high = 100 * frame["clipped"].min(), 100 * frame["clipped"].max()
     share = f"{high:.1f} %" if round(low, 1) == round(high, 1) else f"{low:.1f} to {high:.1f} %"
-    return f"Whitening or normalisation inverted; {share} of the numbers lie outside [0, 1] and are clipped."
+    return f"Whitening or normalisation inverted; {share} of the values lie outside [0, 1] and are clipped."
 
 
 def mosaic(images: "Tensor", labels: "Tensor", classes: int, per_class: int) -> "Tensor":
     """Return `[rows, columns, 3]` in [0, 1]: a column per class, its images below each other, enlarged, on white.
 
-    Images are `[n, C, H, W]` in [0, 1], one channel is shown grey; labels `[n]` int64. Columns are the first `classes`
-    classes; one with fewer than `per_class` images leaves white squares.
+    Images are `[n, C, H, W]` in [0, 1], a single channel is shown grey; labels are `[n]` int64. Columns are the first
+    `classes` classes; a class with fewer than `per_class` images leaves white squares.
     """
     import torch
 
@@ -85,7 +85,7 @@ def mosaic(images: "Tensor", labels: "Tensor", classes: int, per_class: int) -> 
 def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: int = 20, per_class: int = 5) -> "Figure":
     """Return a picture of synthetic images: a block per set, a column per class, class names above each kind of set.
 
-    An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay what they are. Of each set
+    An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay recognisable. For each set
     the first `classes` classes and the first `per_class` images of each are shown. The note is in small print below.
 
     Raises:
@@ -127,7 +127,7 @@ def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: in
 def write_animation(states: "Sequence[DistilledDataset]", path: Path, classes: int = 20, per_class: int = 5) -> None:
     """Write the states of a set, one after another, as an animated PNG without loss of colour, atomically.
 
-    Browsers show it as a moving picture, other programs its first state; classes and images as in `draw_images`.
+    Browsers play the animation, other programs show the first state; classes and images as in `draw_images`.
 
     Raises:
         UsageError: there are no states, or the set's whitening is missing.

@@ -1,6 +1,6 @@
-"""How all figures look, and how they are written. matplotlib comes with the extra `figures` and is imported only here.
+"""Style and saving of all figures. matplotlib comes with the extra `figures` and is imported only here.
 
-Lines differ in colour, dashes and marker at once, so that they can be told apart in grey and with any colour vision.
+Lines differ in colour, dashes and marker at once, so that they are distinct in grey and with any colour vision.
 """
 
 import textwrap
@@ -18,18 +18,18 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (1, 2)))
 MARKERS = "osD^vPX"
 HATCHES = ("", "//", "..", "xx", "--", "++", "\\\\")
-"""Of lines and bars (Okabe and Ito), of lines, of lines with few points, and of bars, each in turn."""
+"""Used in turn: colours of lines and bars (Okabe and Ito), dashes, markers of lines with few points, bar hatches."""
 
 PANEL = (3.3, 2.5)
 """Width and height of one panel in inches: a column of a paper."""
 
 LEGEND = (54, 8)
-"""Characters of a line of a legend below its panel, and those that the sample of a line takes."""
+"""Width, in characters, of a line of the legend below a panel, and of the sample of a line in it."""
 
 DPI = 200
 
 SIZES = {"title": 8.5, "label": 8.0, "tick": 7.0, "legend": 7.0, "note": 6.0}
-"""Sizes of text in points, readable where a panel is as wide as a column."""
+"""Sizes of text in points, readable if a panel is as wide as a column."""
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def bar_style(index: int) -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
-    """Return an empty figure, width and height in inches; a `UsageError` where matplotlib is not installed."""
+    """Return an empty figure, width and height in inches; `UsageError` if matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def grid_of_panels(
 ) -> tuple["Figure", Any]:
     """Return a figure of panels with its title above and notes below, and its axes `[rows, columns]`.
 
-    A panel has further inches of width (`extra`) for a colour bar and of height (`below`) for a legend below it.
+    A panel has additional width (`extra`, inches) for a colour bar and height (`below`) for a legend below it.
     """
     width = (PANEL[0] + extra) * columns
     lines = [line for note in notes for line in textwrap.wrap(note, max(40, int(width * 21)))]
@@ -75,7 +75,7 @@ def grid_of_panels(
 
 
 def dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    """Write title and labels of a panel, and take away what says nothing."""
+    """Write title and labels of a panel, and remove the upper and right borders."""
     axes.set_title(title, size=SIZES["title"])
     axes.set_xlabel(x_label, size=SIZES["label"])
     axes.set_ylabel(y_label, size=SIZES["label"])
@@ -84,7 +84,7 @@ def dress(axes: Any, title: str, x_label: str, y_label: str) -> None:
 
 
 def legend_above(figure: "Figure", axes: Any) -> None:
-    """Draw one legend for all panels above them, where it covers nothing."""
+    """Draw one legend for all panels above them."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         place: dict[str, Any] = {"loc": "outside upper center", "ncols": len(labels)}
@@ -92,7 +92,7 @@ def legend_above(figure: "Figure", axes: Any) -> None:
 
 
 def plain_decades(axis: Any, low: float, high: float) -> None:
-    """Write the numbers of a logarithmic axis that spans few decades in full, and more of them."""
+    """Write more numbers, and in full, on a logarithmic axis that spans few decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if low > 0 and high / low < 100:
@@ -108,7 +108,7 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 
 def legend(axes: Any, below: float = 0.22) -> None:
-    """Draw the legend of a panel, if it has labels, below it; `below`: distance as a part of the panel's height."""
+    """Draw the legend of a panel, if it has labels, below it; the distance `below` is relative to its height."""
     if labels := axes.get_legend_handles_labels()[1]:
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -below), "ncols": legend_columns(labels)}
         axes.legend(frameon=False, fontsize=SIZES["legend"], handlelength=2.6, **place)
@@ -117,16 +117,16 @@ def legend(axes: Any, below: float = 0.22) -> None:
 def save(figure: "Figure", path: Path, tight: Mapping[str, Any] | None = None) -> None:
     """Write a figure in the format of the path's ending, atomically.
 
-    `tight`: options of `savefig` that cut the picture to what is drawn; None: the figure as large as it is.
+    `tight` has the options of `savefig` that crop the picture to its content; None: not cropped.
 
     Raises:
-        UsageError: the ending is no format of a picture.
+        UsageError: the ending is not an image format.
         RunError: the disk is full or the folder cannot be written.
     """
     kind = path.suffix.removeprefix(".")
     if kind not in (known := figure.canvas.get_supported_filetypes()):
-        raise UsageError(f"cannot draw {path}: the ending is {kind!r}, expected one of {', '.join(sorted(known))}")
-    # Without the writer's name and date: the same content gives the same bytes.
+        raise UsageError(f"cannot draw {path}: the ending is {kind!r}; use one of {', '.join(sorted(known))}")
+    # Without the writer's name and date, the same content gives the same bytes.
     empty: dict[str, dict[str, Any]] = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with atomic_path(path) as part:
         figure.savefig(part, format=kind, metadata=empty.get(kind), **(tight or {}))

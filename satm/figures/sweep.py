@@ -26,15 +26,15 @@ class SweepFigure(FigureKind):
     datasets: SomeDatasets
     """Images per class, by dataset."""
     series: dict[str, dict[float, str]] = Field(min_length=1)
-    """By the legend's name of a line: the method of each value, or `METHOD@NETWORK` for another network."""
+    """Lines by their label in the legend: the method of each value, or `METHOD@NETWORK` for another network."""
     references: tuple[str, ...] = ()
     """Methods drawn as horizontal lines."""
     axis: str
-    """What the values are, for the axis."""
+    """Label of the axis of the values."""
     logarithmic: bool = False
     """Draw the values on a logarithmic axis."""
     network: str = "convnet"
-    """Network that accuracies are of, where a series does not name another."""
+    """Network whose accuracy is shown, unless a series names another."""
     seeds: Seeds = (0,)
     """Seeds of the distillation."""
 
@@ -44,7 +44,7 @@ class SweepFigure(FigureKind):
         return self
 
     def points(self) -> list[tuple[str, str]]:
-        """Return (method, network) of everything that is drawn, once each."""
+        """Return (method, network) of every point and reference, once each."""
         named = [name for values in self.series.values() for name in values.values()]
         return list(dict.fromkeys(self.point(name) for name in (*named, *self.references)))
 
@@ -54,12 +54,12 @@ class SweepFigure(FigureKind):
         return method, network or self.network
 
     def runs(self) -> list[Cell]:
-        """Return every distillation that it is made of."""
+        """Return every distillation that it needs."""
         methods = dict.fromkeys(method for method, _ in self.points())
         return [Cell(*budget, *run) for budget, *run in product(budgets(self.datasets), methods, self.seeds)]
 
     def tested_networks(self) -> list[str]:
-        """Return the networks that accuracies are of."""
+        """Return the networks whose accuracy is shown."""
         return list(dict.fromkeys(network for _, network in self.points()))
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
@@ -99,7 +99,7 @@ class SweepFigure(FigureKind):
         return self.drawn(reader, [panels], note, [pandas.DataFrame(rows, columns=COLUMNS)])
 
     def _accuracy(self, reader: Reader, dataset: str, ipc: int, name: str) -> dict[str, Any]:
-        """Return mean, std and n of a point; of averaged sets those of the averages."""
+        """Return mean, std and n of a point; for averaged sets those of the averages."""
         method, network = self.point(name)
         cells = [Cell(dataset, ipc, method, seed) for seed in self.seeds]
         accuracy = reader.accuracies(cells, network)[0]["accuracy"]
@@ -107,7 +107,7 @@ class SweepFigure(FigureKind):
         return {"method": method, "network": network, **spread}
 
     def _published(self, dataset: str, ipc: int) -> list[Level]:
-        """Return what papers print for the references in this cell, the first number of each."""
+        """Return the published numbers of the references in this cell, the first of each."""
         frame = load_published()
         frame = frame[frame["dataset"].eq(dataset) & frame["ipc"].eq(ipc) & frame["metric"].eq("test_accuracy")]
         frame = frame[frame["eval_arch"].eq("convnet") & frame["value"].notna()]

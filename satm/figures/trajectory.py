@@ -1,4 +1,4 @@
-"""How far networks trained on a synthetic set are from the experts, along their whole path."""
+"""Distance of networks trained on a synthetic set from the experts, along their whole trajectory."""
 
 from typing import Literal
 
@@ -22,10 +22,10 @@ ERRORS = ("accumulated", "matching", "initialisation")
 
 @FIGURES.named("trajectory")
 class TrajectoryFigure(AnalysisFigure):
-    """How far networks trained on a synthetic set are from the experts, along their whole path."""
+    """Distance of networks trained on a synthetic set from the experts, along their whole trajectory."""
 
     kind: Literal["trajectory"] = "trajectory"
-    """Errors along the experts' path."""
+    """Errors along the experts' trajectories."""
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw, in a row per cell, test losses minus the expert's and the parts of the error in weights."""

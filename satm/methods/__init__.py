@@ -1,6 +1,6 @@
-"""The methods: one file per paper, found by the registry, each a composition of parts.
+"""The methods: one file per paper, each a composition of parts.
 
-`METHODS` holds a `Recipe` per name; `resolve` checks the options of one. `parts/` holds what methods are made of.
+`METHODS` maps names to recipes; `resolve` checks the options of one. `parts/` contains the parts.
 """
 
 from satm.methods.recipe import METHODS, Recipe, resolve

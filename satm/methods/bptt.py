@@ -66,7 +66,7 @@ def last(training: "UnrolledTraining[TbpttOptions]", iteration: int, state: "Met
 
 
 def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int, state: "MethodState") -> Window:
-    """Return a random number of first inner steps."""
+    """Return the first inner steps, a random number of them."""
     from satm.methods.parts.placement import uniform
 
     generator = training.problem.generator("window", iteration)

@@ -4,12 +4,12 @@ Composition of `contra`: experts sgd (`curriculum` at 1 and 10 images per class)
 concurrent(uniform); objective match; estimator exact; step size exact; outer descent.
 
 Any matching method does the same with its option `concurrent`: MTT+CT is `{method: mtt, concurrent: 4}` and keeps
-uniform segments, DATM+CT keeps expanding ones. Without curriculum: `experts: sgd`. In the memory of one step, as the
-paper does for ImageNet-1K: `engine: tesla`.
+uniform segments, DATM+CT keeps expanding ones. Without curriculum: `experts: sgd`. With the memory of one step, as in
+the paper's ImageNet-1K runs: `engine: tesla`.
 
 Source: "Enhancing Dataset Distillation with Concurrent Learning", Eq. 8 and Algorithm 1, Table 5.
-Not given: the optimiser of the experts (SGD here), the learning rates and the start of the step size, the momentum of
-    the labels (DATM's here), and whether DATM's expanding range and its skipping of large losses are used (not here).
+Not given: the optimiser of the experts (SGD here), the learning rates, the initial step size, the momentum of the
+    labels (DATM's here), and whether DATM's expanding range and its skipping of large losses are used (not here).
     The regularisers SI and EWC, which the paper mentions without numbers, are left out.
 """
 

@@ -1,6 +1,6 @@
 """Difficulty-aligned trajectory matching (DATM): early segments first, with learned labels.
 
-Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding where the preset of a
+Composition of `datm`: experts flat; init correct; labels learned; segments uniform (expanding if the preset of a
 dataset and IPC says so, as the published configurations do); objective match; estimator exact; step size exact; outer
 descent. Iterations with a loss above 1 are skipped.
 
@@ -16,13 +16,13 @@ from satm.methods.mtt import step
 from satm.methods.recipe import MATCHING, recipe
 
 ALIGNED: dict[str, Any] = {"experts": "flat", "init": "correct", "labels": "learned", "skip_above": 1.0}
-"""What DATM starts from and skips."""
+"""DATM's experts, initial images and labels, and the loss above which it skips an iteration."""
 
 
 def expanding(options: MatchingOptions, iteration: int | None) -> int:
-    """Return one more than the last start epoch in an iteration; it grows linearly, so that easy segments come first.
+    """Return the exclusive upper bound of start epochs; it grows with the iteration, so that easy segments come first.
 
-    It is `expand_from` at first and `max_start_epoch` after `expand_iterations`; `iteration` None: after all.
+    It grows linearly from `expand_from` to `max_start_epoch` in `expand_iterations`; `iteration` None: its final value.
 
     Source: DATM's public code.
     """

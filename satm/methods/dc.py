@@ -2,7 +2,7 @@
 
 Match the gradients of a network's weights on real and on synthetic images, class by class. An episode is a fresh
 network; each of its iterations is one image update, and between two of them the network trains on the synthetic set.
-Its weights are the state, so a run resumes, or rolls back, in the middle of an episode.
+Its weights are part of the run's state, so a run can resume or roll back in the middle of an episode.
 
 Composition of `dc`: experts none; init real; labels hard; segments none; objective class-match; estimator none; step
 size fixed; outer descent.
@@ -11,11 +11,11 @@ size fixed; outer descent.
 network trains, each image has its own.
 
 Source: Zhao, Mopuri and Bilen 2021 (DC), Algorithm 1 and section 3.2, and its public code, whose own default is `init`
-    gaussian: there both starts are said to be about equally good. Zhao and Bilen 2021 (DSA), section 3, and its public
-    code, which starts from real images.
+    gaussian and which calls both starts about equally good. Zhao and Bilen 2021 (DSA), section 3, and its public code,
+    which starts from real images.
 Differs: the public code also has other distances, lets a layer norm's scale contribute, and freezes batch norms at real
     statistics; here only weights of convolutions and linear layers are compared, and networks with batch norm are not
-    meant to be distilled with.
+    meant for distillation.
 
 Shapes: n synthetic images of C x H x W, P parameters.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from satm.unroll import Point, Rule
 
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-"""Published image updates of an episode and epochs of training between them, by images per class."""
+"""Published image updates per episode and training epochs between them, by images per class."""
 
 EPSILON = 1e-6
 """Added to the product of the norms under a cosine, as in the public code."""
@@ -48,24 +48,24 @@ class DcOptions(ClassMatchingOptions):
     """Options of DC and DSA."""
 
     outer_loop: int | None = Field(None, ge=1)
-    """Image updates of an episode; None: as published, for the nearest smaller number of images per class."""
+    """Image updates per episode; None: as published, for the nearest smaller number of images per class."""
     inner_loop: int | None = Field(None, ge=1)
-    """Epochs that the network trains on the synthetic set between two of them; None: as `outer_loop`."""
+    """Epochs of training the network on the synthetic set between two image updates; None: as `outer_loop`."""
     lr_network: float = Field(0.01, gt=0)
-    """Step size of that training."""
+    """Step size of the network's training."""
     momentum_network: float = Field(0.0, ge=0, lt=1)
-    """Its momentum; 0 in the public code, whose first version had 0.5."""
+    """Momentum of the network's training; 0 in the public code, whose first version had 0.5."""
     weight_decay_network: float = Field(0.0, ge=0)
-    """Its weight decay; 0 in the public code."""
+    """Weight decay of the network's training; 0 in the public code."""
     batch_size: int = Field(256, ge=1)
-    """Synthetic images of a step of that training; the last batch of an epoch may be smaller."""
+    """Synthetic images per step of the network's training; the last batch of an epoch may be smaller."""
 
 
 def loops(ipc: int, options: DcOptions) -> tuple[int, int]:
-    """Return the image updates of an episode, and the epochs of training between two of them.
+    """Return the image updates per episode, and the training epochs between two of them.
 
-    Differs: the public code only knows the images per class in `LOOPS`; other numbers take the values of the nearest
-        smaller one.
+    Differs: the public code only knows the images per class in `LOOPS`; here other numbers take the values of the
+        nearest smaller one.
     """
     outer, inner = LOOPS[max(known for known in LOOPS if known <= max(1, ipc))]
     return options.outer_loop or outer, options.inner_loop or inner
@@ -93,7 +93,7 @@ def step(
 ) -> "OuterGradient":
     """Return the gradient of the distance summed over the classes.
 
-    The state holds the network between two image updates of an episode; without it an episode begins.
+    The state is the network between two image updates of an episode; an empty state begins an episode.
     """
     import torch
 
@@ -151,7 +151,7 @@ def _rule(options: DcOptions) -> "Rule":
 def _trained(
     matching: "ClassMatching[DcOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "Point":
-    """Return the network of the previous image update, trained on the set that came out of it."""
+    """Return the network of the previous image update, trained on the updated set."""
     import torch
 
     from satm.networks.training import soft_cross_entropy

@@ -1,13 +1,13 @@
 """Distribution matching (DM): match the mean features of real and of synthetic images, class by class.
 
-The features are what the last linear layer of a fresh random network sees; a new network is drawn in each iteration.
-Both sides have one random augmentation, drawn for each class.
+The features are the inputs of the last linear layer of a random network; each iteration draws a new network. The real
+and synthetic images of a class share one random augmentation.
 
 Composition of `dm`: experts none; init real; labels hard; segments none; objective class-match; estimator none; step
 size fixed; outer descent.
 
 Source: Zhao and Bilen 2023 (DM), Eq. 6 and Algorithm 1, and its public code.
-Differs: the public code embeds the classes one after another, here several go through the network together.
+Differs: the public code embeds the classes one after another, here several classes share a forward pass.
 
 Shapes: n synthetic images of C x H x W, m of them of one class, F features.
 """
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from satm.outer import MethodState, OuterGradient
 
 CHUNK = 500
-"""Synthetic images that are embedded in one go, or those of one class if these are more: a compromise between speed and
-memory."""
+"""Synthetic images per forward pass, a compromise between speed and memory; a class with more has its own pass."""
 
 
 def step(
@@ -51,7 +50,7 @@ def step(
         return comparison.chosen, comparison.draw, target
 
     def distance(own: "Tensor", classes: "list[tuple[Tensor, Draw, Tensor]]") -> "Tensor":
-        """Return `[]` the distance of some classes, given their synthetic images one class after another."""
+        """Return `[]` the distance summed over some classes, given their synthetic images in the order of classes."""
         counts = [len(places) for places, _, _ in classes]
         parts = zip(own.split(counts), classes, strict=True)
         augmented = [matching.siamese.apply(part, draw) for part, (_, draw, _) in parts]

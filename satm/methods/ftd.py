@@ -9,8 +9,8 @@ Source: Du et al. 2023, Algorithm 1, section 3.3 and Table 7, whose decay of the
     0.999. Its public code trains the experts by another rule, which the experts `flat-code` follow. Robust learning:
     FTD Eq. 9 and Table 1.
 Not given: the standard deviation of robust learning's noise.
-Differs: the best iteration, where one is selected, is that of the averaged set alone; the code keeps a best one of
-each.
+Differs: the best iteration, if one is selected, is that of the averaged set; the public code also selects one of the
+    set that is not averaged.
 """
 
 from satm.config.methods import MatchingOptions

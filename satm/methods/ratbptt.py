@@ -1,13 +1,13 @@
 """Random truncated back-propagation through time (RaT-BPTT): a window at a random place, and the loss right after it.
 
 Composition of `ratbptt`: experts none; init gaussian; labels hard; segments none; objective real-loss; estimator
-window; step size fixed; outer descent. The steps before the window of T are run without a graph, those after it not at
-all.
+window; step size fixed; outer descent. Steps before the window, of length T, are run without a graph; steps after it
+are not run.
 
-Source: RaT-BPTT Algorithm 1; other placements: C.2; one window for a pass, and how many iterations a pass has: its
+Source: RaT-BPTT Algorithm 1; other placements: C.2; one window per pass, and the number of iterations in a pass: its
     public code.
-Differs: labels as in `bptt`. The code draws mini-batches of one size per class, in each step independently; here they
-    are drawn from all images, without replacement until all were used.
+Differs: labels as in `bptt`. The public code draws mini-batches of one size per class, independently in each step; here
+    they are drawn from all images, without replacement until all were used.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -41,7 +41,7 @@ class RatBpttOptions(UnrolledOptions):
     patience: int = Field(2000, ge=1)
     """Iterations without a lower average loss after which a moving window moves."""
     early_power: float = Field(2.0, ge=1)
-    """Power to which the uniform number behind an early window is raised: larger ones draw early windows more often."""
+    """Exponent of the uniform random number that places an `early` window; a larger one gives earlier windows."""
 
     @property
     def moves(self) -> bool:
@@ -62,7 +62,7 @@ def check(options: RatBpttOptions) -> None:
 
 
 def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "MethodState") -> Window:
-    """Return the T inner steps of an iteration, as the placement says."""
+    """Return the T inner steps of an iteration by the option `placement`."""
     from satm.methods.parts import placement
 
     options, length = training.options, window_length(training.options)
@@ -77,7 +77,7 @@ def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "
 
 
 def remember(training: "UnrolledTraining[RatBpttOptions]", state: "MethodState", loss: "Tensor") -> "MethodState":
-    """Return where a moving window is and how its loss has developed."""
+    """Return the position of a moving window and the statistics of its loss."""
     from satm.methods.parts.placement import follow
     from satm.outer import NO_STATE
 

@@ -27,9 +27,9 @@ class Family:
     """The machinery that methods of one kind share.
 
     Args:
-        objective: what should be small, as a word of `Recipe.parts`.
-        machinery: module and class, a `Method`; a recipe's own code is put into it.
-        needs_experts: trained experts are part of the problem.
+        objective: name of the outer loss in `Recipe.parts`.
+        machinery: module and name of the subclass of `Method` that calls a recipe's code.
+        needs_experts: whether the problem includes trained experts.
     """
 
     objective: str
@@ -51,12 +51,12 @@ class Recipe:
     """A method by name.
 
     Args:
-        name: in campaigns and on the command line.
+        name: the name in campaigns and on the command line.
         family: the shared machinery.
-        options: what can be set; the defaults are the method's own.
-        code: what is new in the method: a function, or an object of functions, as the family's class documents.
+        options: class of the options, with the method's defaults.
+        code: the new part of the method: a function, or an object of functions, as the family's class documents.
         check: raises `UsageError` for options that exclude each other; None: the family's checks are enough.
-        fixed: parts that no option chooses, by the names of `parts`.
+        fixed: parts that no option determines, by their names in `parts`.
     """
 
     name: str
@@ -68,12 +68,12 @@ class Recipe:
 
     @property
     def needs_experts(self) -> bool:
-        """Whether it matches, or asks, trained experts."""
+        """Whether the method uses trained experts."""
         return self.family.needs_experts
 
     @property
     def parts(self) -> dict[str, str]:
-        """The part that answers each question, with the default options."""
+        """The method's choice of each part, with the default options."""
         values: dict[str, Any] = dict(self.options())
         estimator = "truncated" if values.get("keep_divisor", 1) > 1 else "exact"
         segments = values.get("segments", "none")
@@ -118,7 +118,7 @@ def recipe(
     """Register a method and return its recipe (arguments: `Recipe`); `defaults` replace those of the options.
 
     Raises:
-        ValueError: there is no such option or part, or the name is taken.
+        ValueError: an unknown option or part, or a name that is taken.
     """
     registered = Recipe(name, family, with_defaults(options, **defaults), code, check, fixed or {})
     if unknown := registered.fixed.keys() - replace(registered, fixed={}).parts.keys():
@@ -130,7 +130,7 @@ def with_defaults(options: type[MethodOptions], **defaults: object) -> type[Meth
     """Return the same options with other defaults.
 
     Raises:
-        ValueError: there is no such option.
+        ValueError: an unknown option.
     """
     if unknown := defaults.keys() - options.model_fields.keys():
         raise ValueError(f"{options.__name__} has no option {', '.join(sorted(unknown))}")

@@ -1,7 +1,7 @@
-"""MTT under other outer optimisers: EMA, SAM, GSAM, ASAM, VaSSO, which SATM is compared with.
+"""MTT with the outer optimisers that SATM is compared with: EMA, SAM, GSAM, ASAM and VaSSO.
 
-All have SATM's approximations of the hypergradient; `keep_divisor: 1` and `step_size_gradient: exact` (and `reuse:
-false` of the sharpness-aware ones) give each without them.
+All use SATM's approximations of the hypergradient; `keep_divisor: 1` and `step_size_gradient: exact` (and `reuse:
+false` for the sharpness-aware ones) switch them off.
 
 `mtt-ema`: as `mtt`, estimator truncated; step size first-order; outer descent + ema.
 `mtt-sam`: as `mtt-ema`, outer sam.
@@ -46,7 +46,7 @@ class GsamOptions(SamOptions):
     """Options of MTT with GSAM."""
 
     alpha: float = Field(0.4, ge=0)
-    """Share of the hypergradient's component that only widens the surrogate gap which is removed; 0: SAM."""
+    """Share that is removed of the hypergradient's component that only widens the surrogate gap; 0: SAM."""
 
 
 class AsamOptions(SamOptions):
@@ -66,7 +66,7 @@ class VassoOptions(SamOptions):
 def sharpened(
     matching: "TrajectoryMatching[SamOptions]", synthetic: "Synthetic", iteration: int, ascent: "Ascent"
 ) -> tuple["OuterGradient", "Tensor"]:
-    """Return the hypergradient at the neighbour that an ascent leads to, and the one at the set."""
+    """Return the hypergradient at the neighbour that the ascent leads to, and the one at the set."""
     from satm.outer import sharpness_aware
 
     options, oracle = matching.options, matching.oracle(synthetic, iteration)
@@ -86,7 +86,7 @@ def sam(
 def gsam(
     matching: "TrajectoryMatching[GsamOptions]", synthetic: "Synthetic", iteration: int, state: "MethodState"
 ) -> "OuterGradient":
-    """Return the hypergradient at the sharpest neighbour without part of what widens the surrogate gap."""
+    """Return the hypergradient at the sharpest neighbour, less a share of what only widens the surrogate gap."""
     from satm.outer import steepest, without_surrogate_gap
 
     sharp, plain = sharpened(matching, synthetic, iteration, steepest(matching.options.rho))

@@ -4,14 +4,14 @@ Composition of `satm`: experts sgd; init real; labels hard; segments uniform; ob
 size first-order; outer smoothed.
 
 `satm-fi`: as `satm`, experts flat.
-`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding where the preset says so).
+`satm-da`: as `satm`, experts flat; init correct; labels learned; segments uniform (expanding if the preset says so).
 Iterations with a loss above 1 are skipped.
 
 Source: "Dataset Condensation with Sharpness-Aware Trajectory Matching", Algorithm 1, Eq. 9 to 12, Table 6; SATM-FI:
     Table 10 and section A.8; SATM-DA: Table 12 and section A.10, which name DATM's schedule.
-Not given: rho, gamma, the start of the step size, the outer momentum, the number of iterations; the README says how the
-    defaults of rho and gamma were chosen on held-out images. Of SATM-DA only the schedule is given; that experts,
-    start, labels and the skipping of large losses are DATM's too is inferred.
+Not given: rho, gamma, the initial step size, the outer momentum, the number of iterations; the README says how the
+    defaults of rho and gamma were chosen on held-out images. For SATM-DA only the schedule is given; we infer that
+    experts, initial images, labels and the skipping of large losses are DATM's, too.
 Differs: Algorithm 1 counts the second loop from N - tau; here, as in Eq. 11, tau is the index where it starts.
 """
 
@@ -52,7 +52,7 @@ class SatmOptions(MatchingOptions):
 
 
 def check(options: SatmOptions) -> None:
-    """Raise UsageError if no step is left to the second unroll."""
+    """Raise UsageError if no step is left for the second unroll."""
     if options.reuse_from >= options.inner_steps:
         raise UsageError(f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index")
 
@@ -86,7 +86,7 @@ TRUNCATED: dict[str, Any] = {"keep_divisor": 3, "step_size_gradient": "first-ord
 """SATM's approximations of the hypergradient: truncation (section 4.2 and A.9) and Eq. 12."""
 
 SMOOTHED = {"outer": "smoothed"}
-"""Noise, a step to the sharpest neighbour, and a reused trajectory: `step`."""
+"""The outer step of `step`: noise, a step to the sharpest neighbour, and a reused trajectory."""
 
 recipe("satm", MATCHING, SatmOptions, step, SMOOTHED, check, **TRUNCATED)
 recipe("satm-fi", MATCHING, SatmOptions, step, SMOOTHED, check, **TRUNCATED, experts="flat")

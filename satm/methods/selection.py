@@ -1,5 +1,4 @@
-"""Real images as they are, the baselines that every method must beat: drawn at random, or chosen by an expert's
-features.
+"""Baselines that every method must beat: unchanged real images, drawn at random or chosen by an expert's features.
 
 Composition of `random`: experts none; init real; labels hard; segments none; objective none; estimator none; step size
 fixed; outer none.
@@ -48,7 +47,7 @@ def k_center(features: "Tensor", count: int, generator: "Generator") -> "Tensor"
     rows, far = [newest], torch.full((len(features),), torch.inf, dtype=features.dtype)
     while len(rows) < count:
         far = torch.minimum(far, (features - features[newest]).norm(dim=1))
-        far[newest] = -1  # so that images that are all alike are not chosen twice
+        far[newest] = -1  # not chosen again, even among identical images
         newest = int(far.argmax())
         rows.append(newest)
     return torch.tensor(rows)

@@ -1,4 +1,4 @@
-"""TESLA: MTT by a gradient that needs the memory of one inner step, with soft labels of the expert.
+"""TESLA: MTT with a gradient that needs the memory of one inner step, and with soft labels from the expert.
 
 Composition of `tesla`: experts sgd; init real; labels teacher; segments uniform; objective match; estimator tesla; step
 size first-order; outer descent.

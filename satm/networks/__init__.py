@@ -1,4 +1,4 @@
-"""Networks by name: their options, and how one is built.
+"""Networks by name: their options and construction.
 
 Nothing here imports torch before a network is built: the workflow reads the options in every cluster job.
 """

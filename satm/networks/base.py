@@ -1,4 +1,4 @@
-"""How a network registers, and the options and the size arithmetic that several networks share; no torch."""
+"""Registration of networks, and the options and size arithmetic that several of them share; no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,9 +48,9 @@ class PaperOptions(Options):
     """Shape of a network that the papers use for evaluation only."""
 
     norm: Literal["none", "batch", "instance"] = "instance"
-    """After each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
+    """Norm after each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
     width_factor: float = Field(1.0, gt=0)
-    """Multiplies the published number of filters of every convolution."""
+    """Factor on the published number of filters of every convolution."""
 
 
 class StemOptions(PaperOptions):
@@ -70,6 +70,6 @@ def scaled(filters: int, factor: float) -> int:
 
 
 def check_size(size: int, least: int, why: str) -> None:
-    """Raise ValueError if images are smaller than `least` pixels; `why` says in the message what limits the size."""
+    """Raise ValueError if images are smaller than `least` pixels; `why` names, for the message, what needs the size."""
     if size < least:
         raise ValueError(f"images of {size} x {size} pixels are too small: {why} needs at least {least} x {least}")

@@ -1,4 +1,4 @@
-"""The network module, and layers that architectures are made of.
+"""The network module, and the layers of the architectures.
 
 Shapes: B images of C x H x W; P parameters, F features; W the width of a token.
 """
@@ -89,7 +89,8 @@ def convolutional(
 ) -> Network:
     """Build convolutions with norm, activation and pooling, then one linear layer.
 
-    The linear layer sees the whole last map, or with `corner` its upper left pixel; see `satm.networks.base.Builder`.
+    The linear layer's input is the whole last map, or with `corner` its upper left pixel. For the other arguments see
+    `satm.networks.base.Builder`.
     """
     layers: list[nn.Module] = []
     for filters, kernel, pooled, stride in plan:
@@ -106,7 +107,7 @@ def convolutional(
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with norm, beside a shortcut that is a 1 x 1 convolution where the shape changes."""
+    """Two 3 x 3 convolutions with norm, beside a shortcut, which is a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, channels: int, width: int, stride: int, norm: str, size: int) -> None:
         """Build the layers; `size` is that of the maps after the block."""

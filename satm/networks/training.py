@@ -127,7 +127,7 @@ class SharpnessAware:
     def replace_gradients(self, module: nn.Module, images: Tensor, labels: Tensor) -> None:
         """Replace the gradients of a batch in `parameter.grad` by the sharpness-aware ones.
 
-        The second pass sees the same augmented images. It changes neither weights nor buffers: running statistics of
+        The second pass uses the same augmented images. It changes neither weights nor buffers: running statistics of
         batch norms are those of the first pass, as in the GSAM package.
         """
         parameters = dict(module.named_parameters())
@@ -162,11 +162,11 @@ def train_epoch(
 
     Args:
         module: network, changed in place.
-        optimiser: of the module's parameters.
+        optimiser: optimiser of the module's parameters.
         data: images and labels.
-        batch_size: the last batch may be smaller.
-        augmentation: drawn for each batch.
-        generator: on the CPU; draws the order and the augmentation.
+        batch_size: images per batch; the last batch may be smaller.
+        augmentation: augmentation, drawn for each batch.
+        generator: generator on the CPU, which draws the order and the augmentation.
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
         sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
     """

@@ -1,4 +1,4 @@
-"""Outer steps: which hypergradients they need, and the gradient for the synthetic set that they form."""
+"""Outer steps: the hypergradients that each needs, and the gradient for the synthetic set that it computes."""
 
 from satm.outer.base import NO_STATE, HypergradientFn, MethodState, OuterGradient, OuterValue, Points, Span
 from satm.outer.steps import (

@@ -28,7 +28,7 @@ class OuterGradient(Gradients):
 
     Args:
         sharpness: `[]` increase of the loss at the perturbed set; None if the method perturbs nothing.
-        state: of the method, for the next iteration.
+        state: the method's state for the next iteration.
         share: `[n]` factors on the step of each image and its label; None: all 1.
         restart: whether to reset the outer optimiser's state before this step.
         norm: `[]` norm of the images' hypergradient before scaling; None if `images` was not scaled.
@@ -46,13 +46,13 @@ class OuterValue(Gradients):
     """Outer loss and hypergradient at some images, summed over the students of an iteration.
 
     Args:
-        points: the students before the requested steps, by the index of the step.
+        points: the students' trajectory points before the requested steps, by the index of the step.
     """
 
     points: Mapping[int, Points] = field(default_factory=dict)
 
     def __add__(self, other: "OuterValue") -> "OuterValue":
-        """Return the value for the students of both."""
+        """Return the sum over the students of both values."""
         labels = None if self.labels is None or other.labels is None else self.labels + other.labels
         points = {index: students + other.points[index] for index, students in self.points.items()}
         loss, images, step_size = self.loss + other.loss, self.images + other.images, self.step_size + other.step_size
@@ -71,4 +71,4 @@ class HypergradientFn(Protocol):
     """The hypergradient as a function of the images, with segments, batches and augmentation of an iteration fixed."""
 
     def __call__(self, images: Tensor, start: Points | None = None, **span: Unpack[Span]) -> OuterValue:
-        """Return the hypergradient at images `[n, C, H, W]`; with `start` the students go on from these points."""
+        """Return the hypergradient at images `[n, C, H, W]`; with `start`, the students continue from these points."""

@@ -1,4 +1,4 @@
-"""Outer steps: plain descent, and those that follow the hypergradient at a perturbed set with a higher loss.
+"""Outer steps: plain descent, and sharpness-aware steps, which use the hypergradient at a perturbed set.
 
 Shapes: n synthetic images of C x H x W, N inner steps.
 """
@@ -17,7 +17,7 @@ Ascent = Callable[[Tensor], Tensor]
 
 
 def descent(oracle: HypergradientFn, images: Tensor, last: int | None = None) -> OuterGradient:
-    """Return the hypergradient at the set's images, `[n, C, H, W]`, through the `last` steps; None: all."""
+    """Return the hypergradient at the set's images, `[n, C, H, W]`, through the final `last` steps; None: all."""
     value = oracle(images, last=last)
     return OuterGradient(value.loss, value.images, value.labels, value.step_size)
 
@@ -49,7 +49,7 @@ def sharpness_aware(
     Args:
         oracle: hypergradient of this iteration.
         images: `[n, C, H, W]` synthetic set.
-        ascent: from a hypergradient to a perturbation.
+        ascent: maps a hypergradient to a perturbation.
         last: number of differentiated steps of each unroll; None: all.
         reuse_from: step from which the second unroll continues the first trajectory; 0: both have the same start.
 

@@ -1,1 +1,1 @@
-"""What runs leave behind: tidy rows as parquet with the run's circumstances, and synthetic sets as safetensors."""
+"""Results of runs: tidy rows as parquet with the run's circumstances, and synthetic sets as safetensors."""

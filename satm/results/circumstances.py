@@ -15,9 +15,9 @@ from satm.version import CHECKOUT, __version__
 
 
 def run_metadata(options: Mapping[str, Any], device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return options, commit, versions, device, host and time (UTC) of a run, and its account where one is kept.
+    """Return options, commit, versions, device, host and time (UTC) of a run, and its cost if that is recorded.
 
-    `options` are resolved, as JSON values; the account has what each attempt has taken so far (`satm.run.record`).
+    `options` are resolved, as JSON values; the cost is that of each attempt so far (`satm.run.record`).
     """
     attempts = record.attempts()
     return {

@@ -51,7 +51,7 @@ CELL = _fields("dataset str, ipc int, method str, seed int")
 """Columns that identify a synthetic set."""
 
 COST = _fields("seconds float, peak_memory_bytes int")
-"""Columns that say what a training, or an iteration, cost."""
+"""Columns for the cost of a training or an iteration."""
 
 EVALUATION = Columns(
     "evaluation",
@@ -95,7 +95,7 @@ METRICS = Columns(
     optional=frozenset({"loss", "step_size", "hypergradient_norm", "sharpness"}),
     extra=True,
 )
-"""One row per iteration of a distillation. attempt: rises with each rollback; event: what happened, mostly empty."""
+"""One row per iteration of a distillation. attempt: number of rollbacks before; event: rollback or skip, else empty."""
 
 CONTINUAL = Columns(
     "continual learning",
@@ -135,15 +135,15 @@ _PATH_ONLY = _fields(
 )
 
 TRAJECTORY = Columns(
-    "errors along the experts' path",
+    "errors along the experts' trajectories",
     CELL
     | _fields("kind str, expert int, start int, epoch int, steps int, evaluation_accuracy float, evaluation_loss float")
     | _PATH_ONLY,
     key=(*CELL, "kind", "expert", "start", "epoch"),
     optional=frozenset(_PATH_ONLY),
 )
-"""One row per expert and segment of its path (kind `path`), or per epoch at which a network starts (kind `restart`,
-without the optional columns).
+"""One row per expert and segment of its trajectory (kind `path`), or per epoch at which a network starts (kind
+`restart`, without the optional columns).
 
 start, epoch: epochs of the expert at which the segment or network starts and ends; steps: training steps between them.
 accuracy (a fraction) and loss on the test images at the end: of the network trained on the synthetic set alone
@@ -178,6 +178,6 @@ PACE = Columns(
 )
 """One row per measured piece of work (`satm.cost.workload.Piece`), identified by kind and key.
 
-amount: images per step, or inner steps per iteration; 0: as many as the options say. seconds: of one step or iteration;
-missing where the work does not fit into memory. parameters: of the network. device: where it was measured.
+amount: images per step, or inner steps per iteration; 0: the number in the options. seconds: time of one step or
+iteration; missing if the work does not fit into memory. parameters: number of the network's. device: measured device.
 """

@@ -41,7 +41,7 @@ STATED: Mapping[str, type] = {
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """States of a synthetic set during its distillation, s of them; raw even where the set is an average."""
+    """States of a synthetic set during its distillation, s of them; raw even if the set is an average."""
 
     iterations: Tensor
     """`[s]` int64, outer steps before each state, ascending from 0."""
@@ -69,7 +69,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     preprocessing: Mapping[str, Any]
     """The map from pixels to `images`: `satm.data.Preprocessor.identity`."""
     class_names: tuple[str, ...]
-    """By label."""
+    """Names of the classes by label."""
     dataset: str
     """Name of the real dataset."""
     ipc: int
@@ -93,7 +93,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     raw_labels: Tensor | None = None
     """For an average: labels of the iteration itself, like `labels`; None: the same as `labels`."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors by name that the raw images are computed from, as basis and weights; empty: the images themselves."""
+    """Tensors by name that raw images are computed from, such as basis and weights; empty: images are learned."""
     history: History | None = None
     """Earlier states, kept by the option `snapshots` of a distillation."""
 
@@ -101,26 +101,30 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """Raise a UsageError if a shape, a type or a label does not fit the others."""
         images, labels, count, classes = self.images, self.labels, len(self.images), len(self.class_names)
         if self.average not in ("raw", "ema"):
-            raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}")
+            raise UsageError(f"the images of a synthetic set are raw or ema, got average {self.average!r}; correct it")
         if self.average == "raw" and (self.raw_images is not None or self.raw_labels is not None):
             raise UsageError("raw_images and raw_labels belong to an average, got average 'raw'; leave them out")
         for raw, part in ((self.raw_images, images), (self.raw_labels, labels)):
             if raw is not None and (raw.shape != part.shape or raw.dtype != part.dtype):
-                raise UsageError(f"raw parts of an averaged set must be like it, {_type(part)}, got {_type(raw)}")
+                raise UsageError(
+                    f"raw parts of an averaged set must be like it, {_type(part)}, got {_type(raw)}; convert them"
+                )
         if self.step_size.shape != () or not self.step_size.is_floating_point():
-            raise UsageError(f"a synthetic set needs one number as its step size, got {_type(self.step_size)}")
+            raise UsageError(f"a synthetic set needs one number as step size, got {_type(self.step_size)}; correct it")
         if images.ndim != 4 or images.dtype != torch.float32:
-            raise UsageError(f"a synthetic set needs float32 images [n, C, H, W], got {_type(images)}")
+            raise UsageError(f"a synthetic set needs float32 images [n, C, H, W], got {_type(images)}; convert them")
         hard = labels.dtype == torch.int64 and labels.shape == (count,)
         if not hard and not (labels.dtype == torch.float32 and labels.shape == (count, classes)):
             raise UsageError(
                 f"a synthetic set of {count} images and {classes} classes needs labels int64 [{count}] or float32 "
-                f"[{count}, {classes}], got {_type(labels)}"
+                f"[{count}, {classes}], got {_type(labels)}; convert them"
             )
         if hard and count:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= classes:
-                raise UsageError(f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}")
+                raise UsageError(
+                    f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}; renumber them"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -130,15 +134,15 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def classes(self) -> Tensor:
-        """`[n]` int64, the class of each image; of soft labels the largest."""
+        """`[n]` int64, the class of each image; for soft labels the most probable one."""
         return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
 
     @property
     def stored_numbers(self) -> int:
-        """Numbers that the set is made of, to compare sets at an equal budget.
+        """Size of the set in numbers, to compare sets at an equal budget.
 
-        These are `stored`, or the images where it is empty or the set is an average, and the logits of soft labels.
-        Integer labels, which follow from the order of the images, step size, raw parts and history do not count.
+        It counts `stored`, or the images if that is empty or the set is an average, and the logits of soft labels. It
+        does not count integer labels, which follow from the order of the images, step size, raw parts and history.
         """
         computed = self.average == "raw" and self.stored
         count = sum(tensor.numel() for tensor in self.stored.values()) if computed else self.images.numel()
@@ -147,18 +151,18 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def first(self, ipc: int) -> "DistilledDataset":
         """Return the set of the first `ipc` images of each class; `stored` is kept whole.
 
-        A set from boosted distillation, good in every prefix, becomes one for a smaller budget.
+        It turns a set from boosted distillation, where every prefix is a set, into one for a smaller budget.
 
         Raises:
-            UsageError: a class has fewer images, or the images are not sorted by class, with as many of each.
+            UsageError: a class has fewer images, or the images are not sorted by class with the same number of each.
         """
         classes = len(self.class_names)
         each, rest = divmod(len(self), classes)
         order = torch.arange(classes).repeat_interleave(each)
         if rest or (self.labels.ndim == 1 and not torch.equal(self.labels.cpu(), order)):
             raise UsageError(
-                "taking the first images of each class needs images sorted by class, with as many of each; these "
-                f"{len(self)} images of {classes} classes are not"
+                "taking the first images of each class needs images sorted by class with the same number of each; "
+                f"these {len(self)} images of {classes} classes are not"
             )
         if not 1 <= ipc <= each:
             raise UsageError(f"the synthetic set has {each} images per class, got {ipc}; ask for 1 to {each}")
@@ -200,8 +204,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def pixels(self, whitening: Whitening | None = None, clip: bool = True) -> Tensor:
         """Return `[n, C, H, W]` float32 images in [0, 1] for display.
 
-        `clip` clamps values outside [0, 1]. `whitening` None: read from `whitening_path`; in a synthetic set's file,
-        which has some KiB, it would take 76 MB (CIFAR-10).
+        `clip` clamps values outside [0, 1]. `whitening` None: it is read from `whitening_path`, since its 76 MB (for
+        CIFAR-10) are not stored in the set's own file of a few KiB.
 
         Raises:
             UsageError: the whitening's file is missing or broken, or it is not the whitening of these images.

@@ -81,7 +81,7 @@ def read_step_size(path: Path) -> Tensor:
 
 
 def beside(path: Path, what: str) -> Path | None:
-    """Return the file beside `images_best.pt` that holds its `what`; None where there is none.
+    """Return the file beside `images_best.pt` with its labels or step size (`what`); None if there is none.
 
     It is `labels_best.pt`, else `labels.pt`; for the step size `lr_best.pt`, else `lr.pt`.
     """
@@ -155,7 +155,7 @@ def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | No
 
 def _take(path: Path, content: Mapping[str, object], *names: str, expected: str) -> Tensor:
     if (tensor := _find(path, content, *names)) is None:
-        raise UsageError(f"{path} holds {', '.join(content) or 'nothing'}, expected {expected}; save it so")
+        raise UsageError(f"{path} holds {', '.join(content) or 'nothing'}, expected {expected}; save it in that form")
     return tensor
 
 

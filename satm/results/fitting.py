@@ -1,8 +1,8 @@
-"""Adaptation of a synthetic set of other code to a dataset: its images, labels, step size and space.
+"""Adaptation of an external synthetic set to a dataset: its images, labels, step size and space.
 
 Shapes: n images of C x H x W; K classes.
-Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; training, the one of the last
-two that a dataset's `Preprocessor` leads to.
+Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel; whitened; the space of training, which
+is normalised or whitened, by the dataset's `Preprocessor`.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
-    """Return `[n, C, H, W]` uint8 or float32 images, still in their own space.
+    """Return `[n, C, H, W]` uint8 or float32 images, still in their original space.
 
-    Grey pictures get three equal channels where the dataset has three.
+    Grey pictures get three equal channels if the dataset has three.
 
     Raises:
         UsageError: type, number or shape of the images do not fit the dataset and `ipc`, or values are not finite.
@@ -69,9 +69,9 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
 
 
 def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 labels as the dataset numbers its classes, and how they were matched, in words.
+    """Return `[n]` int64 labels numbered as in the dataset, and a description of the matching.
 
-    `names`: of the labels `[n]` int64 in the set; `class_names`: in the dataset; `where`: path of the labels.
+    `names` are those of the set's labels, `[n]` int64, `class_names` those of the dataset; `where` is the labels' path.
 
     Raises:
         UsageError: a label has no name, or only some of the names are classes of the dataset.
@@ -97,10 +97,10 @@ def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str]
 
 
 def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 classes or `[n, K]` float32 logits, and how the labels were understood, in words.
+    """Return `[n]` int64 classes or `[n, K]` float32 logits, and a description of their interpretation.
 
-    Probabilities become their logarithms, whose softmax they are. Without labels the images are sorted by class.
-    `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
+    Probabilities become their logarithms, whose softmax they are. Without labels, images are assumed to be sorted by
+    class. `kind` `auto`: soft labels are probabilities if none is negative and each row sums to 1, else logits.
 
     Raises:
         UsageError: a wrong type or shape, unknown class, value that is not finite, or wrong sum of probabilities.
@@ -127,8 +127,8 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
     probable = least >= 0 and furthest <= SLACK
     if kind == "probabilities" and not probable:
         raise UsageError(
-            f"{where} is said to hold probabilities, the least is {least:g} and the sum of a row is off by up to "
-            f"{furthest:g}; set label_kind to logits"
+            f"{where} does not hold probabilities: the least value is {least:g}, and the sum of a row differs from 1 "
+            f"by up to {furthest:g}; set label_kind to logits"
         )
     because = "no value is negative and each row sums to 1" if probable else "they are no probabilities"
     reason = f", decided (label_kind auto) because {because}" if kind == "auto" else ""
@@ -169,7 +169,7 @@ def fit_statistics(mean: PerChannel | None, std: PerChannel | None, data: ImageD
 
 
 def _describe(preprocessor: Preprocessor) -> str:
-    """Return the space of training in words."""
+    """Describe the space of training."""
     whitening = preprocessor.whitening
     if whitening is None:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (preprocessor.mean, preprocessor.std))
@@ -184,7 +184,7 @@ def _describe(preprocessor: Preprocessor) -> str:
 def fit_space(
     images: Tensor, external: ExternalSet, space: str, preprocessor: Preprocessor, mean: PerChannel, std: PerChannel
 ) -> tuple[Tensor, str]:
-    """Return `[n, C, H, W]` float32 images in the space of training, and how they were understood, in words.
+    """Return `[n, C, H, W]` float32 images in the space of training, and a description of their interpretation.
 
     `images` are those of `fit_images`, `mean` and `std` those of `fit_statistics`. `space` `auto`: pixels for pictures
     and uint8, else the space of training.
@@ -196,7 +196,7 @@ def fit_space(
     decided = ", decided (space auto)" if space == "auto" else ""
     if external.distilled is not None:
         if space not in ("auto", "trained", preprocessor.identity["space"]):
-            raise UsageError(f"{where} says itself that its images are {training}, space is {space!r}; leave space out")
+            raise UsageError(f"{where} states that its images are {training}, space is {space!r}; leave space out")
         return images, f"in the space of training, as the file states: {training}"
     if images.dtype == torch.uint8:
         if space not in ("auto", "pixels"):
@@ -221,9 +221,10 @@ def fit_space(
 
 
 def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
-    """Return reasons to doubt that images and labels were understood.
+    """Return reasons to doubt the interpretation of images and labels.
 
-    `images` and `real`, `[n, C, H, W]` and `[m, C, H, W]`, are in the space of training; `labels` as of `fit_labels`.
+    `images` and `real`, `[n, C, H, W]` and `[m, C, H, W]`, are in the space of training; `labels` come from
+    `fit_labels`.
     """
     reasons = []
     mean, real_mean, std, real_std = (float(value) for value in (images.mean(), real.mean(), images.std(), real.std()))
@@ -237,7 +238,7 @@ def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
             f"{real_mean:.3g}; check `space`"
         )
     if labels.ndim == 1 and (most := int(labels.bincount().max())) > ipc:
-        reasons.append(f"a class has {most} of them, not {ipc} as asked for; check the labels")
+        reasons.append(f"a class has {most} of them, expected {ipc}; check the labels")
     return reasons
 
 

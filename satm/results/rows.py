@@ -19,7 +19,7 @@ METADATA_KEY = b"satm"
 """Key of the run's circumstances, one JSON text, in a parquet schema."""
 
 METADATA_HASH, ROWS_HASH = b"satm_sha256", "rows_sha256"
-"""Keys of the hash of that text, in the schema, and of the hash of the rows, in the text."""
+"""Key, in the schema, of the hash of that text, and key, in the text, of the hash of the rows."""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, metadata: Mapping[str, Any]) -> None:
@@ -95,7 +95,7 @@ def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
         raise UsageError(f"{what} {path} is not a whole parquet file ({text}); {AGAIN}") from error
     stored = table.schema.metadata or {}
     if METADATA_KEY not in stored:
-        raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
+        raise UsageError(f"{what} {path} was not written by satm (it has no 'satm' metadata); make it again")
     try:
         content = json.loads(stored[METADATA_KEY])
     except (ValueError, RecursionError) as error:

@@ -1,1 +1,1 @@
-"""How a process survives: locks, stop requests, the record of what a job took, progress."""
+"""Tools for long runs: locks, stop requests, the record of a job's cost, progress."""

@@ -15,7 +15,7 @@ SPACE_WAIT = 600.0
 
 
 def patiently(write: Callable[[], object], wait: float | None = None) -> None:
-    """Write a finished result; while the disk is full, try again, so that what was computed is not lost.
+    """Write a finished result; while the disk is full, try again, so that the result is not lost.
 
     Raises:
         RunError: there is no space after `wait` seconds (None: `SPACE_WAIT`), or the write failed for another reason.

@@ -1,11 +1,11 @@
 """A lock on a folder that keeps two processes off one run, on one machine or on several that share a file system.
 
-The owner writes a file and changes it every few seconds, its heartbeat. A process that finds a lock checks whether its
-owner is alive: on the same machine by the process, elsewhere by the heartbeat, watched on its own clock, so that clocks
-may disagree. The file of a dead owner is not removed but outbid: files are numbered, the highest holds, and only one
-process succeeds in making the next one. An owner that was taken for dead because it stood still sees the higher number
-and stops before it writes. This needs hard links, or exclusive creation of files, and no locks of the file system
-(flock). Where both fail there is a warning, and a new owner waits whether another process takes the same file.
+The owner writes a file and changes it every few seconds: its heartbeat. A process that finds a lock checks whether its
+owner is alive: on the same machine by the process, elsewhere by the heartbeat, timed with its own clock, so that clocks
+may disagree. The file of a dead owner is not removed but outbid: files are numbered, the highest number is valid, and
+only one process can create the next one. An owner that was suspended and taken for dead sees the higher number and
+stops before it writes. This needs hard links or exclusive creation of files, but no locks of the file system (flock).
+If both are missing, there is a warning, and a new owner waits in case another process takes the same file.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ LOG = logging.getLogger("satm")
 
 
 class Times(NamedTuple):
-    """Seconds."""
+    """Times in seconds."""
 
     beat: float = 10.0
-    """From one heartbeat to the next."""
+    """Time between two heartbeats."""
     dead_after: float = 60.0
-    """Without a heartbeat, after which an owner on another machine counts as dead. Network file systems may show a
+    """Time without a heartbeat after which an owner on another machine counts as dead. Network file systems may show a
     change that late."""
     settling: float = 5.0
-    """In which another process may write into the same file, where a file system creates nothing exclusively."""
+    """Time for another process to write the same file, if the file system cannot create files exclusively."""
     look: float = 1.0
-    """Between two looks at a living owner."""
+    """Time between two looks at a living owner."""
 
 
 TIMES = Times()
@@ -50,15 +50,15 @@ IN_WORKFLOW = "SATM_IN_WORKFLOW"
 jobs outlive a Snakemake that was killed and meet those of the next one; and they keep their results (`KEPT`)."""
 
 KEPT = "finished"
-"""Folder, in a locked one, with second names of the results of a job of the workflow. Of a job that it did not see end,
-Snakemake deletes the results before it runs the job again."""
+"""Folder, inside a locked one, with hard links to the results of a workflow's job. If Snakemake did not see a job end,
+it deletes the results before it runs the job again."""
 
 LENGTH = 512
-"""Bytes of a lock's file, always as many, so that a heartbeat needs no space on a full disk."""
+"""Constant size of a lock's file in bytes, so that a heartbeat needs no space on a full disk."""
 
 
 class Lock:
-    """This process's lock on a folder; `waited`: another process had it before and ended."""
+    """This process's lock on a folder; `waited`: it waited for another process to end."""
 
     def __init__(self, folder: Path, what: str, number: int, waited: bool, times: Times) -> None:
         self.folder, self.what, self.waited, self._times = folder, what, waited, times
@@ -68,37 +68,37 @@ class Lock:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def check(self) -> None:
-        """Make sure that the folder is still held; to be called before anything is written.
+        """Check that the lock is still valid; call it before writing anything.
 
         Raises:
-            RunError: another process has taken this one for dead and holds it now.
+            RunError: another process has taken this one for dead and owns the lock now.
         """
-        # A process that makes the next number by mistake takes it back at once.
+        # A process that creates the next number by mistake removes it at once.
         for pause in (0.0, 1.0, 2.0):
             time.sleep(pause)
             if _numbers(self.folder)[-1:] == [self.number] and self._is_own():
                 return
         raise RunError(
-            f"{self.what} in {self.folder} was taken over by another process while this one stood still; nothing more "
-            "is written here"
+            f"{self.what} in {self.folder} was taken over by another process while this one was suspended; this one "
+            "writes nothing more"
         )
 
     def finished(self, *results: Path) -> None:
-        """Let the folder be removed with the lock; a job of the workflow keeps second names of its results there."""
+        """Remove the folder with the lock, except a workflow job's hard links to its results."""
         self._clear = True
         if results and os.environ.get(IN_WORKFLOW):
-            with contextlib.suppress(OSError):  # a disk without space for them: the results themselves are there
+            with contextlib.suppress(OSError):  # no space for the links: the results themselves exist
                 (self.folder / KEPT).mkdir(exist_ok=True)
                 for path in results:
                     link(path, self.folder / KEPT / path.name)
 
     def kept(self, *results: Path) -> list[Path] | None:
-        """Return where second names of results are; None: not all of them were kept."""
+        """Return the paths of the kept results; None unless all were kept."""
         names = [self.folder / KEPT / path.name for path in results]
         return names if all(path.is_file() for path in names) else None
 
     def _take(self, number: int, dead: dict[str, Any] | None) -> bool:
-        """Create the lock's file and return whether it holds, after that of a dead owner; number 0: there was none."""
+        """Create the lock's file, after a dead owner's with `number` (0: none); return whether it is valid."""
         try:
             with explain_disk(self.path):
                 exclusive = _create(self.path, self._text(0))
@@ -106,7 +106,7 @@ class Lock:
             if isinstance(error.__cause__, FileExistsError | FileNotFoundError):
                 return False
             raise
-        # The lock that was judged dead must still be the one that is there.
+        # The lock that was judged dead must still be the current one.
         there = _read(_path(self.folder, number)) if number else None
         higher = any(each > self.number for each in _numbers(self.folder))
         if (there or {}).get("token") != (dead or {}).get("token") or higher:
@@ -114,8 +114,8 @@ class Lock:
             return False
         if not exclusive:
             LOG.warning(
-                "the file system of %s lets two processes create one file, so locks are weak there; %s begins after "
-                "%g s. Keep one run of a campaign at a time, or put its results elsewhere",
+                "the file system of %s lets two processes create one file, so locks are unreliable there; %s begins "
+                "after %g s. Run a campaign only once at a time, or put its results elsewhere",
                 *(self.folder, self.what, self._times.settling),
             )
             time.sleep(self._times.settling)
@@ -129,8 +129,8 @@ class Lock:
         while not self._ended.wait(self._times.beat):
             count += 1
             if not self._is_own():
-                continue  # outbid, or the file system is away
-            with contextlib.suppress(OSError), self.path.open("r+") as file:  # a file system may be away for a while
+                continue  # outbid, or the file system is unavailable
+            with contextlib.suppress(OSError), self.path.open("r+") as file:  # it may be unavailable for a while
                 file.write(self._text(count))
                 file.flush()
                 os.fsync(file)
@@ -157,16 +157,16 @@ class Lock:
                     entry.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
         if self._clear:
-            with contextlib.suppress(OSError):  # the next owner may be there already
+            with contextlib.suppress(OSError):  # the next owner may have created its file already
                 self.folder.rmdir()
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str, times: Times = TIMES) -> Iterator[Lock]:
-    """Hold a folder, made if it is missing, until the process ends, however it ends; `what` is for messages.
+    """Lock a folder, created if it is missing, until the block or the process ends; `what` is for messages.
 
     Raises:
-        UsageError: another living process holds it, and the environment does not say to wait (`IN_WORKFLOW`).
+        UsageError: another living process owns the lock, and the environment does not say to wait (`IN_WORKFLOW`).
         RunError: the folder cannot be written.
     """
     lock = _acquire(folder, what, times)
@@ -190,7 +190,7 @@ def _acquire(folder: Path, what: str, times: Times) -> Lock:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except FileExistsError:
-                # One look: between two, an owner that is done may remove it and the next one make it again.
+                # Look once: between two looks, one owner may remove the folder and the next one create it again.
                 with contextlib.suppress(FileNotFoundError):
                     if not stat.S_ISDIR(folder.stat().st_mode):
                         raise
@@ -205,7 +205,7 @@ def _acquire(folder: Path, what: str, times: Times) -> Lock:
                     f"{owner.get('host', 'unknown')}); wait for it, or stop it and start again"
                 )
             waited = True
-            stopping.saved()  # a run that a time limit stops here loses nothing: the other process goes on
+            stopping.saved()  # a run that a time limit stops here loses nothing: the other process continues
             stopping.check_stop()
             if time.monotonic() - logged > 600:
                 logged = time.monotonic()
@@ -220,21 +220,21 @@ def _acquire(folder: Path, what: str, times: Times) -> Lock:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name, in place of what is there; a copy where the file system has no hard links."""
+    """Hard-link `source` as `target`, replacing an existing file; copy it if the file system has no hard links."""
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         os.link(source, part)
     except OSError:
         shutil.copy2(source, part)
     part.replace(target)
-    part.unlink(missing_ok=True)  # of two names of one file neither replaces the other
+    part.unlink(missing_ok=True)  # `replace` does nothing between two links to the same file
 
 
 def _create(path: Path, text: str) -> bool:
     """Create a file with its content in one step; return whether no other process can have done the same.
 
     Raises:
-        FileExistsError: there is such a file.
+        FileExistsError: the file exists.
         OSError: it cannot be written.
     """
     bid = path.with_name(f".bid-{uuid.uuid4().hex}")
@@ -243,14 +243,14 @@ def _create(path: Path, text: str) -> bool:
         try:
             os.link(bid, path)
         except (FileExistsError, FileNotFoundError):
-            # Over a network the answer can be lost, and the second try finds what the first one made.
+            # Over a network the answer can be lost, and the second attempt finds the link of the first.
             if not bid.exists() or bid.stat().st_nlink != 2:
                 raise
         except OSError:  # a file system without hard links
             _open_new(path, text)
             try:
                 _open_new(path)
-            except OSError:  # that it exists; where it is another one, `Lock.check` finds out
+            except OSError:  # the file exists, as it should; any other error shows in `Lock.check`
                 return True
             return False
         return True
@@ -277,7 +277,7 @@ def _alive(path: Path, owner: dict[str, Any], dead_after: float) -> bool:
     until = time.monotonic() + dead_after
     while time.monotonic() < until:
         now = _read(path)
-        # Without a file, or with another token, the lock was released or taken and is to be judged again.
+        # Without a file, or with another token, the lock was released or taken and must be judged again.
         if now is None or any(now.get(name) != owner.get(name) for name in ("token", "beat")):
             return True
         stopping.check_stop()
@@ -287,19 +287,19 @@ def _alive(path: Path, owner: dict[str, Any], dead_after: float) -> bool:
 
 
 def _describe() -> dict[str, Any]:
-    """Return what identifies this process, and a token that no other lock has."""
+    """Return the identity of this process, and a token that no other lock has."""
     return {
         "token": uuid.uuid4().hex,
         "host": os.uname().nodename,
         "boot": _proc("sys/kernel/random/boot_id"),
-        "space": _proc("self/ns/pid", Path.readlink),  # containers of one machine number their processes anew
+        "space": _proc("self/ns/pid", Path.readlink),  # each container numbers its own processes
         "pid": os.getpid(),
         "began": process_start(os.getpid()),
     }
 
 
 def process_start(pid: int) -> str | None:
-    """Return when a process began, on Linux in clock ticks since the boot; None where it does not live."""
+    """Return the start time of a process, on Linux in clock ticks since the boot; None if it is not alive."""
     if text := _proc(f"{pid}/stat"):
         fields = text.rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -320,7 +320,7 @@ def _proc(name: str, read: Callable[[Path], object] = Path.read_text) -> str:
 
 
 def _numbers(folder: Path) -> list[int]:
-    """Return the numbers of the files there, ascending."""
+    """Return the numbers of the lock files in a folder, ascending."""
     try:
         names = [entry.name.removeprefix(PREFIX) for entry in folder.iterdir() if entry.name.startswith(PREFIX)]
     except FileNotFoundError:
@@ -329,7 +329,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the content of a lock; empty while it is being written; None where there is none."""
+    """Return the content of a lock; empty while it is being written; None if there is none."""
     try:
         content = json.loads(path.read_text() or "{}")
     except FileNotFoundError:

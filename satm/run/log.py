@@ -17,8 +17,8 @@ LOG = logging.getLogger("satm")
 def logged(path: Path) -> Iterator[None]:
     """Log to the standard output and to a file, unless the output is that file already.
 
-    The file is continued, so that no run erases an earlier log. An error or a stop is logged in the file only;
-    the command line prints it.
+    New lines are appended, so that no run erases an earlier log. An error or a stop is logged in the file only; the
+    command line prints it.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):

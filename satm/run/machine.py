@@ -14,10 +14,10 @@ from satm.run.lock import process_start
 def choose_device(name: str, threads: int | None = None) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
-    With `threads` the CPU computes with so many.
+    `threads` sets the number of CPU threads; None leaves it unchanged.
 
     Raises:
-        UsageError: another name, a GPU that this machine or this build of torch lacks, or no threads.
+        UsageError: another name, a GPU that this machine or this build of torch lacks, or fewer than one thread.
     """
     if threads is not None:
         if threads < 1:
@@ -32,22 +32,22 @@ def choose_device(name: str, threads: int | None = None) -> torch.device:
         raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
-        raise UsageError(f"device {name!r} was asked for, torch finds {count} GPUs on this machine; use --device cpu")
+        raise UsageError(f"--device {name} needs a GPU, torch finds {count} on this machine; use --device cpu")
     return torch.device(kind, int(index or 0))
 
 
 def describe_backend(device: torch.device) -> str:
-    """Return what decides the rounding of a run: name of the device and torch's version; stored with its state."""
+    """Return the device's name and torch's version, which determine a run's rounding; stored with its state."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}"
 
 
 _highest: dict[str, int] = {}
-"""Bytes at most on each GPU before `reset_peak` forgot them."""
+"""Peak memory on each GPU before the last `reset_peak`, in bytes."""
 
 
 def device_name(device: torch.device) -> str:
-    """Return what results call a device: the GPU's name, or `cpu`."""
+    """Return the name of a device in results: the GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -59,14 +59,14 @@ def reset_peak(device: torch.device) -> None:
 
 
 def highest_memory(device: torch.device) -> int:
-    """Return bytes that torch allocated at most on a GPU since the process began; 0 where there is none."""
+    """Return the peak memory that torch allocated on a GPU since the process began, in bytes; 0 for a CPU."""
     return (
         0 if device.type != "cuda" else max(_highest.get(str(device), 0), int(torch.cuda.max_memory_allocated(device)))
     )
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return bytes: allocated by torch at most since `reset_peak` on a GPU, else resident at most in this process."""
+    """Return the peak memory in bytes: on a GPU torch's since `reset_peak`, on a CPU the process's resident one."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -74,7 +74,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def process_age() -> float:
-    """Return seconds since this process began; 0 where the system does not tell, as Linux alone does."""
+    """Return seconds since this process began; 0 on systems other than Linux, which do not report it."""
     ticks = process_start(os.getpid()) or ""
     if not (hasattr(time, "CLOCK_BOOTTIME") and ticks.isdigit()):
         return 0.0

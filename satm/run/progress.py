@@ -1,4 +1,4 @@
-"""Progress with the time left: a bar in a terminal, a line now and then in a log."""
+"""Progress with the time left: a bar in a terminal, regular lines in a log."""
 
 import logging
 import sys
@@ -11,11 +11,11 @@ from rich.progress import Progress as Bar
 LOG = logging.getLogger("satm")
 
 LINE_SECONDS = 20.0
-"""Between two lines in a log."""
+"""Seconds between two lines in a log."""
 
 
 class Progress:
-    """A context that counts the steps of some work, `done` of them by an earlier run."""
+    """A context that counts the steps of some work; an earlier run has completed `done` of them."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done = what, total, done
@@ -45,11 +45,11 @@ class Progress:
         self._done += steps
 
     def step(self, text: str) -> None:
-        """Count one step; the text says what it gave."""
+        """Count one step; the text describes its result."""
         self.at(self._done + 1, text)
 
     def at(self, done: int, text: str) -> None:
-        """Set the number of steps so far; the text says what the last one gave."""
+        """Set the number of steps so far; the text describes the last result."""
         self._done = done
         if self._bar:
             self._bar.update(self._task, completed=done, description=f"{self._what}: {text}")

@@ -1,7 +1,7 @@
-"""The record of a job, kept while it runs: time, processors, memory, device and queue of each of its attempts.
+"""The record of a job, written while it runs: time, processors, memory, device and queue of each of its attempts.
 
-The record lies beside the job's log and not in its results, whose bytes do not differ from run to run. Files that carry
-circumstances (`satm.results.run_metadata`) have a copy. A killed attempt is known up to its last heartbeat; the next
+The record lies beside the job's log and not in its results, whose bytes do not differ between runs. Files with
+circumstances (`satm.results.run_metadata`) contain a copy. A killed attempt is known up to its last heartbeat; the next
 attempt at the same job adds itself to the record.
 """
 
@@ -36,15 +36,15 @@ Count = Annotated[int, Field(lt=2**63)]
 
 @dataclass
 class Attempt:
-    """One process that worked at a job. Times are UTC in ISO format; unknown values are None."""
+    """One process that worked on a job. Times are UTC in ISO format; unknown values are None."""
 
     id: str = ""
     """Unique among all attempts."""
     began: str = ""
     ended: str = ""
-    """When it ended, or was last seen."""
+    """End of the process, or its last heartbeat."""
     seconds: Amount | None = None
-    """From the start of the process to then."""
+    """Time from the start of the process to `ended`."""
     cpu_seconds: Amount | None = None
     """Sum over all processors."""
     host: str = ""
@@ -60,7 +60,7 @@ class Attempt:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Attempt":
-        """Return the attempt that a file describes; fields that other versions add are left out.
+        """Return the attempt that a file describes; fields added by other versions are ignored.
 
         Raises:
             ValueError: a value is of another type, or not a finite number of 64 bits.
@@ -70,18 +70,18 @@ class Attempt:
 
 @dataclass
 class Record:
-    """The attempts at a job since its files were last made, and whether they are made."""
+    """The attempts at a job since its files were last made, and whether the job is done."""
 
     attempts: list[Attempt]
     done: bool
 
     def text(self) -> str:
-        """Return the content of its file."""
+        """Return the content of the record's file."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def find_record(path: Path) -> Record | None:
-    """Return the record of a job; None where there is none, or a broken one: it is no result."""
+    """Return the record of a job; None if there is none or it is broken, since it is not a result."""
     try:
         return TypeAdapter(Record).validate_json(path.read_bytes())
     except (OSError, ValueError):
@@ -106,9 +106,9 @@ class Account:
         self._started = time.monotonic() - age
         self._processors = 0.0 if age else _processor_seconds()
         self.device: torch.device = around.device if around else torch.device("cpu")
-        job = around._own.slurm if around else slurm.submission()
+        job = around._attempt.slurm if around else slurm.submission()
         began, host = _utc(time.time() - age), platform.node()
-        self._own: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
+        self._attempt: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._write(done=False)
@@ -127,7 +127,7 @@ class Account:
         self._write(done)
 
     def withdraw(self) -> None:
-        """Take the attempt back, for it did nothing."""
+        """Remove the attempt from the record, because it did no work."""
         self._stop()
         record = find_record(self.path)
         if not self._fresh and (others := self._others(record)):
@@ -139,8 +139,8 @@ class Account:
                 self.path.unlink(missing_ok=True)
 
     def _others(self, record: Record | None) -> list[Attempt]:
-        """Return the other attempts of a record; without one, those that were there when this one began."""
-        return self._earlier if record is None else [each for each in record.attempts if each.id != self._own.id]
+        """Return the other attempts of a record; without a record, those at the start of this attempt."""
+        return self._earlier if record is None else [each for each in record.attempts if each.id != self._attempt.id]
 
     def _stop(self) -> None:
         self._ended.set()
@@ -151,22 +151,22 @@ class Account:
             self._write(done=False)
 
     def _now(self) -> Attempt:
-        own = self._own
-        own.ended, own.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
-        own.cpu_seconds = round(_processor_seconds() - self._processors, 3)
-        own.device, own.gpus = device_name(self.device), int(self.device.type == "cuda")
-        own.peak_device_bytes = highest_memory(self.device)
-        own.peak_host_bytes = peak_memory(torch.device("cpu"))
-        return own
+        attempt = self._attempt
+        attempt.ended, attempt.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
+        attempt.cpu_seconds = round(_processor_seconds() - self._processors, 3)
+        attempt.device, attempt.gpus = device_name(self.device), int(self.device.type == "cuda")
+        attempt.peak_device_bytes = highest_memory(self.device)
+        attempt.peak_host_bytes = peak_memory(torch.device("cpu"))
+        return attempt
 
     def _write(self, done: bool) -> None:
-        """Write the record with this attempt so far, and the others as they are stored by now."""
-        record = find_record(self.path) if self._own.ended else None  # at first it may be that of an older series
+        """Write the record with this attempt so far and the other attempts in the file."""
+        record = find_record(self.path) if self._attempt.ended else None  # at first it may be from an earlier result
         finished = done or bool(record and record.done)
         self._put(Record([*self._others(record), self._now()], finished).text().encode())
 
     def _put(self, content: bytes) -> None:
-        """Write the file whole or not at all; a full disk ends no run for the sake of a measurement."""
+        """Write the file atomically; a full disk does not end a run because of its record."""
         with contextlib.suppress(RunError), atomic_path(self.path) as part:
             part.write_bytes(content)
 
@@ -178,32 +178,32 @@ _age = 0.0
 
 
 def begun_before(seconds: float) -> None:
-    """Set how long this process has run already; the next account counts from there."""
+    """Set the seconds that this process has already run; the next account includes them."""
     global _age
     _age = seconds
 
 
 @contextlib.contextmanager
 def account(path: Path, beat: float = BEAT) -> Iterator[None]:
-    """Record what the work inside takes, as an attempt at the job whose record is at `path`.
+    """Record the cost of the work inside, as an attempt at the job whose record is at `path`.
 
-    Work for the same job further inside is part of it. A command that is refused (`UsageError`) leaves no trace.
+    A nested account of the same job is part of it. A command that is refused (`UsageError`) is not recorded.
     """
     global _age
     if any(each.path == path for each in _open):
         yield
         return
-    own, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
-    _open.append(own)
-    end = partial(own.close, done=False)
+    current, _age = Account(path, _age, _open[-1] if _open else None, beat), 0.0
+    _open.append(current)
+    end = partial(current.close, done=False)
     try:
         yield
-        end = partial(own.close, done=True)
+        end = partial(current.close, done=True)
     except UsageError:
-        end = partial(own.withdraw)
+        end = partial(current.withdraw)
         raise
     finally:
-        _open.remove(own)
+        _open.remove(current)
         end()
 
 

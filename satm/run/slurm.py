@@ -1,4 +1,4 @@
-"""The SLURM job around this process: when it was submitted, how long it may run, and how it is queued again."""
+"""The SLURM job around this process: its submission, the time left, and requeueing."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 def submission() -> dict[str, str | None] | None:
     """Return number (`job`), submission (`submitted`) and start (`started`) of the SLURM job; None outside of one.
 
-    Times are UTC in ISO format, and None where SLURM does not tell.
+    Times are UTC in ISO format; None if SLURM does not report them.
     """
     if not (job := _job()):
         return None
@@ -23,7 +23,7 @@ def submission() -> dict[str, str | None] | None:
 
 
 def seconds_left() -> float | None:
-    """Return how long the SLURM job may still run; None outside of one, and without a limit."""
+    """Return the seconds that the SLURM job may still run; None outside of one, and without a limit."""
     if not (job := _job()):
         return None
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
@@ -39,7 +39,7 @@ def seconds_left() -> float | None:
 
 
 def requeue() -> bool:
-    """Ask SLURM to put the job around this process back into its queue; say whether it will."""
+    """Ask SLURM to put the job around this process back into its queue; return whether it will."""
     job = _job()
     return job is not None and _ask("scontrol", "requeue", job, seconds=60) is not None
 
@@ -49,7 +49,7 @@ def _job() -> str | None:
 
 
 def _ask(*command: str, seconds: float) -> str | None:
-    """Return the answer of a SLURM program; None where it fails or takes longer than this."""
+    """Return the answer of a SLURM program; None if it fails or takes longer than this."""
     zone = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     try:
         return subprocess.run(
@@ -60,7 +60,7 @@ def _ask(*command: str, seconds: float) -> str | None:
 
 
 def _utc(local: str) -> str | None:
-    """Return a time as SLURM writes it, in the machine's zone, in UTC; None where it writes a word."""
+    """Convert a time of SLURM, in the machine's zone, to UTC; None if SLURM writes a word."""
     try:
         return datetime.fromisoformat(local).astimezone(UTC).isoformat(timespec="seconds")
     except ValueError:

@@ -1,8 +1,8 @@
-"""Stopping in good order: on a signal or before a time limit, with the state saved.
+"""Orderly stopping, on a signal or before a time limit, with the state saved.
 
-A signal only sets a flag. Loops read it where nothing is half done (`check_stop`): before an inner step, a mini-batch
-or a wait. The `Stop` that this raises passes through the code that holds a state, which saves it; the command line ends
-with the exit code `AGAIN`.
+A signal only sets a flag. Loops check it between complete steps (`check_stop`): before an inner step, a mini-batch or a
+wait. The check raises `Stop`; the code that owns a state saves it and passes `Stop` on, and the command line ends with
+the exit code `AGAIN`.
 """
 
 import contextlib
@@ -18,35 +18,35 @@ from satm.errors import UsageError
 from satm.run import slurm
 
 AGAIN = 75
-"""Exit code of a run that was stopped and can go on: that of a temporary failure in sysexits.h."""
+"""Exit code of a run that was stopped and can be resumed: that of a temporary failure in sysexits.h."""
 
 LIMIT = "SATM_TIME_LIMIT"
 """Environment variable: minutes after which a run stops with its state saved, for batch systems other than SLURM."""
 
 MARGIN = 120.0
-"""Seconds before a limit at which a run stops, at most; a tenth of the time that it has, if that is less."""
+"""A run stops this many seconds before a limit, or a tenth of its time before it if that is less."""
 
 SIGNALS = {signal.SIGTERM: "the signal SIGTERM", signal.SIGINT: "the signal SIGINT", signal.SIGALRM: "its time limit"}
-"""What a run was stopped by."""
+"""Reason for a stop, by signal."""
 
 
 @dataclass
 class Request:
-    """Pending stop request, and what this process has done about it."""
+    """Pending stop request, and how this process handles it."""
 
     by: str = ""
-    """What stops the run; empty while nothing does."""
+    """Reason for the stop; empty without a request."""
     at_limit: bool = False
     saved: bool = False
-    """Whether this process has saved anything that a later one goes on from."""
+    """Whether this process has saved a state from which a later one can resume."""
     depth: int = 0
     """Nested `uninterruptible` sections."""
     immediate: bool = False
-    """Whether a signal raises `Stop` by itself (`interruptible`)."""
+    """Whether a signal raises `Stop` at once (`interruptible`)."""
 
 
 class Stop(BaseException):
-    """The run is to stop; the text says by what. Not an `Exception`, so that nothing takes it for a failure."""
+    """The run must stop; the text is the reason. Not an `Exception`, so that no handler takes it for a failure."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request.by)
@@ -57,7 +57,7 @@ _request = Request()
 
 
 def _receive(signum: int, _frame: FrameType | None) -> None:
-    """Note a signal; a second Ctrl-C ends the process as Python does by default."""
+    """Record a signal; a second Ctrl-C ends the process as Python does by default."""
     if _request.by and signum == signal.SIGINT:
         raise KeyboardInterrupt
     _request.by = _request.by or SIGNALS[signal.Signals(signum)]
@@ -68,7 +68,7 @@ def _receive(signum: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[None]:
-    """Let the signals of `SIGNALS` ask this process to stop, in the main thread; elsewhere nothing changes."""
+    """Turn the signals of `SIGNALS` into stop requests, in the main thread; elsewhere nothing changes."""
     global _request
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -97,7 +97,7 @@ def check_stop() -> None:
 
 @contextlib.contextmanager
 def uninterruptible() -> Iterator[None]:
-    """Keep `check_stop` quiet inside; the caller checks after it has saved what was done there."""
+    """Suppress `check_stop` inside; the caller checks again after it has saved the result."""
     _request.depth += 1
     try:
         yield
@@ -107,18 +107,18 @@ def uninterruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a signal raise `Stop` anywhere inside: for work without loops that check, and without a state to lose."""
+    """Let a signal raise `Stop` anywhere inside, for work that has no loops with checks and no state to save."""
     check_stop()
     _request.immediate = True
     try:
         yield
     finally:
         _request.immediate = False
-        check_stop()  # code that was cut off anywhere may have dropped the stop, or failed because of it
+        check_stop()  # interrupted code may have dropped the stop, or failed because of it
 
 
 def saved() -> None:
-    """Note that this process has saved something that a later one goes on from."""
+    """Record that this process has saved a state from which a later one can resume."""
     _request.saved = True
 
 

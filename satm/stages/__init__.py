@@ -1,4 +1,5 @@
-"""The stages: each reads the files of the one before it and writes its own. The only place that joins both worlds.
+"""The stages: each reads the files of earlier stages and writes its own.
 
-A function here does what one command does, by names; `satm.cli` turns flags into these calls.
+Each command has a function here, which joins the files of a campaign with the library; `satm.cli` turns flags into
+calls of these functions.
 """

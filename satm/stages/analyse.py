@@ -43,15 +43,15 @@ class Measurement:
     """A measurement that is ready to run."""
 
     steps: Iterable[Sequence[Row]]
-    """Rows of one step after another; the computing happens on iteration."""
+    """Rows of one step after another, computed on iteration."""
     total: int
     """Number of steps."""
     shown: Sequence[str]
-    """Columns that progress shows."""
+    """Columns shown in the progress."""
     identity: Mapping[str, Any]
-    """Of the measurement itself."""
+    """Options and inputs that determine the measurement."""
     summary: Callable[[Sequence[Row]], str]
-    """What the log says of all rows."""
+    """Returns the log's summary of all rows."""
 
     def run(self, job: Job) -> None:
         """Measure and write the rows, unless another process has done so."""
@@ -83,7 +83,7 @@ class _Subject(Inputs):
         self.cell, (self.recipe, self.options) = cell, resolve_method(resolver.method(cell))
         if not isinstance(self.options, family):
             lack = "matches no trajectories" if family is MatchingOptions else "unrolls no training"
-            raise UsageError(f"method {cell.method} {lack}, which this measures; leave it out")
+            raise UsageError(f"method {cell.method} {lack}, which this measurement needs; leave it out")
         super().__init__(resolver, cell.dataset, device)
 
     @cached_property
@@ -97,7 +97,7 @@ class _Subject(Inputs):
         return Synthetic(state.images.to(self.device), state.labels.to(self.device), state.step_size.to(self.device))
 
     def own_method(self, kind: type[M], drawn_as: str | None = None, experts: str | None = None) -> M:
-        """Return the set's method, an object of a class.
+        """Return the set's method, which is of class `kind`.
 
         `drawn_as` replaces the method's name in seeds, so that all methods have the same random choices; `experts`
         replaces those that the method matched.
@@ -111,7 +111,7 @@ class _Subject(Inputs):
         """Return the rho of the method `satm` in the cell, at which all methods are measured.
 
         Raises:
-            UsageError: that name means another method.
+            UsageError: the campaign gives that name to another method.
         """
         _, shared = resolve_method(self.resolver.method(self.cell._replace(method="satm")))
         if not isinstance(shared, SatmOptions):
@@ -120,7 +120,7 @@ class _Subject(Inputs):
 
 
 def _sharpness(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how much the matching loss rises at the worst neighbour of a synthetic set.
+    """Measure the rise of the matching loss at the worst neighbour of a synthetic set.
 
     Every method of a cell is measured with the exact hypergradient, the same segments, batches and augmentation, and
     the rho of the method `satm` there.
@@ -137,7 +137,7 @@ def _sharpness(subject: _Subject, options: AnalyseOptions) -> Measurement:
 
 
 def _trajectory(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how far networks trained on a synthetic set are from the first experts, along their whole path."""
+    """Measure the distance of networks trained on a synthetic set from the first experts, along their trajectories."""
     matching = subject.own_method(TrajectoryMatching, experts=options.experts)
     epochs, length = matching.experts.epochs, matching.options.expert_epochs
     starts = [start for start in options.starts if start < epochs]
@@ -155,7 +155,7 @@ def _trajectory(subject: _Subject, options: AnalyseOptions) -> Measurement:
 
 
 def _variance(subject: _Subject, options: AnalyseOptions) -> Measurement:
-    """Measure how much the hypergradient of unrolled training varies over real images, along its history.
+    """Measure the variance of the hypergradient of unrolled training over real images, along its history.
 
     Raises:
         UsageError: the set was stored without its history.
@@ -194,14 +194,14 @@ AT_SET: dict[str, tuple[type[MethodOptions], Columns, Callable[[_Subject, Analys
     "variance": (UnrolledOptions, VARIANCE, _variance),
     "bounds": (MatchingOptions, BOUNDS, _bounds),
 }
-"""Measurements at a synthetic set: the family of its method, the columns, and what prepares the measurement."""
+"""Measurements at a synthetic set: the family of its method, the columns, and the function that prepares it."""
 
 
 def make_measurement(resolver: Resolver, cell: Cell, what: str, options: AnalyseOptions, device: torch.device) -> None:
-    """Measure at a synthetic set and write the rows, which say of which set they are.
+    """Run a measurement at a synthetic set and write its rows.
 
     Raises:
-        UsageError: the method cannot be measured so, or a file is missing or of another run.
+        UsageError: the measurement does not apply to the method, or a file is missing or of another run.
     """
     family, columns, prepare = AT_SET[what]
     subject = _Subject(resolver, cell, family, device)
@@ -221,10 +221,10 @@ def make_expert_sharpness(
     lengths: Sequence[float],
     device: torch.device,
 ) -> None:
-    """Measure how much the training loss rises at the worst neighbours of experts' weights, after each epoch.
+    """Measure the rise of the training loss at the worst neighbours of experts' weights, after each epoch.
 
-    The loss is over some training images, drawn at random, the same for all experts of a dataset; `lengths` are those
-    of the steps to the neighbours.
+    The loss is over some training images, drawn at random, the same for all experts of a dataset; `lengths` are the
+    distances of the neighbours.
     """
     experts, count = options.experts, options.count
     assert experts is not None

@@ -1,4 +1,4 @@
-"""Benchmarks: two implementations, one run, ratios."""
+"""Benchmarks that compare implementations in one run."""
 
 import json
 import math
@@ -78,16 +78,16 @@ def bench_hypergradient(
 ) -> None:
     """Compare the engines: seconds, peak memory above the process's start, and differences between their gradients.
 
-    Seconds are the fastest of the rounds, the engines run in turn in one process. Memory is measured
-    in a separate process for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
+    Seconds are those of the fastest round; the engines take turns in one process. Memory is measured in a separate
+    process for each engine. Differences are relative, ``|a - b| / |b|`` over the images' gradient.
 
     Args:
         case: the problem.
         rounds: measurements of each engine.
         precision: floating-point type of the timed runs.
         device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: as torch chooses.
-        difference: also compare the gradients in float64, and in float32 with those, which takes longer.
+        threads: CPU threads; None: torch's choice.
+        difference: also compare the gradients of the engines in float64, and float32 with float64; takes longer.
     """
     place, dtype = choose_device(device, threads), getattr(torch, precision)
     print(f"hypergradient of {case} in {precision} on {describe_backend(place)}")
@@ -125,21 +125,21 @@ def bench_evaluation(
 ) -> None:
     """Compare training the networks of one evaluation at once with one after another: seconds, accuracies.
 
-    Random images in the shape of a synthetic set, with differentiable augmentation. Seconds are the fastest of the
-    rounds, both ways run in turn in one process; testing is measured apart.
+    Images are random, in the shape of a synthetic set, with differentiable augmentation. Seconds are those of the
+    fastest round; both ways take turns in one process, and testing is measured separately.
 
     Args:
         network: name of a registered network.
         size: height and width of the images in pixels.
         ipc: synthetic images per class, all of them in each step up to 256.
-        classes: of the images.
-        networks: trained in one evaluation.
-        epochs: of each.
-        test_images: that each network is tested on.
+        classes: number of classes.
+        networks: networks trained in one evaluation.
+        epochs: epochs of each network.
+        test_images: images that each network is tested on.
         rounds: measurements of each way.
-        options: of the network, each as NAME=VALUE, such as width=32.
+        options: options of the network, each as NAME=VALUE, such as width=32.
         device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: as torch chooses.
+        threads: CPU threads; None: torch's choice.
     """
     place, generator = choose_device(device, threads), make_generator("bench", "evaluation")
     labels = torch.arange(classes).repeat_interleave(ipc)
@@ -180,15 +180,15 @@ def bench_pace(
 ) -> None:
     """Measure how long the pieces of a campaign's jobs take on this machine; `python -m satm cost` reads the file.
 
-    Random images and random experts of the right shape stand in for the real ones. Pieces that the file has already
-    are left out, so the same command resumes where it stopped.
+    Random images and random experts of the right shape stand in for the real ones. Pieces that are already in the file
+    are skipped, so the same command resumes where it stopped.
 
     Args:
         config: the campaign.
         out: parquet file to write.
-        seconds: after them no new piece is started; the shortest pieces come first.
+        seconds: seconds after which no new piece is started; the shortest pieces come first.
         device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: as torch chooses.
+        threads: CPU threads; None: torch's choice.
     """
     place, campaigns, root = choose_device(device, threads), campaigns_of(config), root_of(config)
     work = pieces(campaigns.of(root), jobs(campaigns, root), at_once=place.type == "cuda")
@@ -203,7 +203,7 @@ def bench_pace(
 def _fastest(
     ways: Mapping[str, Callable[[], T]], rounds: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, T]]:
-    """Return the fewest seconds of each way, run in turn, and its last result."""
+    """Return the shortest time of each way, in seconds, and its last result; the ways take turns."""
     seconds, results = dict.fromkeys(ways, math.inf), dict[str, T]()
     for _ in range(rounds):
         for way, run in ways.items():
@@ -222,9 +222,9 @@ def relative(one: Hypergradient, other: Hypergradient) -> float:
 
 
 def _memory(case: Case, engine: str, precision: str, device: str) -> int:
-    """Return bytes above the start of a fresh process that solves the case once, after a small one.
+    """Return the bytes that solving the case adds to the peak memory of a fresh process.
 
-    Then the libraries' own buffers are not counted.
+    A small case is solved first, so that the libraries' own buffers are not counted.
 
     Raises:
         RunError: the process failed.
@@ -238,7 +238,7 @@ def _memory(case: Case, engine: str, precision: str, device: str) -> int:
 
 
 def _measure() -> None:
-    """Solve the case on the standard input and print how far the peak of memory rose."""
+    """Solve the case given on the standard input and print the rise of the peak memory."""
     values, engine, precision, device, threads = json.load(sys.stdin)
     place, dtype = choose_device(device, threads), getattr(torch, precision)
     Case(width=4, depth=1, size=8, batch=2, steps=2).solve(engine, dtype, place)

@@ -1,7 +1,7 @@
-"""Stored states from which a killed stage goes on: of a distillation, an expert, networks in training, rows.
+"""Stored states from which a killed stage resumes: of a distillation, an expert, networks in training, rows.
 
-Files of tensors carry the hashes of their content (`satm.storage.tensors`). A state that is written again and again has
-two files that are written in turn, so that the state before serves where the last one is damaged.
+Files of tensors contain hashes of their content (`satm.storage.tensors`). A state that is written repeatedly has two
+files, written in turn, so that the previous state can be used if the last one is damaged.
 """
 
 import contextlib
@@ -34,17 +34,17 @@ Content = dict[str, Any]
 
 
 class Generations:
-    """The last state of an identity (JSON values) and the one before it, in two files whose names begin alike."""
+    """The last two states of one identity (JSON values), in two files whose names begin with `name`."""
 
     def __init__(self, folder: Path, name: str, identity: object) -> None:
         self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
-        self.identity = json.loads(json.dumps(identity))  # as it will be read
+        self.identity = json.loads(json.dumps(identity))  # in the form that is read back
         self._last: int | None = None
 
     def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bool:
-        """Write a state in place of the one before the last; return whether there was space for it.
+        """Replace the older of the two states; return whether there was space on the disk.
 
-        Without space the state before stays, and the run that calls can go on.
+        Without space the last state remains, and the calling run can continue.
         """
         if self._last is None:
             self._last = max((number for number, _ in self._numbered()), default=-1)
@@ -55,27 +55,27 @@ class Generations:
         except RunError as error:
             if not disk_is_full(error):
                 raise
-            LOG.warning("%s; going on, the state before this one is kept", error)
+            LOG.warning("%s; continuing, the previous state is kept", error)
             return False
         self._last = number
         return True
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Return the last state that is whole; None where there is none, or one of another identity."""
+        """Return the last intact state; None if there is none or it has another identity."""
         state = self.load_any()
         return state if state and state[1]["identity"] == self.identity else None
 
     def load_any(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Return the last state that is whole, of whatever identity; None where there is none."""
+        """Return the last intact state of any identity; None if there is none."""
         for _, path in sorted(self._numbered(), reverse=True):
             try:
                 return _read(path, "generation")
             except UsageError as error:
-                LOG.warning("%s; the state before it serves", error)
+                LOG.warning("%s; using the previous state", error)
         return None
 
     def _numbered(self) -> list[tuple[int, Path]]:
-        """Return the numbers of the states that are there; a damaged one has the lowest."""
+        """Return number and path of each existing state; a damaged one has the number -1."""
         numbered = []
         for path in filter(Path.is_file, self.paths):
             number = -1
@@ -86,7 +86,7 @@ class Generations:
 
 
 def _read(path: Path, name: str) -> tuple[dict[str, Tensor], Content]:
-    """Return the tensors and the content of a state, compared with their hashes.
+    """Return the tensors and the content of a state, checked against their hashes.
 
     Raises:
         UsageError: the file is missing, cut short, changed, or not a state with a value of this name.
@@ -99,12 +99,12 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], Content]:
 def _content(file: TensorFile, path: Path, name: str) -> Content:
     content = read_metadata(file, path, "state")
     if not file.hashed or not {"identity", name} <= set(content):
-        raise UsageError(f"state {path} is damaged: it does not state its hashes, identity and {name}")
+        raise UsageError(f"state {path} is damaged: it lacks its hashes, identity or {name}")
     return content
 
 
 class RunState:
-    """The run of a distillation, in two generations; the backend says what it is computed with."""
+    """The stored run of a distillation, in two generations; `backend` is its device and torch version."""
 
     def __init__(self, folder: Path, identity: Identity, backend: str) -> None:
         self.backend = backend
@@ -112,7 +112,7 @@ class RunState:
         self._begun_with = 0
 
     def save(self, run: Run) -> bool:
-        """Keep a run between two iterations; say whether there was space for it."""
+        """Store a run between two iterations; return whether there was space on the disk."""
         best, states = run.best, {"now": run.now, "safe": run.safe, "recent": run.recent}
         whole: dict[str, object] = {**states, "best": best.outcome if best else None, "history": run.history}
         if run.recent is run.now:
@@ -132,15 +132,15 @@ class RunState:
         return done
 
     def load(self, device: torch.device) -> Run | None:
-        """Return the run that an earlier process has kept; None where there is none, or one of other options."""
+        """Return the run stored by an earlier process; None if there is none or it has other options."""
         if (stored := self._files.load_any()) is None:
             return None
         tensors, values = stored
         if difference := differing_field(self._files.identity, values["identity"]):
-            LOG.warning("the checkpoint there belongs to another run (%s); starting from the beginning", difference)
+            LOG.warning("the existing checkpoint belongs to another run (%s); starting from the beginning", difference)
             return None
         if (backend := values["backend"]) != self.backend:
-            text = "going on with %s what was begun with %s: not the same bytes as in one go"
+            text = "resuming with %s a run begun with %s: rounding will differ from that of an uninterrupted run"
             LOG.warning(text, self.backend, backend)
         tree = _nested({name: tensor.to(device) for name, tensor in tensors.items()})
         states = {name: _state(tree[name], done) for name, done in values["iterations"].items() if name in tree}
@@ -149,7 +149,7 @@ class RunState:
         parts = {int(iteration): part for iteration, part in tree.get("history", {}).items()}
         history = {iteration: Synthetic(**parts[iteration]) for iteration in sorted(parts)}
         self._begun_with = len(rows)
-        LOG.info("going on after iteration %d", now.iteration)
+        LOG.info("resuming after iteration %d", now.iteration)
         three = (now, states["safe"], states.get("recent", now))
         return Run(*three, values["rates"], attempt=values["attempt"], rows=rows, best=chosen, history=history)
 
@@ -169,7 +169,7 @@ def _outcome(tree: Tree, iteration: int) -> Outcome:
 
 
 def _flat(tree: object, place: str) -> dict[str, Tensor]:
-    """Return the tensors in nested mappings and dataclasses by names joined with a point, each a copy.
+    """Return copies of the tensors in nested mappings and dataclasses, by names joined with a point.
 
     States share tensors, and safetensors refuses tensors that share memory.
     """
@@ -180,7 +180,7 @@ def _flat(tree: object, place: str) -> dict[str, Tensor]:
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> Tree:
-    """Return the tree of tensors from which `_flat` made names; branches without tensors are gone."""
+    """Return the tree of tensors that `_flat` has flattened, without the branches that have no tensors."""
     tree: Tree = {}
     for name, tensor in tensors.items():
         *branches, leaf = name.split(".")
@@ -192,35 +192,35 @@ def _nested(tensors: Mapping[str, Tensor]) -> Tree:
 
 
 class ExpertState:
-    """The epochs of one expert so far, one file each, so that an epoch costs one snapshot to keep.
+    """The snapshots of one expert so far, one file per epoch.
 
-    The folder is of this expert alone; the state of an expert of another identity is dropped.
+    The folder belongs to this expert alone; the state of an expert of another identity is deleted.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder, self.identity = folder, identity
 
     def save(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot, without which there is no expert.
+        """Store a snapshot; on a full disk wait for space.
 
         Raises:
-            RunError: there was no space on the disk for a while.
+            RunError: there was no space for a while.
         """
         tensors = {"weights": snapshot.weights}
         tensors |= {} if snapshot.momentum is None else {"momentum": snapshot.momentum}
-        # As a text, for the loss of the start is NaN, which JSON does not know.
+        # As text, because the loss at the start is NaN, which JSON does not know.
         content = {"identity": self.identity, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
         stopping.saved()
 
     def load(self) -> Snapshot | None:
-        """Return the last snapshot of an unbroken row from the start; None if there is none of this expert."""
+        """Return the last snapshot before the first gap; None if there is none of this expert."""
         last: Snapshot | None = None
         while self._path(epoch := 0 if last is None else last.epoch + 1).is_file():
             try:
                 tensors, content = _read(self._path(epoch), "loss")
             except UsageError as error:
-                LOG.warning("%s; the epoch before it serves", error)
+                LOG.warning("%s; using the previous epoch", error)
                 break
             if content["identity"] != self.identity:
                 break
@@ -239,7 +239,7 @@ class ExpertState:
         return [_read(self._path(epoch), "loss")[0]["weights"] for epoch in range(count)]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all snapshots."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, epoch: int) -> Path:
@@ -258,12 +258,12 @@ class NetworkState:
         self._written = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the epochs that are done and the tensors that were kept then; None where nothing is of these."""
+        """Return the number of completed epochs and the tensors after them; None if nothing is stored."""
         state = self._files.load()
         return (int(state[1]["epoch"]), state[0]) if state else None
 
     def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Keep the state after some epochs, unless the last one was kept a moment ago and no stop is requested."""
+        """Store the state after some epochs, unless the last one is recent and no stop is requested."""
         if time.monotonic() - self._written < self.every and not stopping.stop_requested():
             return
         if self._files.save(tensors(), {"epoch": epoch}):

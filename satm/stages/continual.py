@@ -28,7 +28,7 @@ Parts = tuple[tuple[int, ...], ...]
 def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: LearnOptions, device: torch.device) -> None:
     """Learn the classes of a dataset step by step, in several orders; write one row per network and class seen.
 
-    Networks that were tested before a kill are kept. Where sets are averages, the averages are learned from.
+    Networks tested before the run was killed are not trained again. If sets are averages, networks learn from these.
     """
     inputs = _Sets(resolver, cell, options, device)
     names, settings = {**cell.axes, "protocol": protocol}, options.model_dump(mode="json")
@@ -58,7 +58,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
 
 
 class _Sets(Inputs):
-    """The dataset, and the synthetic sets that are learned from.
+    """The dataset, and the synthetic sets that networks learn from.
 
     Raises:
         UsageError: (on construction) more steps than classes, a class without images to test on, or a synthetic set
@@ -90,7 +90,7 @@ class _Sets(Inputs):
             if names != expected:
                 path = resolver.layout.distilled(cell._replace(dataset=name))
                 raise UsageError(
-                    f"{path} is of the classes {', '.join(names)}, expected {', '.join(expected)}; distil again"
+                    f"{path} has the classes {', '.join(names)}, expected {', '.join(expected)}; distil again"
                 )
 
     def accuracy(self, result: StepResult) -> float:
@@ -106,7 +106,7 @@ class _Sets(Inputs):
         return one_set_a_step([self.sets[name] for name in names], parts, self.data.classes)
 
     def task(self, order: int, synthetic: TrainingImages, step_size: float, step: int, seen: tuple[int, ...]) -> Task:
-        """Return how the networks of one step are trained; a step size that is to be searched is found here."""
+        """Return the training of the networks of one step, after the search for its step size if there is one."""
         options = self.options
         task = Task(synthetic, step_size, self.values, len(seen), options, self.augmentation)
         axes = (*self.cell, options.network, "continual", options.network_seed, order, step)

@@ -27,7 +27,7 @@ def make_images(resolver: Resolver, dataset: str) -> None:
 
 
 def make_zca(resolver: Resolver, dataset: str) -> None:
-    """Fit the ZCA whitening on the training images, for a step on those of the whole dataset, and store it."""
+    """Fit and store the ZCA whitening of the training images; a step uses that of the whole dataset."""
     whole = resolver.whole(dataset)
     options = resolver.dataset(whole)
     if not options.zca:

@@ -29,7 +29,7 @@ LOG = logging.getLogger("satm")
 def make_distilled(
     resolver: Resolver, cell: Cell, recipe: Recipe, options: MethodOptions, device: torch.device, seconds: float
 ) -> None:
-    """Make one synthetic set and its metrics; go on from a checkpoint of the same options if there is one.
+    """Make one synthetic set and its metrics; resume from a checkpoint of the same options if there is one.
 
     At least `seconds` lie between two checkpoints, which has no effect on the result.
     """
@@ -122,12 +122,12 @@ def _iterate(
 
 
 def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[Look | None, EvaluateOptions | None]:
-    """Return how the loop looks at the accuracy of its set, the mean of some fresh networks, and how they are trained.
+    """Return the function that measures the set's accuracy during the loop, and the options of its networks.
 
-    Both are None where the options ask for no look.
+    The accuracy is the mean over some fresh networks. Both are None if the options ask for no measurement.
 
     Raises:
-        UsageError: the looks are at held-out images and the dataset holds none out.
+        UsageError: held-out images are needed and the dataset has none.
     """
     options, cell = method.options, method.problem.cell
     if not isinstance(options, IterativeOptions):
@@ -138,7 +138,7 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
     if not len(getattr(inputs.data, split)):
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
     real, values, recipe = inputs.images(split), inputs.network(network), inputs.resolver.evaluation(cell, network)
-    # A search at each look would cost more than the looks; the finished set has one.
+    # A search for the step size at each look would cost more than the look; the finished set has one.
     schedule = recipe.model_copy(update={"lr": "learned"}) if recipe.lr == "searched" else recipe
 
     def look(synthetic: Synthetic, iteration: int) -> float:

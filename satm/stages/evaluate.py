@@ -23,18 +23,18 @@ LOG = logging.getLogger("satm")
 def make_evaluation(
     resolver: Resolver, cell: Cell, network: str, options: EvaluateOptions, teacher: str | None, device: torch.device
 ) -> None:
-    """Train fresh networks on a synthetic set, or where ipc is 0 on all real images, and write a row of each.
+    """Train fresh networks on a synthetic set, or if ipc is 0 on all real images, and write a row for each.
 
-    A set that is an average is followed by its raw one, on networks of the same seeds, so that the two are paired.
+    If the set is an average, the raw set is evaluated too, with networks of the same seeds, so that both are paired.
 
-    With a teacher the set has hard and soft labels in turn, each with and without augmentation, on networks of the same
-    seeds. Soft labels are the set's own, or where it has hard ones those of the experts `teacher`: the mean of the
-    logits of those that classify the image correctly.
+    With a teacher, the set is evaluated with hard and with soft labels, each with and without augmentation, with
+    networks of the same seeds. Soft labels are the set's own, or if those are hard the labels of the experts `teacher`:
+    the mean logits of the experts that classify the image correctly.
 
-    Of real images the method of the cell is `full-RECIPE`.
+    For real images the cell's method is `full-RECIPE`.
     """
     if not cell.ipc and isinstance(options.lr, str):
-        raise UsageError(f"real images have no step size of their own, lr is {options.lr!r}; set lr to a number")
+        raise UsageError(f"real images have no learned step size, got lr {options.lr!r}; set lr to a number")
     inputs, about = Inputs(resolver, cell.dataset, device), dict[str, str | None]()
     names = {**cell.axes, "network": network, "recipe": cell.method.removeprefix("full-")}
     step_size, selection = 0.0, "last"

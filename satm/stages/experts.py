@@ -41,7 +41,7 @@ LOG = logging.getLogger("satm")
 def make_experts(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, part: str | None, device: torch.device
 ) -> None:
-    """Train experts; without a part all of them, and then the manifest. Whole experts of the same recipe are kept."""
+    """Train the experts of a part, or all and write the manifest; complete experts of the same recipe are kept."""
     inputs, known = Inputs(resolver, dataset, device), parts(options)
     identity, difficulty = inputs.expert_identity(experts, options), inputs.difficulty(experts, options)
     if part is not None and part not in known:
@@ -65,7 +65,7 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
         path = Path(resolver.layout.experts_part(dataset, experts, part))
         content = read_record(path, "part of experts", {"identity": dict, "shards": list})
         if difference := differing_field(identity, content["identity"]):
-            raise UsageError(f"{path} holds other experts: {difference}; make that part again")
+            raise UsageError(f"{path} holds other experts: {difference}; train that part again")
         shards += read_shards(content["shards"], f"part of experts {path}", numbers(part))
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
@@ -76,7 +76,7 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
 def make_difficulty(
     resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions, device: torch.device
 ) -> None:
-    """Measure how hard each training image was for finished experts."""
+    """Measure the difficulty of each training image for trained experts."""
     inputs = Inputs(resolver, dataset, device)
     data, store = inputs.data, inputs.experts(experts, options)
     count = min(options.difficulty_count, len(store))
@@ -104,12 +104,12 @@ def make_difficulty(
 def _train_part(
     inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
 ) -> list[dict[str, Any]]:
-    """Train the experts of a part that have no shard yet; return the records of all."""
+    """Train the experts of a part that have no shard yet; return the records of the whole part."""
     data, identity, missing = inputs.data, job.identity, []
     for index in indices:
         stored = shard_identity(folder, index)
         if stored is not None and (difference := differing_field(identity, stored)):
-            LOG.info("expert %d on disk is of other options and is replaced: %s", index, difference)
+            LOG.info("expert %d on disk has other options and is replaced: %s", index, difference)
         if stored != identity:
             missing.append(index)
     if not missing:

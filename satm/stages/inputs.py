@@ -1,4 +1,4 @@
-"""What stages read: a dataset ready for training, experts, synthetic sets; each checked against what it should be."""
+"""Inputs of the stages: a dataset ready for training, experts, synthetic sets; each checked against the campaign."""
 
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from satm.storage.identity import differing_field, hash_file
 
 
 class Inputs:
-    """A dataset of a campaign ready for training on a device, and what other stages have made for it.
+    """A dataset of a campaign ready for training on a device, and the results of other stages for it.
 
     Raises:
         UsageError: (on construction) the images or their whitening are missing, of other classes or of other options.
@@ -37,7 +37,7 @@ class Inputs:
         if step := resolver.step(dataset):
             if whole.classes != (classes := resolver.classes(step.dataset)):
                 raise UsageError(
-                    f"the images of {whole.name} are of {whole.classes} classes, expected {classes} for its steps; "
+                    f"the images of {whole.name} have {whole.classes} classes, expected {classes} for its steps; "
                     "name the labels to keep in its option classes"
                 )
             self.data = keep_classes(whole, dataset, step.labels(classes))
@@ -53,7 +53,7 @@ class Inputs:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Identity of the training images; part of the identity of all that is computed from them."""
+        """Identity of the training images; part of the identity of every result computed from them."""
         return {
             "data": self.data.hash,
             "preprocessing": self.preprocessor.identity,
@@ -89,7 +89,7 @@ class Inputs:
         return TrainingImages.of(images, self.preprocessor, self.device)
 
     def expert_identity(self, experts: str, options: ExpertsOptions) -> dict[str, Any]:
-        """Return the identity of experts; their number and grouping into jobs are no part of it.
+        """Return the identity of experts; their number and grouping into jobs are not part of it.
 
         Raises:
             UsageError: options that do not fit together, or a difficulty that was not measured or belongs to other
@@ -127,7 +127,7 @@ class Inputs:
         _require(path, f"the manifest of experts {name}", self.resolver, "experts", dataset=self.dataset, experts=name)
         store = TrajectoryStore(path, self.expert_identity(name, options))
         if len(store) != options.count:
-            raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; make the experts again")
+            raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; train the experts again")
         return store
 
     def problem(self, cell: Cell, network: str, experts: TrajectoryStore | None) -> Problem:
@@ -153,7 +153,7 @@ class Inputs:
         """Return a synthetic set and the hash of its file.
 
         Raises:
-            UsageError: it is missing, is another one, or was made for images prepared in another way.
+            UsageError: it is missing, is another one, or has another preprocessing.
         """
         path = Path(self.resolver.layout.distilled(cell))
         _require(path, "the synthetic set", self.resolver, "distill", **cell.axes)
@@ -162,17 +162,17 @@ class Inputs:
             raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
         if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
             raise UsageError(
-                f"{path} was made for images prepared in another way: {difference}; distil again, or use the "
-                "dataset's options that it was made with"
+                f"{path} was made with another preprocessing: {difference}; distil again, or use the dataset's options "
+                "that it was made with"
             )
         return distilled, hash_file(path)
 
 
 def stored_images(resolver: Resolver, dataset: str) -> ImageData:
-    """Return the stored images of a dataset; of a step those of the whole dataset.
+    """Return the stored images of a dataset; for a step, those of the whole dataset.
 
     Raises:
-        UsageError: an unknown dataset, or its images were not made yet or are of another one.
+        UsageError: an unknown dataset, or its images are missing or of another one.
     """
     resolver.dataset(dataset)
     whole = resolver.whole(dataset)
@@ -186,7 +186,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
 
 
 def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = "make", **flags: object) -> None:
-    """Refuse a missing file, with the command that makes it."""
+    """Raise a UsageError, with the command that makes the file, if it is missing."""
     if not path.is_file():
         raise UsageError(f"{what} {path} does not exist; {verb} it with {_command(resolver, stage, **flags)}")
 

@@ -1,4 +1,4 @@
-"""What surrounds the computing of a stage: a stage opens its inputs, calls the library and writes its results."""
+"""The frame of every stage: lock, account, resuming, progress and the writing of results."""
 
 import contextlib
 import logging
@@ -35,37 +35,38 @@ Row = Mapping[str, Any]
 
 
 def account_of(layout: Layout, rule: str, **names: object) -> contextlib.AbstractContextManager[None]:
-    """Record what a job takes; rule and names as in `satm.config.place_of`."""
+    """Record the cost of a job; rule and names as in `satm.config.place_of`."""
     return account(Path(layout.account(*place_of(rule, **names))))
 
 
 class Job:
-    """One run of a stage; while the context is open, no other process works at it.
+    """One run of a stage; while the context is open, no other process works on it.
 
-    It owns the lock on the state folder, the account of what the run takes, the identity, the state from which a killed
-    run goes on, progress and writing. Results that were kept for a workflow that was killed (`satm.run.lock.KEPT`) are
-    put back on entering. Leaving without an error removes the state.
+    It owns the lock on the state folder, the account of the run's cost, the identity, the state from which a killed run
+    resumes, progress and writing. On entering, results that were kept for a killed workflow (`satm.run.lock.KEPT`) are
+    restored. Leaving without an error removes the state.
 
     Args:
         layout: paths of files.
-        rule: key of the table of jobs (`satm.workflow.rules.RULES`), which has the results.
+        rule: key of the table of jobs (`satm.workflow.rules.RULES`), which lists the results.
         names: the job's wildcards.
-        identity: of the results.
-        columns: of the rows, if there are any.
-        device: where the run computes, for the metadata of rows.
-        is_ours: whether tensors are of this run, by returning False or a `UsageError`; None: the rows say it.
+        identity: everything that determines the results.
+        columns: columns of the result's rows, if it has rows.
+        device: device of the run, for the metadata of rows.
+        is_ours: checks that tensors are of this run, else returns False or raises a `UsageError`; None: rows are
+            checked by their metadata.
 
     Raises:
-        UsageError: (on entering) another process works at this run.
+        UsageError: (on entering) another process works on this run.
         RunError: (on entering) the state folder cannot be written.
     """
 
     done: bool
-    """Whether another process has written the results, while this one waited for the lock or before."""
+    """True if another process has already written the results."""
     folder: Path
-    """Of the state."""
+    """Folder of the state."""
     path: Path
-    """The first of the results."""
+    """Path of the first result."""
 
     def __init__(
         self,
@@ -101,21 +102,21 @@ class Job:
         self._stack.__exit__(kind, *error)
 
     def rows(self) -> list[Content]:
-        """Return the rows that an earlier process has kept."""
+        """Return the rows stored by an earlier process."""
         state = self._rows.load()
         rows: list[Content] = state[1]["rows"] if state else []
         self._kept = len(rows)
         return rows
 
     def keep(self, rows: Sequence[Row]) -> None:
-        """Keep the rows measured so far, all of them."""
+        """Store all rows measured so far."""
         self.check()
         if self._rows.save({}, {"rows": list(rows)}):
             saved()
         self._kept = len(rows)
 
     def networks(self, axes: Sequence[Axes]) -> NetworkState:
-        """Return where the state of networks is kept while they are trained for the rows after those that are kept."""
+        """Return the storage for the state of networks in training, whose rows come next."""
         return NetworkState(self.folder, [[derive_seed(*one) for one in axes], self._kept, self.identity])
 
     def test_networks(
@@ -129,11 +130,11 @@ class Job:
         """Train and test the networks that have no row yet; return a row of each network.
 
         Args:
-            tasks: as of `evaluate_tasks`, each with what progress says after the number of its networks.
+            tasks: tasks of `evaluate_tasks`, each with a text that follows a network's number in the progress.
             axes: names of a network for its seeds, from the index of its task and its number.
             repeats: networks of each task.
             real: images to test on.
-            columns: what the rows of a group have in common.
+            columns: columns that all rows of a group share.
         """
         rows: list[Row] = [*self.rows()]
         with self.progress(len(tasks) * repeats, len(rows)) as progress:
@@ -148,10 +149,10 @@ class Job:
         return rows
 
     def check(self) -> None:
-        """Make sure that no other process has taken this run over; to be called before anything is written.
+        """Check that no other process has taken over this run; call it before writing anything.
 
         Raises:
-            RunError: one has.
+            RunError: another process has taken it over.
         """
         self._lock.check()
 
@@ -161,13 +162,13 @@ class Job:
         patiently(write)
 
     def write_rows(self, rows: Sequence[Row]) -> None:
-        """Write the rows to the one of the results that is a parquet file."""
+        """Write the rows to the result that is a parquet file."""
         path, columns = next(path for path in self._outputs if path.suffix == ".parquet"), self._columns
         assert columns is not None
         self.write(lambda: write_rows(path, rows, columns, run_metadata(self.identity, self._device)))
 
     def _find_results(self) -> bool:
-        """Return whether the results are there already, after putting back those that were kept."""
+        """Return whether the results exist already, after restoring kept ones."""
         kept = self._lock.kept(*self._results)
         if kept is None and not (self._lock.waited and all(path.is_file() for path in self._results)):
             return False

@@ -22,9 +22,9 @@ LOG = logging.getLogger("satm")
 def make_search(
     resolver: Resolver, cell: Cell, search: str, options: SearchOptions, part: str | None, device: torch.device
 ) -> None:
-    """Train the candidates of a search, one part or all, and write a row of each network.
+    """Train the candidates of a search, one part or all, and write a row for each network.
 
-    They are trained on a synthetic set, of a moving average on the average, or where ipc is 0 on all real images.
+    They are trained on a synthetic set (the average if there is one), or if ipc is 0 on all real images.
     """
     if part is not None and part not in (known := options.parts()):
         raise UsageError(f"unknown part {part!r} of search {search}; known: {', '.join(known)}")
@@ -33,7 +33,7 @@ def make_search(
         distilled, sha256 = inputs.distilled(cell)
         images = TrainingImages(distilled.images.to(device), distilled.labels.to(device))
         recipe, step_size, about = options.proxy, float(distilled.step_size), {"distilled": sha256}
-    else:  # real images have no step size of their own; the recipe's is a number (`SearchOptions`)
+    else:  # real images have no learned step size; the recipe's is a number (`SearchOptions`)
         images, recipe, step_size, about = inputs.images("train"), options.real, 0.0, {}
     data, real = inputs.data, inputs.images(recipe.split)
     fit = fitting(data.channels, data.classes, data.size, options.width_factor)

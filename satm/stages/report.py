@@ -1,4 +1,4 @@
-"""The stages `table`, `figure` and `cost`: what people look at."""
+"""The stages `table`, `figure` and `cost`, whose results people read."""
 
 import logging
 import math
@@ -48,13 +48,13 @@ def make_overview(resolver: Resolver) -> None:
 
 
 def make_accounting(resolver: Resolver) -> None:
-    """Write what the jobs of a campaign took so far as csv, md, tex and html, and show it.
+    """Write the cost of a campaign's jobs so far as csv, md, tex and html, and show it.
 
     Raises:
         UsageError: there is no campaign, or it cannot be used.
     """
     if resolver.path is None:
-        raise UsageError("accounting is of the jobs of a campaign; name one with --config, such as config/demo.yaml")
+        raise UsageError("accounting needs a campaign; name one with --config, such as config/demo.yaml")
     root = resolver.layout.root
     spent, console = accounting(campaigns_of(resolver.path), root), Progress.console()
     contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: cost so far", shown=[spent.rules])
@@ -68,7 +68,7 @@ def make_accounting(resolver: Resolver) -> None:
 def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
     """Draw a figure as png and pdf, and write the numbers that it shows as csv.
 
-    With `partial` what was not run yet is left out, and the figure says so.
+    With `partial`, missing results are left out, and the figure says so.
     """
     figure, reader = figure_of(resolver, name), Reader(resolver, partial, reductions(resolver, "figures", name))
     drawn = figure.draw(reader)
@@ -90,13 +90,13 @@ def _warn(reader: Reader) -> None:
 
 
 def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:
-    """Show what all tables and figures of a campaign take on the machine that a pace was measured on.
+    """Show the predicted cost of a campaign's tables and figures on the machine of a measured pace.
 
     Raises:
         UsageError: the campaign or the file of the pace cannot be used, or the seconds are negative.
     """
     if not (start_seconds >= 0 and math.isfinite(start_seconds)):
-        raise UsageError(f"start-seconds must be a number from 0, got {start_seconds:g}")
+        raise UsageError(f"--start-seconds must be at least 0, got {start_seconds:g}; use 0 or more")
     campaigns, root = campaigns_of(config), root_of(config)
     resolver = campaigns.of(root)
     rows = read_rows(pace, PACE)

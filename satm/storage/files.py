@@ -15,7 +15,7 @@ from satm.errors import RunError, UsageError
 from satm.storage.identity import hash_json
 
 HASH = "sha256"
-"""Name under which a record states the hash of all its other values."""
+"""Name of the hash of all other values in a record."""
 
 AGAIN = "delete it and make it again"
 
@@ -25,7 +25,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which replaces `path` on success and is removed on any error.
+    """Yield a temporary path beside `path`, which replaces `path` on success and is removed on any error.
 
     The content is flushed to the disk before the rename, so a crash leaves the old file or the new one, never half.
 
@@ -53,15 +53,15 @@ def explain_disk(path: Path) -> Iterator[None]:
     except OSError as error:
         advice = "check that the folder exists and can be written"
         if error.errno in FULL:
-            advice = "free some space and start again, the run resumes where it was"
+            advice = "free some space and start again, the run resumes where it stopped"
         raise RunError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     except SafetensorError as error:  # its writer wraps the system's error in another text
         raise RunError(f"cannot write {path}: {error}; free space or check the folder, then start again") from error
 
 
 def write_record(path: Path, content: Mapping[str, object]) -> None:
-    """Write JSON values by name, sorted, with the hash of them all, atomically; `read_record` compares it."""
-    values = json.loads(json.dumps(content))  # numbers as names become texts before the hash is taken
+    """Write JSON values by name, sorted, with their hash, atomically; `read_record` checks the hash."""
+    values = json.loads(json.dumps(content))  # names that are numbers become texts, before hashing
     with atomic_path(path) as part:
         part.write_text(json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True) + "\n")
 
@@ -69,7 +69,7 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
 def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Return the values that `write_record` wrote, without the hash, which files of an earlier version lack.
 
-    `what` is the word for the file in messages; `fields` are all its names, with the type of each value.
+    `what` describes the file in messages; `fields` has the type of each value, by name.
 
     Raises:
         UsageError: the file is missing, not a JSON object, has other fields, or was changed.
@@ -99,7 +99,7 @@ def expect(content: Mapping[str, object], fields: Mapping[str, type], where: str
     """
     for name, kind in fields.items():
         if name not in content:
-            raise UsageError(f"{where} says nothing of {name}: it is damaged or of another version; {AGAIN}")
+            raise UsageError(f"{where} lacks {name}: it is damaged or of another version; {AGAIN}")
         kinds = (int, float) if kind is float else kind
         if not isinstance(value := content[name], kinds) or (isinstance(value, bool) and kind is not bool):
             raise UsageError(f"{where}: {name} is a {type(value).__name__}, expected a {kind.__name__}; {AGAIN}")

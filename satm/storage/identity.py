@@ -14,7 +14,7 @@ Identity = Mapping[str, Any]
 """Everything that determines a result, as JSON values: options, revision, hashes of its inputs."""
 
 ROUNDING = 1e-12
-"""Relative difference up to which two numbers of an identity are equal."""
+"""Relative difference up to which two numbers of an identity count as equal."""
 
 
 def differing_field(expected: object, found: object, path: str = "") -> str | None:

@@ -1,4 +1,4 @@
-"""Files of tensors, with hashes that reveal a change."""
+"""Files of tensors, with hashes that reveal changes."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from satm.storage.files import AGAIN, atomic_path
 from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
-"""Names under which a file states the hashes of its tensors, and of its metadata including those."""
+"""Names of the hashes of a file's tensors, and of the hash of its metadata including these."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object]) -> None:
@@ -24,12 +24,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
     The metadata are one JSON text with sorted keys, named ``satm``, because the format's own map of texts is written in
     an order that changes from run to run.
     """
-    own = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    content = json.loads(json.dumps(metadata))  # numbers as names become texts before the hash is taken
-    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in own.items()}
+    copies = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    content = json.loads(json.dumps(metadata))  # names that are numbers become texts, before hashing
+    content[TENSOR_HASHES] = {name: hash_tensors(tensor) for name, tensor in copies.items()}
     content[METADATA_HASH] = hash_json(content)
     with atomic_path(path) as part:
-        save_file(own, part, metadata={"satm": json.dumps(content, sort_keys=True)})
+        save_file(copies, part, metadata={"satm": json.dumps(content, sort_keys=True)})
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -43,9 +43,9 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, torch.Tensor], dict[s
 
 
 class TensorFile:
-    """An open safetensors file that compares each tensor with its hash on reading.
+    """An open safetensors file that checks each tensor against its hash on reading.
 
-    A file of an earlier version or of another program has no hashes, and nothing is compared.
+    A file of an earlier version or of another program has no hashes and is not checked.
 
     Raises:
         UsageError: (on construction) the metadata are damaged or changed, or are those of other tensors.
@@ -102,7 +102,7 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
-    """Open a safetensors file by memory map, which reads only the tensors asked for.
+    """Open a safetensors file by memory map, which reads only the requested tensors.
 
     Raises:
         UsageError: the file is missing or cut short, or its metadata were changed.
@@ -124,10 +124,10 @@ def read_metadata(file: TensorFile, path: Path, what: str) -> dict[str, object]:
     """Return the metadata that `write_tensors` stored.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there are none.
     """
     if file.stated is None:
-        raise UsageError(f"{what} {path} was not written by satm (it carries no 'satm' metadata); make it again")
+        raise UsageError(f"{what} {path} was not written by satm (it has no 'satm' metadata); make it again")
     return dict(file.stated)
 
 
@@ -135,7 +135,7 @@ def hash_tensors(*tensors: torch.Tensor) -> str:
     """Return the SHA-256 of the tensors' types, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        own = tensor.detach().to("cpu").contiguous()
-        digest.update(f"{own.dtype} {tuple(own.shape)}".encode())
-        digest.update(own.reshape(-1).view(torch.uint8).numpy().data)
+        copy = tensor.detach().to("cpu").contiguous()
+        digest.update(f"{copy.dtype} {tuple(copy.shape)}".encode())
+        digest.update(copy.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,5 +1,5 @@
-"""Tables from the files that other stages left behind; a module per kind.
+"""Tables from the results of other stages; a module per kind.
 
-Importing a module here imports neither torch nor matplotlib: a campaign looks its kinds up here, and a Snakefile reads
-campaigns each time it is parsed, in every job of a cluster. Functions that need such libraries import them.
+Importing a module here imports neither torch nor matplotlib: campaigns look up their kinds here, and a Snakefile reads
+campaigns each time it is parsed, in every job of a cluster. Functions that need these libraries import them.
 """

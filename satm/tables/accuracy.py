@@ -1,4 +1,4 @@
-"""Tables of accuracies: what networks trained on synthetic sets reach, beside the published numbers."""
+"""Tables of accuracies of networks trained on synthetic sets, beside the published numbers."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, product
@@ -18,7 +18,7 @@ from satm.tables.render import Contents, Grid, in_numbers, networks_in_words
 from satm.tables.statistics import PAIRED_COLUMNS, paired
 
 RAW = "-no-ema"
-"""Ends the name, in the data file, of a method whose sets are not averaged although they are by default."""
+"""Suffix, in the data file, of a method whose sets are averaged by default and here are not."""
 
 
 @TABLES.named("accuracy")
@@ -26,17 +26,17 @@ class AccuracyTable(TableKind):
     """The cells of one results table.
 
     In a cell the methods that are only published come first. After the last ipc of a dataset come the networks trained
-    on all real images (`full`), at ipc `ALL`. Published numbers of a wider ConvNet have cells of their own.
+    on all real images (`full`), at ipc `ALL`. Published numbers of a wider ConvNet have separate cells.
 
     Columns: accuracy_mean, accuracy_std (sample standard deviation) and n over the networks of all seeds and repeats
-    that did not diverge, on the images that `split` names; diverged, how many did; selection, which iteration of the
-    synthetic set was tested; average, `ema` where the set is a moving average over the iterations, else `raw`;
-    step_size, whether that of the tested networks is learned with the set, searched or fixed (several joined by `+`);
-    published_mean and published_std (of test images), published_network that they are of, published_source, the table
+    that did not diverge, on the images of `split`; diverged, the number that did; selection, the criterion by which the
+    tested iteration of the synthetic set was chosen; average, `ema` if the set is a moving average over the iterations,
+    else `raw`; step_size, whether that of the tested networks is learned with the set, searched or fixed (several
+    joined by `+`); published_mean and published_std (on test images), published_network, published_source, the table
     that prints them; difference, accuracy_mean minus published_mean; seconds of one distillation, mean over the seeds;
-    peak_memory_bytes, the largest of any. Accuracies are fractions. What does not exist is missing. Where sets are
-    averaged, the row of the averages, which stands for the method, is followed by one of the raw sets, whose published
-    numbers are those of the method without averages.
+    peak_memory_bytes, the largest of any. Accuracies are fractions. Unknown values are missing. If sets are averaged,
+    the row of the averages, which represents the method, is followed by one of the raw sets, whose published numbers
+    are those of the method without averages.
     """
 
     kind: Literal["accuracy"] = "accuracy"
@@ -44,19 +44,19 @@ class AccuracyTable(TableKind):
     networks: tuple[str, ...] = Field(("convnet",), min_length=1)
     """Networks that are trained on the synthetic sets; with several the table has a row for each."""
     split: Literal["test", "validation"] = "test"
-    """Real images that the accuracies are of; `validation` for choosing options (set `split` in the stage evaluate too,
-    and `validation` in the dataset)."""
+    """Real images on which accuracies are measured; `validation` for choosing options (set `split` in the stage
+    evaluate too, and `validation` in the dataset)."""
     sharpness: tuple[str, ...] = ()
     """Methods whose sharpness is measured and compared, the first against each other one."""
     compare: tuple[tuple[str, str], ...] = ()
-    """Pairs of methods whose paired difference in accuracy is shown with its interval; empty: satm and mtt, where the
+    """Pairs of methods whose paired difference in accuracy is shown with its interval; empty: satm and mtt, if the
     table has both."""
     full: tuple[Literal["experts", "strong"], ...] = ()
-    """Recipes by which networks trained on all real images are shown beside the sets (`FULL`)."""
+    """Recipes of the networks trained on all real images that are shown beside the sets (`FULL`)."""
     methods_on: dict[str, tuple[str, ...]] = {}
-    """Networks that some of the methods only are tested with, and these methods; other networks: all."""
+    """Methods that are tested with a network, by network; a network without an entry: all."""
     published_as: dict[str, str] = {}
-    """Names in the published data of methods that have another name here."""
+    """Names of methods in the published data, if they differ from those here."""
     published: tuple[str, ...] = ()
     """Methods, by their names in `satm/tables/published_results.csv`, that are shown with published numbers only,
     beside those that the paper's own table prints."""
@@ -115,7 +115,7 @@ class AccuracyTable(TableKind):
         ]
 
     def make(self, reader: Reader, name: str) -> Contents:
-        """Return what is written of the table; beside it the paired comparison as `NAME-paired.csv`."""
+        """Return the contents of the table's files, including the paired comparison as `NAME-paired.csv`."""
         frame, pairs = self.frame(reader, name), self.paired_frame(reader)
         shown = [rows_grid(frame), *([] if pairs.empty else [paired_grid(pairs)])]
         return Contents(frame, [self.grid(reader, name, frame)], beside={"-paired": pairs}, shown=shown)
@@ -134,17 +134,17 @@ class AccuracyTable(TableKind):
                     rows += self._cell_rows(reader, name, dataset, ipc, network)
                 if self.split == "test" and "convnet" in self.networks and WIDE not in self.networks:
                     place = {"dataset": dataset, "ipc": ipc, "network": WIDE}
-                    rows += beside_published(place, (), _own(name, dataset, ipc, WIDE))
+                    rows += beside_published(place, (), _own_numbers(name, dataset, ipc, WIDE))
             for network in self.networks:
                 rows += self._full_rows(reader, name, dataset, network)
         return rows
 
     def paired_frame(self, reader: Reader) -> pandas.DataFrame:
-        """Return how much a method differs from another one, paired, with a 95 % interval (`paired`).
+        """Return the paired differences of methods, with a 95 % interval (`paired`).
 
         One row per dataset, ipc, network, quantity and pair: `compare`, then the first of `sharpness` with each other
-        one. Quantities: accuracy (fraction, images of the table's split) and, where `sharpness` is set, sharpness (of
-        the outer loss; smaller is flatter), once for all networks. Of averaged sets the averages are compared.
+        one. Quantities: accuracy (fraction, images of the table's split) and, if `sharpness` is set, sharpness (of the
+        outer loss; smaller is flatter), once for all networks. For averaged sets the averages are compared.
 
         Raises:
             UsageError: a file that it needs is missing, broken, or of another run; pairs without a partner.
@@ -180,7 +180,7 @@ class AccuracyTable(TableKind):
 
     def _full_rows(self, reader: Reader, name: str, dataset: str, network: str) -> list[Row]:
         """Return the rows of networks trained on all real images; the first recipe beside the published number."""
-        own = _own(name, dataset, ALL, network) if self.split == "test" else {}
+        own = _own_numbers(name, dataset, ALL, network) if self.split == "test" else {}
         published = next(iter(own.values()), {})
         place = {"dataset": dataset, "ipc": ALL, "network": network}
         full = [reader.attempt(self._full, reader, dataset, network, recipe) or {} for recipe in self.full]
@@ -188,9 +188,9 @@ class AccuracyTable(TableKind):
         return beside_published(place, measured, {"full": published} if published else {})
 
     def _published(self, name: str, dataset: str, ipc: int, network: str) -> dict[str, Row]:
-        """Return what is published by method, as fractions, in the paper's order; methods of `published` come last.
+        """Return the published numbers by method, as fractions, in the paper's order; those of `published` come last.
 
-        Numbers of a wide network stand only for methods of `published` that have no other in this cell.
+        Numbers of a wide network are used only for methods of `published` that have no other in this cell.
         """
         frame = load_published()
         networks = ["convnet", WIDE] if network == "convnet" else [network]
@@ -211,20 +211,20 @@ class AccuracyTable(TableKind):
         return own | {method: every[method] for method in self.published if method in every and method not in own}
 
     def _measured(self, reader: Reader, cells: Sequence[Cell], network: str) -> list[Row]:
-        """Return what was measured at the sets of all seeds; of averages first, then of raw sets."""
+        """Return the measurements at the sets of all seeds: of averages first, then of raw sets."""
         evaluations = reader.accuracies(cells, network, self.split)
         costs = pandas.concat([reader.metrics(cell)[[*COST]] for cell in cells])
         cost = {"seconds": costs["seconds"].sum() / len(cells), "peak_memory_bytes": costs["peak_memory_bytes"].max()}
         return [{**_summary(rows, self.split), **cost} for rows in evaluations]
 
     def _full(self, reader: Reader, dataset: str, network: str, recipe: str) -> Row:
-        """Return what networks trained on all real images reach; the cost is that of one such training."""
+        """Return the accuracy of networks trained on all real images, with the cost of one training."""
         rows = reader.full(dataset, recipe, network)
         cost = {"seconds": rows["seconds"].mean(), "peak_memory_bytes": rows["peak_memory_bytes"].max()}
         return {**_summary(rows, self.split), **cost}
 
     def _difference(self, reader: Reader, both: Sequence[Sequence[Cell]], network: str | None) -> Row:
-        """Return how two methods differ in accuracy, or without a network in sharpness."""
+        """Return the difference of two methods in accuracy, or without a network in sharpness."""
         if network is None:
             one, two = (reader.analysis("sharpness", cells) for cells in both)
             return {"quantity": "sharpness", **paired(one, two, "sharpness", "segment")}
@@ -247,14 +247,14 @@ class AccuracyTable(TableKind):
             sources = ", ".join(f"{source} {table}" for source, table in PUBLISHED[name])
             notes.append(
                 f"Published: {sources} (the later ones for measured methods that the first does not print), with a "
-                "ConvNet of width 128. A difference says little where the network, the epochs or the iterations are "
+                "ConvNet of width 128. A difference says little if the network is smaller, or epochs or iterations are "
                 "fewer."
             )
         unmeasured = published[published["method"].isin(self.published)]
         for source, rows in unmeasured.groupby("published_source", sort=False):
             notes.append(f"{', '.join(dict.fromkeys(rows['method']))}: published in {source}, not measured here.")
         if ((published["published_network"] == WIDE) & (published["network"] != WIDE)).any():
-            notes.append("[wide]: published for a wider ConvNet, and not compared with the others.")
+            notes.append("[wide]: published for a wider ConvNet, not compared with the others.")
         if averaged := list(dict.fromkeys(frame.loc[frame["average"] == "ema", "method"])):
             notes.append(
                 f"{', '.join(averaged)}: exponential moving averages over the iterations; beside them, as `raw`, the "
@@ -263,14 +263,14 @@ class AccuracyTable(TableKind):
         notes += [*step_size_notes(frame), *reader.notes]
         if self.full:
             recipes = "; ".join(f"full-{recipe}: {FULL[recipe]}" for recipe in self.full)
-            notes.append(f"IPC all: trained on all real images, as the campaign may change it: {recipes}.")
+            notes.append(f"IPC all: trained on all real images, unless the campaign changes the recipe: {recipes}.")
         return notes + [
             f"[{mark}]: the synthetic set of the iteration that was best on {mark} images, not the last."
             for mark in sorted(set(frame["selection"].dropna()) - {"last"})
         ]
 
 
-def _own(name: str, dataset: str, ipc: int, network: str) -> dict[str, Row]:
+def _own_numbers(name: str, dataset: str, ipc: int, network: str) -> dict[str, Row]:
     """Return the legible published accuracies of one cell of the table's own source, by method."""
     frame = printed(name, dataset)
     legible = frame["metric"].eq("test_accuracy") & frame["eval_arch"].eq(network) & frame["value"].notna()

@@ -10,14 +10,14 @@ from satm.tables.published import WIDE
 from satm.tables.render import Grid, percent, text_of
 
 ALL = 0
-"""Stands for the number of images per class where networks are trained on all real images."""
+"""Number of images per class of networks trained on all real images."""
 
 
 def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] = ()) -> Grid:
     """Return a table of accuracies in the paper's layout, percent: datasets, ipc, networks down, methods across.
 
-    Bold is the best of a row among the published numbers and among the measured ones of one selection; networks trained
-    on all real images are left out of that.
+    The best of a row is bold, among the published numbers and among the measured ones of one selection; networks
+    trained on all real images are not considered.
     """
     columns = _columns(frame)
     places = ["dataset", "IPC", *(["network"] if frame["network"].nunique() > 1 else [])]
@@ -27,7 +27,7 @@ def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] 
 
 
 def rows_grid(frame: pandas.DataFrame) -> Grid:
-    """Return the rows of a table of accuracies, percent, with what they cost."""
+    """Return the rows of a table of accuracies, percent, with their costs."""
     frame = frame.assign(memory=frame["peak_memory_bytes"] / 2**20)
     lines = [
         [
@@ -61,7 +61,7 @@ def paired_grid(frame: pandas.DataFrame) -> Grid:
 
 
 def step_size_notes(frame: pandas.DataFrame) -> list[str]:
-    """Return where the step sizes of the tested networks come from, unless all were learned with their sets."""
+    """Return the origins of the tested networks' step sizes, unless all were learned with their sets."""
     tested = frame[frame["accuracy_mean"].notna() & ~frame["method"].str.startswith("full-")]
     if tested["step_size"].isna().any() or set(tested["step_size"]) <= {"learned"}:  # earlier versions wrote none
         return []
@@ -73,7 +73,7 @@ def step_size_notes(frame: pandas.DataFrame) -> list[str]:
 
 
 def _names(frame: pandas.DataFrame) -> list[str]:
-    """Return the method of each row, with `, raw` where the same cell has a row of averages too."""
+    """Return the method of each row, with `, raw` if the same cell also has a row of averages."""
     cells = pandas.MultiIndex.from_frame(frame[["dataset", "ipc", "network", "method"]])
     raw = cells.isin(cells[frame["average"] == "ema"]) & (frame["average"] == "raw")
     return [f"{method}, raw" if beside else method for method, beside in zip(frame["method"], raw, strict=True)]
@@ -88,7 +88,7 @@ def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
 
 
 def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, str, list[str]]]:
-    """Return dataset (empty where it repeats), ipc, network and the cells of each row, the best ones in bold."""
+    """Return dataset (empty if it repeats), ipc, network and the cells of each row, the best ones in bold."""
     records = zip(_names(frame), frame.to_dict("records"), strict=True)
     rows = {(row["dataset"], row["ipc"], row["network"], name): row for name, row in records}
     lines: list[tuple[str, str, str, list[str]]] = []
@@ -114,7 +114,7 @@ def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list
 
 
 def _diverged(row: Mapping[Any, Any]) -> int:
-    """Return how many networks diverged."""
+    """Return the number of networks that diverged."""
     count = row.get("diverged", 0)
     return 0 if pandas.isna(count) else int(count)
 

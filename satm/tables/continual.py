@@ -1,4 +1,4 @@
-"""Tables of continual learning: how well the classes are known at the end, on the way, and what was forgotten."""
+"""Tables of continual learning: final accuracy, average accuracy over the steps, and forgetting."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -18,7 +18,7 @@ from satm.tables.render import Grid, in_numbers, networks_in_words, percent, tex
 from satm.tables.statistics import spread
 
 METRICS = ("final", "average", "forgetting")
-"""What a table shows of each method."""
+"""Numbers of each method."""
 
 HEADINGS = ("dataset", "IPC", "method", "final accuracy", "average accuracy", "forgetting", "n")
 
@@ -29,8 +29,8 @@ class ContinualTable(StepsOptions, TableKind):
 
     Columns: final, accuracy on all classes after the last step; average, the mean over the steps of the accuracy on all
     classes seen by then; forgetting (`satm.evaluation.continual` has the formulas), missing with one step; each with
-    its mean and sample standard deviation over the n pairs of a seed of the distillation and a class order, a pair
-    being the mean over its networks; seeds, orders and networks, how many; split, the real images; selection, average
+    its mean and sample standard deviation over the n pairs of a seed of the distillation and a class order, after
+    averaging over a pair's networks; numbers of seeds, orders and networks; split, the real images; selection, average
     and step_size as in a table of accuracies.
     """
 
@@ -55,11 +55,11 @@ class ContinualTable(StepsOptions, TableKind):
         return [layout.continual(cell, name) for cell in self.cells()]
 
     def size(self) -> dict[str, object]:
-        """Return how many steps and class orders there are."""
+        """Return the numbers of steps and class orders."""
         return {"steps": self.steps, "class orders": self.orders}
 
     def check(self, resolver: Resolver) -> None:
-        """Refuse more steps than a dataset has classes, where their number is known before the files are read."""
+        """Refuse more steps than a dataset has classes, if their number is known before the files are read."""
         for dataset in self.datasets:
             options = resolver.dataset(dataset)
             if self.sets == "per-step" or options.classes is not None or options.source in CLASSES:
@@ -133,8 +133,8 @@ class ContinualTable(StepsOptions, TableKind):
         notes = [
             f"{splits.capitalize()} accuracy in percent, mean ± sample standard deviation over n pairs of a synthetic "
             f"set's seed and a class order, each the mean over {networks}. Classes come in {self.steps} steps; a step "
-            f"brings {images}, and new networks are trained on all synthetic images that came so far and tested on all "
-            "classes seen. final: after the last step; average: over the steps; forgetting: best earlier minus final "
+            f"brings {images}, and new networks are trained on all synthetic images so far and tested on all classes "
+            "seen. final: after the last step; average: over the steps; forgetting: best earlier minus final "
             "accuracy on the classes of a step, mean over the steps before the last (Chaudhry et al. 2018). Network: "
             f"{networks_in_words(options)}."
         ]
@@ -147,7 +147,7 @@ class ContinualTable(StepsOptions, TableKind):
 
 
 def by_order(values: pandas.Series) -> pandas.Series:
-    """Return results by run as means over the networks, by seed and order and what else they are indexed by."""
+    """Return the means over the networks of results by run; the other index levels, such as seed and order, stay."""
     return values.groupby([level for level in values.index.names if level != "repeat"]).mean()
 
 

@@ -1,4 +1,4 @@
-"""Tables of accuracies by the epoch of the experts' path at which networks begin to learn from a synthetic set."""
+"""Tables of accuracies by the expert epoch at which networks begin to learn from a synthetic set."""
 
 import re
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ HEADINGS = ("dataset", "IPC", "method", "begun at epoch", "epochs left", "publis
 
 @TABLES.named("late-start")
 class LateStartTable(TableKind):
-    """A table of accuracies by the epoch of the experts' path at which networks begin to learn from a set.
+    """A table of accuracies by the expert epoch at which networks begin to learn from a set.
 
-    Columns: epochs_left, of the expert after that, and steps, that are made on the set in their place; accuracy_mean
-    and accuracy_std over n experts and seeds, on test images; published_mean.
+    Columns: epochs_left, the expert's remaining epochs, and steps, the training steps on the set in their place;
+    accuracy_mean and accuracy_std over n experts and seeds, on test images; published_mean.
     """
 
     kind: Literal["late-start"] = "late-start"
-    """Accuracy by the epoch at which networks begin on the experts' path."""
+    """Accuracy by the expert epoch at which networks begin."""
 
     columns = {
         **{"dataset": "str", "ipc": "int64", "method": "str", "start": "int64"},
@@ -35,11 +35,11 @@ class LateStartTable(TableKind):
     counted = ("accuracy_mean", "published_mean", "")
 
     def files(self, layout: Layout, name: str) -> list[str]:
-        """Return the errors measured along the experts' path."""
+        """Return the errors measured along the experts' trajectories."""
         return [layout.analysis("trajectory", cell) for cell in self.cells()]
 
     def rows(self, reader: Reader, name: str) -> list[Row]:
-        """Return one row per dataset, ipc, method and epoch at which networks begin where an expert is."""
+        """Return one row per dataset, ipc, method and expert epoch at which networks begin."""
         rows: list[Row] = []
         for (dataset, ipc), method in product(budgets(self.datasets), self.methods):
             measured = reader.attempt(_measured, reader, self.cells_of(dataset, ipc, method)) or {}
@@ -65,11 +65,11 @@ class LateStartTable(TableKind):
         ]
         notes = [
             "Test accuracy in percent, mean ± sample standard deviation over n experts and seeds. A network begins "
-            "with the expert's weights after this number of epochs and learns from the synthetic set for the epochs "
-            "that the expert has left, inner steps of the method per epochs that it matches."
+            "with the expert's weights after this number of epochs and learns from the synthetic set for the expert's "
+            "remaining epochs, at the method's ratio of inner steps to matched epochs."
         ]
         if name in PUBLISHED:
-            notes.append(f"Published: {source_of(name)}, which makes 20 steps for one epoch.")
+            notes.append(f"Published: {source_of(name)}, with 20 steps for one epoch.")
         return Grid(f"{name}, accuracy in percent", HEADINGS, lines, HEADINGS[:3], [*notes, *reader.notes])
 
 
@@ -87,7 +87,7 @@ def _measured(reader: Reader, cells: Sequence[Cell]) -> dict[int, Row]:
 
 
 def _published(name: str, dataset: str, ipc: int, method: str) -> dict[int, Row]:
-    """Return what is published by epoch of the start, as fractions; the epoch stands in the note of a number."""
+    """Return the published numbers by epoch of the start, as fractions; a number's note has the epoch."""
     frame = printed(name, dataset)
     records = frame[frame["method"].eq(method) & frame["ipc"].eq(ipc)].to_dict("records")
     return {

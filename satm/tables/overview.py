@@ -1,4 +1,4 @@
-"""Progress of a campaign: what ran, where it agrees with the papers, what is missing, what it cost."""
+"""Progress of a campaign: finished and missing runs, agreement with the papers, cost."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from satm.tables.reader import Reader
 from satm.tables.render import Grid
 
 AGREEMENT = ("within one", "within two", "outside", "no deviation printed")
-"""How far a measured number is from the published one, in published standard deviations."""
+"""Distance of a measured number from the published one, in published standard deviations."""
 
 COUNTED = ("cells", "measured", "missing", "published", *AGREEMENT)
 """Columns of an overview that count cells."""
@@ -28,14 +28,14 @@ HEADINGS = {column: column for column in COLUMNS if column != "cells"} | {
     **{"missing": "not run", "published": "with a published number", "within one": "within one deviation"},
     **{"gpu_hours": "of these GPU hours", "peak_memory_gb": "peak memory, GB"},
 }
-"""Headings of the columns that people see."""
+"""Headings of the shown columns."""
 
 COSTLY = dict.fromkeys(("evaluation", "variants", "full"), EVALUATION)
 COSTLY |= {"distilled": METRICS, "nas": NAS, "continual": CONTINUAL}
-"""Rows that carry seconds and memory, by the folder that they lie in."""
+"""Kinds of rows with seconds and memory, by their folder."""
 
 PLACES = ["order", "step", "repeat"]
-"""Columns of continual learning that tell its networks apart; the rows of one carry the same seconds."""
+"""Columns of continual learning that identify a network; all rows of a network have the same seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,18 @@ class Overview:
     """Progress of a campaign."""
 
     frame: pandas.DataFrame
-    """A row per table, and one of all, in which each file counts once: cells; measured and missing ones; published, how
-    many measured cells have a published number; how many of these are within one or two published standard deviations,
-    outside, or without one; hours of all jobs behind it, of these on a GPU; peak memory of any."""
+    """A row per table, and one of all, in which each file counts once. Columns: numbers of cells, of measured and of
+    missing ones; published, the number of measured cells with a published number; the numbers of these within one or
+    two published standard deviations, outside, or without one; hours of all jobs behind the table, and of these on a
+    GPU; largest peak memory."""
     missing: list[str]
-    """Runs that do not exist, in words that end with the command that makes each."""
+    """Descriptions of missing runs, each with the command that makes it."""
     devices: list[str]
-    """Devices that results come from."""
+    """Devices of the results."""
 
 
 def overview(resolver: Resolver) -> Overview:
-    """Return the progress of a campaign; a `UsageError` where a file is broken or of another run."""
+    """Return the progress of a campaign; `UsageError` if a file is broken or of another run."""
     rows: list[dict[str, Any]] = []
     costs: dict[str, _Cost | None] = {}
     reader = Reader(resolver, partial=True)
@@ -79,10 +80,10 @@ def _counts(numbers: Sequence[Number]) -> dict[str, int]:
 
 
 def agreement(measured: float, published: float, std: float) -> str:
-    """Return how far a number is from the published one, a word of `AGREEMENT`."""
+    """Return the distance of a number from the published one, as a word of `AGREEMENT`."""
     if pandas.isna(std):
         return AGREEMENT[3]
-    away = abs(measured - published) - 1e-9  # on the edge, where rounding would decide
+    away = abs(measured - published) - 1e-9  # numbers on the edge count as inside, whatever the rounding
     return AGREEMENT[0] if away <= std else AGREEMENT[1] if away <= 2 * std else AGREEMENT[2]
 
 
@@ -93,7 +94,7 @@ class _Cost(NamedTuple):
 
 
 def _cost(root: str, path: Path) -> _Cost | None:
-    """Return what the rows of a file cost; None where there is no such file or it measures no cost."""
+    """Return the cost of the rows of a file; None if it does not exist or has no cost."""
     columns = COSTLY.get(path.relative_to(root).parts[0])
     if columns is None or path.suffix != ".parquet" or not path.is_file():
         return None
@@ -116,7 +117,7 @@ def _total(costs: "Iterable[_Cost | None]") -> dict[str, float]:
 
 
 def _grid(state: Overview) -> Grid:
-    """Return the numbers as people read them."""
+    """Return the numbers as a table of texts."""
     headings = list(HEADINGS.values())
     lines = [
         [f"{row[column]:.2f}" if isinstance(row[column], float) else str(row[column]) for column in HEADINGS]
@@ -130,11 +131,11 @@ def sentences(state: Overview, root: str) -> list[str]:
     total = state.frame.iloc[-1]
     texts = [
         f"{total['measured']} of {total['cells']} cells of {len(state.frame) - 1} tables below {root} are measured, "
-        f"{total['missing']} are not run.",
+        f"{total['missing']} have not been run.",
         f"{total['published']} measured cells have a published number: {total['within one']} lie within one published "
         f"standard deviation, {total['within two']} within two, {total['outside']} outside; {total[AGREEMENT[3]]} were "
         "printed without one.",
-        f"The jobs behind them took {total['hours']:.1f} hours, of these {total['gpu_hours']:.1f} on a GPU; peak "
+        f"Their jobs took {total['hours']:.1f} hours, of these {total['gpu_hours']:.1f} on a GPU; peak "
         f"memory was {total['peak_memory_gb']:.1f} GB. Devices: {', '.join(state.devices) or 'none'}.",
     ]
     if state.missing:
@@ -148,7 +149,7 @@ def markdown(state: Overview, root: str) -> str:
 
 
 def page(state: Overview, root: str) -> str:
-    """Return the overview as a piece of HTML, for the report's first page."""
+    """Return the overview as an HTML fragment, for the report's first page."""
     texts = "".join(f"<p>{html.escape(text)}</p>" for text in sentences(state, root))
     style = (
         "<style>.satm-overview table{border-collapse:collapse;font-size:13px;margin-top:1em}"

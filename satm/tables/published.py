@@ -1,4 +1,4 @@
-"""The numbers that papers print (`published_results.csv`), and which of them stand in a table of a campaign."""
+"""Numbers printed in papers (`published_results.csv`), and their use in the tables of a campaign."""
 
 import functools
 
@@ -19,12 +19,11 @@ PUBLISHED = {
     "ratbptt-c7": (("ratbptt", "Appendix C.7 (text)"),),
     "ratbptt-c8": (("ratbptt", "Appendix C.8 (text)"),),
 }
-"""Where the published numbers of a table stand, as (source, table) of the data file, by its name in a campaign. The
-first is the table itself; the later ones only fill in for methods that are measured and that it does not print
-(`random` in Table 2)."""
+"""Published tables, as (source, table) of the data file, by the name of a table in a campaign. The first is the table
+itself; the later ones only supply measured methods that it does not print (`random` in Table 2)."""
 
 WIDE = "convnet-wide"
-"""Network, in the data file, of published numbers that are of a wider ConvNet than the others."""
+"""Name, in the data file, of a wider ConvNet than that of the other published numbers."""
 
 
 @functools.cache
@@ -37,12 +36,12 @@ def load_published() -> pandas.DataFrame:
 
 
 def published_name(dataset: str) -> str:
-    """Return the name, in the data file, of the images of a dataset, however they are prepared."""
+    """Return the name of a dataset in the data file, which does not depend on the preprocessing."""
     return dataset.removesuffix("-standardised")
 
 
 def printed(name: str, dataset: str) -> pandas.DataFrame:
-    """Return the published numbers of a dataset in the table that a campaign's table of this name repeats."""
+    """Return the published numbers of a dataset in the table that a campaign's table of this name reproduces."""
     frame = load_published()
     source, table = PUBLISHED.get(name, (("", ""),))[0]
     frame = frame[frame["source"].eq(source) & frame["table"].eq(table)]
@@ -50,5 +49,5 @@ def printed(name: str, dataset: str) -> pandas.DataFrame:
 
 
 def source_of(name: str) -> str:
-    """Return the paper and table whose numbers stand in a campaign's table of this name, such as `satm Table 7`."""
+    """Return the paper and table that a campaign's table of this name reproduces, such as `satm Table 7`."""
     return " ".join(PUBLISHED[name][0])

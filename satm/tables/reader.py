@@ -1,4 +1,4 @@
-"""Files that tables and figures are made of, and checks that each is of the expected run."""
+"""Reading of the files behind tables and figures, with checks that each is of the expected run."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +35,13 @@ class Reader:
     partial: bool = False
     """Allow files that do not exist yet (`attempt`)."""
     remarks: Sequence[str] = ()
-    """Sentences for below everything that is made with this reader."""
+    """Sentences to write below every table or figure made with this reader."""
     missing: list[str] = field(default_factory=list, init=False)
-    """Runs that were left out, in words that end with the command that makes each."""
-    _hash: Callable[[Path], str] = field(
-        default_factory=lambda: cache(hash_file), init=False
-    )  # many files are of one set
+    """Descriptions of the runs that were left out, each with the command that makes it."""
+    _hash: Callable[[Path], str] = field(default_factory=lambda: cache(hash_file), init=False)  # many files share a set
 
     def attempt(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
-        """Return what a function makes of files; None where one is missing (`MissingRun`) and `partial` allows it."""
+        """Return the result of a function that reads files; with `partial`, None if one is missing (`MissingRun`)."""
         try:
             return make(*args, **options)
         except MissingRun as error:
@@ -63,16 +61,16 @@ class Reader:
         """Return the rows of one file and the options of its run, reading the file once.
 
         Args:
-            path: of the file.
-            columns: its kind.
+            path: path of the file.
+            columns: kind of the file.
             command: the stage that makes it, and fixed flags.
-            axes: flags that name the run, which are columns of the file too.
-            further: values of columns that have only one in such a file.
+            axes: flags that name the run; they are also columns of the file.
+            further: values of columns that are constant in the file.
 
         Raises:
-            MissingRun: (a `UsageError`) it is missing; the text has the command that makes it.
-            UsageError: it is broken, of another run, of another synthetic set than the stored one, or has two rows of
-                the same.
+            MissingRun: (a `UsageError`) the file is missing; the text has the command that makes it.
+            UsageError: the file is broken, of another run, of another synthetic set than the stored one, or has
+                duplicate rows.
         """
         what = f"{columns.what} {path}"
         if not Path(path).is_file():
@@ -93,9 +91,9 @@ class Reader:
         return self.run(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})[0]
 
     def metrics(self, cell: Cell) -> pandas.DataFrame:
-        """Return the measurements in the iterations of a distillation, as `run`; of each iteration the last attempt.
+        """Return the metrics of a distillation, as `run`: the last attempt at each iteration.
 
-        A `UsageError` also where they are of another version of the run than the stored synthetic set.
+        `UsageError` also if they are of another version of the run than the stored synthetic set.
         """
         from satm.storage.tensors import open_tensors, read_metadata  # needs torch; the workflow reads tables' options
 
@@ -123,12 +121,12 @@ class Reader:
     def accuracies(self, cells: Sequence[Cell], network: str, split: str = "test") -> list[pandas.DataFrame]:
         """Return the evaluations of one method's sets of several seeds: of averaged sets first, then of raw ones.
 
-        Where sets are moving averages over the iterations, their files have rows of both, which are never mixed.
+        If sets are moving averages over the iterations, their files have rows of both, which are never mixed.
 
         Args:
-            cells: of one dataset, IPC and method.
-            network: that was trained on the sets.
-            split: real images that the accuracies are of.
+            cells: cells of one dataset, IPC and method.
+            network: network that was trained on the sets.
+            split: real images on which accuracies were measured.
 
         Raises:
             UsageError: as `run`, or the sets of the seeds are not comparable.
@@ -177,9 +175,9 @@ class Reader:
         return pandas.concat(frames, ignore_index=True)
 
     def _check_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
-        """Refuse a file (`what`) of other synthetic sets than those that exist; a set may be missing.
+        """Refuse a file (`what`) of other synthetic sets than the stored ones; a set may be missing.
 
-        Its run's options state the hash of a set, or those of several by the names of their datasets, or neither.
+        The options of its run have the hash of a set, or hashes of several sets by dataset, or neither.
         """
         one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
         for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
@@ -197,14 +195,14 @@ class Reader:
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and how many runs were left out, with the command of the first."""
+        """The remarks, and the number of runs that were left out, with the command of the first."""
         missing = list(dict.fromkeys(self.missing))
-        more = f" Nor are {len(missing) - 1} more." if len(missing) > 1 else ""
+        more = f" {len(missing) - 1} more are missing." if len(missing) > 1 else ""
         return [*self.remarks, *(f"Not run yet: {first}.{more}" for first in missing[:1])]
 
 
 def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> None:
-    """Refuse two rows of one run, by file, with the same values of `Columns.key`: a `UsageError` names both."""
+    """Raise a `UsageError` for two rows with the same values of `Columns.key`, among the files of one run."""
     rows, key = pandas.concat(files), list(columns.key)  # indexed by file and row
     repeated = rows[rows.duplicated(key, keep=False)]
     if repeated.empty:

@@ -1,4 +1,4 @@
-"""Tables of texts, as csv, Markdown, LaTeX, HTML and on a terminal: what all kinds of table share."""
+"""Tables of texts, as csv, Markdown, LaTeX, HTML and on a terminal."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SPECIAL = str.maketrans(
     {"\\": r"\textbackslash{}", "±": r"$\pm$", "^": r"\^{}", "~": r"\~{}"} | {sign: rf"\{sign}" for sign in "&%_#${}"}
 )
-"""What LaTeX writes for a sign."""
+"""LaTeX code of special characters."""
 
 STYLE = """
 :root { color-scheme: light dark; font: 14px/1.5 system-ui, sans-serif; }
@@ -29,7 +29,7 @@ thead th { border-bottom: 2px solid #888; vertical-align: bottom; white-space: n
 tbody tr:hover { background: #8882; }
 p { max-width: 60em; }
 """
-"""Of a table as a page of its own; it takes the reader's choice of light or dark."""
+"""Style of a table's HTML page, light or dark as the reader's browser prefers."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Grid:
     title: str
     headings: Sequence[str]
     lines: Sequence[Sequence[str]]
-    """Texts, as many as there are headings; one between two pairs of stars is bold."""
+    """Texts, one per heading; a text between two pairs of stars is bold."""
     left: Sequence[str]
-    """Headings of columns that are not numbers, which begin at the left."""
+    """Headings of text columns, which are aligned at the left."""
     notes: Sequence[str]
 
     def markdown(self) -> str:
-        """Return it as Markdown."""
+        """Return the table as Markdown, with the notes below."""
         rule = ["---" if heading in self.left else "---:" for heading in self.headings]
         body = "\n".join(f"| {' | '.join(line)} |" for line in (self.headings, rule, *self.lines))
         return "\n\n".join([body, *self.notes]) + "\n"
 
     def latex(self) -> str:
-        """Return it as a LaTeX tabular, for the package booktabs; the notes are comments."""
+        """Return the table as a LaTeX tabular for the package booktabs; the notes are comments."""
         columns = "".join("l" if heading in self.left else "r" for heading in self.headings)
         head, *rest = [" & ".join(map(_latex, line)) + r" \\" for line in (self.headings, *self.lines)]
         comments = [f"% {note}" for note in self.notes]
@@ -59,7 +59,7 @@ class Grid:
         return "\n".join([*comments, begin, r"\toprule", head, r"\midrule", *rest, r"\bottomrule", end]) + "\n"
 
     def table(self) -> str:
-        """Return the table alone as a piece of HTML."""
+        """Return the table, without title and notes, as an HTML fragment."""
         kinds = [' class="text"' if heading in self.left else "" for heading in self.headings]
 
         def row(line: Sequence[str], tag: str) -> str:
@@ -70,7 +70,7 @@ class Grid:
         return f"<table>\n<thead>{row(self.headings, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def show(self, console: "Console") -> None:
-        """Print it on a terminal, without the notes."""
+        """Print the table on a terminal, without the notes."""
         from rich.table import Table
 
         table = Table(title=self.title)
@@ -83,16 +83,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is written of a table: a frame as csv, grids as Markdown, LaTeX and a page of HTML."""
+    """Contents of a table's files: a frame for csv, grids for Markdown, LaTeX and an HTML page."""
 
     frame: pandas.DataFrame
     grids: Sequence[Grid]
     title: str = ""
-    """Of the page; empty: that of the grid."""
+    """Title of the page; empty: that of the grid."""
     beside: Mapping[str, pandas.DataFrame] = field(default_factory=dict)
-    """Frames written as further csv, by what is added to the name of the table."""
+    """Frames for further csv files, by the suffix to the table's name."""
     shown: Sequence[Grid] = ()
-    """Grids on a terminal; empty: the same."""
+    """Grids for the terminal; empty: `grids`."""
 
     def write(self, layout: Layout, name: str) -> None:
         """Write all forms of the table of this name (errors: `write_forms`)."""
@@ -102,7 +102,7 @@ class Contents:
         write_forms(layout, name, csv=csv_text(self.frame), md=markdown, tex=latex, html=self.page())
 
     def page(self) -> str:
-        """Return the grids with their notes as one page of HTML that needs nothing else."""
+        """Return the grids with their notes as one self-contained HTML page."""
         title = html.escape(self.title or self.grids[0].title)
         parts = []
         for grid in self.grids:
@@ -113,7 +113,7 @@ class Contents:
         return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{''.join(parts)}</html>\n"
 
     def show(self, console: "Console") -> None:
-        """Print it on a terminal."""
+        """Print the grids on a terminal."""
         for grid in self.shown or self.grids:
             grid.show(console)
 
@@ -131,30 +131,30 @@ def csv_text(frame: pandas.DataFrame) -> str:
 
 
 def percent(mean: float, std: float = float("nan")) -> str:
-    """Return a fraction in percent with its deviation, where there is one; an empty text where it is missing."""
+    """Return a fraction in percent with its deviation, if any; an empty text if it is missing."""
     return number(100 * mean, 100 * std, ".1f")
 
 
 def number(mean: float, std: float = float("nan"), form: str = ".4g", form_std: str = "") -> str:
-    """Return a number with its deviation, by format specifications; an empty text where the number is missing."""
+    """Return a number with its deviation, if any, by format specifications; an empty text if it is missing."""
     if pandas.isna(mean):
         return ""
     return f"{mean:{form}}" if pandas.isna(std) else f"{mean:{form}} ± {std:{form_std or form}}"
 
 
 def text_of(value: Any, form: str = "") -> str:
-    """Return a value as a text, by a format specification; an empty text where it is missing."""
+    """Return a value as a text, by a format specification; an empty text if it is missing."""
     return "" if pandas.isna(value) else f"{value:{form}}"
 
 
 def in_numbers(counts: Iterable[int], what: str, rest: str = "") -> str:
-    """Return different counts of something in words: `1 network`, or with a rest `3 or 5 pairs of classes`."""
+    """Return the different counts of something as text: `1 network`, or with a rest `3 or 5 pairs of classes`."""
     different = sorted(set(counts)) or [0]
     return f"{' or '.join(map(str, different))} {what}{'' if different == [1] else 's'}{rest}"
 
 
 def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:
-    """Return networks in words, from their resolved options by name; without names where all are alike."""
+    """Describe networks from their resolved options by name; without names if all are the same."""
     texts = {
         name: ", ".join([str(values["network"]), *(f"{key} {values[key]}" for key in values if key != "network")])
         for name, values in options.items()
@@ -164,7 +164,7 @@ def networks_in_words(options: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def _bold(text: str) -> tuple[bool, str]:
-    """Return whether a text stands between two pairs of stars, and what does."""
+    """Return whether a text is between two pairs of stars, and the text without them."""
     bold = len(text) > 4 and text.startswith("**") and text.endswith("**")
     return bold, text[2:-2] if bold else text
 

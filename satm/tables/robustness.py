@@ -1,4 +1,4 @@
-"""Tables of what distilled images are worth beside labels, augmentation, random images and real data."""
+"""Tables that separate the value of distilled images from that of labels and augmentation."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -29,32 +29,32 @@ PLACE = ("dataset", "IPC", "network", "method")
 HEADINGS = (*PLACE, "hard", "hard, plain", "soft", "soft, plain", "real", "gap", "over random", "LRS", "ARS")
 
 LEAST_NETWORKS, LEAST_SEEDS = 5, 3
-"""With fewer a table says so."""
+"""Numbers of networks and seeds below which a table has a warning."""
 
 
 @TABLES.named("robustness")
 class RobustnessTable(TableKind):
-    """One table that says what a method's images are worth: labels, augmentation, random images and real data apart.
+    """A table of a method's images with other labels and augmentation, beside random images and real data.
 
-    Columns: own_labels, hard or soft, what the set comes with; soft_labels, own or teacher, whose the soft ones are
+    Columns: own_labels, kind of the set's labels, hard or soft; soft_labels, origin of the soft labels, own or teacher
     (`make_evaluation`). hard, soft, hard_plain, soft_plain: accuracy with these labels, augmented or plain;
-    mean, sample standard deviation over all networks, and the 95 % interval of the mean. full: of networks trained on
-    all real images. gap: full minus hard. improvement: with own labels over the baseline's images with labels of the
-    same kind; improvement_plain: the same without augmentation. lrs, ars: the label- and the augmentation-robust score
-    (`satm.tables.statistics`). networks: per set; seeds: sets.
+    mean, sample standard deviation over all networks, and the 95 % interval of the mean. full: accuracy of networks
+    trained on all real images. gap: full minus hard. improvement: accuracy with own labels minus that of the baseline's
+    images with labels of the same kind; improvement_plain: the same without augmentation. lrs, ars: the label- and the
+    augmentation-robust score (`satm.tables.statistics`). networks: their number per set; seeds: number of sets.
 
-    Intervals are Student's t over the distillations' seeds, each the mean over its networks; with one seed over its
-    networks, paired where two sets are compared, and then do not cover the choice of the seed.
+    Intervals are Student's t over the distillations' seeds, after averaging over each seed's networks; with one seed
+    they are over its networks, paired if two sets are compared, and do not cover the choice of the seed.
     """
 
     kind: Literal["robustness"] = "robustness"
-    """What images are worth with other labels and augmentation."""
+    """Accuracy of images with other labels and augmentation."""
     networks: tuple[str, ...] = Field(("convnet",), min_length=1)
     """Networks that are trained on the synthetic sets."""
     baseline: str = "random"
-    """The method whose sets, with the same labels and schedule, are the measure of an improvement."""
+    """Method whose sets, with the same labels and schedule, are the reference for an improvement."""
     full: Literal["experts", "strong"] = "strong"
-    """Recipe of the networks trained on all real images, the measure of recovery (`FULL`)."""
+    """Recipe of the networks trained on all real images, the reference for the gap (`FULL`)."""
 
     columns = {
         **{"dataset": "str", "ipc": "int64", "network": "str", "method": "str"},
@@ -132,10 +132,10 @@ class RobustnessTable(TableKind):
         networks, seeds = (sorted(set(frame[column].dropna())) or [0] for column in ("networks", "seeds"))
         count = f"{in_numbers(networks, 'network')} on each of {in_numbers(seeds, 'set')}"
         notes = [
-            f"Test accuracy in percent, mean ± sample standard deviation over {count}; bold: with the labels that the "
-            "set comes with. hard: the class of each image; soft: the set's own soft labels, or those that experts "
-            f"give; plain: without augmentation. real: all real images, hard labels ({FULL[self.full]}; the campaign "
-            f"may change it). gap: real minus hard. over random: over `{self.baseline}` with labels of the same kind, "
+            f"Test accuracy in percent, mean ± sample standard deviation over {count}; bold: with the set's own kind "
+            "of labels. hard: the class of each image; soft: the set's own soft labels, or those of experts; plain: "
+            f"without augmentation. real: all real images, hard labels ({FULL[self.full]}; unless the campaign "
+            f"changes it). gap: real minus hard. over random: minus `{self.baseline}` with labels of the same kind, "
             "augmented. LRS, ARS: label- and augmentation-robust score of DD-Ranking (arXiv 2505.13300), weights 0.5, "
             "as percent. In parentheses 95 % intervals of the mean (Student's t over the sets, or of one set over its "
             "networks)."
@@ -147,7 +147,7 @@ class RobustnessTable(TableKind):
 
 
 def _variants(reader: Reader, cells: Sequence[Cell], network: str) -> pandas.DataFrame:
-    """Return the evaluations of sets with each kind of labels and images, all of the same networks."""
+    """Return the evaluations of sets with each kind of labels, with and without augmentation, on the same networks."""
     frames = []
     for cell in cells:
         axes = {"dataset": cell.dataset, "what": "variants", **cell.axes, "network": network}
@@ -156,7 +156,7 @@ def _variants(reader: Reader, cells: Sequence[Cell], network: str) -> pandas.Dat
         networks = [set(_variant(frame, setting)["repeat"]) for setting in SETTINGS]
         if any(each != networks[0] for each in networks):
             raise UsageError(
-                f"evaluation {path} is not of the same networks with each kind of labels and images; make it again"
+                f"evaluation {path} has different networks for the kinds of labels and augmentation; make it again"
             )
         frames.append(frame)
     return pandas.concat(frames, ignore_index=True)
@@ -169,7 +169,7 @@ def _variant(frame: pandas.DataFrame, setting: str) -> pandas.DataFrame:
 
 
 def _units(rows: pandas.DataFrame) -> pandas.Series:
-    """Return accuracies by seed, or of one seed by network."""
+    """Return accuracies by seed, or with one seed by network."""
     return rows.groupby("seed" if rows["seed"].nunique() > 1 else "repeat")["accuracy"].mean()
 
 
@@ -184,6 +184,6 @@ def _difference(one: pandas.Series, two: pandas.Series) -> pandas.Series:
 
 
 def _spread(row: Mapping[Any, Any], name: str) -> str:
-    """Return a score with its interval, in percent; an empty text where it is missing."""
+    """Return a score with its interval, in percent; an empty text if it is missing."""
     low, high = 100 * row[f"{name}_low"], 100 * row[f"{name}_high"]
     return percent(row[f"{name}_mean"]) + ("" if pandas.isna(low) else f" ({low:.1f} to {high:.1f})")

@@ -16,7 +16,7 @@ from satm.tables.reader import Reader
 from satm.tables.render import Grid, number, text_of
 
 SPIKE = 3.0
-"""An iteration is a spike where the norm of its hypergradient exceeds this multiple of the run's median."""
+"""An iteration is a spike if the norm of its hypergradient exceeds this multiple of the run's median."""
 
 CONVERGED = 0.05
 """A loss has converged once this fraction of its total decrease is left."""
@@ -34,9 +34,9 @@ RunMetric = Literal[
 ]
 """Numbers about a distillation.
 
-memory_gb: the most that an iteration held, 1e9 bytes, mean over seeds; seconds: of an iteration, over all but the first
-of each run; hours_per_1000_iterations: the same in other units; training_hours: of a whole distillation;
-iterations_to_converge: see `converged`; hypergradient_norm_mean: over the iterations, its std their spread;
+memory_gb: peak memory of an iteration, 1e9 bytes, mean over seeds; seconds: of an iteration, over all but the first of
+each run; hours_per_1000_iterations: the same in other units; training_hours: of a whole distillation;
+iterations_to_converge: see `converged`; hypergradient_norm_mean: mean and std over the iterations;
 hypergradient_norm_spikes: fraction of the iterations above `SPIKE` times the median; sharpness_first_tenth and
 _last_tenth: mean over the first and last tenth of the iterations."""
 
@@ -47,19 +47,19 @@ HEADINGS = ("measure", "dataset", "IPC", "method", "published", "measured", "n")
 class RunMetricsTable(TableKind):
     """A table of numbers about distillations, each from the metrics of their iterations.
 
-    Columns: mean, std and n as in `RunMetric`, in the units that the measure's name says; published and published_std
-    as printed. Numbers that a paper prints without saying at how many images per class stand in every cell of their
-    dataset. What does not exist is missing.
+    Columns: mean, std and n as in `RunMetric`, in the units in the measure's name; published and published_std as
+    printed. Numbers printed without a number of images per class are in every cell of their dataset. Unknown values are
+    missing.
     """
 
     kind: Literal["run-metrics"] = "run-metrics"
     """Memory, time, norms and convergence of distillations."""
     measures: tuple[RunMetric, ...] = Field(min_length=1)
-    """Which numbers (`satm.tables.run_metrics.RunMetric`)."""
+    """Names of the numbers (`satm.tables.run_metrics.RunMetric`)."""
     after: int = Field(0, ge=0)
-    """So many iterations at the start of each run are left out, as the first ones can be far from the rest."""
+    """Number of first iterations of each run that are left out, as they can be far from the rest."""
     published_as: dict[str, str] = {}
-    """Names in the published data of methods that have another name here."""
+    """Names of methods in the published data, if they differ from those here."""
 
     columns = {
         **{"dataset": "str", "ipc": "int64", "method": "str", "measure": "str"},
@@ -95,12 +95,12 @@ class RunMetricsTable(TableKind):
             if runs[-1].empty:
                 raise UsageError(
                     f"the run of {cell.method} on {cell.dataset} at ipc {cell.ipc}, seed {cell.seed}, has {len(run)} "
-                    f"iterations and `after: {self.after}` leaves none of them; take a smaller `after`"
+                    f"iterations and `after: {self.after}` leaves none of them; use a smaller `after`"
                 )
         return measure(metric, runs)
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
-        """Return the numbers in their own units."""
+        """Return the numbers in the units of each measure."""
         lines = [
             [
                 *(row["measure"].replace("_", " "), row["dataset"], str(row["ipc"]), row["method"]),
@@ -111,9 +111,9 @@ class RunMetricsTable(TableKind):
             for row in frame.to_dict("records")
         ]
         notes = [
-            "Seconds of an iteration: over all iterations but the first of each run. Memory: the most that an "
-            "iteration held, on a GPU the tensors of PyTorch, on a CPU the whole process; 1 GB is 10^9 bytes. A "
-            "published time or memory is that of another machine."
+            "Seconds of an iteration: over all iterations but the first of each run. Memory: peak of an iteration, on "
+            "a GPU of PyTorch's tensors, on a CPU of the whole process; 1 GB is 10^9 bytes. Published times and memory "
+            "are those of another machine."
         ]
         if self.after:
             notes.append(f"The first {self.after} iterations of each run are left out.")
@@ -123,7 +123,7 @@ class RunMetricsTable(TableKind):
 
 
 def _published(name: str, metric: str, dataset: str, ipc: int) -> dict[str, Row]:
-    """Return what is published by method."""
+    """Return the published numbers by method."""
     frame = printed(name, dataset)
     own = frame["metric"].eq(metric) & (frame["ipc"].eq(ipc) | frame["ipc"].isna())
     return {
@@ -146,8 +146,8 @@ def measure(metric: str, runs: Sequence[pandas.DataFrame]) -> Measure:
     """Return the number of this name (`RunMetric`) about the runs of one cell.
 
     Args:
-        metric: its name; a `UsageError` for an unknown one.
-        runs: the metrics of each seed, at least one; of each iteration one row.
+        metric: name of the number; `UsageError` for an unknown one.
+        runs: the metrics of each seed, at least one; one row per iteration.
     """
     value = pick(metric, _VALUES, "measure")
     values = pandas.concat([pandas.Series(value(run)) for run in runs]).dropna()
@@ -157,8 +157,8 @@ def measure(metric: str, runs: Sequence[pandas.DataFrame]) -> Measure:
 def converged(loss: pandas.Series) -> float:
     """Return the number of iterations until a loss has converged (`CONVERGED`); NaN if it never fell.
 
-    The loss, a value per iteration, is noisy, as each matches another segment: its decrease is that of a running mean
-    over a twentieth of the iterations, from the first full window to the lowest value.
+    The loss, a value per iteration, is noisy, as each iteration matches another segment. Its decrease is therefore that
+    of a running mean over a twentieth of the iterations, from the first full window to the lowest value.
     """
     window = max(1, len(loss) // 20)
     running = loss.rolling(window).mean().dropna()
@@ -169,7 +169,7 @@ def converged(loss: pandas.Series) -> float:
 
 
 def _seconds(run: pandas.DataFrame) -> pandas.Series:
-    # The first iteration also warms up: libraries load, memory is taken, kernels are chosen.
+    # The first iteration includes the warm-up: libraries load, memory is allocated, kernels are chosen.
     return run["seconds"].iloc[1:] if len(run) > 1 else run["seconds"]
 
 
@@ -196,4 +196,4 @@ _VALUES: dict[str, Callable[[pandas.DataFrame], float | pandas.Series]] = {
     "sharpness_first_tenth": lambda run: _tenth(run, last=False),
     "sharpness_last_tenth": lambda run: _tenth(run, last=True),
 }
-"""The values of a run that each number is the mean of, over all seeds."""
+"""Functions from a run to the values whose mean over all seeds is the number."""

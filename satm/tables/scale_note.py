@@ -1,7 +1,7 @@
-"""How a table or figure differs from the one of the same name in the papers' campaign, in words.
+"""Notes on the size of a table or figure, compared with the one of the same name in the papers' campaign.
 
-A campaign for a smaller machine names its tables and figures as `config/paper.yaml` does; then each says below itself
-by how much it is smaller.
+A campaign for a smaller machine names its tables and figures as `config/paper.yaml` does; a note below each of them
+then says by how much it is smaller.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +20,11 @@ METHOD = {
 EXPERTS = {"count": "experts", "epochs": "epochs of an expert"}
 TESTED = {"repeats": "networks tested", "epochs": "epochs of a test"}
 NETWORK = {"width": "width", "depth": "depth", "width_factor": "width factor"}
-"""Options of a method, its experts, its evaluation and a network that say how large a run is, in words."""
+"""Descriptions of the options of a method, its experts, its evaluation and a network that determine a run's size."""
 
 
 def paper_path() -> Path:
-    """Return the file of the papers' campaign: inside an installed package, `config/paper.yaml` in a checkout."""
+    """Return the file of the papers' campaign: in the installed package, or `config/paper.yaml` of a checkout."""
     return shipped("paper.yaml", "config/paper.yaml")
 
 
@@ -34,9 +34,9 @@ def _paper() -> Resolver:
 
 
 def reductions(resolver: Resolver, section: Literal["tables", "figures"], name: str) -> list[str]:
-    """Return one sentence on how a table or figure of a campaign's section differs in size from the papers' one.
+    """Return one sentence on the size of a table or figure, compared with the papers' campaign.
 
-    Nothing where the papers' campaign has none of this name.
+    Empty if the papers' campaign has none of this name.
     """
     paper = _paper()
     known = _entries(paper, section)
@@ -55,7 +55,7 @@ def _entries(resolver: Resolver, section: Literal["tables", "figures"]) -> Mappi
 
 
 def _described(resolver: Resolver, entry: Exhibit) -> dict[str, str]:
-    """Return what an entry is made of, in words by subject; different values in their order, numbers as a range."""
+    """Describe the size of an entry by subject; different values in their order, numbers as a range."""
     values: dict[str, list[str]] = {}
     for what, value in _sizes(resolver, entry):
         if value is not None:
@@ -64,7 +64,7 @@ def _described(resolver: Resolver, entry: Exhibit) -> dict[str, str]:
 
 
 def _sizes(resolver: Resolver, entry: Exhibit) -> Iterator[tuple[str, object]]:
-    """Yield what says how large an entry is: the subject in words, and a value of it; None where it has none."""
+    """Yield the options that determine the size of an entry: a description and a value, None if it has none."""
     from satm.methods import resolve as resolve_method
     from satm.networks import resolve as resolve_network
 
@@ -88,7 +88,7 @@ def _sizes(resolver: Resolver, entry: Exhibit) -> Iterator[tuple[str, object]]:
 
 
 def _worded(words: Mapping[str, str], options: object) -> Iterator[tuple[str, object]]:
-    """Yield the values of some options by their words; None of an option that there is not."""
+    """Yield the descriptions of some options with their values; None for an option that does not exist."""
     return ((word, getattr(options, option, None)) for option, word in words.items())
 
 

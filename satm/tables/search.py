@@ -1,4 +1,4 @@
-"""Tables of architecture searches: how well synthetic sets rank networks, beside the published numbers."""
+"""Tables of architecture searches: rank correlations of synthetic sets, beside the published numbers."""
 
 import math
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ METRICS |= {"selected_accuracy": "nas_best_model_accuracy", "minutes": "search_t
 """Columns that have published numbers, and the metric in the data file."""
 
 REAL = Cell("", 0, "real")
-"""In place of a synthetic set: the candidates are trained on all real images of a dataset."""
+"""Used in place of a synthetic set: the candidates are trained on all real images of a dataset."""
 
 
 @TABLES.named("search")
 class SearchTable(SearchOptions, TableKind):
     """An architecture search with synthetic sets in place of the real images, and its table.
 
-    Columns: seeds, how many synthetic sets; candidates, how many networks were ranked; spearman_…, rank correlation of
-    the accuracies after training on the set and on the real images, over the best candidates or all
-    (`satm.evaluation.search.TOPS`), mean and sample standard deviation over the sets; selected_accuracy, of the
-    candidate that is best by the set, when trained on the real images, likewise; best_accuracy, of the best candidate
-    there; selected, the options of the first in the order of `satm.evaluation.search.SPACE`, of several sets each
-    different one; proxy_minutes, spent on one set, and real_minutes on the real images, which find the best candidate
-    alone in the row `real`; published_…, where the search is one of a paper. A candidate's accuracy is the mean over
-    its networks. What does not exist is missing.
+    Columns: seeds, number of synthetic sets; candidates, number of ranked networks; spearman_…, rank correlation of the
+    accuracies after training on the set and on the real images, over the best candidates or all
+    (`satm.evaluation.search.TOPS`), mean and sample standard deviation over the sets; selected_accuracy, accuracy after
+    training on the real images of the candidate that is best by the set, mean and deviation likewise; best_accuracy,
+    that of the best candidate; selected, the options of the selected candidate in the order of
+    `satm.evaluation.search.SPACE`, with several sets each different one; proxy_minutes, time on one set, and
+    real_minutes on the real images, which alone select in the row `real`; published_…, if a paper has this search. A
+    candidate's accuracy is the mean over its networks. Unknown values are missing.
     """
 
     kind: Literal["search"] = "search"
     """An architecture search."""
     top_by: Literal["real", "proxy"] = "real"
-    """Whose accuracies say which the best 5, 10 and 20 candidates are, over which ranks are correlated."""
+    """Accuracies that determine the best 5, 10 and 20 candidates, over which ranks are correlated."""
 
     columns = {
         **{"dataset": "str", "ipc": "int64", "method": "str", "seeds": "Int64", "candidates": "Int64"},
@@ -66,7 +66,7 @@ class SearchTable(SearchOptions, TableKind):
         ]
 
     def size(self) -> dict[str, object]:
-        """Return how many candidates there are, how wide they are and how they are trained."""
+        """Return the number of candidates, their width and their training."""
         return {
             **{"candidates": self.sample, "times the width of candidates": self.width_factor},
             **{"epochs on proxy images": self.proxy.epochs, "networks on proxy images": self.proxy.repeats},
@@ -101,7 +101,7 @@ class SearchTable(SearchOptions, TableKind):
     def _row(
         self, name: str, cell: Cell, sets: Sequence[pandas.DataFrame] | None, real: Sequence[pandas.DataFrame] | None
     ) -> Row:
-        """Return a row from the ranking by each set; where something is missing, of what is published only."""
+        """Return a row from the ranking by each set; only published numbers if results are missing."""
         row = {"dataset": cell.dataset, "ipc": cell.ipc, "method": cell.method, **_published(name, cell)}
         if sets is None or real is None:
             return row
@@ -123,7 +123,7 @@ class SearchTable(SearchOptions, TableKind):
         }
 
     def grid(self, reader: Reader, name: str, frame: pandas.DataFrame) -> Grid:
-        """Return the numbers as texts, a column of published ones only where there are some."""
+        """Return the numbers as texts, with columns of published numbers if there are any."""
         frame = frame.assign(minutes=frame["proxy_minutes"].fillna(frame["real_minutes"]))
         headings = {f"spearman_{top}": top.replace("top", "top ") for top in TOPS}
         headings |= {"selected_accuracy": "selected", "minutes": "minutes"}
@@ -171,7 +171,7 @@ class SearchTable(SearchOptions, TableKind):
 
 
 def _published(name: str, cell: Cell) -> Row:
-    """Return the published numbers of a row by column; nothing where there are none."""
+    """Return the published numbers of a row by column; empty if there are none."""
     frame = printed(name, cell.dataset)
     own = frame["method"].eq(cell.method) & frame["ipc"].eq(cell.ipc) if cell.ipc else frame["method"].eq("full")
     values = dict(zip(frame.loc[own, "metric"], frame.loc[own, "value"], strict=True))
@@ -189,7 +189,7 @@ def _text(column: str, mean: float, std: float) -> str:
 
 
 def _recipe(options: CandidateOptions) -> str:
-    """Return in words how candidates are trained."""
+    """Describe the training of the candidates."""
     rate = "the set's learned step size" if options.lr == "learned" else f"step size {options.lr:g}"
     return (
         f"{in_numbers([options.repeats], 'network')} of each candidate, {in_numbers([options.epochs], 'epoch')}, "

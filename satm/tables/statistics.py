@@ -16,7 +16,7 @@ PAIRED_COLUMNS = (
 
 
 def spread(values: pandas.Series, by: str | pandas.Series) -> pandas.DataFrame:
-    """Return mean, std (of the sample) and n of values by group."""
+    """Return mean, sample standard deviation and n of values by group."""
     return values.groupby(by).agg(["mean", "std", "count"]).rename(columns={"count": "n"})
 
 
@@ -42,12 +42,12 @@ def pooled_deviations(one: Sequence[float], two: Sequence[float]) -> float:
 def paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str) -> dict[str, object]:
     """Return the mean difference of a column `value`, one - two, with its 95 % interval (Student's t).
 
-    Pairs are the seeds of the distillation, each the mean over its networks or segments; with one seed they are the
-    networks or the segments themselves, so that the interval does not cover the choice of the seed. `over` says which.
+    Pairs are the seeds of the distillation, after averaging over each seed's networks or segments; with one seed they
+    are the networks or segments themselves, and the interval does not cover the choice of the seed. `over` names them.
     low and high are missing with a single pair. pooled_deviations is the difference of the means over all networks or
     segments in pooled standard deviations.
 
-    `one` and `two` are the rows of two methods; `inner` is the column that tells the rows of one seed apart.
+    `one` and `two` are the rows of two methods; `inner` is the column that distinguishes the rows of one seed.
 
     Raises:
         UsageError: pairs without a partner.
@@ -69,10 +69,10 @@ def paired(one: pandas.DataFrame, two: pandas.DataFrame, value: str, inner: str)
 
 
 def label_robust_score(improvement: float, gap: float, weight: float = 0.5) -> float:
-    """Return the label-robust score, 0 to 1: how good images are whatever labels they come with.
+    """Return the label-robust score, 0 to 1: the quality of images independent of their labels.
 
-    ``(exp(a) - exp(-1)) / (exp(1) - exp(-1))`` with ``a = weight * improvement - (1 - weight) * gap``. It is 0.27 where
-    nothing is gained over random images and nothing is missing to real data. The improvement ("improvement over
+    ``(exp(a) - exp(-1)) / (exp(1) - exp(-1))`` with ``a = weight * improvement - (1 - weight) * gap``. It is 0.27 for
+    no improvement over random images and no gap to real data. The improvement ("improvement over
     random", IOR) is the accuracy of the set with its own labels minus that of random images with labels of the same
     kind; the gap ("hard label recovery", HLR) that of all real images minus that of the set, both with hard labels.
 
@@ -82,10 +82,10 @@ def label_robust_score(improvement: float, gap: float, weight: float = 0.5) -> f
 
 
 def augmentation_robust_score(augmented: float, plain: float, weight: float = 0.5) -> float:
-    """Return the augmentation-robust score, 0 to 1: how good images are whatever augmentation they are trained with.
+    """Return the augmentation-robust score, 0 to 1: the quality of images independent of augmentation.
 
-    ``(exp(b) - exp(-1)) / (exp(1) - exp(-1))`` with ``b = weight * augmented + (1 - weight) * plain``, improvements
-    over random images where both are augmented and where neither is.
+    ``(exp(b) - exp(-1)) / (exp(1) - exp(-1))`` with ``b = weight * augmented + (1 - weight) * plain``, the improvements
+    over random images with and without augmentation of both.
 
     Source: the same, from its public code (`aug_robust.py`); weight 0.5.
     """

@@ -7,12 +7,12 @@ from torch import Tensor
 def mini_batches(
     count: int, size: int | None, steps: int, generator: torch.Generator, device: torch.device
 ) -> list[Tensor] | None:
-    """Return the indices `[size]` int64, among `count` images, of each inner step; None where each step takes all.
+    """Return the mini-batch of each inner step, `[size]` int64 indices of `count` images; None: all images in each.
 
-    The generator is on the CPU, the indices are on the device. Where each step takes all, nothing is drawn.
+    The generator is on the CPU, the indices are on the device. If each step uses all images, nothing is drawn.
 
-    Source: MTT's public code: a permutation is consumed in chunks and drawn again when it is used up.
-    Differs: a rest smaller than a batch is a batch of its own there and is dropped here, so that all have one size.
+    Source: MTT's public code: a permutation is consumed in chunks, and a new one is drawn when it is used up.
+    Differs: the public code keeps a smaller last chunk; here it is dropped, so that all batches have the same size.
     """
     if size is None or size >= count:
         return None

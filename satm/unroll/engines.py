@@ -2,8 +2,8 @@
 
 `reverse` keeps the graph of all steps and calls backward once: simple, with memory proportional to steps x activations.
 `mixed` keeps only the weights of each step and recomputes one step at a time on the way back. Both give the exact
-gradient through the requested steps. `tesla` keeps nothing of a step and ignores that a step's weights depend on the
-images of earlier steps, so it is exact for one step only.
+gradient through the requested steps. `tesla` stores no step and ignores that a step's weights depend on the images of
+earlier steps, so it is exact for one step only.
 
 Shapes: n synthetic images of C x H x W, P parameters.
 """
@@ -45,7 +45,7 @@ class Hypergradient(Gradients):
     Args:
         start: `[P]` gradient with respect to the weights before the first step; None if the loop was truncated.
         end: `[P]` weights after the last step.
-        points: points of the trajectory requested by `keep_points`, by the index of the next step.
+        points: trajectory points requested by `keep_points`, by the index of the next step.
     """
 
     start: Tensor | None
@@ -84,15 +84,15 @@ def reverse(
 def mixed(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Derivatives:
-    """Return the gradients of `reverse` in the memory of one step and two weight vectors per step (as `Engine`).
+    """Return the gradients of `reverse` with less memory: one step and two weight vectors per step (as `Engine`).
 
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
     a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
     Hessian, which is symmetric, and the contributions to the images and labels.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
-    numbers, but needs a forward-mode rule for every operation of the module, and was slower: on a ConvNet of width 128
-    1.32 times as long as `reverse` instead of 1.15 times (`python -m satm bench hypergradient` measures the ratio).
+    numbers, but needs a forward-mode rule for every operation of the module, and was slower: it took 1.32 times as long
+    as `reverse` on a ConvNet of width 128, the pullback 1.15 times (measure it: `python -m satm bench hypergradient`).
     """
     path: list[tuple[Point, Tensor]] = []
     directions = torch.zeros_like(point.weights)
@@ -123,17 +123,17 @@ def mixed(
 def tesla(
     loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
 ) -> Derivatives:
-    """Return TESLA's gradients in the memory of one step, for any number of steps (arguments: `Engine`).
+    """Return TESLA's gradients with the memory of one step, for any number of steps (arguments: `Engine`).
 
     Each step's gradient gets the cotangent of the last weights unchanged, as if the weights of a step were constant.
     The exact cotangent of a step has one factor ``1 - step_size * Hessian`` for each later step; these are omitted. For
     a single step there are none, and the gradients with respect to images, labels and step size are exact. The gradient
-    with respect to the start is always that of the last weights. The steps are run twice: for the end, then for the
-    gradients.
+    with respect to the start is always that of the last weights. The steps are run twice: first to reach the last
+    weights, then for the gradients.
 
     Source: TESLA (Cui et al. 2023), "constant memory" section; the step size's gradient holds all inner gradients
         constant, as the public code does.
-    Differs: any objective and rule; a rule's state counts as constant, like the weights.
+    Differs: works with any objective and rule; a rule's state is treated as constant, like the weights.
     """
     here = point
     directions = torch.zeros_like(point.weights)
@@ -158,13 +158,13 @@ def tesla(
 
 
 def _leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return images and labels as leaves of a graph, and those of them that have gradients: hard labels have none."""
+    """Return images and labels as leaves of a graph, and the leaves that need gradients; hard labels do not."""
     pixels, targets = images.detach().requires_grad_(), labels.detach().requires_grad_(labels.is_floating_point())
     return pixels, targets, [leaf for leaf in (pixels, targets) if leaf.requires_grad]
 
 
 def _result(loss: Tensor, bars: list[Tensor], step_size: Tensor, start: Tensor, end: Tensor) -> Hypergradient:
-    """Return the hypergradient with the gradients of the leaves, `bars`."""
+    """Return the hypergradient; `bars` are the gradients of the leaves."""
     return Hypergradient(loss, bars[0], bars[1] if len(bars) > 1 else None, step_size, start, end)
 
 

@@ -46,8 +46,8 @@ def hypergradient(
 
     Args:
         module: any network whose output is a pure function of its parameters and its input. Its buffers are constants.
-        images: `[n, C, H, W]` floating point, in the space the network is trained in, or another shape it takes.
-        labels: `[n]` int64, or floating point of any shape that the loss takes (soft labels or their logits).
+        images: `[n, C, H, W]` floating point, in the space of training, or another shape that the network accepts.
+        labels: `[n]` int64, or floating point of any shape that the loss accepts (soft labels or their logits).
         step_size: `[]` or a number; not checked to be positive.
         objective: differentiable outer loss of the flat weights `[P]`, in the order of `satm.params.flatten`.
         steps: N, the index after the last step.

@@ -30,15 +30,15 @@ class Point:
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """N steps of training.
+    """Training of a network for N steps.
 
     Args:
         module: the network; its own parameters are neither used nor changed.
         loss: inner loss.
         rule: inner optimiser.
-        steps: N.
+        steps: number of steps, N.
         batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
-        augment: augmentation of the images of each step; None: none.
+        augment: augmentation of the images of each step; None: no augmentation.
     """
 
     module: nn.Module
@@ -51,7 +51,7 @@ class InnerLoop:
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
         """Return the gradient of the inner loss in one step, `[P]`, with a graph to the arguments.
 
-        Of all synthetic images, `[n, C, H, W]`, and labels those of the step are chosen and augmented here.
+        The images, `[n, C, H, W]`, and labels are the whole set; the step's batch is selected and augmented here.
         """
         check_stop()
         if self.batches is not None:

@@ -12,15 +12,15 @@ from satm.params import call_flat
 from satm.unroll.engines import Objective
 
 CHUNK = 500
-"""Real images of the outer loss whose activations are held together: about 1 GiB in a ConvNet of width 128 at 32 x 32
-pixels, where a batch of 5,000 would need ten times as much."""
+"""Real images whose activations are in memory at the same time: about 1 GiB in a ConvNet of width 128 at 32 x 32
+pixels, a tenth of what a batch of 5,000 would need."""
 
 
 def real_loss(module: nn.Module, images: Tensor, labels: Tensor, chunk: int = CHUNK) -> Objective:
-    """Return the mean cross-entropy on real images as a function of the weights, in the memory of a chunk of them.
+    """Return the mean cross-entropy on real images as a function of the weights, with the memory of one chunk.
 
-    A chunk's activations are dropped after its forward pass and computed again in the backward pass. The images are
-    `[B, C, H, W]` in the space of training, of the weights' type, the labels `[B]` int64.
+    A chunk's activations are dropped after its forward pass and recomputed in the backward pass. The images,
+    `[B, C, H, W]`, are in the space of training and have the weights' dtype; the labels are `[B]` int64.
     """
 
     def summed(weights: Tensor, part: Tensor, targets: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Sgd:
         return {}
 
     def direction(self, weights: Tensor, state: State, gradient: Tensor) -> tuple[Tensor, State]:
-        """Return the gradient with decay."""
+        """Return the gradient plus weight decay."""
         return _decayed(gradient, weights, self.weight_decay), state
 
 
@@ -98,8 +98,8 @@ class Adam:
 class Scheduled:
     """A rule with a step size that is multiplied by `factor` at each milestone.
 
-    A milestone m is reached after m steps, so the step of index m is the first smaller one, as in
-    `torch.optim.lr_scheduler.MultiStepLR`. The state is that of the rule and, as `passed`, the number of steps so far.
+    A milestone m is reached after m steps, so the step with index m is the first of the new size, as in
+    `torch.optim.lr_scheduler.MultiStepLR`. The state is that of the rule and `passed`, the number of steps so far.
     """
 
     rule: Rule
@@ -122,7 +122,7 @@ class Scheduled:
 
 
 def descent_rule(momentum: float, weight_decay: float) -> Rule:
-    """Return SGD, plain where the momentum is 0."""
+    """Return SGD with momentum, or plain SGD if the momentum is 0."""
     return Momentum(momentum, weight_decay=weight_decay) if momentum else Sgd(weight_decay)
 
 

@@ -1,1 +1,1 @@
-"""What a campaign needs: its jobs, the campaigns that Snakemake opens, the schema, SLURM, recovery."""
+"""The workflow around campaigns: their jobs, the Snakemake interface, the schema, SLURM, recovery."""

@@ -26,8 +26,8 @@ class Campaigns:
     def __init__(self, base: Path, files: Iterable[Path] = (), partial: bool = False, checked: bool = False) -> None:
         """Collect the campaigns in `config/*.yaml` of the checkout `base`, and `files`, those of `--configfile`.
 
-        With `partial` tables and figures are made of existing results only. `checked`: the process that planned this
-        job has checked the campaigns, which takes longer than the rest.
+        With `partial`, tables and figures use existing results only. With `checked`, the campaigns are not checked
+        here, because the process that planned this job has done it; checking takes longer than the rest.
 
         Raises:
             UsageError: two files would write to one folder, or the name of one of `files` cannot become a folder.
@@ -106,7 +106,7 @@ class Campaigns:
         """Return the files that a job reads, by name.
 
         Raises:
-            UsageError: a wildcard is no name of the campaign.
+            UsageError: a wildcard is not a name in the campaign.
         """
         resolver, entry = self.of(wildcards.root), RULES[rule]
         inputs = {name: files(resolver, wildcards) for name, files in entry.inputs.items()}
@@ -120,7 +120,7 @@ class Campaigns:
         return canonical(options(self.of(wildcards.root), wildcards) if options else {})
 
     def config(self, wildcards: Wildcards) -> str:
-        """Return the path of the campaign's file, relative if possible: then a moved checkout runs nothing again."""
+        """Return the path of the campaign's file, relative if possible, so that a moved checkout runs nothing again."""
         path = self.paths[wildcards.root].absolute()
         return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -144,7 +144,7 @@ def use_this_checkout(base: Path) -> None:
 
     Otherwise a Snakemake that was called by its path, without its environment activated, would run another Python; with
     `--directory` the checkout is not the working folder. A job's conda environment, if there is one, still comes first.
-    A job that meets another process at the same run, left behind by a killed Snakemake, waits for its end.
+    A job waits for a process that a killed Snakemake has left behind at the same run.
     """
     for name, folder in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", base)):
         entries = [entry for entry in os.environ.get(name, "").split(os.pathsep) if entry]
@@ -168,8 +168,8 @@ def open_campaigns(workflow: Any) -> Campaigns:
         partial = str(values.pop("partial", False)).lower()
         if values or partial not in ("true", "false"):
             raise UsageError(
-                "--config takes partial=true or false alone, for tables and figures of what is there; write any other "
-                "value into a campaign, for --configfile"
+                "--config accepts only partial=true or partial=false, for tables and figures of existing results; "
+                "write other values into a campaign, for --configfile"
             )
         campaigns = Campaigns(base, workflow.configfiles, partial == "true", checked=not workflow.is_main_process)
         campaigns.check(sys.argv[1:])

@@ -78,7 +78,7 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
 
 
 def _check_exhibit(resolver: Resolver, entry: Exhibit, where: str) -> None:
-    """Check every synthetic set and network that a table or figure is made of."""
+    """Check every synthetic set and network that a table or figure needs."""
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
         pick(dataset, resolver.datasets, "dataset", where)

@@ -22,17 +22,17 @@ class Job:
 
     @property
     def wildcards(self) -> Wildcards:
-        """The wildcards as a rule gets them from Snakemake: attributes, all of them texts."""
+        """The wildcards in Snakemake's form: attributes, all of them texts."""
         return SimpleNamespace(**dict(self.names))
 
     @property
     def outputs(self) -> list[Path]:
-        """The files that it makes."""
+        """The files that the job makes."""
         return [Path(pattern.format(**dict(self.names))) for pattern in RULES[self.rule].outputs.values()]
 
     @property
     def place(self) -> tuple[str, ...]:
-        """Place of its log, account, benchmark and state, for the functions of the layout."""
+        """Place of the log, account, benchmark and state, for the functions of the layout."""
         return place_of(self.rule, **dict(self.names))
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
 """Recovery from a killed Snakemake. Nothing here imports torch.
 
-Its jobs go on, or wait in the queue, and it does not see their results. The next Snakemake runs them again, and first
-deletes their outputs. Jobs therefore keep second names of their results (`satm.run.lock.KEPT`) until the workflow has
-succeeded, and restore them when run again. Experts are kept one by one; images, tables and pictures take little. Jobs
-that only wait are cancelled.
+Its jobs continue, or wait in the queue, but nobody records their results. The next Snakemake runs them again, and first
+deletes their outputs. Jobs therefore keep hard links to their results (`satm.run.lock.KEPT`) until the workflow has
+succeeded, and restore them when run again. Experts are kept one by one; images, tables and figures are quickly made.
+Jobs that only wait are cancelled.
 """
 
 import contextlib

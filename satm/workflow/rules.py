@@ -2,7 +2,7 @@
 
 The Snakefiles, the plan, the forecast and the accounting read it. Wildcards are named like the flags of the command
 line. Options are those that a job uses and that differ from the default, so that a new option, method or network
-schedules nothing that does not use it.
+reruns no job that does not use it.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ WHITENING = {"zca_eps", "zca_per_image", "zca_relative"}
 """Options of a dataset that determine its whitening."""
 
 SHARING = {"count", "per_job", "difficulty_count"}
-"""Options of experts that set their number, the jobs that train them and the number of raters, and change no expert."""
+"""Options that change no expert: their number, their grouping into jobs and the number of raters."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Rule:
     Args:
         stage: command that runs, as in `satm.config.REVISIONS`.
         outputs: patterns of files by name.
-        inputs: files by name.
+        inputs: functions that list the input files, by name.
         options: options that the result depends on beside its inputs; None: none.
-        keeps: results have second names until the workflow has succeeded (`satm.workflow.recovery`).
-        gathers: made of other results in a moment; of the existing ones alone where the user wants a partial result.
+        keeps: whether results are kept until the workflow has succeeded (`satm.workflow.recovery`).
+        gathers: whether the job only presents other results, and with `partial` only existing ones.
     """
 
     stage: str
@@ -63,8 +63,8 @@ def cell_of(names: Wildcards) -> Cell:
 # Files
 
 
-def _prepared(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the decoded images and, if there is one, the whitening of a dataset; steps use those of the whole."""
+def _dataset_files(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the files of a dataset's images and whitening, if any; a step uses those of the whole dataset."""
     whole = resolver.whole(names.dataset)
     images = [resolver.layout.images(whole)]
     return [*images, resolver.layout.zca(whole)] if resolver.dataset(whole).zca else images
@@ -82,28 +82,28 @@ def _parts(resolver: Resolver, names: Wildcards) -> list[str]:
     return [resolver.layout.experts_part(names.dataset, names.experts, part) for part in parts(recipe)]
 
 
-def _matched(resolver: Resolver, names: Wildcards) -> list[str]:
+def _method_experts(resolver: Resolver, names: Wildcards) -> list[str]:
     """Return the manifest of the experts that a method matches; empty if it uses none."""
     experts = experts_of(resolver.method(cell_of(names)))
     return [] if experts is None else [resolver.layout.manifest(names.dataset, experts)]
 
 
-def _followed(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the manifest of the experts in the options of a measurement, or else of the matched ones."""
+def _analysis_experts(resolver: Resolver, names: Wildcards) -> list[str]:
+    """Return the manifest of the experts in a measurement's options, or else of those that the method matches."""
     experts = resolver.analysis(cell_of(names)).experts
     if experts is None or "experts" not in ANALYSES[names.what]:
-        return _matched(resolver, names)
+        return _method_experts(resolver, names)
     return [resolver.layout.manifest(names.dataset, experts)]
 
 
-def _learned(resolver: Resolver, names: Wildcards) -> list[str]:
+def _continual_sets(resolver: Resolver, names: Wildcards) -> list[str]:
     """Return the synthetic sets of continual learning."""
     cell = cell_of(names)
     sources = resolver.learning(names.protocol, cell).sources(names.dataset)
     return [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
 
 
-def _measured(resolver: Resolver, names: Wildcards) -> list[str]:
+def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
     if hasattr(names, "table"):
         return resolver.table(names.table).files(resolver.layout, names.table)
     return resolver.figure(names.figure).files(resolver.layout, resolver.campaign.tables)
@@ -116,19 +116,19 @@ def _tables(resolver: Resolver, names: Wildcards) -> list[str]:
 # Options
 
 
-def _changed(options: Options, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
+def _non_default(options: Options, only: set[str] | None = None, without: set[str] | None = None) -> dict[str, Any]:
     """Return the options that differ from the defaults."""
     return options.model_dump(mode="json", include=only, exclude=without, exclude_defaults=True)
 
 
 def _data(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    """Return the options of a dataset that act while a network is trained on it."""
-    return {"dataset": _changed(resolver.dataset(names.dataset), without=DECODING)}
+    """Return the options of a dataset that affect the training of networks on it."""
+    return {"dataset": _non_default(resolver.dataset(names.dataset), without=DECODING)}
 
 
 def _experts(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
     recipe = resolver.experts(names.experts, names.dataset)
-    return _trained(resolver, names, recipe.network) | {"recipe": _changed(recipe, without=SHARING)}
+    return _network_options(resolver, names, recipe.network) | {"recipe": _non_default(recipe, without=SHARING)}
 
 
 def _distill(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
@@ -137,46 +137,46 @@ def _distill(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
     return {"method": values, **_data(resolver, names)}
 
 
-def _trained(resolver: Resolver, names: Wildcards, network: str) -> dict[str, Any]:
+def _network_options(resolver: Resolver, names: Wildcards, network: str) -> dict[str, Any]:
     return {"network": resolver.network(network, names.dataset), **_data(resolver, names)}
 
 
 def schedule(resolver: Resolver, names: Wildcards) -> EvaluateOptions:
-    """Return how networks are trained on a synthetic set or, where there is a recipe, on all real images."""
+    """Return the options for training networks on a synthetic set, or with a recipe on all real images."""
     if hasattr(names, "recipe"):
         return resolver.full(names.recipe, names.dataset, names.network)
     return resolver.evaluation(cell_of(names), names.network)
 
 
 def _evaluation(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
-    return _trained(resolver, names, names.network) | {"schedule": _changed(schedule(resolver, names))}
+    return _network_options(resolver, names, names.network) | {"schedule": _non_default(schedule(resolver, names))}
 
 
 def _continual(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
     learning = resolver.learning(names.protocol, cell_of(names))
-    return _trained(resolver, names, learning.network) | {"learning": _changed(learning)}
+    return _network_options(resolver, names, learning.network) | {"learning": _non_default(learning)}
 
 
 def _search(resolver: Resolver, names: Wildcards, kind: str) -> dict[str, Any]:
-    """Return the options of one part of a search, whose name has the places of its candidates."""
+    """Return the options of one part of a search, whose name has the positions of its candidates."""
     only = {"sample_seed", "width_factor", kind}
-    return _changed(resolver.search(names.search), only=only) | _data(resolver, names)
+    return _non_default(resolver.search(names.search), only=only) | _data(resolver, names)
 
 
 def _analysis(resolver: Resolver, names: Wildcards) -> dict[str, Any]:
     """Return the options of a measurement at a synthetic set; all methods share the rho of `satm`."""
     cell = cell_of(names)
-    shared = _changed(resolver.analysis(cell), only=set(ANALYSES[names.what]))
+    shared = _non_default(resolver.analysis(cell), only=set(ANALYSES[names.what]))
     if names.what in ("sharpness", "bounds"):
         shared["rho"] = resolver.method(cell._replace(method="satm")).get("rho")
     return _distill(resolver, names) | shared
 
 
 PATTERNS = Layout("{root}")
-"""Paths with names of wildcards in place of values; `{root}` is the folder of a campaign."""
+"""Paths with wildcards in place of values; `{root}` is the folder of a campaign."""
 
 _EXPERTS = ("{dataset}", "{experts}")
-_DATA: dict[str, Input] = {"data": _prepared}
+_DATA: dict[str, Input] = {"data": _dataset_files}
 _ON_EXPERTS = _DATA | {"experts": lambda resolver, names: [resolver.layout.manifest(names.dataset, names.experts)]}
 _ON_SET = _DATA | {"distilled": lambda resolver, names: [resolver.layout.distilled(cell_of(names))]}
 _TABLES: dict[str, Input] = {"tables": _tables}
@@ -191,14 +191,14 @@ RULES: dict[str, Rule] = {
         "data",
         {"images": PATTERNS.images("{dataset}")},
         {},
-        lambda resolver, names: _changed(resolver.dataset(names.dataset), only=DECODING),
+        lambda resolver, names: _non_default(resolver.dataset(names.dataset), only=DECODING),
         keeps=False,
     ),
     "zca": Rule(
         "data",
         {"zca": PATTERNS.zca("{dataset}")},
         {"images": lambda resolver, names: [resolver.layout.images(names.dataset)]},
-        lambda resolver, names: _changed(resolver.dataset(names.dataset), only=WHITENING),
+        lambda resolver, names: _non_default(resolver.dataset(names.dataset), only=WHITENING),
         keeps=False,
     ),
     "experts_part": Rule(
@@ -213,12 +213,12 @@ RULES: dict[str, Rule] = {
         "experts",
         {"difficulty": PATTERNS.difficulty(*_EXPERTS)},
         _ON_EXPERTS,
-        lambda resolver, names: _changed(resolver.experts(names.experts, names.dataset), only={"difficulty_count"}),
+        lambda resolver, names: _non_default(resolver.experts(names.experts, names.dataset), only={"difficulty_count"}),
     ),
     "distill": Rule(
         "distill",
         {"distilled": PATTERNS.distilled(PATTERN), "metrics": PATTERNS.metrics(PATTERN)},
-        _DATA | {"experts": _matched},
+        _DATA | {"experts": _method_experts},
         _distill,
     ),
     "evaluate": Rule("evaluate", {"evaluation": PATTERNS.evaluation(PATTERN, "{network}")}, _ON_SET, _evaluation),
@@ -232,7 +232,7 @@ RULES: dict[str, Rule] = {
     "continual": Rule(
         "continual",
         {"accuracies": PATTERNS.continual(PATTERN, "{protocol}")},
-        _DATA | {"distilled": _learned},
+        _DATA | {"distilled": _continual_sets},
         _continual,
     ),
     "nas": Rule(
@@ -245,7 +245,7 @@ RULES: dict[str, Rule] = {
         partial(_search, kind="real"),
     ),
     "analysis": Rule(
-        "analyse", {"rows": PATTERNS.analysis("{what}", PATTERN)}, _ON_SET | {"experts": _followed}, _analysis
+        "analyse", {"rows": PATTERNS.analysis("{what}", PATTERN)}, _ON_SET | {"experts": _analysis_experts}, _analysis
     ),
     "expert_sharpness": Rule("analyse", {"sharpness": PATTERNS.expert_sharpness(*_EXPERTS)}, _ON_EXPERTS),
     "overview": Rule("table", _files(PATTERNS.table, OVERVIEW, "csv md html"), _TABLES, gathers=True),
@@ -253,14 +253,14 @@ RULES: dict[str, Rule] = {
     "table": Rule(
         "table",
         _files(PATTERNS.table, "{table}", "csv md tex html"),
-        {"measured": _measured},
+        {"measured": _exhibit_files},
         lambda resolver, names: resolver.table(names.table),
         gathers=True,
     ),
     "figure": Rule(
         "figure",
         _files(PATTERNS.figure, "{figure}", "png pdf csv"),
-        {"measured": _measured},
+        {"measured": _exhibit_files},
         lambda resolver, names: resolver.figure(names.figure),
         gathers=True,
     ),

@@ -12,11 +12,11 @@ from satm.networks import NETWORKS
 from satm.version import CHECKOUT
 
 SCHEMA = CHECKOUT / "workflow" / "schemas" / "campaign.schema.json"
-"""Place of the schema in a checkout; git does not keep it, so that a new option is in one place."""
+"""Path of the schema in a checkout; it is not in git, so that options are defined in one place only."""
 
 
 class _Untitled(GenerateJsonSchema):
-    """Leaves out titles, which repeat the names of options."""
+    """Omits titles, which repeat the names of options."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -36,7 +36,7 @@ def build() -> dict[str, Any]:
         for name, entry in registry.items():
             _define(defs, f"{kind}-{name}", entry.options, {kind: {"const": name}})
         known = {name: {"$ref": f"#/$defs/{kind}-{name}"} for name in registry}
-        other = {"type": "object", "required": [kind], "anyOf": list(known.values())}  # a name of one's own
+        other = {"type": "object", "required": [kind], "anyOf": list(known.values())}  # a name that the user chose
         properties[f"{kind}s"] |= {"properties": known, "additionalProperties": other}
     for section, kinds, default in (("tables", TABLES, "accuracy"), ("figures", FIGURES, "")):
         for kind, options in kinds.items():
@@ -49,7 +49,7 @@ def build() -> dict[str, Any]:
 
 
 def _define(defs: dict[str, Any], name: str, model: type[Options], fixed: Mapping[str, Any]) -> None:
-    """Define an entry of a campaign with the options of a class and no others."""
+    """Define an entry of a campaign with exactly the options of a class."""
     schema = model.model_json_schema(schema_generator=_Untitled)
     for inner, definition in schema.pop("$defs", {}).items():
         defs.setdefault(inner, definition)

@@ -59,9 +59,9 @@ def open_site() -> Site:
     if site.memory is None:
         changes["memory"] = _largest_memory(site)
     site = site.model_copy(update=changes)
-    source = f"of {path}" if path else "that SLURM chooses; slurm/site.example.yaml says how to name others"
+    source = f"from {path}" if path else "the cluster's defaults; slurm/site.example.yaml shows how to change them"
     limit = f"; at most {site.memory} MB for a job" if site.memory else ""
-    print(f"satm: partitions, account and so on {source}{limit}", file=sys.stderr)
+    print(f"satm: SLURM settings: {source}{limit}", file=sys.stderr)
     return site
 
 
@@ -147,13 +147,13 @@ def cancel_waiting(jobs: Collection[str]) -> None:
 
 
 def check_status(command: str | None, seconds: int) -> None:
-    """Raise a UsageError if the ends of jobs would never be seen by a command that is called at this interval."""
+    """Raise a UsageError if a command that is called at this interval would miss the ends of jobs."""
     if _has_database():
         return
     if command == "sacct":
         raise UsageError(
-            "sacct is to say how jobs ended, but this cluster has no accounting database, so none would ever end; "
-            "write `status_command: squeue` into slurm/site.yaml"
+            "sacct cannot report the end of jobs, because this cluster has no accounting database; write "
+            "`status_command: squeue` into slurm/site.yaml"
         )
     age = re.search(r"MinJobAge\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout)
     if age and int(age[1]) < 3 * seconds:
@@ -166,10 +166,10 @@ def check_status(command: str | None, seconds: int) -> None:
 def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int] | None = None) -> None:
     """Check that SLURM would accept and run jobs with these resources, by the name of their rule.
 
-    `shared` is the number of a rule's jobs in one SLURM job, where there are several.
+    `shared` is the number of a rule's jobs in one SLURM job, if there are several.
 
     Raises:
-        UsageError: it would not; with the reason as far as it is known.
+        UsageError: it would refuse or never run them; the message has the reason if it is known.
     """
     known, checked = partitions(), set()
     for rule, resources in kinds.items():
@@ -208,8 +208,8 @@ def options(resources: Mapping[str, Any]) -> list[str]:
 class Partition:
     """Limits of a partition, and the largest memory in megabytes and number of CPUs of its nodes.
 
-    `default`: for jobs that name none; `accounts`: those that may use it, empty: all; `minutes`: limit of a job, None:
-    unlimited; `gres`: resources of each kind of node in SLURM's words, such as `gpu:a100:4`.
+    `default`: whether jobs without a partition use it; `accounts`: those that may use it, empty: all; `minutes`: limit
+    of a job, None: unlimited; `gres`: resources of each kind of node in SLURM's form, such as `gpu:a100:4`.
     """
 
     default: bool
@@ -258,15 +258,15 @@ def _largest_memory(site: Site) -> int | None:
 
 
 def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partition], shared: int) -> str | None:
-    """Return why jobs of a rule could never run, and what to do; None: no such reason is known."""
+    """Return the reason why jobs of a rule could never run, with advice; None if no reason is known."""
     key = "gpu_partition" if resources.get("gpu") else "cpu_partition"
     chosen = str(resources.get("slurm_partition") or "")
     names = chosen.split(",") if chosen else _default(known)
     if not names:
-        return f"jobs of {rule} need a partition, for this cluster has none by default, but {_list(known)}; set {key}"
+        return f"jobs of {rule} need a partition, this cluster has no default; set one of {_list(known)} as {key}"
     for name in names:
         if name not in known:
-            return f"there is no partition {name!r} for jobs of {rule}, but {_list(known)}; set {key}"
+            return f"unknown partition {name!r} for jobs of {rule}; set one of {_list(known)} as {key}"
     reasons = [next(_reasons(rule, resources, name, known, shared), None) for name in names]
     return reasons[0] if all(reasons) else None  # of several partitions one is enough
 
@@ -274,7 +274,7 @@ def _reason(rule: str, resources: Mapping[str, Any], known: Mapping[str, Partiti
 def _reasons(
     rule: str, resources: Mapping[str, Any], name: str, known: Mapping[str, Partition], shared: int
 ) -> Iterator[str]:
-    """Yield each reason why jobs of a rule could never run in a partition, with what to do."""
+    """Yield each reason why jobs of a rule could never run in a partition, with advice."""
     here, gpu, model = known[name], resources.get("gpu"), resources.get("gpu_model")
     if here.accounts and (account := _other_account(resources.get("slurm_account"), here.accounts)):
         yield f"jobs of {rule} have {account}, and partition {name} is for {_list(here.accounts)}; set account"
@@ -303,7 +303,7 @@ def _processors(resources: Mapping[str, Any]) -> Any:
 
 
 def _other_account(account: str | None, accounts: Collection[str]) -> str | None:
-    """Return in words an account that is none of the accounts; None: it is one, or SLURM does not report it."""
+    """Describe an account that is not among the accounts; None if it is, or if SLURM does not report it."""
     if account:
         return None if account in accounts else f"account {account!r}"
     if not _has_database():
@@ -319,12 +319,12 @@ def _from_database(table: str, key: str, column: str) -> list[str]:
 
 
 def _has_database() -> bool:
-    """Say whether SLURM keeps finished jobs in an accounting database."""
+    """Return whether SLURM keeps finished jobs in an accounting database."""
     return "accounting_storage/slurmdbd" in _ask("scontrol", "show", "config").stdout
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM; a missing or silent one counts as failed, with a text that says so."""
+    """Run a command of SLURM; a missing or silent command counts as failed, with a text that says why."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except FileNotFoundError:
@@ -344,7 +344,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _minutes(limit: str) -> int | None:
-    """Return a time of SLURM, DAYS-HOURS:MINUTES:SECONDS, in minutes; None: unlimited."""
+    """Convert a time of SLURM, DAYS-HOURS:MINUTES:SECONDS, to minutes; None: unlimited."""
     if (match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)) is None:
         return None
     days, hours, minutes, _ = (int(part or 0) for part in match.groups())

@@ -324,7 +324,7 @@ def suffer(names: Sequence[str], expected: str, campaign: str, demo: bool) -> st
             raise Failed(f"{who}: made again although it was finished: {', '.join(map(str, again))}")
         if left := [path for path in Path("results/faults/state").rglob("*") if path.is_file()]:
             raise Failed(f"{who}: {left[0]} is left of a state")
-        resumed = sum(log.read_text().count("going on after") for log in Path("results/faults/logs").rglob("*.log"))
+        resumed = sum(log.read_text().count("resuming after") for log in Path("results/faults/logs").rglob("*.log"))
         if not resumed and not set(names) <= UNTOUCHED:
             raise Failed(f"{who}: no distillation went on from a state")
         seconds = time.monotonic() - started

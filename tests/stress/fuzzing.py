@@ -83,7 +83,7 @@ def command(*arguments: str, run: Callable[[list[str]], int] = main) -> tuple[in
         raise Wrong(f"a traceback in the output: {text[-300:]}")
     if code and not (text.startswith("satm: error: ") and text.count("\n") == 1 and len(text) < 3000):
         raise Wrong(f"exit code {code} and no clear line: {text[:500]!r}")
-    if "memory is used up" in text:
+    if "out of memory" in text:
         raise Wrong("all of the memory")
     return code, text
 

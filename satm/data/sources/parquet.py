@@ -17,7 +17,7 @@ from satm.data.sources import DATASETS
 from satm.errors import UsageError
 
 ROWS_AT_ONCE = 1024
-"""Rows of a file whose encoded images are held in memory together."""
+"""Rows of a file whose encoded images are in memory at the same time."""
 
 
 @DATASETS.named("parquet")
@@ -25,8 +25,8 @@ def parquet(options: DatasetOptions) -> Listing:
     """List image-parquet files: an image column (struct of bytes and path) and a column of integer labels.
 
     The files of a split are those that match its pattern, sorted by name. Of the alternatives `{a,b}` in a pattern,
-    the first one that matches a file counts, so a dataset with test and validation files is tested on the former. Class
-    names come from the `huggingface` entry of the schema if there is one.
+    the first that matches a file is used, so a dataset with test and validation files is tested on the former. Class
+    names come from the `huggingface` entry of the schema, if there is one.
     """
     folder = existing_folder(options)
     train, test = (_matching(folder, getattr(options, part), part) for part in ("train", "test"))
@@ -42,7 +42,7 @@ def parquet(options: DatasetOptions) -> Listing:
 
 @dataclass(frozen=True)
 class Table:
-    """One image-parquet file: its labels, and where its images are."""
+    """One image-parquet file: its path, the name of its image column, and its labels."""
 
     path: Path
     image: str
@@ -51,7 +51,7 @@ class Table:
 
     @classmethod
     def open(cls, path: Path, options: DatasetOptions) -> "Table":
-        """Find the columns of a file and read its labels; UsageError if it is damaged or has no such columns."""
+        """Find the columns of a file and read its labels; UsageError if it is damaged or lacks the columns."""
         try:
             schema = pq.read_schema(path)
             image = _image_column(path, schema, options.image_column)
@@ -65,7 +65,7 @@ class Table:
         return cls(path, image, labels, _class_names(schema, label))
 
     def encoded(self) -> Iterator[bytes]:
-        """Yield the bytes of each image, holding a few rows at a time."""
+        """Yield the bytes of each image, with a few rows in memory at a time."""
         try:
             with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
                 batches = file.iter_batches(ROWS_AT_ONCE, columns=[f"{self.image}.bytes"])
@@ -157,7 +157,7 @@ def _matching(folder: Path, pattern: str, part: str) -> list[Path]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Return the patterns without braces that `{a,b}` stands for, in order."""
+    """Expand the braces `{a,b}` of a pattern; return the alternatives in order."""
     if not (braces := re.search(r"\{([^{}]*)\}", pattern)):
         return [pattern]
     before, after = pattern[: braces.start()], pattern[braces.end() :]

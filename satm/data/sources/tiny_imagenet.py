@@ -13,8 +13,8 @@ from satm.errors import UsageError
 def tiny_imagenet(options: DatasetOptions) -> Listing:
     """List Tiny ImageNet: 64 x 64 pixels, 200 classes of 500 training and 50 validation images, used for testing.
 
-    From its published folders (`wnids.txt`, `train/WNID/images/`, `val/images/`, `val/val_annotations.txt`), or from
-    image-parquet. Classes are in the order of their WordNet ids, sorted as text, which are also their names.
+    The files are its published folders (`wnids.txt`, `train/WNID/images/`, `val/images/`, `val/val_annotations.txt`) or
+    image-parquet. Classes are named by their WordNet ids and sorted by them as text.
     """
     folder = existing_folder(options)
     listed = folder / "wnids.txt"

@@ -29,11 +29,11 @@ def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, bo
     """Return the stage of an iteration.
 
     Args:
-        iteration: outer iterations done before.
-        iterations: of the whole run; the blocks share them equally.
-        count: n.
+        iteration: number of completed outer iterations.
+        iterations: their number in the whole run, shared equally by the blocks.
+        count: number of synthetic images, n.
         ipc: images per class; image i is the (i modulo ipc)-th of its class.
-        blocks: equal blocks of each class's images, in their order.
+        blocks: number of equal blocks of each class's images, in their order.
         boost: factor on the step of earlier blocks; 0: unchanged (strong boosting), below 1: slower (weak boosting).
 
     Source: RaT-BPTT figures 10 and 11 name strong and weak boosting (Boost-DD); the rest is our choice.

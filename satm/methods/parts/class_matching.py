@@ -22,7 +22,7 @@ from satm.methods.recipe import Recipe
 class Comparison:
     """One class in one iteration: `[m]` int64 indices of its synthetic images, and real images augmented by `draw`.
 
-    The same draw is meant for the synthetic images.
+    The synthetic images are to be augmented by the same draw.
     """
 
     label: int
@@ -31,10 +31,10 @@ class Comparison:
     draw: Draw
 
 
-Own = TypeVar("Own", bound=ClassMatchingOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=ClassMatchingOptions, covariant=True)
 
 
-class ClassMatching(Method[Own]):
+class ClassMatching(Method[OptionsT]):
     """A method whose loss is a sum over classes. The step size is not learned.
 
     A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``.
@@ -43,7 +43,7 @@ class ClassMatching(Method[Own]):
         UsageError: (on construction) labels that are not hard.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         if options.labels != "hard":
             raise UsageError(
                 f"labels {options.labels!r} does not fit method {recipe.name!r}, whose objective compares images class "
@@ -55,7 +55,7 @@ class ClassMatching(Method[Own]):
         """One draw serves batches of any length."""
 
     def comparison(self, synthetic: Synthetic, label: int, generator: torch.Generator) -> Comparison:
-        """Return one class of an iteration; the classes draw from the iteration's generator in their order.
+        """Return the images of one class to compare; the classes draw from the iteration's generator in their order.
 
         Source: public code of DSA and DM: each class draws its own real images and augmentation.
         """

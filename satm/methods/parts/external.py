@@ -1,4 +1,4 @@
-"""Sets made elsewhere: their files are read and fitted to a problem."""
+"""External sets: reading their files and fitting them to a problem."""
 
 import logging
 from pathlib import Path
@@ -19,11 +19,11 @@ from satm.storage.identity import differing_field, hash_file
 LOG = logging.getLogger("satm")
 
 COMPARED = 500
-"""Real images that a set is compared with, to see whether it can be what it was taken for."""
+"""Number of real images that a set is compared with, to detect a wrong value space."""
 
 
 class External(Method[FilesOptions]):
-    """Read a set from its files and make it fit the problem; `notes` say what images, labels and step size are.
+    """Read a set from its files and fit it to the problem; `notes` describe its images, labels and step size.
 
     Raises:
         UsageError: (on construction) files that are missing, damaged, would run code, or do not fit the dataset, the
@@ -34,7 +34,7 @@ class External(Method[FilesOptions]):
         super().__init__(recipe, options, problem)
         if not options.images:
             raise UsageError(
-                f"method {self.name!r} needs images, the path of a set that was made elsewhere; give one, such as "
+                f"method {self.name!r} needs images, the path of an external set; give one, for example "
                 "--images images_best.pt"
             )
         self._path, data = expand(options.images), problem.data
@@ -48,7 +48,7 @@ class External(Method[FilesOptions]):
         images, images_are = fit_space(images, external, options.space, problem.preprocessor, *statistics)
         real = data.train.images[torch.linspace(0, len(data.train) - 1, min(COMPARED, len(data.train))).long()]
         for doubt in doubts(images, labels, problem.ipc, problem.preprocessor.apply(real)):
-            LOG.warning("the images of %s may not be what they were taken for: %s", self._path, doubt)
+            LOG.warning("the images of %s may have been misinterpreted: %s", self._path, doubt)
         self._set = Synthetic(*(part.to(problem.device) for part in (images, labels, step_size)))
         notes = {"images": images_are, "labels": labels_are, "step_size": step_size_is}
         if hashes := [f"{path.name} {hash_file(path)}" for path in self._files if path.is_file()]:
@@ -65,7 +65,7 @@ class External(Method[FilesOptions]):
         return self._set
 
     def _check(self, external: ExternalSet) -> None:
-        """Check that options have an effect, and that a set of this project was made for images prepared as here."""
+        """Check that options have an effect, and that a set of this project has the preprocessing used here."""
         options, problem, idle = self.options, self.problem, dict[str, tuple[str, ...]]()
         if options.space != "normalised":
             idle[f"space {options.space!r}; set space to normalised"] = ("mean", "std")
@@ -78,12 +78,12 @@ class External(Method[FilesOptions]):
         there = {"preprocessing": dict(external.distilled.preprocessing), "class_names": external.distilled.class_names}
         if difference := differing_field(here, there):
             raise UsageError(
-                f"{self._path} was made for other images, or images prepared in another way: {difference}; use the "
-                "dataset and the options that it was made with"
+                f"{self._path} was made for another dataset or another preprocessing: {difference}; use the dataset "
+                "and the options that it was made with"
             )
 
     def _labels(self, external: ExternalSet) -> tuple[Tensor, str]:
-        """Return the labels and in words what they are."""
+        """Return the labels and a description of them."""
         options, data = self.options, self.problem.data
         source = self._source(options.labels_from, external.labels, "labels")
         labels, kind, order = external.labels, options.label_kind, ""
@@ -101,7 +101,7 @@ class External(Method[FilesOptions]):
         return fitted, form if labels is None else f"of {where.name}: {form}{order and f', {order}'}"
 
     def _step_size(self, external: ExternalSet) -> tuple[Tensor, str]:
-        """Return the step size and in words where it is from."""
+        """Return the step size and a description of its origin."""
         source = self._source(self.options.step_size_from, external.step_size, "lr")
         step_size = external.step_size if source is None else read_step_size(source)
         if step_size is None:
@@ -112,7 +112,7 @@ class External(Method[FilesOptions]):
         return step_size, f"{float(step_size):g} of {where.name}"
 
     def _source(self, option: str, own: Tensor | None, what: str) -> Path | None:
-        """Return the file beside that of the images: of the option, or where there is no `own`, of a usual name."""
+        """Return the file that the option names, or without `own` one of a usual name beside the images, if any."""
         source = expand(option) if option else beside(self._path, what) if own is None else None
         if source is not None:
             self._files.append(source)

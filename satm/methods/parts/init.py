@@ -71,7 +71,7 @@ def expert_logits(problem: Problem, weights: Tensor, images: Tensor) -> Tensor:
 
 def _positive(ipc: int) -> int:
     if ipc < 1:
-        raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}")
+        raise UsageError(f"ipc, the images per class, must be at least 1, got {ipc}; use 1 or more")
     return ipc
 
 
@@ -84,8 +84,8 @@ def _orders(problem: Problem) -> list[Tensor]:
     for label, members in enumerate(problem.members):
         if len(members) < ipc:
             raise UsageError(
-                f"{ipc} images per class were asked for, class {label} ({problem.data.class_names[label]}) of "
-                f"{dataset} has {len(members)} training images; use a smaller ipc"
+                f"ipc {ipc} is too large: class {label} ({problem.data.class_names[label]}) of {dataset} has "
+                f"{len(members)} training images; use a smaller ipc"
             )
         orders.append(members[torch.randperm(len(members), generator=generator)])
     return orders
@@ -98,7 +98,7 @@ def _gather(problem: Problem, chosen: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 Init = Callable[[Problem, float | None], tuple[Tensor, Tensor]]
-"""`(problem, norm) -> images, classes`; only Gaussian noise has the norm."""
+"""`(problem, norm) -> images, classes`; only Gaussian noise uses the norm."""
 
 INITS: Mapping[str, Init] = {"real": real, "correct": correct, "gaussian": gaussian}
-"""By the option `init`."""
+"""Initial images by the option `init`."""

@@ -15,7 +15,7 @@ from satm.methods.parts.problem import Problem
 
 
 def hard(problem: Problem, images: Tensor, classes: Tensor, confidence: float) -> Tensor:
-    """Return `[n]` int64 the class of each image; a teacher's labels replace them in each iteration."""
+    """Return `[n]` int64 the class of each image; a teacher, if any, replaces them in each iteration."""
     return classes
 
 
@@ -29,7 +29,7 @@ def learned(problem: Problem, images: Tensor, classes: Tensor, confidence: float
 def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, labels: Tensor) -> Tensor:
     """Return `[n, K]` logits of `[n, C, H, W]` images with `[n]` classes.
 
-    Each is the mean over the experts, at their last epoch, that classify the image correctly; of all where none does.
+    Each is the mean over the experts, at their last epoch, that classify the image correctly; over all if none does.
 
     Source: DATM's public code.
     """
@@ -43,7 +43,7 @@ def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, la
 
 
 def confident(labels: Tensor, classes: int, probability: float) -> Tensor:
-    """Return `[n, K]` float32 logits with a probability of each image's class, the rest shared equally.
+    """Return `[n, K]` float32 logits with a given probability of each image's class, the rest shared equally.
 
     Raises:
         UsageError: there is only one class.
@@ -58,4 +58,4 @@ Labels = Callable[[Problem, Tensor, Tensor, float], Tensor]
 """`(problem, images, classes, confidence) -> labels`."""
 
 LABELS: Mapping[str, Labels] = {"hard": hard, "learned": learned, "teacher": hard}
-"""By the option `labels`."""
+"""Initial labels by the option `labels`."""

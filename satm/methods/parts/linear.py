@@ -17,12 +17,12 @@ class Linear(Parameterisation):
     """`images = weights @ basis`, both learned.
 
     Args:
-        basis: m.
-        classes: K; the images to start from are sorted by class, equally many of each.
+        basis: number of basis images, m.
+        classes: number of classes, K; the initial images are sorted by class, with the same number of each.
 
     Source: Deng and Russakovsky 2022 (Remember the past), combined with RaT-BPTT in RaT-BPTT Figure 4.
-    Differs: there each class weighs a basis that is shared, and its images have labels computed alike; here each image
-        has weights of its own and the label that it would have without a basis. The start is ours.
+    Differs: there each class has weights over a shared basis, and labels are computed in the same way; here each image
+        has its own weights and the label that it would have without a basis. The initialisation is ours.
     """
 
     basis: int
@@ -32,7 +32,7 @@ class Linear(Parameterisation):
         """Return `basis` `[m, C, H, W]` and `weights` `[n, m]` whose images approximate `[n, C, H, W]` ones, n >= m.
 
         The basis is m of the images: the first of each class, then the second of each and so on, in the images' order.
-        Every other image becomes its least-squares approximation in the basis, scaled to the norm that it had, so that
+        Every other image becomes its least-squares approximation in the basis, rescaled to its original norm, so that
         no image starts fainter than without a basis. With m = n the weights are the identity.
         """
         count, flat = len(images), images.detach().flatten(1).double().cpu()
@@ -56,13 +56,13 @@ class Linear(Parameterisation):
 
 
 def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int, soft: bool) -> None:
-    """Refuse a basis that stores more numbers than the images of its budget, or has more images than come from it.
+    """Refuse a basis that stores more numbers than its budget allows, or has more images than it generates.
 
-    Basis and weights are counted against `ipc` images per class of `pixels` = C * H * W numbers; with learned (`soft`)
-    labels also K numbers for each image's label, on both sides. Hard labels count nothing, as the images are sorted.
+    The budget of basis and weights is `ipc` images per class of `pixels` = C * H * W numbers; with learned (`soft`)
+    labels both sides add K numbers per image. Hard labels need no storage, as the images are sorted.
 
     Raises:
-        UsageError: with options and counts.
+        UsageError: the basis is too large; the message names the options and counts.
     """
     count = classes * per_class
     if basis > count:

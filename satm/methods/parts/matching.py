@@ -30,7 +30,7 @@ from satm.unroll.batches import mini_batches
 class Student:
     """One unroll: from weights `begin`, at or near the expert's `origin`, towards its `target`, all `[P]`.
 
-    `weight` is that of its loss, `labels` are those of all synthetic images.
+    `weight` is the weight of its loss, `labels` are the labels of all synthetic images.
     """
 
     weight: float
@@ -41,29 +41,29 @@ class Student:
 
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Loss `[]` of a student's end; beside it the expert's weights where the student began and at its target, all `[P]`."""
+"""`(student's last weights, expert's weights at its start, expert's weights at its target)`, all `[P]` -> `[]` loss."""
 
-Own = TypeVar("Own", bound=MatchingOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=MatchingOptions, covariant=True)
 
 
-class TrajectoryMatching(Method[Own]):
-    """Match the end of a short training on the synthetic set to an expert's path.
+class TrajectoryMatching(Method[OptionsT]):
+    """Match the end of a short training on the synthetic set to an expert's trajectory.
 
-    A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``, which asks `oracle` for
-    hypergradients.
+    A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``, which gets hypergradients from
+    `oracle`.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
         if problem.experts is None:
-            raise UsageError("a trajectory-matching method needs experts; make them with `python -m satm experts`")
+            raise UsageError("a trajectory-matching method needs experts; train them with `python -m satm experts`")
         self.experts = problem.experts
         check(options, self.experts.epochs)
         if options.monitor and len(self.experts) < 2:
-            raise UsageError("monitor keeps the last expert from being matched, and there is one only; train more")
+            raise UsageError("monitor holds out the last expert, so it needs at least 2 experts, got 1; train more")
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
-        """Return the set with the labels that the last iteration's teacher gives its images, where a teacher labels."""
+        """Return the set; if `labels` is teacher, with the labels of the last iteration's teacher."""
         if self.options.labels != "teacher" or iteration == 0:
             return synthetic
         segments = self.segments(self.problem.generator("iteration", iteration - 1), iteration - 1)
@@ -73,15 +73,15 @@ class TrajectoryMatching(Method[Own]):
     def segments(self, generator: torch.Generator, iteration: int | None) -> list[tuple[float, Segment]]:
         """Return the segments of one iteration, each with the weight of its loss (`satm.methods.parts.segments.draw`).
 
-        Monitoring keeps the last expert from being matched.
+        With monitoring, the last expert is held out.
         """
         return draw(self.options, generator, len(self.experts) - bool(self.options.monitor), iteration)
 
     def observe(self, synthetic: Synthetic, iteration: int) -> Mapping[str, float]:
-        """Return the matching losses of the monitored segments, `monitor_EPOCH`, where they are due.
+        """Return the matching losses of the monitored segments, `monitor_EPOCH`, every `monitor_every` iterations.
 
         Batches and augmentation are the same in every iteration, so that a loss changes with the set only. Teacher
-        labels are those that the monitored segment's end gives.
+        labels are those of the network at the monitored segment's end.
         """
         options = self.options
         if iteration % options.monitor_every:
@@ -105,7 +105,7 @@ class TrajectoryMatching(Method[Own]):
         segments: Sequence[tuple[float, Segment]],
         objective: Objective = matching_loss,
     ) -> HypergradientFn:
-        """Return the hypergradient of an objective as a function of the images, with all random choices made.
+        """Return the hypergradient of an objective as a function of the images, with all random choices fixed.
 
         The generator, on the CPU, draws mini-batches, augmentation and noise on the student's weights. Segments have
         the weights of their losses; concurrent ones are unrolled one after another on the same batches and
@@ -159,7 +159,10 @@ class TrajectoryMatching(Method[Own]):
         origin = self._snapshot(segment.expert, segment.start).to(synthetic.images)
         target = self._snapshot(segment.expert, segment.end).to(synthetic.images)
         if torch.equal(origin, target):
-            raise UsageError(f"expert {segment.expert} did not move from epoch {segment.start} to {segment.end}")
+            raise UsageError(
+                f"expert {segment.expert} did not move from epoch {segment.start} to {segment.end}, so there is "
+                "nothing to match; use other epochs or train the experts again"
+            )
         begin = origin
         if sigma := self.options.start_noise:
             begin = origin + sigma * torch.randn(origin.shape, generator=generator).to(origin)
@@ -169,7 +172,7 @@ class TrajectoryMatching(Method[Own]):
         return self.experts.snapshot(expert, epoch).to(self.problem.device)
 
     def _labels(self, synthetic: Synthetic, target: Tensor) -> Tensor:
-        """Return the labels that a student sees: the set's, or logits of the network at the segment's end."""
+        """Return the labels that a student is trained on: the set's, or logits of the network at the segment's end."""
         if self.options.labels != "teacher":
             return synthetic.labels
         with torch.no_grad():

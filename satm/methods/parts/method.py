@@ -15,33 +15,33 @@ from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
 
-Own = TypeVar("Own", bound=MethodOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=MethodOptions, covariant=True)
 
 
-class Method(Generic[Own]):
+class Method(Generic[OptionsT]):
     """A way to make a synthetic set: real images with hard labels, unless a family says otherwise.
 
     Args:
-        recipe: whose `code` the family calls.
-        options: checked, of the recipe's `options`.
-        problem: what the method may use.
+        recipe: the recipe whose `code` the family calls.
+        options: checked options of the recipe.
+        problem: data, networks and experts of the method.
 
     Raises:
         UsageError: (on construction) options, experts and data do not fit together.
     """
 
     parameterisation = Parameterisation()
-    """What is learned: the images themselves, or what they are computed from."""
+    """The learned tensors: the images themselves, or tensors that they are computed from."""
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         self.recipe, self.options, self.problem = recipe, options, problem
         self.name = recipe.name
         self.iterative = isinstance(options, IterativeOptions)
-        """Whether the set is improved in iterations."""
+        """Whether the set is improved in outer iterations."""
         self.notes: Mapping[str, str] = {}
-        """What was decided beyond the options, in words by subject: logged, and stored beside them."""
+        """Descriptions, by subject, of decisions that no option determines; logged, and stored beside the options."""
         self.selection: str = options.selection if isinstance(options, IterativeOptions) else "last"
-        """Iteration that the set is of: `last`, or the best on `validation` or `test` images."""
+        """Selected iteration: `last`, or the best on `validation` or `test` images."""
         if not isinstance(options, IterativeOptions):
             return
         if options.selection != "last" and options.watch not in (None, options.selection):
@@ -56,7 +56,7 @@ class Method(Generic[Own]):
                 )
 
     def start(self) -> Synthetic:
-        """Return the set before the first iteration, as the options `init` and `labels` say."""
+        """Return the set before the first iteration, by the options `init` and `labels`."""
         options, problem = self.options, self.problem
         if not isinstance(options, IterativeOptions):
             return self.synthetic(*real(problem, None))
@@ -76,7 +76,7 @@ class Method(Generic[Own]):
     def gradient(self, synthetic: Synthetic, iteration: int, state: MethodState = NO_STATE) -> OuterGradient:
         """Return the gradient that the outer step of this iteration follows; a pure function of its arguments.
 
-        `iteration` outer iterations were done before; the previous one left `state` in its `OuterGradient.state`.
+        `iteration` counts the completed outer iterations; `state` is `OuterGradient.state` of the previous one.
         """
         outer: OuterGradient = self.recipe.code(self, synthetic, iteration, state)
         return outer
@@ -86,5 +86,5 @@ class Method(Generic[Own]):
         return {}
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
-        """Return the set as it is tested and stored after some iterations."""
+        """Return the set in the form that is evaluated and stored, after some iterations."""
         return synthetic

@@ -1,4 +1,4 @@
-"""What is learned: the images themselves, or tensors that images are computed from.
+"""The learned tensors: the images themselves, or tensors that images are computed from.
 
 Shapes: n synthetic images of C x H x W, m basis images.
 """
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 Numbers = Mapping[str, Tensor]
-"""What is learned, by name."""
+"""Learned tensors by name."""
 
 
 class Parameterisation:
     """A differentiable map from learned tensors to images: here the identity of `images`."""
 
     def split(self, images: Tensor) -> Numbers:
-        """Return the tensors that make, or approximate, `[n, C, H, W]` initial images."""
+        """Return the tensors that give, exactly or approximately, `[n, C, H, W]` initial images."""
         return {"images": images}
 
     def join(self, numbers: Numbers) -> Tensor:

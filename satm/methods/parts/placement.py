@@ -1,6 +1,6 @@
-"""Places of the window of differentiated steps, at random or moving by the loss.
+"""Placement of the window of differentiated steps: at random, or moving when the loss stagnates.
 
-N inner steps in all, T of a window.
+N inner steps, of which T are in the window.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 from satm.outer import MethodState
 
 AVERAGE = 0.99
-"""Decay of the average of the loss that tells whether it stagnates. One iteration's loss is noisy: it depends on fresh
-weights and another real batch; this averages over about a hundred."""
+"""Decay of the loss's moving average, by which stagnation is detected. One iteration's loss is noisy, as it depends on
+fresh weights and another real batch; this averages over about a hundred iterations."""
 
 
 def uniform(generator: torch.Generator, most: int) -> int:
-    """Return a number from 0 to `most`, each as likely.
+    """Return a uniform random integer from 0 to `most`.
 
     Source: RaT-BPTT Algorithm 1, line 3.
     """
@@ -22,9 +22,9 @@ def uniform(generator: torch.Generator, most: int) -> int:
 
 
 def early(generator: torch.Generator, most: int, power: float) -> int:
-    """Return a number from 0 to `most`, small ones more often: `floor((most + 1) * u ** power)`, u uniform in [0, 1).
+    """Return an integer from 0 to `most`, small ones more often: `floor((most + 1) * u ** power)`, u uniform in [0, 1).
 
-    Up to a fraction x of the range lies a fraction `x ** (1 / power)` of the draws; a power of 1 is uniform.
+    A fraction `x ** (1 / power)` of the draws lies in the first fraction x of the range; a power of 1 is uniform.
 
     Source: RaT-BPTT C.2 says that sampling more on the initial phase helps and gives no distribution; this one is ours.
     """
@@ -45,14 +45,14 @@ def moving(state: MethodState, placement: str, most: int, length: int) -> int:
 
 
 def follow(state: MethodState, loss: Tensor, patience: int) -> MethodState:
-    """Return the state of a moving window after an iteration with `[]` loss; it moves once more when that stagnates.
+    """Return the state of a moving window after an iteration with `[]` loss; the window moves when that stagnates.
 
     The loss stagnates when its exponential moving average (decay `AVERAGE`, reset by each move, as another window has
     another level of loss) has not fallen below its lowest value for `patience` iterations. The state holds the number
-    of `moves`, the `average`, its `lowest` value and the iterations `since` then; it is empty at first.
+    of `moves`, the `average`, its `lowest` value and the iterations `since` that value; it is empty at first.
 
     Source: RaT-BPTT C.2: the window moves when the loss has been stagnant for 2,000 steps; the definition is ours.
-    Differs: its public code looks at the test loss of evaluated sets and does not forget the best one when it moves.
+    Differs: its public code uses the test loss of evaluated sets and does not reset the best one after a move.
     """
     moves = state.get("moves", torch.zeros((), dtype=torch.int64, device=loss.device))
     zero = torch.zeros_like(moves)

@@ -35,17 +35,17 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that a method may use.
+    """The inputs of a method: data, networks and experts.
 
     Args:
         data: the real images, raw.
-        preprocessor: from raw images to the space that networks are trained in.
-        augmentation: of real and synthetic images.
-        build: a freshly initialised network of the kind that is trained on the set, by seed.
+        preprocessor: maps raw images to the space of training.
+        augmentation: augmentation of real and synthetic images.
+        build: returns, for a seed, a freshly initialised network of the architecture trained on the set.
         ipc: images per class.
-        device: where to compute.
-        cell: what is distilled; seeds derive from it.
-        experts: the trajectory store; None for methods without.
+        device: device of all computations.
+        cell: the distillation run; all its seeds derive from it.
+        experts: the trajectory store; None for methods without experts.
     """
 
     data: ImageData
@@ -59,12 +59,12 @@ class Problem:
 
     @cached_property
     def module(self) -> nn.Module:
-        """A network whose own weights are never used, to be called with others."""
+        """A network to be called with other weights; its own are never used."""
         return self.build(0).to(self.device)
 
     @cached_property
     def real(self) -> TrainingImages:
-        """All real training images, ready for training."""
+        """All real training images, preprocessed."""
         return TrainingImages.of(self.data.train, self.preprocessor, self.device)
 
     @cached_property
@@ -78,5 +78,5 @@ class Problem:
         return make_generator("distill", *self.cell, *purpose)
 
     def fresh_weights(self, *purpose: str | int) -> Tensor:
-        """Return `[P]` weights of a freshly initialised network, by purpose as `generator`."""
+        """Return `[P]` weights of a freshly initialised network for a purpose, as in `generator`."""
         return flatten(self.build(derive_seed("network", "distill", *self.cell, *purpose))).to(self.device)

@@ -1,4 +1,4 @@
-"""Segments: the parts of experts' paths that the students of an iteration are matched to."""
+"""Segments: the parts of experts' trajectories that the students of an iteration are matched to."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from satm.methods.datm import expanding
 
 @dataclass(frozen=True)
 class Segment:
-    """The path of an expert, an index into the trajectory store, from `start` to `end` epochs of its training."""
+    """The trajectory of an expert (an index into the trajectory store) from epoch `start` to epoch `end`."""
 
     expert: int
     start: int
@@ -25,12 +25,12 @@ class Segment:
 
 
 def uniform(options: MatchingOptions, iteration: int | None) -> int:
-    """Return one more than the last start epoch: the same in every iteration. Source: MTT's public code."""
+    """Return the exclusive upper bound of start epochs, the same in every iteration. Source: MTT's public code."""
     return options.max_start_epoch
 
 
 RANGES: Mapping[str, Callable[[MatchingOptions, int | None], int]] = {"uniform": uniform, "expanding": expanding}
-"""Where the range of start epochs ends, by the option `segments`."""
+"""Exclusive upper bound of start epochs, by the option `segments`."""
 
 
 def draw(
@@ -38,8 +38,8 @@ def draw(
 ) -> list[tuple[float, Segment]]:
     """Return the segments of one iteration, each with the weight of its loss; the sampled one first.
 
-    The sampled segment is of any of the experts, its start uniform in the range; `start_epoch` replaces the start.
-    `iteration` outer iterations were done before; None: all.
+    The sampled segment has a random expert and a start that is uniform in the range, or `start_epoch` if that is set.
+    `iteration` counts the completed outer iterations; None: all are completed.
     """
     expert = int(torch.randint(experts, (1,), generator=generator))
     below = RANGES[options.segments](options, iteration)
@@ -66,7 +66,8 @@ def check(options: MatchingOptions, epochs: int) -> None:
         )
     if first is not None and not least < first <= below:
         raise UsageError(
-            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}"
+            f"expand_from must lie above min_start_epoch {least} and not above max_start_epoch {below}, got {first}; "
+            "correct it"
         )
     if options.start_epoch is not None and options.segments == "expanding":
         raise UsageError(

@@ -14,24 +14,24 @@ from satm.methods.recipe import Recipe
 from satm.networks.layers import embed_flat
 
 CHUNK = 500
-"""Real images that are embedded in one go."""
+"""Real images per forward pass."""
 
 
 class Selection(Method[SelectionOptions]):
     """Choose training images class by class, by their features in a trained network.
 
-    A recipe's code is ``pick(features, count, generator) -> indices``: `[count]` int64 on the CPU, all different, of
-    the rows of `[m, F]` features, what the network's last linear layer sees of the images of one class; count is at
-    most m, the generator is on the CPU and for this class.
+    A recipe's code is ``pick(features, count, generator) -> indices``. The features, `[m, F]`, are the inputs of the
+    network's last linear layer for the images of one class; the indices, `[count]` int64 on the CPU, are distinct rows
+    of them. The count is at most m; the generator, on the CPU, is for this class.
 
     Raises:
-        UsageError: (on construction) no experts, or a class with fewer images than are asked for.
+        UsageError: (on construction) no experts, or a class with fewer images than `ipc`.
     """
 
     def __init__(self, recipe: Recipe, options: SelectionOptions, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
         if problem.experts is None:
-            raise UsageError(f"method {self.name!r} needs experts; make them with `python -m satm experts`")
+            raise UsageError(f"method {self.name!r} needs experts; train them with `python -m satm experts`")
         self.experts = problem.experts
         for label, members in enumerate(problem.members):
             if not 1 <= problem.ipc <= len(members):

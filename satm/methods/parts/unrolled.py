@@ -1,4 +1,4 @@
-"""Unrolled training: a fresh network is trained on the synthetic set and tested on real images.
+"""Unrolled training: a fresh network is trained on the synthetic set, and its loss is measured on real images.
 
 Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps, B real images.
 """
@@ -26,20 +26,20 @@ from satm.unroll import Adam, Hypergradient, Rule, Scheduled, descent_rule, hype
 from satm.unroll.batches import mini_batches
 from satm.unroll.objectives import real_loss
 
-Own = TypeVar("Own", bound=UnrolledOptions, covariant=True)
+OptionsT = TypeVar("OptionsT", bound=UnrolledOptions, covariant=True)
 
 
-class UnrolledTraining(Method[Own]):
+class UnrolledTraining(Method[OptionsT]):
     """Train a fresh network on the synthetic set and follow the gradient of its loss on real images.
 
-    An iteration draws fresh weights, a batch of real images, mini-batches and augmentation; all of it depends on the
+    An iteration draws fresh weights, a batch of real images, mini-batches and augmentation. These draws depend on the
     cell and the iteration alone, not on the window, so that windows can be compared on the same draws. A pass over the
-    real images gives each at most once; a rest smaller than a batch is left out.
+    real images uses each at most once; a smaller last batch is dropped.
 
     A recipe's code is `Windows`: the differentiated steps of each iteration.
     """
 
-    def __init__(self, recipe: Recipe, options: Own, problem: Problem) -> None:
+    def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         check(options, problem)
         if options.basis:
             problem = replace(problem, ipc=options.basis_images or problem.ipc)
@@ -136,7 +136,7 @@ class UnrolledTraining(Method[Own]):
         return self.windows.place(self, iteration, state)
 
     def _stage(self, iteration: int, count: int) -> Stage | None:
-        """Return which block is learned; None where all images are learned at once."""
+        """Return the stage of an iteration; None if all images are learned at once."""
         options, problem = self.options, self.problem
         if options.blocks == 1:
             return None
@@ -144,7 +144,7 @@ class UnrolledTraining(Method[Own]):
         return replace(here, trained=here.trained.to(problem.device), share=here.share.to(problem.device))
 
     def _batches(self, count: int, iteration: int, generator: torch.Generator) -> Sequence[Tensor] | None:
-        """Return the images of each of the N inner steps, those of the present blocks only; None: all in each."""
+        """Return the mini-batch of each of the N inner steps, from the blocks so far; None: all images in each."""
         options, here = self.options, self._stage(iteration, count)
         among = count if here is None else len(here.trained)
         batches = mini_batches(among, options.batch_size, options.inner_steps, generator, self.problem.device)
@@ -162,7 +162,7 @@ def inner_rule(options: UnrolledOptions) -> Rule:
 
 
 def limit(outer: OuterGradient, state: MethodState, options: UnrolledOptions) -> OuterGradient:
-    """Return a gradient of the images clipped at a multiple of its average norm, or scaled to norm 1.
+    """Return the outer gradient with that of the images clipped at a multiple of its average norm, or scaled to norm 1.
 
     The previous iteration's state holds the average `norm`.
 
@@ -182,7 +182,7 @@ def limit(outer: OuterGradient, state: MethodState, options: UnrolledOptions) ->
 
 
 def check(options: UnrolledOptions, problem: Problem) -> None:
-    """Raise UsageError for options that exclude each other or the data."""
+    """Raise UsageError for options that exclude each other or do not fit the data."""
     switches: list[tuple[bool, str, tuple[str, ...]]] = [
         (options.inner == "adam", "inner 'adam'; set inner to sgd", ("inner_momentum", "inner_weight_decay")),
         (not options.milestones, "no milestones; set milestones", ("factor",)),

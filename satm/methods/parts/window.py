@@ -19,7 +19,7 @@ class Window:
 
     @property
     def end(self) -> int:
-        """Steps that are run in all."""
+        """Number of steps that are run."""
         return self.start + self.length
 
 
@@ -29,7 +29,7 @@ class Windows:
 
     Args:
         place: `(training, iteration, state) -> Window`.
-        remember: `(training, state, loss) -> state` for the next iteration; None: nothing is remembered.
+        remember: `(training, state, loss) -> state` for the next iteration; None: there is no state.
     """
 
     place: Callable[[Any, int, Any], Window]
@@ -37,7 +37,7 @@ class Windows:
 
 
 def window_length(options: Any) -> int:
-    """Return the differentiated inner steps T of options with `inner_steps` and `window`; UsageError if T > N."""
+    """Return the number T of differentiated inner steps, by options `inner_steps` and `window`; UsageError if T > N."""
     steps: int = options.inner_steps
     length: int = steps if options.window is None else options.window
     if length > steps:

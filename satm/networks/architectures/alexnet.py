@@ -1,8 +1,8 @@
 """The AlexNet of the dataset-distillation papers.
 
 Five convolutions with ReLU, max pooling of 2 x 2 after the first, second and last, then one linear layer. Filters 128,
-192, 256, 192, 192; kernels 5, 5, 3, 3, 3. By default no norm; no dropout. Layers are initialised as PyTorch does. With
-the defaults and 10 classes of 32 x 32 x 3 images it has 1,872,202 parameters.
+192, 256, 192, 192; kernels 5, 5, 3, 3, 3. By default no norm; no dropout. Layers have PyTorch's default initialisation.
+With the default options and 10 classes of 32 x 32 x 3 images it has 1,872,202 parameters.
 
 Source: public code of MTT (`networks.py`), used by MTT, FTD (Table 3), SATM (Table 5), ConTra (Table 2); its stride at
     64 pixels: public code of DATM.
@@ -24,7 +24,7 @@ class AlexNetOptions(StemOptions):
     """Shape of an AlexNet."""
 
     norm: Literal["none", "batch", "instance"] = "none"
-    """After each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
+    """Norm after each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
 
 
 @network("alexnet", AlexNetOptions)

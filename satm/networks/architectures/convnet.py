@@ -1,7 +1,7 @@
 """The ConvNet of the dataset-distillation papers, with every choice of their architecture search as an option.
 
-Blocks of 3 x 3 convolution, norm, activation and pooling, then one linear layer. Layers are initialised as PyTorch
-does. With the defaults and 10 classes of 32 x 32 x 3 images it has 320,010 parameters.
+Blocks of 3 x 3 convolution, norm, activation and pooling, then one linear layer. Layers have PyTorch's default
+initialisation. With the default options and 10 classes of 32 x 32 x 3 images it has 320,010 parameters.
 
 Source: Gidaris and Komodakis 2018, as used by DC, DSA, MTT, FTD, TESLA, SATM (section 4.1) and ConTra (App. D).
 """

@@ -2,8 +2,8 @@
 
 A 3 x 3 convolution, eight residual blocks of two convolutions, the mean over the last map, then one linear layer.
 Stages of 64, 128, 256 and 512 filters; the last three begin with stride 2. No pooling after the first convolution.
-Convolutions have no bias. Layers are initialised as PyTorch does. With the defaults and 10 classes of 32 x 32 x 3
-images it has 11,173,962 parameters.
+Convolutions have no bias. Layers have PyTorch's default initialisation. With the default options and 10 classes of
+32 x 32 x 3 images it has 11,173,962 parameters.
 
 Source: He et al. 2016, in the form for CIFAR of the public code of MTT (`networks.py`), used by MTT, FTD (Table 3),
     SATM (Table 5), ConTra (Table 2). The norm behind their tables is not given; the code's ResNet18 has instance norm,

@@ -1,8 +1,8 @@
 """The VGG11 of the dataset-distillation papers.
 
 Eight 3 x 3 convolutions with norm and ReLU, five max poolings of 2 x 2, then one linear layer. Filters 64, 128, 256,
-256, 512, 512, 512, 512. No dropout. Layers are initialised as PyTorch does. With the defaults and 10 classes of
-32 x 32 x 3 images it has 9,231,114 parameters.
+256, 512, 512, 512, 512. No dropout. Layers have PyTorch's default initialisation. With the default options and 10
+classes of 32 x 32 x 3 images it has 9,231,114 parameters.
 
 Source: Simonyan and Zisserman 2015, configuration A, as in the public code of MTT (`networks.py`), used by MTT, FTD
     (Table 3), SATM (Table 5), ConTra (Table 2). The norm behind their tables is not given; the code's VGG11 has
@@ -25,7 +25,7 @@ class Vgg11Options(PaperOptions):
     """Shape of a VGG11."""
 
     readout: Literal["all", "corner"] = "all"
-    """Input of the linear layer where the last map has several pixels (2 x 2 at 64 pixels): all of them, or only the
+    """Input of the linear layer if the last map has several pixels (2 x 2 at 64 pixels): all of them, or only the
     upper left one, as in DATM's code at 64 pixels."""
 
 

@@ -2,12 +2,12 @@
 
 Patches by one convolution, a class token, learned positions, pre-norm blocks of attention and an MLP of four times the
 width with GELU, and one linear layer on the class token. No dropout. Embeddings are initialised with a standard
-deviation of 0.02, layers as PyTorch does. With the defaults and 10 classes of 32 x 32 x 3 images `vit-tiny` has
-5,362,762 parameters, `vit-small` 21,342,346 parameters and `vit-base` 85,152,010 parameters.
+deviation of 0.02, layers by PyTorch's default. With the default options and 10 classes of 32 x 32 x 3 images `vit-tiny`
+has 5,362,762 parameters, `vit-small` 21,342,346 parameters and `vit-base` 85,152,010 parameters.
 
-Source: Dosovitskiy et al. 2021 (blocks, base); Touvron et al. 2021, DeiT (tiny, small). ConTra (Table 8) tests on such
-    networks and gives neither patch size, resolution nor recipe. Chosen here: images at their own size, 8 x 8 patches,
-    and the recipe of the other networks.
+Source: Dosovitskiy et al. 2021 (blocks, base); Touvron et al. 2021, DeiT (tiny, small). ConTra (Table 8) tests on these
+    networks and gives neither patch size, resolution nor recipe. Our choice: images at their original size, 8 x 8
+    patches, and the recipe of the other networks.
 Differs: no dropout in training. Linear layers are not initialised with a standard deviation of 0.02, as DeiT's are:
     with it, small networks trained by SGD learned digits more slowly.
 """
@@ -36,7 +36,7 @@ class VitOptions(Options):
     depth: int = Field(12, ge=1)
     """Number of blocks."""
     width_factor: float = Field(1.0, gt=0)
-    """Multiplies the published width of a token; the number of heads stays and must divide the product."""
+    """Factor on the published width of a token; the number of heads is unchanged and must divide the product."""
 
 
 def vit(tokens: int, heads: int, channels: int, classes: int, size: int, options: VitOptions) -> "Network":
@@ -56,7 +56,7 @@ def vit(tokens: int, heads: int, channels: int, classes: int, size: int, options
     width = scaled(tokens, options.width_factor)
     if width % heads:
         raise ValueError(
-            f"width_factor {options.width_factor:g} makes a width of {width}, which {heads} heads do not divide; use a "
+            f"width_factor {options.width_factor:g} gives a width of {width}, which {heads} heads do not divide; use a "
             f"multiple of 1/{tokens // heads}"
         )
     features = PatchEncoder(channels, size, patch, width, heads, options.depth)
