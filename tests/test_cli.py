@@ -86,7 +86,7 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("distill", *CELL[:-1], "-1", "--method", "random"), ("ipc", "at least 1, got -1")),
         (
             ("distill", *CELL[:-1], "500", "--method", "random"),
-            ("500 images per class", "use a smaller ipc"),
+            ("ipc 500 is too large", "use a smaller ipc"),
         ),
         (("distill", *CELL, "--method", "mtt", "--max-start-epoch", "9"), ("ends at epoch 9, the experts have 3",)),
         (("distill", *CELL, "--method", "mtt", "--expert-epochs", "9"), ("the experts have 3",)),
