@@ -53,7 +53,7 @@ def test_python_examples_run(quick_start: Path, monkeypatch: pytest.MonkeyPatch)
     for block in blocks("python"):
         exec(block, names)
     assert tuple(names["image"].shape) == (1, 8, 8)
-    assert tuple(names["found"].images.shape) == (6, 4)
+    assert tuple(names["gradient"].images.shape) == (6, 4)
 
 
 @pytest.mark.parametrize("line", commands("make"))
