@@ -5,6 +5,7 @@ Each command imports its stage when it runs, so that it does not wait for the li
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -300,6 +301,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # a second one, or one before the signal handlers are installed
         print("satm: stopped; run the same command to resume", file=sys.stderr)
         return stopping.AGAIN
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         return _fail(str(RunError(f"{error.strerror or error} ({error.filename}); check the disk and start again")))
     except SystemExit as error:  # tyro after --help

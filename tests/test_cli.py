@@ -438,6 +438,12 @@ def test_other_ends_are_one_line_too(
     assert text in refused("data", code=1)
 
 
+def test_a_reader_that_ends_early_gets_no_error() -> None:
+    command = f"{sys.executable} -m satm distill --help | head -c 1"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert len(run.stdout) == 1 and run.stderr == ""
+
+
 def test_help_is_complete(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["--help"]) == 0

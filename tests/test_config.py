@@ -274,6 +274,12 @@ def test_a_value_that_cannot_be_meant_is_refused(tmp_path: Path, content: str, t
         ({"methods": {"mtt": {"lr_images": float("inf")}}}, "methods has inf, which is not a finite number"),
         ({"methods": {"mtt": {"iterations": 10**30}}}, "methods has a number beyond 64 bits"),
         ({"networks": {"unused": {"network": "convnet", "width": float("nan")}}}, "networks has nan, which is no"),
+        ({"settings": [{"dataset": "digitz", "options": {}}]}, "unknown dataset 'digitz' in .*Did you mean 'digits'"),
+        ({"settings": [{"stage": "experts", "experts": "sgdd", "options": {}}]}, "unknown experts 'sgdd' in .*'sgd'"),
+        (
+            {"settings": [{"stage": "evaluate", "network": "convnt", "options": {}}]},
+            "unknown network 'convnt' in .*'convnet'",
+        ),
         ({"settings": [{"stage": "analyse", "options": {"experts": "../x"}}]}, "unknown experts '../x' in "),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mtt-at-epoch-\u0663"]}}}, "unknown method"),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mtt-at-epoch-03"]}}}, "unknown method"),

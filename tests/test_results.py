@@ -257,6 +257,12 @@ def plain(raw: torch.Tensor) -> DistilledDataset:
     return distilled(raw, Preprocessor((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), None))
 
 
+def test_a_synthetic_set_is_described_in_one_line_and_its_folder_is_no_set(raw: torch.Tensor, tmp_path: Path) -> None:
+    assert repr(plain(raw)) == "<DistilledDataset: mtt on pets, ipc 2, seed 0, images [4, 3, 4, 4], iteration 5>"
+    with pytest.raises(UsageError, match="is a folder; name the file in it"):
+        load_distilled(tmp_path)
+
+
 def test_a_synthetic_set_comes_back_whole(raw: torch.Tensor, tmp_path: Path) -> None:
     made = plain(raw)
     save_distilled(tmp_path / "a.safetensors", made)

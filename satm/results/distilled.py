@@ -56,7 +56,7 @@ class History:
         return len(self.iterations)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """A synthetic set, ready for training; its items are (image, label)."""
 
@@ -125,6 +125,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
                 raise UsageError(
                     f"the labels of {classes} classes must be 0 to {classes - 1}, got {low} to {high}; renumber them"
                 )
+
+    def __repr__(self) -> str:
+        cell = f"{self.method} on {self.dataset}, ipc {self.ipc}, seed {self.seed}"
+        return f"<DistilledDataset: {cell}, images {list(self.images.shape)}, iteration {self.iteration}>"
 
     def __len__(self) -> int:
         return len(self.images)

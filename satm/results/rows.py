@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from satm.errors import UsageError
 from satm.results.columns import Columns
-from satm.storage.files import AGAIN, atomic_path, expect
+from satm.storage.files import AGAIN, atomic_path, expect, require_file
 from satm.storage.identity import hash_bytes
 
 METADATA_KEY = b"satm"
@@ -84,8 +84,7 @@ def _add_missing(table: pyarrow.Table, columns: Columns, expected: pyarrow.Schem
 
 def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
     """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes."""
-    if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist; make it first")
+    require_file(path, what)
     try:
         table = parquet.read_table(path, partitioning=None)
         table.validate(full=True)  # finds invalid UTF-8 and offsets outside a column

@@ -66,6 +66,14 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
         part.write_text(json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True) + "\n")
 
 
+def require_file(path: Path, what: str) -> None:
+    """Raise a UsageError unless a file exists; `what` describes it in the message."""
+    if path.is_dir():
+        raise UsageError(f"{what} {path} is a folder; name the file in it")
+    if not path.is_file():
+        raise UsageError(f"{what} {path} does not exist; make it first")
+
+
 def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, Any]:
     """Return the values that `write_record` wrote, without the hash, which files of an earlier version lack.
 
@@ -74,8 +82,7 @@ def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, 
     Raises:
         UsageError: the file is missing, not a JSON object, has other fields, or was changed.
     """
-    if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist; make it first")
+    require_file(path, what)
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from satm.errors import UsageError
-from satm.storage.files import AGAIN, atomic_path
+from satm.storage.files import AGAIN, atomic_path, require_file
 from satm.storage.identity import hash_json
 
 TENSOR_HASHES, METADATA_HASH = "tensors_sha256", "metadata_sha256"
@@ -107,8 +107,7 @@ def open_tensors(path: Path, what: str) -> Iterator[TensorFile]:
     Raises:
         UsageError: the file is missing or cut short, or its metadata were changed.
     """
-    if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist; make it first")
+    require_file(path, what)
     try:
         file = safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:

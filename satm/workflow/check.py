@@ -10,6 +10,7 @@ from satm.config.analysis import AnalyseOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.errors import UsageError, pick
 from satm.methods import resolve as resolve_method
+from satm.networks import NETWORKS
 from satm.networks import resolve as resolve_network
 
 
@@ -65,10 +66,17 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
         "evaluate": EvaluateOptions,
         "analyse": AnalyseOptions,
     }
+    known_experts = {**BUILTIN_EXPERTS, **resolver.campaign.experts}
+    for name in setting.dataset:
+        pick(resolver.whole(name), resolver.datasets, "dataset", where)
+    for name in setting.experts:
+        pick(name, known_experts, "experts", where)
     if setting.stage in models:
+        for name in setting.network:
+            pick(name, {**NETWORKS, **resolver.campaign.networks}, "network", where)
         options = parse(models[setting.stage], setting.options, where)
         if isinstance(options, AnalyseOptions) and options.experts is not None:
-            pick(options.experts, {**BUILTIN_EXPERTS, **resolver.campaign.experts}, "experts", where)
+            pick(options.experts, known_experts, "experts", where)
     else:
         kind = "method" if setting.stage == "distill" else "network"
         entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
