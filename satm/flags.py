@@ -63,7 +63,7 @@ def optional_cell(when: str) -> list[Flag]:
 
 
 Uses = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-"""The flags that each `--what` of a stage needs beside the dataset, and those that it may have."""
+"""By value of `--what`: the required flags beside the dataset, and the optional ones."""
 
 
 def check_uses(flags: Any, uses: Uses) -> None:

@@ -21,7 +21,7 @@ class AnalyseOptions(Options):
     segments: int = Field(20, ge=1)
     """Expert segments (sharpness, bounds)."""
     experts: str | None = None
-    """Experts to compare networks with (trajectory; None: those that the method matched) or to measure (sharpness)."""
+    """Experts to compare networks with (trajectory; None: the method's own) or to measure (expert-sharpness)."""
     count: int = Field(5, ge=1)
     """Number of experts to use, the first ones (trajectory, expert-sharpness)."""
     starts: tuple[Annotated[int, Field(ge=0)], ...] = (0, 10, 20, 30, 40, 45)

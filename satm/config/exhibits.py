@@ -53,7 +53,8 @@ class Exhibit(Options):
     def tested_networks(self) -> Sequence[str]:
         """Return the names of the networks that are trained on the synthetic sets: its `networks`, or its `network`."""
         networks: Sequence[str] = getattr(self, "networks", ())
-        return networks or [name for name in [getattr(self, "network", None)] if name]
+        network: str | None = getattr(self, "network", None)
+        return networks if network is None else [network]
 
     def size(self) -> dict[str, object]:
         """Return the options that determine its size, by a description."""

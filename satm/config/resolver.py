@@ -163,7 +163,7 @@ class Resolver:
         return pick(name, self.figures, "figure", str(self.path or "the built-in campaign"))
 
     def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
-        """Return the names by which settings select a cell, including those that its method derives from."""
+        """Return the names by which settings select a cell: its own and the methods that its method builds on."""
         named = at_epoch(cell.method, self.campaign.methods)[0]
         base = self.campaign.methods.get(named, {}).get("method", named)
         return {"method": (cell.method, named, base), "dataset": (cell.dataset,), "ipc": (cell.ipc,)}

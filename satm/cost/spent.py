@@ -365,5 +365,5 @@ def _rule_notes(every: Sequence[Spent], unit: Unit) -> list[str]:
         texts = [f"{job} {number(hours[job] * unit[2])} {unit[1]}" for job in longest]
         notes.append(f"The longest jobs: {'; '.join(texts)}.")
     if any(RULES[one.job.rule].gathers for one in every):
-        notes.append("Overview, tables and figures: only those that existed when this table was made.")
+        notes.append("The overview, tables and figures are counted if they existed when this table was made.")
     return notes

@@ -112,9 +112,9 @@ def assumptions(resolver: Resolver, jobs: Iterable[Job]) -> list[str]:
     for name in [job.wildcards.dataset for job in jobs if job.rule == "images"]:
         options, seen = resolver.dataset(name), shape(resolver, name)
         if options.source not in SIZES:
-            each = round((seen.images + options.validation * seen.classes) / seen.classes)
             missing = [option for option in ("size", "classes") if getattr(options, option) is None]
             advice = f"; set {' and '.join(missing)} in its entry to correct this" if missing else ""
+            each = ASSUMED[1] // ASSUMED_CLASSES
             texts.append(
                 f"Assumed for {name}, whose files are not read: {seen.classes} classes of {each} training images, "
                 f"{seen.size} x {seen.size} pixels{advice}."

@@ -45,8 +45,8 @@ class FilesOptions(MethodOptions):
     label_column: str | None = None
     """Parquet column with the integer labels; None: `label`, else `fine_label`."""
     selection: Literal["auto", "last", "validation", "test"] = "auto"
-    """How the authors selected the iteration, as named in tables. `auto`: as stated in a file of this project, `test`
-    for other files, as for those that the MTT family's code calls best."""
+    """How the authors selected the iteration, as named in tables. `auto`: as stated in a file of this project; `test`
+    for other files, because the MTT family's code selects its best set on test images."""
 
 
 recipe("files", EXTERNAL, FilesOptions, fixed={"init": "external", "labels": "external"})

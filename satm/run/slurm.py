@@ -28,11 +28,12 @@ def seconds_left() -> float | None:
         return None
     if (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
         return float(end) - time.time()
-    # `[days-][[hours:]minutes:]seconds`, or a word
-    match = re.fullmatch(
-        r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", _ask("squeue", "-h", "-j", job, "-o", "%L", seconds=30) or ""
-    )
-    if match is None:
+    return duration(_ask("squeue", "-h", "-j", job, "-o", "%L", seconds=30) or "")
+
+
+def duration(text: str) -> float | None:
+    """Convert a time of SLURM, `[days-][[hours:]minutes:]seconds`, to seconds; None for a word, such as UNLIMITED."""
+    if (match := re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)) is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)

@@ -100,7 +100,7 @@ class _Subject(Inputs):
         """Return the set's method, which is of class `kind`.
 
         `drawn_as` replaces the method's name in seeds, so that all methods have the same random choices; `experts`
-        replaces those that the method matched.
+        replaces the experts that the method matched.
         """
         cell = self.cell._replace(method=drawn_as or self.cell.method)
         method, _ = self.method(self.recipe, self.options, cell, experts)

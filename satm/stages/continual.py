@@ -117,7 +117,7 @@ class _Sets(Inputs):
 
 
 def _learn(inputs: _Sets, job: Job) -> list[StepResult]:
-    """Return the results of all networks; those that an earlier process has tested are not trained again."""
+    """Return the results of all networks; networks already tested by an earlier process are not trained again."""
     options = inputs.options
     results = [StepResult(**{**row, "right": tuple(row["right"])}) for row in job.rows()]
     each = options.steps * options.repeats

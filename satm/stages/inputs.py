@@ -141,7 +141,7 @@ class Inputs:
     ) -> tuple[Method[Any], str]:
         """Return a method for a cell, and the name of the network that is trained on its sets.
 
-        `experts` replaces those that the options name; the seeds of the run derive from the cell.
+        `experts` replaces the experts that the options name; the seeds of the run derive from the cell.
         """
         store, network = None, getattr(options, "network", "convnet")
         if recipe.needs_experts:

@@ -21,6 +21,7 @@ from packaging.version import Version
 
 from satm.config import Site, load_yaml, parse
 from satm.errors import UsageError, pick
+from satm.run.slurm import duration
 from satm.version import CHECKOUT
 from satm.workflow.rules import RULES
 
@@ -344,8 +345,6 @@ def _list(names: Iterable[str]) -> str:
 
 
 def _minutes(limit: str) -> int | None:
-    """Convert a time of SLURM, DAYS-HOURS:MINUTES:SECONDS, to minutes; None: unlimited."""
-    if (match := re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)) is None:
-        return None
-    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
-    return (24 * days + hours) * 60 + minutes
+    """Convert a time of SLURM to whole minutes; None: unlimited."""
+    seconds = duration(limit)
+    return None if seconds is None else int(seconds // 60)
