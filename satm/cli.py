@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse, place_of
 from satm.errors import RunError, UsageError, pick
 from satm.flags import (
     CELL,
@@ -28,11 +28,15 @@ from satm.flags import (
     optional_cell,
     parse_flags,
     peek,
+    place_results,
 )
 from satm.methods import resolve as resolve_method
 from satm.run import record, slurm, stopping
 from satm.run.machine import process_age
 from satm.version import __version__
+
+IMAGES = 1000
+"""Training images on which the sharpness of experts is measured."""
 
 AXES: dict[str, Any] = {"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 0}
 """The synthetic set whose options `--help` shows if the command line names none."""
@@ -72,6 +76,8 @@ def experts(arguments: Sequence[str]) -> None:
     if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
         raise UsageError("--part, --collect and --measure-difficulty exclude each other; give one of them")
     rule = "experts" if flags.collect else "difficulty" if flags.measure_difficulty else "experts_part"
+    place = place_of("experts", dataset=flags.dataset, experts=flags.experts)
+    resolver = place_results(resolver, flags, recipe, *place)
     with command(resolver, rule, flags, flags.options):
         which = (resolver, flags.dataset, flags.experts, flags.options)
         if flags.collect:
@@ -92,6 +98,7 @@ def distill(arguments: Sequence[str]) -> None:
     fields = [*CELL, flag("checkpoint_seconds", float, between, 30.0)]
     flags = parse_flags(distill, fields, arguments, options)
     resolver.dataset(flags.dataset)
+    resolver = place_results(resolver, flags, options, *place_of("distill", **_cell(flags).axes))
     with command(resolver, "distill", flags, flags.options):
         device = open_device(flags)
         make_distilled(resolver, _cell(flags), recipe, flags.options, device, flags.checkpoint_seconds)
@@ -119,6 +126,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     of_set = ("ipc", "method")
     uses = {"set": (of_set, ("seed",)), "variants": (of_set, ("seed", "teacher")), "full": ((), ("recipe",))}
     check_uses(flags, uses)
+    resolver = place_results(resolver, flags, options, further={"teacher": "sgd"})
     with command(resolver, "evaluate" if flags.what == "set" else flags.what, flags, flags.options):
         cell = Cell(flags.dataset, 0, f"full-{flags.recipe}") if flags.what == "full" else _cell(flags)
         teacher = flags.teacher if flags.what == "variants" else None
@@ -150,6 +158,8 @@ def nas(arguments: Sequence[str]) -> None:
     chosen = {name: getattr(flags, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
     chosen["real" if flags.real else "proxy"] = flags.options.model_dump(exclude_defaults=True)
     options = parse(SearchOptions, {**search.model_dump(), **chosen}, f"search {flags.search}")
+    further = {name: getattr(search, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
+    resolver = place_results(resolver, flags, search.real if flags.real else search.proxy, further=further)
     with command(resolver, "nas_real" if flags.real else "nas", flags, flags.options):
         cell = Cell(flags.dataset, 0, "real") if flags.real else _cell(flags)
         make_search(resolver, cell, flags.search, options, flags.part, open_device(flags))
@@ -163,6 +173,7 @@ def continual(arguments: Sequence[str]) -> None:
     options = resolver.learning(known.protocol, _cell(known))
     protocol = flag("protocol", str, "Name of a table of kind `continual` in the campaign.", "default")
     flags = parse_flags(continual, [*CELL, protocol], arguments, options)
+    resolver = place_results(resolver, flags, options)
     with command(resolver, "continual", flags, flags.options):
         make_continual(resolver, _cell(flags), flags.protocol, flags.options, open_device(flags))
 
@@ -172,7 +183,7 @@ def analyse(arguments: Sequence[str]) -> None:
     from satm.stages.analyse import make_expert_sharpness, make_measurement
 
     known, resolver = peek(arguments, **AXES)
-    options = resolver.analysis(_cell(known))
+    defaults = resolver.analysis(_cell(known))
     what = (
         "Rise of the outer loss around a set; errors along the experts' trajectories; variance of the hypergradient; "
         "errors of SATM's approximations; rise of the training loss around experts."
@@ -182,19 +193,22 @@ def analyse(arguments: Sequence[str]) -> None:
         DATASET,
         flag("what", kinds, what, "sharpness"),
         *optional_cell("of a set"),
-        flag("images", int, "Training images (expert-sharpness).", 1000),
+        flag("images", int, "Training images (expert-sharpness).", IMAGES),
         flag("rho", tuple[float, ...], "Lengths of the step (expert-sharpness).", LENGTHS),
     ]
-    flags = parse_flags(analyse, fields, arguments, options)
+    flags = parse_flags(analyse, fields, arguments, defaults)
     at_set = dict.fromkeys(ANALYSES, (("ipc", "method"), ("seed",)))
     check_uses(flags, {**at_set, "expert-sharpness": ((), ("images", "rho"))})
     used = ANALYSES.get(flags.what, ("experts", "count"))
-    for name in type(options).model_fields:
-        if name not in used and getattr(flags.options, name) != getattr(options, name):
+    for name in type(defaults).model_fields:
+        if name not in used and getattr(flags.options, name) != getattr(defaults, name):
             raise UsageError(f"--{name} has no effect with --what {flags.what}; leave it out")
     on_experts, options = flags.what == "expert-sharpness", flags.options
     if on_experts and options.experts is None:
         raise UsageError("--what expert-sharpness needs --experts, got none; name the experts")
+    further: dict[str, object] = {"images": IMAGES, "rho": LENGTHS} if on_experts else {}
+    usual = defaults.model_copy(update={"experts": options.experts}) if on_experts else defaults
+    resolver = place_results(resolver, flags, usual, further=further)
     with command(resolver, "expert_sharpness" if on_experts else "analysis", flags, options, experts=options.experts):
         device = open_device(flags)
         if on_experts:

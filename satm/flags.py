@@ -6,18 +6,20 @@ after `--dataset` and `--method` shows the values that will be used.
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
 
-from satm.config import Options, Resolver, check_name, load_campaign, place_of
+from satm.config import UNNAMED, ByHand, Options, Resolver, check_name, load_campaign, place_of
 from satm.errors import UsageError
 from satm.run.log import logged
 from satm.run.machine import choose_device
@@ -43,7 +45,14 @@ CONFIG = flag("config", Path | None, "Campaign (YAML), which determines the resu
 
 TIME_LIMIT = "Minutes after which the run stops with its state saved; None: $SATM_TIME_LIMIT, or the SLURM job's."
 
+RUN = (
+    "Name of a run by hand, for results below results/hand/; it also reads those of its earlier commands. None: the "
+    "campaign's results, or if an option differs from the campaign, a run by hand with the campaign's name."
+)
+
 COMPUTE = [
+    flag("run", str | None, RUN, None),
+    flag("overwrite", bool, "Replace a finished result of other options.", False),
     flag("device", str, "auto, cpu, cuda or cuda:N.", "auto"),
     flag("threads", int | None, "CPU threads; None: torch's choice.", None),
     flag("time_limit", float | None, TIME_LIMIT, None),
@@ -116,6 +125,42 @@ def open_device(flags: Any) -> torch.device:
     return device
 
 
+def place_results(
+    resolver: Resolver, flags: Any, campaign: Options, *place: str, further: Mapping[str, object] = MappingProxyType({})
+) -> Resolver:
+    """Return the resolver for the results of a command: those of the campaign, or of a run by hand.
+
+    Args:
+        resolver: the campaign.
+        flags: the values of the flags.
+        campaign: the campaign's options of the command.
+        place: for experts and synthetic sets, their place (`satm.config.place_of`).
+        further: the campaign's values of other flags on which the results depend.
+
+    Raises:
+        UsageError: the name of the run cannot be that of a folder.
+    """
+    usual = {**campaign.model_dump(mode="json"), **further}
+    values = {**flags.options.model_dump(mode="json"), **{name: getattr(flags, name) for name in further}}
+    changed = {name: value for name, value in values.items() if value != usual.get(name)}
+    name = flags.run or (resolver.path.stem if resolver.path and changed else None)
+    if name is not None:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise UsageError(f"--run: {error}; correct it") from error
+    unnamed = ByHand(UNNAMED, None, place, changed)
+    if resolver.path is None:
+        own = name in (None, UNNAMED)
+        resolver = resolver.for_hand(unnamed if own else ByHand(str(name), unnamed.root, place, changed))
+    elif name is not None:
+        resolver = resolver.for_hand(ByHand(name, resolver.layout.root, place, changed))
+    else:
+        resolver = copy.copy(resolver)
+    resolver.overwrite = flags.overwrite
+    return resolver
+
+
 @contextlib.contextmanager
 def command(
     resolver: Resolver, rule: str, flags: Any, options: Options | None = None, **names: object
@@ -139,6 +184,12 @@ def command(
             LOG.info("satm %s %s", __version__, type(flags).__name__)
             for name, value in {**values, **options.model_dump(mode="json")}.items():
                 LOG.info("  %s: %s", name.replace("_", "-"), value)
+        if run := resolver.by_hand:
+            differing = ", ".join(name.replace("_", "-") for name in run.changed) or "none"
+            campaign = f"from {resolver.path}" if resolver.path else "from the presets"
+            LOG.info("by hand: options that differ %s: %s; results below %s", campaign, differing, run.root)
+            if run.name != UNNAMED:
+                LOG.info("--run %s makes the next command use them", run.name)
         yield
 
 

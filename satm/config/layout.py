@@ -141,5 +141,9 @@ class Layout:
         """Folder for resuming one job; never an output, because Snakemake deletes the outputs of a job it restarts."""
         return f"{self.root}/state/{'/'.join(place)}"
 
+    def by_hand(self, *place: str) -> str:
+        """Options of experts or of a synthetic set made by hand; its place is `place_of(rule, …)`."""
+        return f"{self.root}/options/{'/'.join(place)}.json"
+
     def _run(self, stage: str, cell: Cell) -> str:
         return f"{self.root}/{stage}/{'/'.join(cell.place)}"

@@ -4,6 +4,7 @@ Later values win: the default of the model, preset files in name order, the camp
 of that name, a flag on the command line.
 """
 
+import copy
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 
 from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name, parse
+from satm.config.by_hand import HAND, UNNAMED, ByHand
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import Cell
 from satm.config.class_order import Step, step_of
@@ -35,12 +37,31 @@ class Resolver:
     and `satm.networks.resolve` check them.
     """
 
+    by_hand: ByHand | None = None
+    """The run by hand that the results belong to; None: they are the campaign's own."""
+    overwrite = False
+    """Whether a command may replace a finished result."""
+
     def __init__(self, campaign: Campaign, presets: tuple[Setting, ...], root: str, path: Path | None = None) -> None:
         self.campaign, self.layout, self.path = campaign, Layout(root), path
         self.settings = (*presets, *campaign.settings)
         # Hundreds of cells share a few results, and planning needs each several times.
         self._cache: dict[tuple[str, Axes], dict[str, Any]] = {}
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
+
+    def for_hand(self, run: ByHand) -> "Resolver":
+        """Return the resolver of a run by hand with this campaign."""
+        resolver = copy.copy(self)
+        resolver.by_hand, resolver.layout = run, Layout(run.root)
+        return resolver
+
+    def file(self, path: str) -> Path:
+        """Return an input file of a job: in a run by hand, the run's own, or else that of the results it builds on."""
+        own = Path(path)
+        if self.by_hand is None or self.by_hand.base is None or own.exists():
+            return own
+        other = Path(self.by_hand.base + path.removeprefix(self.layout.root))
+        return other if other.exists() else own
 
     def dataset(self, name: str) -> DatasetOptions:
         """Return the options of a dataset, or of a step of one such as `digits-order-0-step-1-of-5`."""
@@ -84,7 +105,8 @@ class Resolver:
         pick(name, {**entries[0], **entries[1]}, "experts")
         base, own = (some[name].model_dump(exclude_unset=True) if name in some else {} for some in entries)
         settings = self._merged("experts", experts=(name,), dataset=(dataset,))
-        options = parse(ExpertsOptions, {**base, **settings, **own}, where := f"experts {name}")
+        changed = self.by_hand.options("experts", dataset=dataset, experts=name) if self.by_hand else {}
+        options = parse(ExpertsOptions, {**base, **settings, **own, **changed}, where := f"experts {name}")
         options.check(where)
         return options
 
@@ -107,7 +129,8 @@ class Resolver:
         base, epoch = at_epoch(cell.method, self.campaign.methods)
         own = {"method": base, **self.campaign.methods.get(base, {})}
         settings = self._merged("distill", **self._axes(cell))
-        return {**settings, **own, **({} if epoch is None else {"start_epoch": epoch})}
+        changed = self.by_hand.options("distill", **cell.axes) if self.by_hand else {}
+        return {**settings, **own, **({} if epoch is None else {"start_epoch": epoch}), **changed}
 
     def evaluation(self, cell: Cell, network: str = "") -> EvaluateOptions:
         """Return the evaluation options of a cell's synthetic sets for a network; empty: any network."""
@@ -199,13 +222,14 @@ def load_presets() -> tuple[Setting, ...]:
 
 
 def load_campaign(path: Path | None) -> Resolver:
-    """Return the campaign in a YAML file; None: the built-in campaign, without tables, in `results`.
+    """Return the campaign in a YAML file; None: the built-in campaign, without tables, as a run by hand.
 
     Raises:
         UsageError: the file is missing, is not YAML, or has an unknown name or an unusable value.
     """
     if path is None:
-        return Resolver(Campaign(), load_presets(), "results")
+        run = ByHand(UNNAMED, None)
+        return Resolver(Campaign(), load_presets(), run.root).for_hand(run)
     root = root_of(path)
     return Resolver(parse(Campaign, load_yaml(path), str(path)), load_presets(), root, path)
 
@@ -220,4 +244,6 @@ def root_of(path: Path) -> str:
         check_name(path.stem)
     except ValueError as error:
         raise UsageError(f"the name of {path} names the folder of results: {error}; rename it") from error
-    return "results" if path.stem == "paper" else f"results/{path.stem}"
+    if (root := "results" if path.stem == "paper" else f"results/{path.stem}") == HAND:
+        raise UsageError(f"the name of {path} names the folder {HAND}, that of runs by hand; rename it")
+    return root

@@ -16,9 +16,9 @@ from satm.config.base import numbers
 from satm.cost.workload import Shape, Share, shape, shares
 from satm.errors import UsageError, short
 from satm.tables.render import Grid
+from satm.workflow.asked import cell_of
 from satm.workflow.check import method_options
 from satm.workflow.jobs import Job
-from satm.workflow.rules import cell_of
 
 STEP_WITH_GRAPH = 3.2
 """Cost of a differentiated inner step in training steps on the same images, for iterations that were not measured. On

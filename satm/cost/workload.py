@@ -13,9 +13,9 @@ from satm.config import CLASSES, Cell, EvaluateOptions, ExpertsOptions, Resolver
 from satm.config.base import numbers
 from satm.config.class_order import split_classes
 from satm.evaluation.search import candidates, sample
+from satm.workflow.asked import Wildcards, cell_of, schedule
 from satm.workflow.check import experts_of, method_options
 from satm.workflow.jobs import Job
-from satm.workflow.rules import Wildcards, cell_of, schedule
 
 Network = Mapping[str, Any]
 """`{"network": registered name, option: value…}`."""

@@ -12,8 +12,8 @@ from satm.errors import UsageError
 from satm.figures.base import Drawn, FigureKind
 from satm.figures.style import PANEL, SIZES, bar_style, dress, grid_of_panels, legend
 from satm.tables.reader import Reader
+from satm.workflow.asked import cell_of
 from satm.workflow.jobs import campaigns_of
-from satm.workflow.rules import cell_of
 
 if TYPE_CHECKING:
     from satm.cost.spent import Spent

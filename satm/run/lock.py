@@ -57,6 +57,11 @@ LENGTH = 512
 """Constant size of a lock's file in bytes, so that a heartbeat needs no space on a full disk."""
 
 
+def in_workflow() -> bool:
+    """Return whether this process is a job of the workflow."""
+    return bool(os.environ.get(IN_WORKFLOW))
+
+
 class Lock:
     """This process's lock on a folder; `waited`: it waited for another process to end."""
 
@@ -86,7 +91,7 @@ class Lock:
     def finished(self, *results: Path) -> None:
         """Remove the folder with the lock, except a workflow job's hard links to its results."""
         self._clear = True
-        if results and os.environ.get(IN_WORKFLOW):
+        if results and in_workflow():
             with contextlib.suppress(OSError):  # no space for the links: the results themselves exist
                 (self.folder / KEPT).mkdir(exist_ok=True)
                 for path in results:
@@ -147,7 +152,7 @@ class Lock:
         if not self._is_own():
             return
         if self._clear:
-            stays = KEPT if os.environ.get(IN_WORKFLOW) else None
+            stays = KEPT if in_workflow() else None
             for entry in self.folder.iterdir():
                 if entry.name.startswith(PREFIX) or entry.name == stays:
                     continue
@@ -199,7 +204,7 @@ def _acquire(folder: Path, what: str, times: Times) -> Lock:
         number = numbers[-1] if numbers else 0
         owner = _read(_path(folder, number)) if numbers else None
         if owner is not None and _alive(_path(folder, number), owner, times.dead_after):
-            if not os.environ.get(IN_WORKFLOW):
+            if not in_workflow():
                 raise UsageError(
                     f"{what} in {folder} is being run by another process (pid {owner.get('pid', 'unknown')} on "
                     f"{owner.get('host', 'unknown')}); wait for it, or stop it and start again"

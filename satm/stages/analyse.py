@@ -13,7 +13,7 @@ from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import measure_trajectory
 from satm.analysis.variance import measure_variance
-from satm.config import REVISIONS, AnalyseOptions, Cell, Resolver
+from satm.config import ANALYSES, REVISIONS, AnalyseOptions, Cell, Resolver
 from satm.config.methods import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.data import Split
 from satm.errors import UsageError
@@ -206,10 +206,12 @@ def make_measurement(resolver: Resolver, cell: Cell, what: str, options: Analyse
     family, columns, prepare = AT_SET[what]
     subject = _Subject(resolver, cell, family, device)
     measurement = prepare(subject, options)
-    settings, axes = subject.options.model_dump(mode="json"), cell.axes
-    identity = subject.identify("analyse", distilled=subject.stored[1], options=settings, **measurement.identity)
+    settings, axes = {"method": subject.recipe.name, **subject.options.model_dump(mode="json")}, cell.axes
+    used = options.model_dump(mode="json", include=set(ANALYSES[what]))
+    own = {"options": settings, "measurement": used, **measurement.identity}
+    identity = subject.identify("analyse", distilled=subject.stored[1], **own)
     steps = ([{**axes, **row} for row in step] for step in measurement.steps)
-    job = Job(resolver.layout, "analysis", {**axes, "what": what}, identity, columns, device)
+    job = Job(resolver, "analysis", {**axes, "what": what}, identity, columns, device)
     replace(measurement, steps=steps).run(job)
 
 
@@ -248,5 +250,5 @@ def make_expert_sharpness(
         return f"mean sharpness after training began: {', '.join(means)}"
 
     identity, total = {"revision": REVISIONS["analyse"], **about}, min(count, len(store)) * (store.epochs + 1)
-    job = Job(resolver.layout, "expert_sharpness", names, identity, EXPERT_SHARPNESS, device)
+    job = Job(resolver, "expert_sharpness", names, identity, EXPERT_SHARPNESS, device)
     Measurement(steps, total, ("expert", "epoch", "sharpness"), identity, summary).run(job)

@@ -33,7 +33,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     inputs = _Sets(resolver, cell, options, device)
     names, settings = {**cell.axes, "protocol": protocol}, options.model_dump(mode="json")
     identity = inputs.identify("continual", sets=inputs.hashes, options=settings, network=inputs.values)
-    with Job(resolver.layout, "continual", names, identity, CONTINUAL, device) as job:
+    with Job(resolver, "continual", names, identity, CONTINUAL, device) as job:
         if job.done:
             return
         results = _learn(inputs, job)

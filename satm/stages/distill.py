@@ -22,6 +22,7 @@ from satm.run.machine import describe_backend
 from satm.stages.checkpoint import RunState
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job
+from satm.workflow.asked import look_schedule
 
 LOG = logging.getLogger("satm")
 
@@ -48,7 +49,7 @@ def make_distilled(
         network=inputs.network(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )
-    with Job(resolver.layout, "distill", cell.axes, identity, METRICS, device) as job:
+    with Job(resolver, "distill", cell.axes, identity, METRICS, device) as job:
         if job.done:
             return
         if method.iterative:
@@ -130,14 +131,14 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
         UsageError: held-out images are needed and the dataset has none.
     """
     options, cell = method.options, method.problem.cell
-    if not isinstance(options, IterativeOptions):
+    recipe = look_schedule(inputs.resolver, cell, options)
+    if recipe is None or not isinstance(options, IterativeOptions):
         return None, None
     what = "watch" if options.selection == "last" else "selection"
-    if (split := getattr(options, what)) is None:
-        return None, None
+    split = getattr(options, what)
     if not len(getattr(inputs.data, split)):
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
-    real, values, recipe = inputs.images(split), inputs.network(network), inputs.resolver.evaluation(cell, network)
+    real, values = inputs.images(split), inputs.network(network)
     # A search for the step size at each look would cost more than the look; the finished set has one.
     schedule = recipe.model_copy(update={"lr": "learned"}) if recipe.lr == "searched" else recipe
 

@@ -27,11 +27,12 @@ from satm.experts import (
 )
 from satm.networks.training import measure
 from satm.params import load_flat
+from satm.run.lock import in_workflow
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
 from satm.stages.inputs import Inputs
-from satm.stages.job import Job, account_of
+from satm.stages.job import OTHERWISE, Job, account_of
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import differing_field
 
@@ -49,7 +50,7 @@ def make_experts(
     folder = Path(resolver.layout.experts(dataset, experts))
     for name in known if part is None else [part]:
         names = {"dataset": dataset, "experts": experts, "part": name}
-        with Job(resolver.layout, "experts_part", names, identity) as job:
+        with Job(resolver, "experts_part", names, identity) as job:
             shards = _train_part(inputs, options, difficulty, folder, job, numbers(name))
             job.write(partial(write_record, job.path, {"identity": identity, "shards": shards}))
     if part is None:
@@ -86,7 +87,7 @@ def make_difficulty(
         return True
 
     names = {"dataset": dataset, "experts": experts}
-    with Job(resolver.layout, "difficulty", names, store.identity, is_ours=is_ours) as job:
+    with Job(resolver, "difficulty", names, store.identity, is_ours=is_ours) as job:
         if job.done:
             return
         module, real = inputs.module(options.network), inputs.images("train")
@@ -109,6 +110,8 @@ def _train_part(
     for index in indices:
         stored = shard_identity(folder, index)
         if stored is not None and (difference := differing_field(identity, stored)):
+            if not (inputs.resolver.overwrite or in_workflow()):
+                raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {OTHERWISE}")
             LOG.info("expert %d on disk has other options and is replaced: %s", index, difference)
         if stored != identity:
             missing.append(index)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
+from satm.config import REVISIONS, UNNAMED, Cell, ExpertsOptions, Resolver
 from satm.config.methods import MethodOptions
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
@@ -21,6 +21,7 @@ from satm.networks.training import TrainingImages
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
+from satm.workflow.provenance import Provenance
 
 
 class Inputs:
@@ -41,7 +42,7 @@ class Inputs:
                     "name the labels to keep in its option classes"
                 )
             self.data = keep_classes(whole, dataset, step.labels(classes))
-        whitening, self.whitening_path = None, Path(resolver.layout.zca(name)) if options.zca else None
+        whitening, self.whitening_path = None, resolver.file(resolver.layout.zca(name)) if options.zca else None
         if path := self.whitening_path:
             _require(path, "the whitening", resolver, "data", dataset=name)
             whitening = load_whitening(path, whole.hash)
@@ -113,7 +114,7 @@ class Inputs:
         """Return the difficulty of the training images, for experts of a curriculum; None for others."""
         if (measured := self.resolver.difficulty(experts, self.dataset, options)) is None:
             return None
-        path = Path(self.resolver.layout.difficulty(self.dataset, measured))
+        path = self.resolver.file(self.resolver.layout.difficulty(self.dataset, measured))
         flags = {"dataset": self.dataset, "experts": f"{measured} --measure-difficulty"}
         _require(path, "the difficulty", self.resolver, "experts", verb="measure", **flags)
         recipe = self.resolver.experts(measured, self.dataset)
@@ -123,7 +124,7 @@ class Inputs:
     def experts(self, name: str, options: ExpertsOptions | None = None) -> TrajectoryStore:
         """Return the trajectory store of some experts; without options, of the campaign's recipe."""
         options = options or self.resolver.experts(name, self.dataset)
-        path = Path(self.resolver.layout.manifest(self.dataset, name))
+        path = self.resolver.file(self.resolver.layout.manifest(self.dataset, name))
         _require(path, f"the manifest of experts {name}", self.resolver, "experts", dataset=self.dataset, experts=name)
         store = TrajectoryStore(path, self.expert_identity(name, options))
         if len(store) != options.count:
@@ -153,9 +154,10 @@ class Inputs:
         """Return a synthetic set and the hash of its file.
 
         Raises:
-            UsageError: it is missing, is another one, or has another preprocessing.
+            UsageError: it is missing, is another one, or was made with other options, data or experts than those of
+                today.
         """
-        path = Path(self.resolver.layout.distilled(cell))
+        path = self.resolver.file(self.resolver.layout.distilled(cell))
         _require(path, "the synthetic set", self.resolver, "distill", **cell.axes)
         distilled = load_distilled(path)
         if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
@@ -164,6 +166,11 @@ class Inputs:
             raise UsageError(
                 f"{path} was made with another preprocessing: {difference}; distil again, or use the dataset's options "
                 "that it was made with"
+            )
+        if difference := Provenance(self.resolver).difference("distill", **cell.axes):
+            raise UsageError(
+                f"{path} is not the set that is asked for: {difference}; make it again with "
+                f"{_command(self.resolver, 'distill', **cell.axes, overwrite='')}"
             )
         return distilled, hash_file(path)
 
@@ -176,7 +183,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
     """
     resolver.dataset(dataset)
     whole = resolver.whole(dataset)
-    path = Path(resolver.layout.images(whole))
+    path = resolver.file(resolver.layout.images(whole))
     _require(path, "the image file", resolver, "data", dataset=whole)
     data = load_images(path)
     if data.name != whole:
@@ -193,4 +200,5 @@ def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = 
 
 def _command(resolver: Resolver, stage: str, **flags: object) -> str:
     config = f" --config {resolver.path}" if resolver.path else ""
-    return f"`python -m satm {stage}{''.join(f' --{name} {value}' for name, value in flags.items())}{config}`"
+    run = f" --run {resolver.by_hand.name}" if resolver.by_hand and resolver.by_hand.name != UNNAMED else ""
+    return f"`python -m satm {stage}{''.join(f' --{name} {value}'.rstrip() for name, value in flags.items())}{config}{run}`"

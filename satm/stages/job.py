@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from satm.config import Layout, place_of
+from satm.config import Layout, Resolver, place_of
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Group, Task, evaluate_tasks
 from satm.networks.training import TrainingImages
@@ -18,9 +18,9 @@ from satm.results.circumstances import run_metadata
 from satm.results.columns import Columns
 from satm.results.rows import read_rows_metadata, write_rows
 from satm.run.disk import patiently
-from satm.run.lock import exclusive, link
+from satm.run.lock import exclusive, in_workflow, link
 from satm.run.progress import Progress
-from satm.run.record import account
+from satm.run.record import account, mark_complete
 from satm.run.stopping import check_stop, saved
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import Content, Generations, NetworkState
@@ -33,6 +33,9 @@ LOG = logging.getLogger("satm")
 Row = Mapping[str, Any]
 """JSON values by column."""
 
+OTHERWISE = "add --overwrite to replace it, or --run NAME to keep both"
+"""What to do about a finished result with other options."""
+
 
 def account_of(layout: Layout, rule: str, **names: object) -> contextlib.AbstractContextManager[None]:
     """Record the cost of a job; rule and names as in `satm.config.place_of`."""
@@ -44,10 +47,10 @@ class Job:
 
     It owns the lock on the state folder, the account of the run's cost, the identity, the state from which a killed run
     resumes, progress and writing. On entering, results that were kept for a killed workflow (`satm.run.lock.KEPT`) are
-    restored. Leaving without an error removes the state.
+    restored, and finished results of the same identity are found. Leaving without an error removes the state.
 
     Args:
-        layout: paths of files.
+        resolver: the campaign, with the paths of files.
         rule: key of the table of jobs (`satm.workflow.rules.RULES`), which lists the results.
         names: the job's wildcards.
         identity: everything that determines the results.
@@ -57,12 +60,13 @@ class Job:
             checked by their metadata.
 
     Raises:
-        UsageError: (on entering) another process works on this run.
+        UsageError: (on entering) another process works on this run, or its result is finished with another identity
+            and is not to be overwritten.
         RunError: (on entering) the state folder cannot be written.
     """
 
     done: bool
-    """True if another process has already written the results."""
+    """True if the results exist already."""
     folder: Path
     """Folder of the state."""
     path: Path
@@ -70,7 +74,7 @@ class Job:
 
     def __init__(
         self,
-        layout: Layout,
+        resolver: Resolver,
         rule: str,
         names: Mapping[str, object],
         identity: Identity,
@@ -78,10 +82,11 @@ class Job:
         device: torch.device | None = None,
         is_ours: Callable[[Path], bool] | None = None,
     ) -> None:
-        place, outputs = place_of(rule, **names), RULES[rule].outputs.values()
+        place, outputs, layout = place_of(rule, **names), RULES[rule].outputs.values(), resolver.layout
         self._outputs = [Path(pattern.format(root=layout.root, **names)) for pattern in outputs]
         self._results = self._outputs if RULES[rule].keeps else []
-        self.path, self.identity, self.folder = self._outputs[0], identity, Path(layout.state(*place))
+        self._resolver, self.path = resolver, self._outputs[0]
+        self.identity, self.folder = identity, Path(layout.state(*place))
         self._account, self._name = account_of(layout, rule, **names), place[0]
         self.progress = partial(Progress, self._name)
         self._columns, self._device, self._is_ours = columns, device or torch.device("cpu"), is_ours
@@ -93,6 +98,8 @@ class Job:
             stack.enter_context(self._account)
             self._lock = stack.enter_context(exclusive(self.folder, f"the {self._name} job"))
             self.done = bool(self._results) and self._find_results()
+            if not self.done and self._resolver.by_hand:
+                self._resolver.by_hand.remember()
             self._stack = stack.pop_all()
         return self
 
@@ -168,24 +175,44 @@ class Job:
         self.write(lambda: write_rows(path, rows, columns, run_metadata(self.identity, self._device)))
 
     def _find_results(self) -> bool:
-        """Return whether the results exist already, after restoring kept ones."""
-        kept = self._lock.kept(*self._results)
-        if kept is None and not (self._lock.waited and all(path.is_file() for path in self._results)):
+        """Return whether the results exist already, after restoring kept ones.
+
+        Raises:
+            UsageError: they are finished with another identity, or damaged, and are not to be overwritten.
+        """
+        if (kept := self._lock.kept(*self._results)) is not None:
+            try:
+                if difference := self._difference(kept):
+                    raise UsageError(f"the results kept in {kept[0].parent} are others: {difference}")
+            except UsageError as error:
+                LOG.warning("%s", error)
+            else:
+                for source, path in zip(kept, self._results, strict=True):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    link(source, path)
+                LOG.info("%s was made by another process", self.path)
+                return True
+        finished = all(path.is_file() for path in self._results)
+        # The workflow deletes the results of a job that it runs, unless another process makes them in the meantime.
+        if not finished or (self._resolver.overwrite and not self._lock.waited):
             return False
-        try:
-            if not all(map(self._is_ours or self._is_of_this_run, kept or self._results)):
+        if difference := self._difference(self._results):
+            if in_workflow():
+                LOG.warning("%s is replaced: %s", self.path, difference)
                 return False
-        except UsageError as error:
-            LOG.warning("%s", error)
-            return False
-        for source, path in zip(kept or (), self._results, strict=False):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            link(source, path)
-        LOG.info("%s was made by another process", self.path)
+            raise UsageError(f"{self.path} is finished, but differs: {difference}; {OTHERWISE}")
+        LOG.info("%s is finished already; --overwrite makes it again", self.path)
+        mark_complete()
         return True
 
-    def _is_of_this_run(self, path: Path) -> bool:
-        if self._columns is None or path.suffix != ".parquet":
-            read_tensors(path, "synthetic set")
-            return True
-        return differing_field(self.identity, read_rows_metadata(path, self._columns)["options"]) is None
+    def _difference(self, paths: Sequence[Path]) -> str | None:
+        """Return in what results differ from those of this run; None: in nothing. `UsageError` if one is damaged."""
+        for path in paths:
+            if self._is_ours is not None:
+                if not self._is_ours(path):
+                    return "it belongs to another run"
+            elif self._columns is None or path.suffix != ".parquet":
+                read_tensors(path, "synthetic set")
+            elif difference := differing_field(self.identity, read_rows_metadata(path, self._columns)["options"]):
+                return difference
+        return None

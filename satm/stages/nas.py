@@ -52,7 +52,7 @@ def make_search(
             **about,
             options=recipe.model_dump(mode="json"),
             candidates=[candidate.index for candidate in own],
-            width_factor=options.width_factor,
+            **{name: getattr(options, name) for name in ("width_factor", "sample", "sample_seed")},
         )
 
         def axes(which: int, repeat: int, own: list[Candidate] = own) -> Axes:
@@ -64,7 +64,7 @@ def make_search(
             return {**common, "split": recipe.split, "epochs": recipe.epochs}
 
         names = {**cell.axes, "search": search, "part": name}
-        with Job(resolver.layout, "nas" if cell.ipc else "nas_real", names, identity, NAS, device) as job:
+        with Job(resolver, "nas" if cell.ipc else "nas_real", names, identity, NAS, device) as job:
             if job.done:
                 continue
             tasks = [(partial(task, candidate), f" of candidate {candidate}") for candidate in own]

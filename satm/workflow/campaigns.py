@@ -13,8 +13,9 @@ from satm.config import ANALYSES, FULL, NAME, REVISIONS, Resolver, canonical, lo
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES
 from satm.errors import UsageError, pick
 from satm.run.lock import IN_WORKFLOW
+from satm.workflow.asked import Wildcards, params
 from satm.workflow.check import check
-from satm.workflow.rules import PATTERNS, RULES, Rule, Wildcards
+from satm.workflow.rules import PATTERNS, RULES, Rule
 
 NUMBER = "(?:0|[1-9][0-9]*)"
 """Pattern of a number in a path, as Python writes it, so that the path is the one that the command writes."""
@@ -117,7 +118,7 @@ class Campaigns:
     def options(self, rule: str, wildcards: Wildcards) -> str:
         """Return the options that a job's result depends on beside its inputs, as one JSON text; raises as `inputs`."""
         options = RULES[rule].options
-        return canonical(options(self.of(wildcards.root), wildcards) if options else {})
+        return canonical(params(options(self.of(wildcards.root), wildcards)) if options else {})
 
     def config(self, wildcards: Wildcards) -> str:
         """Return the path of the campaign's file, relative if possible, so that a moved checkout runs nothing again."""

@@ -23,6 +23,11 @@ def method_options(values: Mapping[str, Any]) -> Options:
     return _options("method", canonical(values))
 
 
+def network_options(values: Mapping[str, Any]) -> Options:
+    """Return the checked options of `{"network": registered name, option: value…}`; raises as `method_options`."""
+    return _options("network", canonical(values))
+
+
 def experts_of(values: Mapping[str, Any]) -> str | None:
     """Return the experts of a method with these values; None: it uses none. Raises as `method_options`."""
     name: str | None = getattr(method_options(values), "experts", None)

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 from satm.config import place_of
 from satm.errors import UsageError
 from satm.version import CHECKOUT
+from satm.workflow.asked import Wildcards
 from satm.workflow.campaigns import Campaigns
-from satm.workflow.rules import RULES, Wildcards
+from satm.workflow.rules import RULES
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,127 @@
+"""Whether results are those that a campaign asks for now. Nothing here imports torch.
+
+A result states its identity: options, revision of the code, hashes of its inputs. Every part that the campaign or a
+file of today determines is compared; parts that a result of an earlier version does not state are not.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pyarrow import ArrowException, parquet
+from safetensors import SafetensorError, safe_open
+
+from satm.config import REVISIONS, Cell, Resolver
+from satm.results.rows import METADATA_KEY
+from satm.storage.identity import Identity, differing_field, hash_file
+from satm.workflow.asked import Asked, Chosen
+from satm.workflow.rules import RULES
+
+
+def differing_option(asked: Asked, stated: Identity) -> str | None:
+    """Return the first field in which an identity differs from what is asked, with both values; None: none does.
+
+    Fields that the identity lacks are not compared, options that it lacks had their defaults.
+    """
+    for name, value in asked.items():
+        if name not in stated:
+            continue
+        found = stated[name]
+        if isinstance(value, Chosen):
+            options = {**value.defaults, **found} if isinstance(found, Mapping) else {}
+            difference = differing_field(value.values, {each: options.get(each) for each in value.values}, name)
+        elif isinstance(value, Mapping) and isinstance(found, Mapping):
+            deeper = differing_option(value, found)
+            difference = deeper and f"{name}.{deeper}"
+        else:
+            difference = differing_field(json.loads(json.dumps(value)), found, name)
+        if difference:
+            return difference
+    return None
+
+
+class Provenance:
+    """Compares the results below a campaign's root with the campaign and with their inputs, as far as these exist."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+        # Many results share their inputs.
+        self._stated: Callable[[Path], Identity | None] = cache(_stated)
+        self._hash: Callable[[Path], str] = cache(hash_file)
+        self._known: dict[tuple[object, ...], str | None] = {}
+
+    def difference(self, rule: str, **names: object) -> str | None:
+        """Return in what the results of a job differ from what is asked for now; None: in nothing, or there are none.
+
+        Args:
+            rule: key of the table of jobs (`satm.workflow.rules.RULES`).
+            names: the job's wildcards; further ones are ignored.
+        """
+        key = (rule, *sorted(names.items()))
+        if key not in self._known:
+            self._known[key] = self._compare(rule, names)
+        return self._known[key]
+
+    def _compare(self, rule: str, names: Mapping[str, object]) -> str | None:
+        entry, asked = RULES[rule], None
+        wildcards = SimpleNamespace(**{name: str(value) for name, value in names.items()})
+        for pattern in entry.outputs.values():
+            path = self._resolver.file(pattern.format(root=self._resolver.layout.root, **names))
+            if entry.gathers or entry.options is None or (stated := self._stated(path)) is None:
+                continue
+            asked = entry.options(self._resolver, wildcards) if asked is None else asked
+            revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
+            if difference := differing_option({**revision, **asked}, {"revision": 1, **stated}):
+                return difference
+            if difference := self._differing_input(stated.get("identity", stated), names):
+                return difference
+        return None
+
+    def _differing_input(self, stated: Identity, names: Mapping[str, object]) -> str | None:
+        """Return in what the stated inputs differ from the files of today."""
+        layout, dataset = self._resolver.layout, str(names["dataset"])
+        whole = self._resolver.whole(dataset)
+        images = self._stated(self._resolver.file(layout.images(whole))) or {}
+        whitening = self._stated(self._resolver.file(layout.zca(whole))) or {}
+        # A step of a dataset has images of its own, in the space of the whole dataset.
+        today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
+        today["preprocessing"] = {name: images[name] for name in ("mean", "std") if name in images}
+        if "hash" in whitening and self._resolver.dataset(whole).zca:
+            today["preprocessing"]["whitening_hash"] = whitening["hash"]
+        if difference := differing_option(today, stated):
+            return difference
+        sets = {dataset: stated["distilled"]} if "distilled" in stated else stated.get("sets", {})
+        for source, sha256 in sets.items():
+            cell = Cell(source, int(str(names["ipc"])), str(names["method"]), int(str(names["seed"])))
+            path = self._resolver.file(layout.distilled(cell))
+            if path.is_file() and sha256 != self._hash(path):
+                return f"it is of another synthetic set than {path}"
+            if difference := self.difference("distill", **cell.axes):
+                return f"its synthetic set {path} differs: {difference}"
+        if isinstance(experts := stated.get("experts"), Mapping) and "experts" in experts:
+            path = self._resolver.file(layout.manifest(dataset, str(experts["experts"])))
+            manifest = self._stated(path)
+            if manifest and (difference := differing_field(manifest, experts)):
+                return f"it is of other experts than {path}: {difference}"
+        return None
+
+
+def _stated(path: Path) -> Identity | None:
+    """Return the identity that a result states; None if it does not exist, or is damaged, which its reader will say."""
+    if not path.is_file():
+        return None
+    try:
+        if path.suffix == ".parquet":
+            metadata = parquet.read_schema(path).metadata or {}
+            content: Any = json.loads(metadata[METADATA_KEY])["options"]
+        elif path.suffix == ".json":
+            content = json.loads(path.read_text())["identity"]
+        else:
+            with safe_open(path, framework="numpy") as file:
+                content = json.loads(file.metadata()["satm"])
+    except (ArrowException, SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
