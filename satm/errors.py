@@ -24,7 +24,8 @@ class UsageError(_OneLine, ValueError):
 
 
 class MissingRun(UsageError):
-    """Missing result of another run; the message has the command that produces it."""
+    """Missing result of another run, or one that differs from what is asked for; the message has the command that makes
+    it."""
 
 
 class RunError(_OneLine, RuntimeError):

@@ -10,7 +10,7 @@ import satm
 ROOMS = (
     *("errors", "version", "registry", "seeds", "params"),
     *("storage", "config", "run", "unroll", "outer", "data", "networks", "experts", "results", "methods"),
-    *("distill", "evaluation", "analysis", "tables", "workflow", "cost", "figures", "stages", "flags", "cli"),
+    *("distill", "evaluation", "analysis", "workflow", "tables", "cost", "figures", "stages", "flags", "cli"),
 )
 PACKAGE = Path(satm.__file__).parent
 FACE = ("__init__", "__main__")

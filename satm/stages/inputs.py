@@ -201,4 +201,5 @@ def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = 
 def _command(resolver: Resolver, stage: str, **flags: object) -> str:
     config = f" --config {resolver.path}" if resolver.path else ""
     run = f" --run {resolver.by_hand.name}" if resolver.by_hand and resolver.by_hand.name != UNNAMED else ""
-    return f"`python -m satm {stage}{''.join(f' --{name} {value}'.rstrip() for name, value in flags.items())}{config}{run}`"
+    given = "".join(f" --{name} {value}".rstrip() for name, value in flags.items())
+    return f"`python -m satm {stage}{given}{config}{run}`"

@@ -52,7 +52,7 @@ def make_search(
             **about,
             options=recipe.model_dump(mode="json"),
             candidates=[candidate.index for candidate in own],
-            **{name: getattr(options, name) for name in ("width_factor", "sample", "sample_seed")},
+            **{name: getattr(options, name) for name in ("width_factor", "sample_seed")},
         )
 
         def axes(which: int, repeat: int, own: list[Candidate] = own) -> Axes:

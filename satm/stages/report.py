@@ -87,6 +87,9 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
 def _warn(reader: Reader) -> None:
     for text in dict.fromkeys(reader.missing):
         LOG.warning("left out: %s", text)
+    if missing := list(dict.fromkeys(reader.unchecked)):
+        text = "%d synthetic sets are missing, so results could not be compared with them; first %s"
+        LOG.warning(text, len(missing), missing[0])
 
 
 def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:

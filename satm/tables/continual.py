@@ -96,7 +96,7 @@ class ContinualTable(StepsOptions, TableKind):
         frames = []
         for cell in cells:
             path = reader.resolver.layout.continual(cell, name)
-            frame, _ = reader.run(path, CONTINUAL, "continual", {**cell.axes, "protocol": name})
+            frame, _ = reader.run("continual", CONTINUAL, {**cell.axes, "protocol": name})
             actual = {"steps": frame["step"].max(), "orders": frame["order"].nunique()}
             actual |= {"repeats": frame["repeat"].nunique(), **frame[["network", "sets"]].iloc[0]}
             for option, value in actual.items():

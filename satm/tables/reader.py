@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -15,7 +14,10 @@ from satm.errors import MissingRun, UsageError
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.rows import read_run
 from satm.storage.files import expect
-from satm.storage.identity import differing_field, hash_file
+from satm.storage.identity import differing_field
+from satm.workflow.asked import wildcards
+from satm.workflow.provenance import Provenance
+from satm.workflow.rules import RULES, sets_of
 
 if TYPE_CHECKING:
     from satm.results.distilled import DistilledDataset
@@ -38,7 +40,13 @@ class Reader:
     """Sentences to write below every table or figure made with this reader."""
     missing: list[str] = field(default_factory=list, init=False)
     """Descriptions of the runs that were left out, each with the command that makes it."""
-    _hash: Callable[[Path], str] = field(default_factory=lambda: cache(hash_file), init=False)  # many files share a set
+
+    unchecked: list[str] = field(default_factory=list, init=False)
+    """Missing synthetic sets of results, which could therefore not be compared with them."""
+
+    def __post_init__(self) -> None:
+        """Prepare the comparison of results with the campaign."""
+        self._provenance = Provenance(self.resolver)
 
     def attempt(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """Return the result of a function that reads files; with `partial`, None if one is missing (`MissingRun`)."""
@@ -52,43 +60,47 @@ class Reader:
 
     def run(
         self,
-        path: str,
+        rule: str,
         columns: Columns,
-        command: str,
-        axes: Mapping[str, object],
+        names: Mapping[str, object],
         further: Mapping[str, object] = MappingProxyType({}),
     ) -> tuple[pandas.DataFrame, dict[str, Any]]:
-        """Return the rows of one file and the options of its run, reading the file once.
+        """Return the rows of one result and the options of its run, reading the file once.
 
         Args:
-            path: path of the file.
+            rule: key of the table of jobs (`satm.workflow.rules.RULES`) for the job that makes it.
             columns: kind of the file.
-            command: the stage that makes it, and fixed flags.
-            axes: flags that name the run; they are also columns of the file.
+            names: wildcards of the job; they are also columns of the file.
             further: values of columns that are constant in the file.
 
         Raises:
-            MissingRun: (a `UsageError`) the file is missing; the text has the command that makes it.
-            UsageError: the file is broken, of another run, of another synthetic set than the stored one, or has
-                duplicate rows.
+            MissingRun: (a `UsageError`) the file is missing, or the file or its synthetic set was made with other
+                options or inputs than the campaign asks for; the text has the command that makes it.
+            UsageError: the file is broken, of another run, or has duplicate rows.
         """
+        patterns = RULES[rule].outputs.values()
+        path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"
-        if not Path(path).is_file():
-            raise MissingRun(f"{what} is missing; make it with: {self._command(command, axes)}")
-        frame, circumstances = read_run(Path(path), columns)
-        for axis, value in {**axes, **further}.items():
-            if axis in frame.columns and len(other := frame[frame[axis] != value]):
-                raise UsageError(f"{what} is of {axis} {other[axis].iloc[0]}, expected {value}; make it again")
-        refuse_repeats({path: frame}, columns)
+        if not path.is_file():
+            raise MissingRun(f"{what} is missing; make it with: {self._command(rule, names)}")
+        frame, circumstances = read_run(path, columns)
+        for name, value in {**names, **further}.items():
+            if name in frame.columns and len(other := frame[frame[name] != value]):
+                raise UsageError(f"{what} is of {name} {other[name].iloc[0]}, expected {value}; make it again")
+        refuse_repeats({str(path): frame}, columns)
+        self._compare(what, rule, names)
         options: dict[str, Any] = expect({"options": {}, **circumstances}, {"options": dict}, what)["options"]
-        self._check_sets(what, options, {**axes, **further}, command)
         return frame, options
+
+    @property
+    def root(self) -> str:
+        """Folder of the campaign's results."""
+        return self.resolver.layout.root
 
     def full(self, dataset: str, recipe: str, network: str) -> pandas.DataFrame:
         """Return the evaluation of networks trained on all real images, as `run`."""
-        axes = {"dataset": dataset, "what": "full", "recipe": recipe, "network": network}
-        path = self.resolver.layout.full(dataset, recipe, network)
-        return self.run(path, EVALUATION, "evaluate", axes, {"method": f"full-{recipe}", "labelled": "own"})[0]
+        names = {"dataset": dataset, "recipe": recipe, "network": network}
+        return self.run("full", EVALUATION, names, {"method": f"full-{recipe}", "labelled": "own"})[0]
 
     def metrics(self, cell: Cell) -> pandas.DataFrame:
         """Return the metrics of a distillation, as `run`: the last attempt at each iteration.
@@ -98,10 +110,7 @@ class Reader:
         from satm.storage.tensors import open_tensors, read_metadata  # needs torch; the workflow reads tables' options
 
         path = self.resolver.layout.metrics(cell)
-        frame, options = self.run(path, METRICS, "distill", cell.axes)
-        if (axes := options.get("axes", list(cell))) != list(cell):
-            actual, expected = (" ".join(map(str, each)) for each in (axes, cell))
-            raise UsageError(f"metrics {path} are of {actual}, expected {expected}; make them again")
+        frame, options = self.run("distill", METRICS, cell.axes)
         beside = Path(self.resolver.layout.distilled(cell))
         if "options" in options and beside.is_file():
             with open_tensors(beside, "synthetic set") as file:
@@ -109,14 +118,13 @@ class Reader:
             if difference := differing_field(options["options"], stored):
                 raise UsageError(
                     f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
-                    f"delete both and make them with: {self._command('distill', cell.axes)}"
+                    f"make both again with: {self._command('distill', cell.axes)} --overwrite"
                 )
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
     def evaluation(self, cell: Cell, network: str) -> pandas.DataFrame:
         """Return the accuracies of networks trained on a synthetic set, as `run`."""
-        path = self.resolver.layout.evaluation(cell, network)
-        return self.run(path, EVALUATION, "evaluate", {**cell.axes, "network": network}, {"labelled": "own"})[0]
+        return self.run("evaluate", EVALUATION, {**cell.axes, "network": network}, {"labelled": "own"})[0]
 
     def accuracies(self, cells: Sequence[Cell], network: str, split: str = "test") -> list[pandas.DataFrame]:
         """Return the evaluations of one method's sets of several seeds: of averaged sets first, then of raw ones.
@@ -164,41 +172,41 @@ class Reader:
         for axis, value in cell.axes.items():
             if (actual := getattr(data, axis)) != value:
                 raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
+        self._compare(what, "distill", cell.axes)
         return data
 
     def analysis(self, what: str, cells: Sequence[Cell]) -> pandas.DataFrame:
         """Return the measurements at some synthetic sets, as `run`; `what` as in `ANALYSED`."""
-        frames = []
-        for cell in cells:
-            path = self.resolver.layout.analysis(what, cell)
-            frames.append(self.run(path, ANALYSED[what], f"analyse --what {what}", cell.axes)[0])
+        frames = [self.run("analysis", ANALYSED[what], {"what": what, **cell.axes})[0] for cell in cells]
         return pandas.concat(frames, ignore_index=True)
 
-    def _check_sets(self, what: str, options: Mapping[str, Any], axes: Mapping[str, Any], command: str) -> None:
-        """Refuse a file (`what`) of other synthetic sets than the stored ones; a set may be missing.
+    def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
+        """Refuse a result (`what`) that differs from what is asked for, or whose synthetic sets do."""
+        for cell in sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else ():
+            path = self.resolver.layout.distilled(cell)
+            if not Path(path).is_file():
+                self.unchecked.append(path)
+            self._refuse(f"the synthetic set {path} of {what}", "distill", cell.axes)
+        self._refuse(what, rule, names)
 
-        The options of its run have the hash of a set, or hashes of several sets by dataset, or neither.
-        """
-        one = {axes["dataset"]: options["distilled"]} if "distilled" in options else {}
-        for dataset, stated in expect({"sets": one, **options}, {"sets": dict}, what)["sets"].items():
-            path = Path(self.resolver.layout.distilled(Cell(dataset, axes["ipc"], axes["method"], axes["seed"])))
-            if path.is_file() and stated != self._hash(path):
-                raise UsageError(
-                    f"{what} is of another synthetic set than {path}; make it again: delete it and run "
-                    f"`python -m satm {command}` with its names"
-                )
+    def _refuse(self, what: str, rule: str, names: Mapping[str, object]) -> None:
+        if difference := self._provenance.difference(rule, **names):
+            command = f"{self._command(rule, names)} --overwrite"
+            raise MissingRun(f"{what} is not what the campaign asks for: {difference}; make it with: {command}")
 
-    def _command(self, stage: str, axes: Mapping[str, object]) -> str:
-        """Return the command that makes a run."""
+    def _command(self, rule: str, names: Mapping[str, object]) -> str:
+        """Return the command that makes a result."""
         config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
-        return f"python -m satm {stage}{config} {' '.join(f'--{axis} {value}' for axis, value in axes.items())}"
+        what = {"full": " --what full", "variants": " --what variants", "nas_real": " --real"}.get(rule, "")
+        flags = "".join(f" --{name} {value}" for name, value in names.items())
+        return f"python -m satm {RULES[rule].stage}{what}{config}{flags}"
 
     @property
     def notes(self) -> list[str]:
         """The remarks, and the number of runs that were left out, with the command of the first."""
         missing = list(dict.fromkeys(self.missing))
         more = f" {len(missing) - 1} more are missing." if len(missing) > 1 else ""
-        return [*self.remarks, *(f"Not run yet: {first}.{more}" for first in missing[:1])]
+        return [*self.remarks, *(f"Left out: {first}.{more}" for first in missing[:1])]
 
 
 def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> None:

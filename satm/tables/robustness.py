@@ -150,9 +150,8 @@ def _variants(reader: Reader, cells: Sequence[Cell], network: str) -> pandas.Dat
     """Return the evaluations of sets with each kind of labels, with and without augmentation, on the same networks."""
     frames = []
     for cell in cells:
-        axes = {"dataset": cell.dataset, "what": "variants", **cell.axes, "network": network}
         path = reader.resolver.layout.variants(cell, network)
-        frame, _ = reader.run(path, EVALUATION, "evaluate", axes)
+        frame, _ = reader.run("variants", EVALUATION, {**cell.axes, "network": network})
         networks = [set(_variant(frame, setting)["repeat"]) for setting in SETTINGS]
         if any(each != networks[0] for each in networks):
             raise UsageError(

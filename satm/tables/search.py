@@ -91,9 +91,9 @@ class SearchTable(SearchOptions, TableKind):
             frames = {}
             for part in self.parts():
                 path = layout.nas(cell, name, part) if cell.ipc else layout.nas_real(cell.dataset, name, part)
-                axes = {**(cell.axes if cell.ipc else {"dataset": cell.dataset}), "search": name, "part": part}
+                names = {**(cell.axes if cell.ipc else {"dataset": cell.dataset}), "search": name, "part": part}
                 fixed = {} if cell.ipc else {"ipc": cell.ipc, "method": cell.method}
-                frames[path], _ = reader.run(path, NAS, "nas" if cell.ipc else "nas --real", axes, fixed)
+                frames[path], _ = reader.run("nas" if cell.ipc else "nas_real", NAS, names, fixed)
             refuse_repeats(frames, NAS)
             runs.append(pandas.concat(frames.values(), ignore_index=True))
         return runs

@@ -6,6 +6,7 @@ The workflow runs a job again when its options change, and tables refuse results
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from satm.config import ANALYSES, Cell, EvaluateOptions, ExpertsOptions, Options, Resolver
@@ -64,6 +65,11 @@ def params(asked: object) -> Any:
     if isinstance(asked, Chosen):
         return asked.changed
     return {name: params(value) for name, value in asked.items()} if isinstance(asked, Mapping) else asked
+
+
+def wildcards(names: Mapping[str, object]) -> Wildcards:
+    """Return the names of a job in Snakemake's form."""
+    return SimpleNamespace(**{name: str(value) for name, value in names.items()})
 
 
 def cell_of(names: Wildcards) -> Cell:
@@ -191,7 +197,7 @@ def of_continual(resolver: Resolver, names: Wildcards) -> Asked:
 def of_search(resolver: Resolver, names: Wildcards, kind: str) -> Asked:
     """Return what is asked of one part of a search, whose name has the positions of its candidates."""
     search = resolver.search(names.search)
-    chosen = {name: getattr(search, name) for name in ("width_factor", "sample", "sample_seed")}
+    chosen = {name: getattr(search, name) for name in ("width_factor", "sample_seed")}
     return {"options": Chosen(getattr(search, kind)), **chosen, **_training(resolver, names.dataset)}
 
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pyarrow import ArrowException, parquet
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from satm.config import REVISIONS, Cell, Resolver
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differing_field, hash_file
-from satm.workflow.asked import Asked, Chosen
+from satm.workflow.asked import Asked, Chosen, wildcards
 from satm.workflow.rules import RULES
 
 
@@ -67,12 +66,11 @@ class Provenance:
 
     def _compare(self, rule: str, names: Mapping[str, object]) -> str | None:
         entry, asked = RULES[rule], None
-        wildcards = SimpleNamespace(**{name: str(value) for name, value in names.items()})
         for pattern in entry.outputs.values():
             path = self._resolver.file(pattern.format(root=self._resolver.layout.root, **names))
-            if entry.gathers or entry.options is None or (stated := self._stated(path)) is None:
+            if entry.gathers or entry.options is None or not (stated := self._stated(path)):
                 continue
-            asked = entry.options(self._resolver, wildcards) if asked is None else asked
+            asked = entry.options(self._resolver, wildcards(names)) if asked is None else asked
             revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
             if difference := differing_option({**revision, **asked}, {"revision": 1, **stated}):
                 return difference

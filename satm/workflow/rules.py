@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Exhibit, Layout, Resolver, parts
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, Exhibit, Layout, Resolver, StepsOptions, parts
 from satm.workflow import asked
 from satm.workflow.asked import Asked, Wildcards, cell_of
 from satm.workflow.check import experts_of
@@ -71,11 +71,17 @@ def _analysis_experts(resolver: Resolver, names: Wildcards) -> list[str]:
     return [resolver.layout.manifest(names.dataset, experts)]
 
 
-def _continual_sets(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the synthetic sets of continual learning."""
+def sets_of(resolver: Resolver, names: Wildcards) -> list[Cell]:
+    """Return the synthetic sets that a job with the input `distilled` reads: its own, or those of each step."""
     cell = cell_of(names)
+    if not hasattr(names, "protocol"):
+        return [cell]
     sources = resolver.learning(names.protocol, cell).sources(names.dataset)
-    return [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
+    return [cell._replace(dataset=source) for source in sources]
+
+
+def _sets(resolver: Resolver, names: Wildcards) -> list[str]:
+    return [resolver.layout.distilled(cell) for cell in sets_of(resolver, names)]
 
 
 def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
@@ -86,7 +92,10 @@ def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
     else:
         entry = resolver.figure(names.figure)
         files = resolver.figure(names.figure).files(resolver.layout, resolver.campaign.tables)
-    return list(dict.fromkeys([*files, *map(resolver.layout.distilled, entry.runs())]))
+    sets = entry.runs()
+    if isinstance(entry, StepsOptions):
+        sets = [cell._replace(dataset=source) for cell in sets for source in entry.sources(cell.dataset)]
+    return list(dict.fromkeys([*files, *map(resolver.layout.distilled, sets)]))
 
 
 def _tables(resolver: Resolver, names: Wildcards) -> list[str]:
@@ -99,7 +108,7 @@ PATTERNS = Layout("{root}")
 _EXPERTS = ("{dataset}", "{experts}")
 _DATA: dict[str, Input] = {"data": _dataset_files}
 _ON_EXPERTS = _DATA | {"experts": lambda resolver, names: [resolver.layout.manifest(names.dataset, names.experts)]}
-_ON_SET = _DATA | {"distilled": lambda resolver, names: [resolver.layout.distilled(cell_of(names))]}
+_ON_SET = _DATA | {"distilled": _sets}
 _TABLES: dict[str, Input] = {"tables": _tables}
 
 
@@ -159,7 +168,7 @@ RULES: dict[str, Rule] = {
     "continual": Rule(
         "continual",
         {"accuracies": PATTERNS.continual(PATTERN, "{protocol}")},
-        _DATA | {"distilled": _continual_sets},
+        _ON_SET,
         asked.of_continual,
     ),
     "nas": Rule(
