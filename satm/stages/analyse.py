@@ -208,7 +208,7 @@ def make_measurement(resolver: Resolver, cell: Cell, what: str, options: Analyse
     measurement = prepare(subject, options)
     settings, axes = {"method": subject.recipe.name, **subject.options.model_dump(mode="json")}, cell.axes
     used = options.model_dump(mode="json", include=set(ANALYSES[what]))
-    own = {"options": settings, "measurement": used, **measurement.identity}
+    own = {"options": settings, "measurement": used, **measurement.identity, **subject.distillations(cell)}
     identity = subject.identify("analyse", distilled=subject.stored[1], **own)
     steps = ([{**axes, **row} for row in step] for step in measurement.steps)
     job = Job(resolver, "analysis", {**axes, "what": what}, identity, columns, device)

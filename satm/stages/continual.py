@@ -32,7 +32,8 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     """
     inputs = _Sets(resolver, cell, options, device)
     names, settings = {**cell.axes, "protocol": protocol}, options.model_dump(mode="json")
-    identity = inputs.identify("continual", sets=inputs.hashes, options=settings, network=inputs.values)
+    made = inputs.distillations(*(cell._replace(dataset=name) for name in inputs.sets))
+    identity = inputs.identify("continual", sets=inputs.hashes, **made, options=settings, network=inputs.values)
     with Job(resolver, "continual", names, identity, CONTINUAL, device) as job:
         if job.done:
             return

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ def make_evaluation(
     """
     if not cell.ipc and isinstance(options.lr, str):
         raise UsageError(f"real images have no learned step size, got lr {options.lr!r}; set lr to a number")
-    inputs, about = Inputs(resolver, cell.dataset, device), dict[str, str | None]()
+    inputs, about = Inputs(resolver, cell.dataset, device), dict[str, Any]()
     names = {**cell.axes, "network": network, "recipe": cell.method.removeprefix("full-")}
     step_size, selection = 0.0, "last"
     if not cell.ipc:
@@ -43,6 +44,7 @@ def make_evaluation(
         rule, forms = "full", [Form(inputs.images("train"), options, own)]
     else:
         distilled, about["distilled"] = inputs.distilled(cell)
+        about |= inputs.distillations(cell)
         step_size, selection = float(distilled.step_size), distilled.selection
         if teacher is None:
             rule, forms = "evaluate", averages(distilled, options, device)

@@ -150,6 +150,10 @@ class Inputs:
             store, network = self.experts(name), self.resolver.experts(name, self.dataset).network
         return recipe(options, self.problem(cell, network, store)), network
 
+    def distillations(self, *cells: Cell) -> dict[str, Any]:
+        """Return how stored synthetic sets were made, by dataset, for the identity of results at them."""
+        return {"distillations": {cell.dataset: Provenance(self.resolver).distillation(cell) for cell in cells}}
+
     def distilled(self, cell: Cell) -> tuple[DistilledDataset, str]:
         """Return a synthetic set and the hash of its file.
 

@@ -32,7 +32,11 @@ def make_search(
     if cell.ipc:
         distilled, sha256 = inputs.distilled(cell)
         images = TrainingImages(distilled.images.to(device), distilled.labels.to(device))
-        recipe, step_size, about = options.proxy, float(distilled.step_size), {"distilled": sha256}
+        recipe, step_size, about = (
+            options.proxy,
+            float(distilled.step_size),
+            {"distilled": sha256, **inputs.distillations(cell)},
+        )
     else:  # real images have no learned step size; the recipe's is a number (`SearchOptions`)
         images, recipe, step_size, about = inputs.images("train"), options.real, 0.0, {}
     data, real = inputs.data, inputs.images(recipe.split)

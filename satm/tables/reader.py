@@ -15,9 +15,9 @@ from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECT
 from satm.results.rows import read_run
 from satm.storage.files import expect
 from satm.storage.identity import differing_field
-from satm.workflow.asked import wildcards
+from satm.workflow.asked import sets_of, wildcards
 from satm.workflow.provenance import Provenance
-from satm.workflow.rules import RULES, sets_of
+from satm.workflow.rules import RULES
 
 if TYPE_CHECKING:
     from satm.results.distilled import DistilledDataset

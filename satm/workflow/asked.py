@@ -60,11 +60,20 @@ Asked = Mapping[str, Any]
 """What a campaign asks of a result: fields of its identity, each a JSON value, `Chosen` options, or such a mapping."""
 
 
+INPUTS = ("distillations", "experts")
+"""Fields with what is asked of a job's inputs."""
+
+
 def params(asked: object) -> Any:
-    """Return what is asked as JSON values, of options only those that differ from their defaults."""
+    """Return what is asked as JSON values, of options only those that differ from their defaults.
+
+    What is asked of inputs is left out: it reaches a job through their files.
+    """
     if isinstance(asked, Chosen):
         return asked.changed
-    return {name: params(value) for name, value in asked.items()} if isinstance(asked, Mapping) else asked
+    if not isinstance(asked, Mapping):
+        return asked
+    return {name: params(value) for name, value in asked.items() if not (name in INPUTS and isinstance(value, Mapping))}
 
 
 def wildcards(names: Mapping[str, object]) -> Wildcards:
@@ -75,6 +84,15 @@ def wildcards(names: Mapping[str, object]) -> Wildcards:
 def cell_of(names: Wildcards) -> Cell:
     """Return the synthetic set of a job."""
     return Cell(names.dataset, int(names.ipc), names.method, int(names.seed))
+
+
+def sets_of(resolver: Resolver, names: Wildcards) -> list[Cell]:
+    """Return the synthetic sets that a job with the input `distilled` reads: its own, or those of each step."""
+    cell = cell_of(names)
+    if not hasattr(names, "protocol"):
+        return [cell]
+    sources = resolver.learning(names.protocol, cell).sources(names.dataset)
+    return [cell._replace(dataset=source) for source in sources]
 
 
 # Options of parts of a result
@@ -142,6 +160,16 @@ def shared_rho(resolver: Resolver, cell: Cell) -> float | None:
     return rho
 
 
+def distillations(resolver: Resolver, *cells: Cell) -> Asked:
+    """Return what is asked of the synthetic sets of a result, by dataset: the options and the experts of each."""
+    asked = {}
+    for cell in cells:
+        values = resolver.method(cell)
+        name = experts_of(values)
+        asked[cell.dataset] = {"options": method(values), "experts": name and experts(resolver, cell.dataset, name)}
+    return {"distillations": asked}
+
+
 # Results by rule
 
 
@@ -184,21 +212,24 @@ def of_set(resolver: Resolver, names: Wildcards) -> Asked:
 def of_evaluation(resolver: Resolver, names: Wildcards) -> Asked:
     """Return what is asked of accuracies, on a synthetic set or on all real images."""
     options, values = Chosen(schedule(resolver, names)), network(resolver, names.network, names.dataset)
-    return {"options": options, "network": values, **_training(resolver, names.dataset)}
+    sets = {} if hasattr(names, "recipe") else distillations(resolver, cell_of(names))
+    return {"options": options, "network": values, **sets, **_training(resolver, names.dataset)}
 
 
 def of_continual(resolver: Resolver, names: Wildcards) -> Asked:
     """Return what is asked of continual learning."""
     learning = resolver.learning(names.protocol, cell_of(names))
     values = network(resolver, learning.network, names.dataset)
-    return {"options": Chosen(learning), "network": values, **_training(resolver, names.dataset)}
+    sets = distillations(resolver, *sets_of(resolver, names))
+    return {"options": Chosen(learning), "network": values, **sets, **_training(resolver, names.dataset)}
 
 
 def of_search(resolver: Resolver, names: Wildcards, kind: str) -> Asked:
     """Return what is asked of one part of a search, whose name has the positions of its candidates."""
     search = resolver.search(names.search)
     chosen = {name: getattr(search, name) for name in ("width_factor", "sample_seed")}
-    return {"options": Chosen(getattr(search, kind)), **chosen, **_training(resolver, names.dataset)}
+    sets = distillations(resolver, cell_of(names)) if kind == "proxy" else {}
+    return {"options": Chosen(getattr(search, kind)), **chosen, **sets, **_training(resolver, names.dataset)}
 
 
 def of_analysis(resolver: Resolver, names: Wildcards) -> Asked:
@@ -211,6 +242,7 @@ def of_analysis(resolver: Resolver, names: Wildcards) -> Asked:
         "measurement": Chosen(options, set(ANALYSES[names.what])),
         **({"rho": shared_rho(resolver, cell)} if names.what in ("sharpness", "bounds") else {}),
         **({"experts": experts(resolver, cell.dataset, name)} if name else {}),
+        **distillations(resolver, cell),
         **_training(resolver, cell.dataset),
     }
 

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from satm.errors import UsageError, pick
 from satm.run.lock import IN_WORKFLOW
 from satm.workflow.asked import Wildcards, params
 from satm.workflow.check import check
+from satm.workflow.provenance import Provenance
 from satm.workflow.rules import PATTERNS, RULES, Rule
 
 NUMBER = "(?:0|[1-9][0-9]*)"
@@ -37,6 +38,9 @@ class Campaigns:
         self._partial = partial
         self._checked = checked
         self._loaded: dict[str, Resolver] = {}
+        self._provenance: dict[str, Provenance] = {}
+        self.force: Callable[[Iterable[str]], object] | None = None
+        """Makes files again that exist; None: nothing is compared with the campaigns."""
         known = [path for path in sorted(base.glob("config/*.yaml")) if re.fullmatch(NAME, path.stem)]
         self.paths = {root_of(path): path for path in known}
         for path in self._files:
@@ -115,6 +119,20 @@ class Campaigns:
             return {name: [path for path in files if Path(path).is_file()] for name, files in inputs.items()}
         return inputs
 
+    def planned_inputs(self, rule: str, wildcards: Any) -> dict[str, list[str]]:
+        """Return the input files of a job of Snakemake; a result that differs from what is asked for is made again.
+
+        Snakemake itself notices neither a result that it did not make nor one that was replaced.
+        """
+        if self.force is not None and not RULES[rule].gathers:
+            names = dict(wildcards.items())
+            provenance = self._provenance.setdefault(names["root"], Provenance(self.of(names["root"])))
+            if difference := provenance.difference(rule, **names):
+                outputs = [pattern.format(**names) for pattern in RULES[rule].outputs.values()]
+                self.force(outputs)
+                print(f"satm: {outputs[0]} is made again: {difference}", file=sys.stderr)
+        return self.inputs(rule, wildcards)
+
     def options(self, rule: str, wildcards: Wildcards) -> str:
         """Return the options that a job's result depends on beside its inputs, as one JSON text; raises as `inputs`."""
         options = RULES[rule].options
@@ -135,7 +153,7 @@ class Campaigns:
             params["options"] = partial(self.options, name)
             if rule.gathers:
                 params["partial"] = "--partial" if self._partial else ""
-        inputs, place = partial(self.inputs, name), PLACES[name]
+        inputs, place = partial(self.planned_inputs, name), PLACES[name]
         files = {"log": PATTERNS.log(*place), "benchmark": PATTERNS.benchmark(*place)}
         return SimpleNamespace(inputs=inputs, outputs=rule.outputs, params=params, **files)
 
@@ -174,6 +192,8 @@ def open_campaigns(workflow: Any) -> Campaigns:
             )
         campaigns = Campaigns(base, workflow.configfiles, partial == "true", checked=not workflow.is_main_process)
         campaigns.check(sys.argv[1:])
+        if workflow.is_main_process:
+            campaigns.force = lambda paths: workflow.dag.forcefiles.update(paths)
     except UsageError as error:
         raise WorkflowError(str(error)) from None
     return campaigns

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from satm.config import REVISIONS, Cell, Resolver
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differing_field, hash_file
-from satm.workflow.asked import Asked, Chosen, wildcards
+from satm.workflow.asked import Asked, Chosen, cell_of, params, wildcards
 from satm.workflow.rules import RULES
 
 
@@ -36,7 +36,7 @@ def differing_option(asked: Asked, stated: Identity) -> str | None:
             deeper = differing_option(value, found)
             difference = deeper and f"{name}.{deeper}"
         else:
-            difference = differing_field(json.loads(json.dumps(value)), found, name)
+            difference = differing_field(json.loads(json.dumps(params(value))), found, name)
         if difference:
             return difference
     return None
@@ -64,10 +64,16 @@ class Provenance:
             self._known[key] = self._compare(rule, names)
         return self._known[key]
 
+    def distillation(self, cell: Cell) -> dict[str, Any]:
+        """Return options and experts of a stored synthetic set, for the identity of results at it."""
+        path = self._resolver.file(self._resolver.layout.distilled(cell))
+        stated = {**(self._stated(path) or {}), **(self._stated(path.with_name("metrics.parquet")) or {})}
+        return {"options": stated.get("options"), "experts": stated.get("experts")}
+
     def _compare(self, rule: str, names: Mapping[str, object]) -> str | None:
         entry, asked = RULES[rule], None
         for pattern in entry.outputs.values():
-            path = self._resolver.file(pattern.format(root=self._resolver.layout.root, **names))
+            path = self._resolver.file(pattern.format(**{**names, "root": self._resolver.layout.root}))
             if entry.gathers or entry.options is None or not (stated := self._stated(path)):
                 continue
             asked = entry.options(self._resolver, wildcards(names)) if asked is None else asked
@@ -93,7 +99,7 @@ class Provenance:
             return difference
         sets = {dataset: stated["distilled"]} if "distilled" in stated else stated.get("sets", {})
         for source, sha256 in sets.items():
-            cell = Cell(source, int(str(names["ipc"])), str(names["method"]), int(str(names["seed"])))
+            cell = cell_of(wildcards({**names, "dataset": source}))
             path = self._resolver.file(layout.distilled(cell))
             if path.is_file() and sha256 != self._hash(path):
                 return f"it is of another synthetic set than {path}"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, Exhibit, Layout, Resolver, StepsOptions, parts
+from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Exhibit, Layout, Resolver, StepsOptions, parts
 from satm.workflow import asked
-from satm.workflow.asked import Asked, Wildcards, cell_of
+from satm.workflow.asked import Asked, Wildcards, cell_of, sets_of
 from satm.workflow.check import experts_of
 
 Input = Callable[[Resolver, Wildcards], list[str]]
@@ -69,15 +69,6 @@ def _analysis_experts(resolver: Resolver, names: Wildcards) -> list[str]:
     if experts is None or "experts" not in ANALYSES[names.what]:
         return _method_experts(resolver, names)
     return [resolver.layout.manifest(names.dataset, experts)]
-
-
-def sets_of(resolver: Resolver, names: Wildcards) -> list[Cell]:
-    """Return the synthetic sets that a job with the input `distilled` reads: its own, or those of each step."""
-    cell = cell_of(names)
-    if not hasattr(names, "protocol"):
-        return [cell]
-    sources = resolver.learning(names.protocol, cell).sources(names.dataset)
-    return [cell._replace(dataset=source) for source in sources]
 
 
 def _sets(resolver: Resolver, names: Wildcards) -> list[str]:

@@ -1,4 +1,6 @@
 rule images:
+    input:
+        unpack(jobs.images.inputs),
     output:
         **jobs.images.outputs,
     log:
