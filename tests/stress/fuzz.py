@@ -1,12 +1,14 @@
-"""Try odd campaigns or damaged files at length; `tests/test_fuzz.py` tries a few of each.
+"""Try odd campaigns, damaged files or sequences of commands at length; `tests/test_fuzz.py` tries a few of each.
 
     python tests/stress/fuzz.py configs --count 5000 --seed 1
     python tests/stress/fuzz.py files --count 2000 --seed 1
+    python tests/stress/fuzz.py sequences --count 300 --seed 1
 
 It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import tempfile
@@ -15,8 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from forks import forks
 from fuzz_configs import check_config, configs
 from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzz_sequences import Sequences, Step, sequences
 from fuzzing import Tally, Wrong, bounded, quick, tally
 
 KEPT = Path(__file__).parent.parent.parent / "build" / "fuzz"
@@ -45,6 +49,17 @@ def try_files(base: Path, count: int, seed: int) -> Tally:
     return tally(cases(goldens), lambda case: check_file(case, goldens), count, seed, failed)
 
 
+def try_sequences(base: Path, count: int, seed: int) -> Tally:
+    """Try a number of sequences of commands."""
+    with forks(base) as served:
+        tried = Sequences(base, served)
+
+        def failed(case: tuple[Step, ...], text: str) -> None:
+            _tell(text, f"sequences --case {shlex.quote(json.dumps(case))}")
+
+        return tally(sequences(), tried.check, count, seed, failed)
+
+
 def _tell(text: str, arguments: str) -> None:
     print(f"WRONG: {text}\n  python tests/stress/fuzz.py {arguments}", flush=True)
 
@@ -62,7 +77,7 @@ def _once(check: Callable[[], str]) -> int:
 def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], str] = check_config) -> int:
     """Run what the command line asks for; `check` tries a campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["configs", "files"])
+    parser.add_argument("what", choices=["configs", "files", "sequences"])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", help="Repeat one: the file of a campaign, or the text of a damage.")
@@ -73,6 +88,9 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         base = Path(folder)
         if flags.case is not None and flags.what == "configs":
             return _once(lambda: check(Path(flags.case).read_bytes(), base))
+        if flags.case is not None and flags.what == "sequences":
+            with forks(base) as served:
+                return _once(lambda: Sequences(base, served).check([tuple(step) for step in json.loads(flags.case)]))
         if flags.case is not None:
             goldens = Goldens(base)
             return _once(lambda: check_file(parse_case(flags.case), goldens))
@@ -80,6 +98,8 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         print(f"{flags.what}: {flags.count} cases of seed {flags.seed}", flush=True)
         if flags.what == "configs":
             found = try_configs(base, flags.count, flags.seed, flags.kept, check)
+        elif flags.what == "sequences":
+            found = try_sequences(base, flags.count, flags.seed)
         else:
             found = try_files(base, flags.count, flags.seed)
     for kind, number in sorted(found.kinds.items()):
