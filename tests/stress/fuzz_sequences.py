@@ -36,7 +36,7 @@ USUAL = {"augment": "crop_scale_rotate", "width": "3", "expert_epochs": "2", "ep
 OTHER = {"augment": "flip", "width": "4", "expert_epochs": "3", "epochs": "4", "iterations": "4"}
 """What an edit of the campaign exchanges."""
 
-NUMBERS = ["dataset", "ipc", "method", "mean", "std", "n"]
+NUMBERS = ["dataset", "ipc", "method", "accuracy_mean", "accuracy_std", "n"]
 """Columns of the table that are no measurements of time."""
 
 Step = tuple[str, ...]
@@ -171,7 +171,7 @@ class Sequences:
         expected = self.fresh(CAMPAIGN.format(**values))
         actual = pandas.read_csv(folder / RUN / "table2.csv")[NUMBERS]
         if partial:
-            shown = actual.set_index(NUMBERS[:3]).dropna(subset="mean")
+            shown = actual.set_index(NUMBERS[:3]).dropna(subset="accuracy_mean")
             expected, actual = expected.set_index(NUMBERS[:3]).loc[shown.index], shown
         if not actual.equals(expected):
             raise Wrong(f"{by} shows {actual.to_dict('records')}, a fresh run {expected.to_dict('records')}")
