@@ -136,9 +136,11 @@ def _train_part(
                             text += f", test accuracy {measure(module, test)[0]:.4f}"
                         progress.step(text)
                 snapshots = state.snapshots()
-                load_flat(module, snapshots[-1].to(inputs.device))
+                load_flat(module, snapshots[-1].weights.to(inputs.device))
+                module.load_state_dict(snapshots[-1].buffers, strict=False)
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                job.write(partial(write_shard, folder, index, snapshots, identity, accuracy))
+                weights, buffers = [each.weights for each in snapshots], [each.buffers for each in snapshots]
+                job.write(partial(write_shard, folder, index, weights, identity, accuracy, buffers))
                 state.clear()
     return [describe_shard(folder, index) for index in indices]

@@ -63,6 +63,11 @@ class Problem:
         return self.build(0).to(self.device)
 
     @cached_property
+    def expert_module(self) -> nn.Module:
+        """A network in evaluation mode, to be called with the weights and buffers of an expert."""
+        return self.build(0).to(self.device).eval()
+
+    @cached_property
     def real(self) -> TrainingImages:
         """All real training images, preprocessed."""
         return TrainingImages.of(self.data.train, self.preprocessor, self.device)
