@@ -4,7 +4,18 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 """
 
 from satm.config.analysis import ANALYSES, AnalyseOptions
-from satm.config.base import NAME, REVISIONS, Options, budgets, canonical, check_name, parse, refuse_idle, refuse_many
+from satm.config.base import (
+    NAME,
+    REVISIONS,
+    Options,
+    budgets,
+    canonical,
+    check_name,
+    idle_options,
+    parse,
+    refuse_idle,
+    refuse_many,
+)
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand

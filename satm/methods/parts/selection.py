@@ -29,8 +29,7 @@ class Selection(Method[SelectionOptions]):
 
     def __init__(self, recipe: Recipe, options: SelectionOptions, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
-        if problem.experts is None:
-            raise UsageError(f"method {self.name!r} needs experts; train them with `python -m satm experts`")
+        assert problem.experts is not None  # or refused
         self.experts = problem.experts
         for label, members in enumerate(problem.members):
             if not 1 <= problem.ipc <= len(members):
