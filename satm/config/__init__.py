@@ -18,7 +18,16 @@ from satm.config.base import (
 )
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
-from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
+from satm.config.datasets import (
+    BUILTIN_DATASETS,
+    CLASSES,
+    SOURCES,
+    Contents,
+    DatasetOptions,
+    data_path,
+    expand,
+    stated_contents,
+)
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of

@@ -16,8 +16,8 @@ from satm.config.base import numbers
 from satm.cost.workload import Shape, Share, shape, shares
 from satm.errors import UsageError, short
 from satm.tables.render import Grid
-from satm.workflow.check import method_options
-from satm.workflow.jobs import Job
+from satm.workflow.graph import Job
+from satm.workflow.options import method_options
 from satm.workflow.rules import cell_of
 
 STEP_WITH_GRAPH = 3.2

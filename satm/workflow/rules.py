@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Cell, EvaluateOptions, Layout, Options, Resolver, parts
-from satm.workflow.check import experts_of, method_options
+from satm.workflow.options import experts_of, method_options
 
 Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
