@@ -54,6 +54,7 @@ def iterative(recipe: "Recipe", options: MethodOptions, facts: Facts) -> Iterato
 def matching(recipe: "Recipe", options: MatchingOptions, facts: Facts) -> Iterator[str]:
     """Yield what is wrong with the options of trajectory matching."""
     yield from iterative(recipe, options, facts)
+    yield from one_class(recipe, facts)
     yield from segments(options, facts.epochs)
     if options.monitor and facts.experts is not None and facts.experts < 2:
         yield f"monitor holds out the last expert, so it needs at least 2 experts, got {facts.experts}; train more"
@@ -65,6 +66,12 @@ def matching(recipe: "Recipe", options: MatchingOptions, facts: Facts) -> Iterat
             f"tesla_scale {options.tesla_scale!r} belongs to the engine 'tesla', the engine is {options.engine!r}; "
             "leave one of them out"
         )
+
+
+def one_class(recipe: "Recipe", facts: Facts) -> Iterator[str]:
+    """Yield whether there is nothing to decide, so that every network has a loss of 0."""
+    if facts.classes == 1:
+        yield f"method {recipe.name!r} cannot learn from one class, expected at least 2; add some, or use fewer steps"
 
 
 def segments(options: MatchingOptions, epochs: int | None) -> Iterator[str]:
@@ -111,6 +118,7 @@ def segments(options: MatchingOptions, epochs: int | None) -> Iterator[str]:
 def unrolled(recipe: "Recipe", options: UnrolledOptions, facts: Facts) -> Iterator[str]:
     """Yield what is wrong with the options of unrolled training."""
     yield from iterative(recipe, options, facts)
+    yield from one_class(recipe, facts)
     switches: list[tuple[bool, str, tuple[str, ...]]] = [
         (options.inner == "adam", "inner 'adam'; set inner to sgd", ("inner_momentum", "inner_weight_decay")),
         (not options.milestones, "no milestones; set milestones", ("factor",)),

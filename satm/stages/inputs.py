@@ -34,7 +34,7 @@ class Inputs:
     def __init__(self, resolver: Resolver, dataset: str, device: torch.device) -> None:
         self.resolver, self.dataset, self.device = resolver, dataset, device
         options, name = resolver.dataset(dataset), resolver.whole(dataset)
-        self.data = whole = stored_images(resolver, dataset)
+        self.data = self.whole = whole = stored_images(resolver, dataset)
         if step := resolver.step(dataset):
             if whole.classes != (classes := resolver.classes(step.dataset)):
                 raise UsageError(

@@ -18,7 +18,7 @@ from satm.evaluation.candidates import fitting
 from satm.evaluation.search import sample
 from satm.methods import Recipe
 from satm.methods.checks import Facts
-from satm.methods.recipe import EXTERNAL, MATCHING, UNROLLED
+from satm.methods.recipe import EXTERNAL
 from satm.networks import NETWORKS
 from satm.workflow.graph import Job
 from satm.workflow.options import experts_of, method_options, network_options, recipe_of, trained_network
@@ -174,8 +174,6 @@ def _distill(fit: Fit, names: Wildcards) -> Iterator[str]:
     contents = fit.known(names.dataset)
     if needed := _real_images(recipe, options, cell.ipc):
         yield from _too_few(contents, needed)
-    if contents.classes == 1 and recipe.family in (MATCHING, UNROLLED):
-        yield f"method {recipe.name!r} cannot learn from one class, expected at least 2; use fewer steps"
     network = trained_network(values) if experts is None else fit.resolver.experts(experts, names.dataset).network
     if recipe.family.differentiates and experts is None:
         yield from fit.network(network, names.dataset)
