@@ -2,13 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
 
 LONGEST = 200
 """Largest number of characters of a value in a message."""
+
+MOST = 30
+"""Largest number of problems in a message."""
 
 
 class _OneLine(Exception):
@@ -30,6 +33,18 @@ class MissingRun(UsageError):
 
 class RunError(_OneLine, RuntimeError):
     """Failure of a run or machine with usable input. The command exits with 1."""
+
+
+def refuse(problems: Iterable[str], where: str = "") -> None:
+    """Raise a UsageError with all problems in one line, each once; `where` begins it. Do nothing without problems."""
+    if not (found := list(dict.fromkeys(problems))):
+        return
+    text = found[0]
+    if len(found) > 1:
+        numbered = [f"({number}) {problem}" for number, problem in enumerate(found[:MOST], 1)]
+        rest = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
+        text = f"{len(found)} problems: {'; '.join([*numbered, *rest])}"
+    raise UsageError(f"{where}: {text}" if where else text)
 
 
 def short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A network's parameters as one flat vector, and the network as a function of that vector.
+"""A network's parameters as one flat vector, the network as a function of that vector, and its buffers.
 
 Shapes: P parameters in total.
 """
@@ -39,6 +39,18 @@ def load_flat(module: nn.Module, vector: Tensor) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.copy_(values[name])
+
+
+def buffer_names(module: nn.Module) -> list[str]:
+    """Return the names of the buffers that belong to the module's state, such as running statistics."""
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return [name for name in module.state_dict() if name not in parameters]
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies on the CPU of the buffers of `buffer_names` by name."""
+    state = module.state_dict()
+    return {name: state[name].detach().to("cpu", copy=True) for name in buffer_names(module)}
 
 
 def call_flat(module: nn.Module, vector: Tensor, inputs: Tensor) -> Tensor:

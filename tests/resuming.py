@@ -31,7 +31,9 @@ def check_resumes(train: Train, epochs: int, folder: Path) -> None:
         for snapshot in train(after):
             state.save(snapshot)
         for one, other in zip(state.snapshots(), whole, strict=True):
-            assert torch.equal(one, other.weights)
+            assert torch.equal(one.weights, other.weights)
+            assert one.buffers.keys() == other.buffers.keys()
+            assert all(torch.equal(buffer, other.buffers[name]) for name, buffer in one.buffers.items())
 
 
 def kept_rows(folder: Path) -> list[Any]:

@@ -28,7 +28,8 @@ from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
 from satm.workflow import schema as schemas
-from satm.workflow.check import check, experts_of
+from satm.workflow.check import check
+from satm.workflow.options import experts_of
 
 ROOT = Path(__file__).parent.parent
 CAMPAIGNS = sorted((ROOT / "config").glob("*.yaml"))

@@ -22,7 +22,8 @@ from satm.errors import UsageError
 from satm.results.columns import PACE
 from satm.results.rows import read_rows, write_rows
 from satm.workflow.campaigns import Campaigns
-from satm.workflow.jobs import Job, campaigns_of, jobs
+from satm.workflow.graph import Job
+from satm.workflow.jobs import campaigns_of, jobs
 
 ROOT = Path(__file__).parent.parent
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm.config import EvaluateOptions
+from satm.config import EvaluateOptions, parse
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import RunError, UsageError
 from satm.evaluation.networks import Score, Task, evaluate, search_rate, stacked, train, train_together
@@ -198,7 +198,7 @@ def test_one_option_decides_whether_they_are_trained_at_once() -> None:
 
 def test_what_excludes_each_other_is_refused() -> None:
     with pytest.raises(UsageError, match=r"together 'yes' does not go with flat_rho 0\.1"):
-        task(EvaluateOptions(together="yes", flat_rho=0.1))
+        parse(EvaluateOptions, {"together": "yes", "flat_rho": 0.1}, "evaluate")
     with pytest.raises(UsageError, match="lr 'searched' needs a search first"):
         _ = task(EvaluateOptions(lr="searched")).rate
 

@@ -22,8 +22,7 @@ from satm.cli import main
 from satm.config import ACCOUNTING, OVERVIEW, Cell, load_campaign
 from satm.config.methods import MatchingOptions, UnrolledOptions
 from satm.methods import resolve
-from satm.methods.parts.boosting import check_blocks
-from satm.methods.parts.segments import check
+from satm.methods.checks import blocks, segments
 from satm.results.distilled import DistilledDataset
 
 ROOT = Path(satm.__file__).parent.parent
@@ -63,9 +62,9 @@ def test_the_options_of_every_campaign_fit(name: str) -> None:
         ipc = int(folder.removeprefix("ipc-"))
         _, options = resolve(campaign.method(Cell(dataset, ipc, method)))
         if isinstance(options, MatchingOptions):
-            check(options, campaign.experts(options.experts, dataset).epochs)
+            assert not [*segments(options, campaign.experts(options.experts, dataset).epochs)]
         elif isinstance(options, UnrolledOptions) and options.blocks > 1:
-            check_blocks(options.blocks, ipc, options.iterations)
+            assert not [*blocks(options.blocks, ipc, options.iterations)]
 
 
 # Files whose numbers are known

@@ -235,7 +235,7 @@ def test_parameter_counts_of_the_definitions(values: dict[str, Any], size: int, 
         module = build(values, 3, 10, size, seed=0)
     assert sum(parameter.numel() for parameter in module.parameters()) == features + 10 * embedded + 10
     assert module.classifier.in_features == embedded
-    builder = NETWORKS[values["network"]].build
+    builder = NETWORKS[values["network"]].builder
     description = inspect.getdoc(inspect.getmodule(getattr(builder, "func", builder))) or ""
     if size == 32 and len(values) == 1:
         assert f"{features + 10 * embedded + 10:,} parameters" in description

@@ -8,7 +8,7 @@ import pytest
 from satm.config import Cell, Resolver, load_campaign
 from satm.config.methods import MatchingOptions
 from satm.methods import METHODS, resolve
-from satm.methods.parts.segments import check
+from satm.methods.checks import segments
 
 CONFIG = Path(__file__).parent.parent / "config"
 
@@ -25,7 +25,7 @@ def usable(resolver: Resolver, found: list[tuple[str, str, int]]) -> None:
     for method, dataset, ipc in dict.fromkeys(found):
         _, options = resolve(resolver.method(Cell(dataset, ipc, method)))
         if isinstance(options, MatchingOptions):
-            check(options, resolver.experts(options.experts, dataset).epochs)
+            assert not [*segments(options, resolver.experts(options.experts, dataset).epochs)]
 
 
 def test_every_published_setting_can_be_used() -> None:

@@ -75,7 +75,7 @@ def test_the_space_has_720_different_networks_in_a_fixed_order() -> None:
     ],
 )
 def test_candidates_that_do_not_fit_are_left_out(size: int, left_out: int) -> None:
-    fit = fitting(1, 10, size)
+    fit = fitting(size)
     assert len(fit) == 720 - left_out
     for one in set(candidates()) - set(fit):
         assert size >> one.depth < 1 and one.pooling != "none"
@@ -86,9 +86,9 @@ def test_a_search_can_be_of_narrower_networks() -> None:
     assert {one.width for one in narrow} == {4, 8, 16, 32}
     for one, whole in zip(narrow, candidates(), strict=True):
         assert one == dataclasses.replace(whole, width=whole.width // 8)
-    assert len(fitting(3, 10, 32, 0.125)) == 720
+    assert len(fitting(32, 0.125)) == 720
     # A group norm of four groups cannot split two filters.
-    assert {one.norm for one in set(candidates(1 / 16)) - set(fitting(3, 10, 32, 1 / 16))} == {"group"}
+    assert {one.norm for one in set(candidates(1 / 16)) - set(fitting(32, 1 / 16))} == {"group"}
 
 
 @pytest.mark.parametrize("index", [0, 89, 360, 407, 719])
@@ -105,7 +105,7 @@ def test_a_sample_never_changes() -> None:
 
 
 def test_a_smaller_sample_begins_a_larger_one_and_leaving_out_keeps_the_order() -> None:
-    fit = fitting(1, 10, 8)
+    fit = fitting(8)
     whole = sample(candidates(), None, 0)
     assert sample(candidates(), 50, 0) == whole[:50]
     assert sample(fit, 50, 0) == [one for one in whole if one in fit][:50]
@@ -311,7 +311,7 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
         assert main(["nas", *CELL, "--part", part]) == 0
     assert main(["nas", *CELL, "--seed", "1"]) == 0  # both parts
     assert main(["nas", *CONFIG, "--real"]) == 0
-    chosen = sample(fitting(1, 3, 8), 3, 139)
+    chosen = sample(fitting(8), 3, 139)
     rows = read_rows(PART, NAS)
     assert rows["candidate"].tolist() == [one.index for one in chosen[:2] for _ in range(2)]
     assert rows[list(SPACE)].to_dict("records") == [one.choices for one in chosen[:2] for _ in range(2)]

@@ -20,7 +20,8 @@ from satm.results.columns import EVALUATION, METRICS
 from satm.results.rows import write_rows
 from satm.run.record import Attempt, Record, find_record
 from satm.tables.reader import Reader
-from satm.workflow.jobs import Job, campaigns_of, jobs
+from satm.workflow.graph import Job
+from satm.workflow.jobs import campaigns_of, jobs
 from satm.workflow.rules import RULES
 
 ROOT = Path(satm.__file__).parent.parent

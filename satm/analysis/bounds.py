@@ -11,7 +11,6 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from satm.config.methods import MatchingOptions
-from satm.errors import UsageError
 from satm.methods.parts.matching import TrajectoryMatching
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import soft_cross_entropy
@@ -39,17 +38,6 @@ def curvature(loss: Callable[[Tensor], Tensor], weights: Tensor) -> tuple[float,
             values = error.eigenvalues
         ends.append(float(values[0]) if len(values) else float("nan"))
     return ends[0], ends[1]
-
-
-def kept_steps(steps: int, divisors: Sequence[int]) -> list[int]:
-    """Return the numbers of last inner steps to keep, ``int(steps / divisor)``, ascending, excluding 0 and all steps.
-
-    Raises:
-        UsageError: no divisor keeps a part of them.
-    """
-    if keeps := sorted({steps // divisor for divisor in divisors if divisor > 1 and steps // divisor}):
-        return keeps
-    raise UsageError(f"the divisors {list(divisors)} of {steps} inner steps keep no part of them; use 2 or more")
 
 
 def measure_bounds(

@@ -50,10 +50,10 @@ def measure_expert_sharpness(
 
     `experts` may exceed the number in the store. Recipes should be compared on the same images.
     """
-    place = flatten(module)
     for expert in range(min(experts, len(store))):
         for epoch in range(store.epochs + 1):
-            rows = sharpness_at(module, store.snapshot(expert, epoch).to(place), data, lengths)
+            store.load(module, expert, epoch)
+            rows = sharpness_at(module, flatten(module), data, lengths)
             yield [{"expert": expert, "epoch": epoch, **row} for row in rows]
 
 

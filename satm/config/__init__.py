@@ -4,11 +4,31 @@ Nothing here imports torch: a Snakefile reads a campaign each time it is parsed,
 """
 
 from satm.config.analysis import ANALYSES, AnalyseOptions
-from satm.config.base import NAME, REVISIONS, Options, budgets, canonical, check_name, parse, refuse_idle, refuse_many
+from satm.config.base import (
+    NAME,
+    REVISIONS,
+    Options,
+    budgets,
+    canonical,
+    check_name,
+    idle_options,
+    parse,
+    refuse_idle,
+    refuse_many,
+)
 from satm.config.by_hand import HAND, UNNAMED, ByHand
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import PATTERN, Cell
-from satm.config.datasets import BUILTIN_DATASETS, CLASSES, SOURCES, DatasetOptions, data_path, expand
+from satm.config.datasets import (
+    BUILTIN_DATASETS,
+    CLASSES,
+    SOURCES,
+    Contents,
+    DatasetOptions,
+    data_path,
+    expand,
+    stated_contents,
+)
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of

@@ -1,10 +1,12 @@
 """Options of measurements, other than accuracies, at synthetic sets and experts."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from satm.config.base import Options
+from satm.errors import UsageError
 
 ANALYSES: dict[str, tuple[str, ...]] = {
     "sharpness": ("segments",),
@@ -30,3 +32,14 @@ class AnalyseOptions(Options):
     """Number of single real images (variance). Source: RaT-BPTT C.4."""
     divisors: tuple[Annotated[int, Field(ge=1)], ...] = (2, 3, 4, 5, 6)
     """The last int(inner_steps / divisor) steps are kept (bounds). Source: SATM Table 11."""
+
+
+def kept_steps(steps: int, divisors: Sequence[int]) -> list[int]:
+    """Return the numbers of last inner steps to keep, ``int(steps / divisor)``, ascending, excluding 0 and all steps.
+
+    Raises:
+        UsageError: no divisor keeps a part of them.
+    """
+    if keeps := sorted({steps // divisor for divisor in divisors if divisor > 1 and steps // divisor}):
+        return keeps
+    raise UsageError(f"the divisors {list(divisors)} of {steps} inner steps keep no part of them; use 2 or more")

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from satm.errors import UsageError, short, suggest
+from satm.errors import UsageError, refuse, short, suggest
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 """Pattern of names in a campaign, which become parts of paths and Snakemake wildcards."""
@@ -96,12 +96,17 @@ def check_name(name: str) -> None:
         )
 
 
-def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
-    """Raise a UsageError if an option without effect is set; `idle` lists these options by cause and remedy (text)."""
+def idle_options(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> Iterator[str]:
+    """Yield a sentence for each option that is set and has no effect; `idle` lists them by cause and remedy (text)."""
     for cause, names in idle.items():
         for name in names:
             if (value := getattr(options, name)) != type(options).model_fields[name].default:
-                raise UsageError(f"{prefix}{name} {value!r} has no effect with {cause}, or leave {name} out")
+                yield f"{prefix}{name} {value!r} has no effect with {cause}, or leave {name} out"
+
+
+def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
+    """Raise a UsageError if options without effect are set (arguments: `idle_options`)."""
+    refuse(idle_options(options, idle, prefix))
 
 
 def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:

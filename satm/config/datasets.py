@@ -1,13 +1,20 @@
 """Options of real datasets, and the built-in datasets."""
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from satm.config.base import Options
-from satm.errors import UsageError, short
+from satm.errors import UsageError, pick, short
+
+AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+"""Families of augmentation (`satm.data.augment`)."""
+
+T = TypeVar("T")
 
 _SOURCE_FILES = (Path(__file__).parents[1] / "data" / "sources").glob("[!_]*.py")
 SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
@@ -64,6 +71,13 @@ class DatasetOptions(Options):
             raise ValueError(f"expected one of {', '.join(map(repr, SOURCES))}, got {short(source)}")
         return source
 
+    @field_validator("augment")
+    @classmethod
+    def _families_exist(cls, augment: str) -> str:
+        for name in augment.split("_") if augment else ():
+            pick(name, dict.fromkeys(AUGMENTATIONS), "family of augmentation")
+        return augment
+
     @model_validator(mode="after")
     def _variants_need_zca(self) -> "DatasetOptions":
         for name in ("zca_per_image", "zca_relative"):
@@ -89,8 +103,67 @@ BUILTIN_DATASETS = {
 """Datasets in every campaign. Digits are not flipped, coloured or cut out: a mirrored 6 is not a digit, and 8 pixels
 leave little to cut."""
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}
+
+@dataclass(frozen=True)
+class Contents:
+    """What is known of a dataset's images; None: not before its files are read."""
+
+    channels: int | None = None
+    """Channels of an image."""
+    size: int | None = None
+    """Height and width in pixels."""
+    classes: int | None = None
+    """Number of classes."""
+    train: tuple[int, ...] | None = None
+    """Training images of each class, without held-out ones."""
+    test: tuple[int, ...] | None = None
+    """Test images of each class."""
+    names: tuple[str, ...] | None = None
+    """Names of the classes."""
+
+    @property
+    def numbers(self) -> int | None:
+        """Numbers of an image."""
+        return None if self.channels is None or self.size is None else self.channels * self.size**2
+
+    def of(self, labels: Iterable[int]) -> "Contents":
+        """Return the contents of the classes with these labels."""
+        kept = tuple(labels)
+
+        def part(each: tuple[T, ...] | None) -> tuple[T, ...] | None:
+            return each and tuple(each[label] for label in kept if 0 <= label < len(each))
+
+        return replace(self, classes=len(kept), train=part(self.train), test=part(self.test), names=part(self.names))
+
+    def called(self, label: int) -> str:
+        """Return a class for messages."""
+        return f"class {label}{f' ({self.names[label]})' if self.names else ''}"
+
+
+SOURCE_CONTENTS = {
+    "digits": Contents(1, 8, 10, (142, 146, 141, 147, 145, 146, 145, 143, 138, 144), (36,) * 10),
+    "cifar10": Contents(3, 32, 10, (5000,) * 10, (1000,) * 10),
+    "cifar100": Contents(3, 32, 100, (500,) * 100, (100,) * 100),
+    "tiny-imagenet": Contents(3, 64, 200, (500,) * 200, (50,) * 200),
+}
+"""Contents of the sources that are always the same."""
+
+CLASSES = {source: len(each.train or ()) for source, each in SOURCE_CONTENTS.items()}
 """Number of classes of the sources with a fixed number."""
+
+LARGEST_WHITENED = 20_000
+"""Largest number of numbers of a whitened image: float64 matrices of its square take 3 GiB each, and several are needed
+at once."""
+
+
+def stated_contents(options: DatasetOptions) -> Contents:
+    """Return what the options of a dataset say about its images, before its files are read."""
+    whole = SOURCE_CONTENTS.get(options.source, Contents())
+    fixed = options.mean or options.std
+    channels = len(fixed) if whole.channels is None and fixed else whole.channels
+    train = whole.train and tuple(max(0, count - options.validation) for count in whole.train)
+    found = replace(whole, channels=channels, size=options.size or whole.size, train=train)
+    return found if options.classes is None else found.of(options.classes)
 
 
 def data_path(options: DatasetOptions) -> Path:

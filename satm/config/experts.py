@@ -1,11 +1,12 @@
 """Options of expert networks, and the built-in recipes."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from satm.config.base import Options, grouped, refuse_idle
-from satm.errors import UsageError
+from satm.config.base import Options, grouped, idle_options
+from satm.errors import refuse
 
 
 class ExpertsOptions(Options):
@@ -59,10 +60,11 @@ class ExpertsOptions(Options):
     """Number of experts, the first ones, that rate images for a curriculum of other experts; does not change them."""
 
     def check(self, where: str) -> None:
-        """Raise a UsageError if an option has no effect, or a curriculum is incomplete or contradictory.
+        """Raise a UsageError, whose message begins with `where`, if there are `problems`."""
+        refuse(self.problems(), where)
 
-        `where` begins the message.
-        """
+    def problems(self) -> Iterator[str]:
+        """Yield options without effect, and where a curriculum is incomplete or contradictory."""
         idle: dict[str, tuple[str, ...]] = {}
         if self.optimiser != "flat":
             idle["optimiser 'sgd'; set optimiser to flat"] = ("flat_rule", "rho", "alpha", "adaptive")
@@ -70,16 +72,13 @@ class ExpertsOptions(Options):
             idle["flat_rule 'paper'; set flat_rule to code"] = ("adaptive",)
         if self.order == "full":
             idle["order 'full'; set order to curriculum"] = ("difficulty", "start_fraction", "full_epoch")
-        refuse_idle(self, idle, f"{where}: ")
+        yield from idle_options(self, idle)
         if self.order == "full":
             return
         if not self.difficulty:
-            raise UsageError(
-                f"{where}: order {self.order!r} needs difficulty; name the experts that rate images, such as sgd"
-            )
+            yield f"order {self.order!r} needs difficulty; name the experts that rate images, such as sgd"
         if self.full_epoch is not None and self.full_epoch > self.epochs:
-            above = f"full_epoch {self.full_epoch} is above epochs {self.epochs}"
-            raise UsageError(f"{where}: {above}; lower full_epoch or raise epochs")
+            yield f"full_epoch {self.full_epoch} is above epochs {self.epochs}; lower full_epoch or raise epochs"
 
 
 BUILTIN_EXPERTS = {

@@ -50,6 +50,15 @@ class EvaluateOptions(Options):
     """Train the networks of all repeats at once, with stacked weights, or one after another; results agree up to
     rounding. `auto`: at once on a GPU, because it is faster there."""
 
+    @model_validator(mode="after")
+    def _steps_alone_if_flat(self) -> "EvaluateOptions":
+        if self.together == "yes" and self.flat_rho:
+            raise ValueError(
+                f"together 'yes' does not go with flat_rho {self.flat_rho:g}, whose step depends on the norm of one "
+                "network's gradient; leave one of them out"
+            )
+        return self
+
 
 FULL = {
     "experts": "trained as the experts are: their step size, batch size, epochs and augmentation, no decay",

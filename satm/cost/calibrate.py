@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from satm.config import Cell, EvaluateOptions
 from satm.config.methods import ClassMatchingOptions, MethodOptions
@@ -25,7 +25,7 @@ from satm.methods import METHODS, Recipe, resolve
 from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks.training import TrainingImages
-from satm.params import flatten
+from satm.params import flatten, stored_buffers
 from satm.results.circumstances import run_metadata
 from satm.results.columns import PACE
 from satm.results.rows import read_rows, write_rows
@@ -52,9 +52,9 @@ DIFFERENT = 1000
 class RandomExperts(TrajectoryStore):
     """Stand-ins for experts, of the same size: random weights on straight lines."""
 
-    def __init__(self, start: Tensor) -> None:
-        self._start = start
-        self._direction = 1e-3 * torch.randn(start.shape, generator=make_generator("pace", "experts"))
+    def __init__(self, module: nn.Module) -> None:
+        self._start, self._buffers = flatten(module), stored_buffers(module)
+        self._direction = 1e-3 * torch.randn(self._start.shape, generator=make_generator("pace", "experts"))
 
     def __len__(self) -> int:
         """Return the number of experts."""
@@ -68,6 +68,10 @@ class RandomExperts(TrajectoryStore):
     def snapshot(self, expert: int, epoch: int) -> Tensor:
         """Return `[P]` weights."""
         return self._start + epoch * self._direction
+
+    def buffers(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """Return those of a new network."""
+        return self._buffers
 
 
 def measure_pace(pieces: list[Piece], path: Path, device: torch.device, seconds: float, progress: Progress) -> int:
@@ -186,7 +190,7 @@ def _iteration(
         values["ipc"],
         device,
         Cell("random", values["ipc"], kind.name),
-        RandomExperts(start) if kind.needs_experts else None,
+        RandomExperts(network(0)) if kind.needs_experts else None,
     )
     # Random experts classify no image correctly, and a matching loss on a random trajectory may be anything.
     init = {"init": "real"} if getattr(options, "init", None) == "correct" else {}

@@ -17,8 +17,8 @@ from satm.cost.workload import Shape, Share, shape, shares
 from satm.errors import UsageError, short
 from satm.tables.render import Grid
 from satm.workflow.asked import cell_of
-from satm.workflow.check import method_options
-from satm.workflow.jobs import Job
+from satm.workflow.graph import Job
+from satm.workflow.options import method_options
 
 STEP_WITH_GRAPH = 3.2
 """Cost of a differentiated inner step in training steps on the same images, for iterations that were not measured. On

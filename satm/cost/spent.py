@@ -24,7 +24,8 @@ from satm.results.rows import METADATA_KEY
 from satm.run.record import Attempt, find_record
 from satm.tables.render import Grid, in_numbers
 from satm.workflow.campaigns import Campaigns
-from satm.workflow.jobs import Graph, Job, jobs
+from satm.workflow.graph import Graph, Job
+from satm.workflow.jobs import jobs
 from satm.workflow.rules import RULES
 
 Source = Literal["account", "benchmark", ""]

@@ -12,10 +12,12 @@ from typing import Any, Literal
 from satm.config import CLASSES, Cell, EvaluateOptions, ExpertsOptions, Resolver, canonical
 from satm.config.base import numbers
 from satm.config.class_order import split_classes
-from satm.evaluation.search import candidates, sample
+from satm.config.datasets import SOURCE_CONTENTS
+from satm.evaluation.candidates import fitting
+from satm.evaluation.search import sample
 from satm.workflow.asked import Wildcards, cell_of, schedule
-from satm.workflow.check import experts_of, method_options
-from satm.workflow.jobs import Job
+from satm.workflow.graph import Job
+from satm.workflow.options import experts_of, method_options
 
 Network = Mapping[str, Any]
 """`{"network": registered name, option: value…}`."""
@@ -24,10 +26,7 @@ Training = EvaluateOptions | ExpertsOptions
 """Options for training a network."""
 
 SIZES = {
-    "digits": (8, 1437, 360),
-    "cifar10": (32, 50_000, 10_000),
-    "cifar100": (32, 50_000, 10_000),
-    "tiny-imagenet": (64, 100_000, 10_000),
+    source: (each.size or 0, sum(each.train or ()), sum(each.test or ())) for source, each in SOURCE_CONTENTS.items()
 }
 """Height and width in pixels, training images and test images of the sources of a fixed size."""
 
@@ -235,11 +234,11 @@ def _continual(resolver: Resolver, names: Wildcards, at_once: bool) -> list[Shar
 def _search(resolver: Resolver, names: Wildcards, real: bool, at_once: bool) -> list[Share]:
     options, seen = resolver.search(names.search), shape(resolver, names.dataset)
     recipe, images = (options.real, seen.images) if real else (options.proxy, int(names.ipc) * seen.classes)
-    # The network's own rule, repeated because the network needs torch.
-    fitting = [each for each in candidates(options.width_factor) if each.pooling == "none" or seen.size >> each.depth]
     part = numbers(names.part)
     # A candidate takes about as long as the one of the same width, depth and pooling with the usual norm.
     usual = {"norm": "instance", "activation": "relu"}
-    chosen = sample(fitting, options.sample, options.sample_seed)[part.start : part.stop]
+    chosen = sample(fitting(seen.size, options.width_factor), options.sample, options.sample_seed)[
+        part.start : part.stop
+    ]
     networks = [{**candidate.network, **usual} for candidate in chosen]
     return [share for network in networks for share in _evaluation(seen, network, recipe, images, at_once)]

@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from satm.config.datasets import LARGEST_WHITENED
 from satm.errors import UsageError
 from satm.storage.files import expect
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
-
-LARGEST = 20_000
-"""Largest supported D: its float64 matrices take 3 GiB each, and several are needed at once."""
 
 EXACT_CHUNK = 256
 """Images whose pixel products (at most 255 * 255 each) sum to less than 2**24, so float32 does not round."""
@@ -139,10 +137,10 @@ def fit_whitening(images: Tensor, eps: float = 0.1, per_image: bool = False, rel
         raise UsageError(f"whitening needs at least 2 training images, got {count}; add some or set zca to false")
     if not eps > 0:
         raise UsageError(f"eps of whitening must be above 0, got {eps}; the papers use 0.1")
-    if dims > LARGEST:
+    if dims > LARGEST_WHITENED:
         raise UsageError(
-            f"whitening supports images of at most {LARGEST} numbers (its matrices have the square of that), got "
-            f"{' x '.join(map(str, images.shape[1:]))} = {dims}; set zca to false, or a smaller size"
+            f"whitening supports images of at most {LARGEST_WHITENED} numbers (its matrices have the square of that), "
+            f"got {' x '.join(map(str, images.shape[1:]))} = {dims}; set zca to false, or a smaller size"
         )
     mean, norm, covariance = (_moments_per_image if per_image else _moments)(images)
     values, vectors = torch.linalg.eigh(covariance)

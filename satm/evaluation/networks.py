@@ -46,7 +46,7 @@ class Task:
     """Training set and recipe of networks.
 
     Raises:
-        UsageError: the step size is not positive, or `together` excludes another option.
+        UsageError: the step size is not positive.
 
     Source: protocol of MTT's public code; with `flat_rho`, "MTT + Flat Minimum" of FTD section 4.3, which is SAM; with
         `adam`, RaT-BPTT's.
@@ -64,11 +64,6 @@ class Task:
         if self.options.lr != "searched" and not self.rate > 0:
             raise UsageError(
                 f"training needs a positive step size, the synthetic set has {self.rate:g}; set lr to a number"
-            )
-        if self.options.together == "yes" and self.options.flat_rho:
-            raise UsageError(
-                f"together 'yes' does not go with flat_rho {self.options.flat_rho:g}, whose step depends on the norm "
-                "of one network's gradient; leave one of them out"
             )
 
     @property

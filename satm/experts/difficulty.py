@@ -14,7 +14,6 @@ from torch.nn import functional
 from satm.errors import UsageError
 from satm.experts.store import TrajectoryStore
 from satm.networks.training import TrainingImages, outputs
-from satm.params import load_flat
 from satm.storage.identity import Identity, differing_field
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
@@ -65,7 +64,7 @@ def expert_difficulty(module: nn.Module, store: TrajectoryStore, expert: int, da
     learned = torch.full((len(data),), store.epochs + 1, device=device)
     total = torch.zeros(len(data), dtype=torch.float64, device=device)
     for epoch in range(store.epochs, 0, -1):
-        load_flat(module, store.snapshot(expert, epoch).to(device))
+        store.load(module, expert, epoch)
         right, loss = [], []
         for logits, labels in outputs(module, data):
             right.append(logits.argmax(1) == labels)

@@ -1,7 +1,8 @@
 """The trajectory store: one shard per expert with all its snapshots, and a manifest of all shards.
 
 A shard is a safetensors file with a tensor for each number of epochs, ``0``, ``1``, … (`[P]` float32, the weights); it
-is read by memory map, one snapshot at a time.
+is read by memory map, one snapshot at a time. Buffers of the network, such as running statistics, are tensors of their
+own, ``EPOCH/NAME``.
 
 Shapes: P parameters.
 """
@@ -12,10 +13,11 @@ from typing import Any, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from satm.config import Options, parse
 from satm.errors import RunError, UsageError
+from satm.params import buffer_names, unflatten
 from satm.storage.files import AGAIN, expect, read_record, write_record
 from satm.storage.identity import Identity, differing_field, hash_file
 from satm.storage.tensors import open_tensors, read_metadata, read_tensors, write_tensors
@@ -27,10 +29,20 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(
-    folder: Path, index: int, snapshots: Sequence[Tensor], identity: Identity, test_accuracy: float
+    folder: Path,
+    index: int,
+    snapshots: Sequence[Tensor],
+    identity: Identity,
+    test_accuracy: float,
+    buffers: Sequence[Mapping[str, Tensor]] = (),
 ) -> None:
-    """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images)."""
+    """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images).
+
+    `buffers` are those of the network at each snapshot, by name.
+    """
     tensors = {str(epoch): weights for epoch, weights in enumerate(snapshots)}
+    for epoch, each in enumerate(buffers):
+        tensors |= {f"{epoch}/{name}": tensor for name, tensor in each.items()}
     about = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
     write_tensors(folder / shard_name(index), tensors, about)
 
@@ -56,7 +68,8 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     """
     path = folder / shard_name(index)
     with open_tensors(path, "shard") as file:
-        count, accuracy = len(file.keys()), _checked(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
+        count = sum(name.isdecimal() for name in file.keys())  # noqa: SIM118
+        accuracy = _checked(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
     about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": accuracy}
     return {**about, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
@@ -153,7 +166,8 @@ class TrajectoryStore:
         path = self.folder / self.shards[expert]["file"]
         with open_tensors(path, "shard") as file:
             if str(epoch) not in file.keys():  # noqa: SIM118
-                raise UsageError(f"shard {path} has no snapshot {epoch}; it has {len(file.keys())}")
+                count = sum(name.isdecimal() for name in file.keys())  # noqa: SIM118
+                raise UsageError(f"shard {path} has no snapshot {epoch}; it has {count}")
             weights = file.get_tensor(str(epoch)).clone()
             identity = _checked(read_metadata(file, path, "shard"), self.shards[expert]["index"], path)["identity"]
         if difference := differing_field(self.identity, identity):
@@ -161,3 +175,27 @@ class TrajectoryStore:
         if not torch.isfinite(weights).all():
             raise RunError(f"{path}, epoch {epoch}: weights that are not finite; train with a lower lr")
         return weights
+
+    def buffers(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """Return the buffers of one expert's network after some epochs by name, on the CPU; most networks have none."""
+        with open_tensors(self.folder / self.shards[expert]["file"], "shard") as file:
+            names = [name for name in file.keys() if name.startswith(f"{epoch}/")]  # noqa: SIM118
+            return {name.partition("/")[2]: file.get_tensor(name).clone() for name in names}
+
+    def state(self, module: nn.Module, expert: int, epoch: int) -> dict[str, Tensor]:
+        """Return weights and buffers of one expert by their names in its network, on the CPU; raises as `snapshot`.
+
+        Raises:
+            UsageError: the shard has other buffers than the network.
+        """
+        weights, buffers = unflatten(module, self.snapshot(expert, epoch)), self.buffers(expert, epoch)
+        if different := sorted({*buffers} ^ {*buffer_names(module)}):
+            raise UsageError(
+                f"shard {self.folder / self.shards[expert]['file']} has {len(buffers)} buffers for epoch {epoch}, the "
+                f"network has others: {different[0]}; train the experts again"
+            )
+        return weights | buffers
+
+    def load(self, module: nn.Module, expert: int, epoch: int) -> None:
+        """Make a network the expert after some epochs, in place; raises as `state`."""
+        module.load_state_dict(self.state(module, expert, epoch), strict=False)

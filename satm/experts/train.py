@@ -3,8 +3,8 @@
 Shapes: P parameters.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.experts.difficulty import easiest, pace
 from satm.networks.training import SharpnessAware, TrainingImages, train_epoch
-from satm.params import flatten, load_flat, unflatten
+from satm.params import flatten, load_flat, stored_buffers, unflatten
 from satm.seeds import make_generator
 
 
@@ -25,6 +25,7 @@ class Snapshot:
     weights: Tensor
     momentum: Tensor | None  # buffer of SGD; None before the first step and without momentum
     loss: float  # mean training loss of the last epoch; NaN at the start
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # running statistics by name; most networks have none
 
 
 def train_expert(
@@ -41,8 +42,7 @@ def train_expert(
     The generator of an epoch is derived from its number, so a resumed expert has the same bytes.
 
     Args:
-        module: freshly initialised network on the data's device, trained in place. Running statistics of batch norms
-            are not part of a snapshot, because a trajectory consists of parameters.
+        module: freshly initialised network on the data's device, trained in place.
         data, options, augmentation: real images, and the recipe.
         axes: names of this expert for its seeds.
         after: snapshot to resume from.
@@ -57,9 +57,10 @@ def train_expert(
     if (order is None) == (options.order != "full"):
         raise ValueError(f"the options' order is {options.order!r}, the images' order is {order}; give both or none")
     if after is None:
-        after = Snapshot(0, flatten(module).cpu(), None, float("nan"))
+        after = Snapshot(0, flatten(module).cpu(), None, float("nan"), stored_buffers(module))
         yield after
     load_flat(module, after.weights.to(data.labels.device))
+    module.load_state_dict(after.buffers, strict=False)
     optimiser = torch.optim.SGD(
         module.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay
     )
@@ -77,4 +78,4 @@ def train_expert(
         buffers = [optimiser.state[parameter].get("momentum_buffer") for parameter in module.parameters()]
         parts = [buffer.reshape(-1) for buffer in buffers if buffer is not None]
         momentum = torch.cat(parts).to("cpu", copy=True) if parts else None
-        yield Snapshot(epoch, flatten(module).cpu(), momentum, loss)
+        yield Snapshot(epoch, flatten(module).cpu(), momentum, loss, stored_buffers(module))

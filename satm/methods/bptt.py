@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from satm.config.methods import UnrolledOptions
-from satm.errors import UsageError
-from satm.methods.parts.window import Window, Windows, window_length
+from satm.methods.parts.window import Window, Windows, check_window, window_length
 from satm.methods.recipe import UNROLLED, recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from satm.methods.parts.unrolled import UnrolledTraining
     from satm.outer import MethodState
 
@@ -43,11 +44,11 @@ class TbpttOptions(UnrolledOptions):
     """Differentiated inner steps (T in RaT-BPTT); None: all of them."""
 
 
-def check_growth(options: BpttOptions) -> None:
-    """Raise UsageError if `grow_from` is more than all inner steps."""
+def check_growth(options: BpttOptions) -> "Iterator[str]":
+    """Yield whether `grow_from` is more than all inner steps."""
     first, steps = options.grow_from, options.inner_steps
     if first is not None and first > steps:
-        raise UsageError(f"grow_from {first} is more than {steps} inner_steps; lower grow_from or raise inner_steps")
+        yield f"grow_from {first} is more than {steps} inner_steps; lower grow_from or raise inner_steps"
 
 
 def whole(training: "UnrolledTraining[BpttOptions]", iteration: int, state: "MethodState") -> Window:
@@ -74,5 +75,5 @@ def random_length(training: "UnrolledTraining[UnrolledOptions]", iteration: int,
 
 
 recipe("bptt", UNROLLED, BpttOptions, Windows(whole), check=check_growth)
-recipe("t-bptt", UNROLLED, TbpttOptions, Windows(last), {"estimator": "truncated"}, window_length)
+recipe("t-bptt", UNROLLED, TbpttOptions, Windows(last), {"estimator": "truncated"}, check_window)
 recipe("r-bptt", UNROLLED, UnrolledOptions, Windows(random_length), {"estimator": "random length"})

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from satm.config import refuse_idle
+from satm.config import idle_options
 from satm.config.methods import UnrolledOptions
-from satm.methods.parts.window import Window, Windows, window_length
+from satm.methods.parts.window import Window, Windows, check_window, window_length
 from satm.methods.recipe import UNROLLED, recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from satm.methods.parts.unrolled import UnrolledTraining
@@ -49,16 +51,14 @@ class RatBpttOptions(UnrolledOptions):
         return self.placement in ("forward", "backward")
 
 
-def check(options: RatBpttOptions) -> None:
-    """Raise UsageError for a window that does not fit, and for options that the placement does not use."""
-    window_length(options)
+def check(options: RatBpttOptions) -> "Iterator[str]":
+    """Yield whether the window does not fit, and options that the placement does not use."""
+    yield from check_window(options)
     cause = f"placement {options.placement!r}; set placement to"
-    if options.moves:
-        refuse_idle(options, {f"{cause} uniform or early": ("redraw",)})
-    else:
-        refuse_idle(options, {f"{cause} forward or backward": ("patience",)})
-    if options.placement != "early":
-        refuse_idle(options, {f"{cause} early": ("early_power",)})
+    idle = {f"{cause} uniform or early": ("redraw",)} if options.moves else {}
+    idle |= {} if options.moves else {f"{cause} forward or backward": ("patience",)}
+    idle |= {} if options.placement == "early" else {f"{cause} early": ("early_power",)}
+    yield from idle_options(options, idle)
 
 
 def place(training: "UnrolledTraining[RatBpttOptions]", iteration: int, state: "MethodState") -> Window:

@@ -5,7 +5,7 @@ need it, inside the functions that compute.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from satm.config import parse
 from satm.config.methods import MethodOptions
 from satm.errors import pick
+from satm.methods import checks
 from satm.registry import Registry
 
 if TYPE_CHECKING:
@@ -29,21 +30,29 @@ class Family:
     Args:
         objective: name of the outer loss in `Recipe.parts`.
         machinery: module and name of the subclass of `Method` that calls a recipe's code.
+        check: what is wrong with the options of such methods.
         needs_experts: whether the problem includes trained experts.
+        differentiates: whether the set is learned through the training of a network, or through its gradients or
+            features, so that the network must treat each image alone and have no state beside its weights.
     """
 
     objective: str
     machinery: tuple[str, str]
+    check: checks.Check = checks.iterative
     needs_experts: bool = False
+    differentiates: bool = False
 
 
-SELECTED = Family("none", ("satm.methods.parts.method", "Method"))
-ITERATIVE = Family("own", ("satm.methods.parts.method", "Method"))
-CHOSEN_BY_EXPERTS = Family("none", ("satm.methods.parts.selection", "Selection"), needs_experts=True)
-EXTERNAL = Family("none", ("satm.methods.parts.external", "External"))
-MATCHING = Family("match", ("satm.methods.parts.matching", "TrajectoryMatching"), needs_experts=True)
-UNROLLED = Family("real-loss", ("satm.methods.parts.unrolled", "UnrolledTraining"))
-CLASS_MATCHING = Family("class-match", ("satm.methods.parts.class_matching", "ClassMatching"))
+_PARTS = "satm.methods.parts"
+SELECTED = Family("none", (f"{_PARTS}.method", "Method"))
+ITERATIVE = Family("own", (f"{_PARTS}.method", "Method"))
+CHOSEN_BY_EXPERTS = Family("none", (f"{_PARTS}.selection", "Selection"), needs_experts=True)
+EXTERNAL = Family("none", (f"{_PARTS}.external", "External"), checks.external)
+MATCHING = Family("match", (f"{_PARTS}.matching", "TrajectoryMatching"), checks.matching, True, True)
+UNROLLED = Family("real-loss", (f"{_PARTS}.unrolled", "UnrolledTraining"), checks.unrolled, differentiates=True)
+CLASS_MATCHING = Family(
+    "class-match", (f"{_PARTS}.class_matching", "ClassMatching"), checks.class_matching, differentiates=True
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Recipe:
         family: the shared machinery.
         options: class of the options, with the method's defaults.
         code: the new part of the method: a function, or an object of functions, as the family's class documents.
-        check: raises `UsageError` for options that exclude each other; None: the family's checks are enough.
+        check: yields what is wrong with the options; None: the family's check is enough.
         fixed: parts that no option determines, by their names in `parts`.
     """
 
@@ -63,7 +72,7 @@ class Recipe:
     family: Family
     options: type[MethodOptions]
     code: Any
-    check: Callable[[Any], object] | None
+    check: Callable[[Any], Iterable[str]] | None
     fixed: Mapping[str, str]
 
     @property
@@ -97,9 +106,12 @@ class Recipe:
         """
         module, name = self.family.machinery
         method: Method[Any] = getattr(importlib.import_module(module), name)(self, options, problem)
-        if self.check is not None:
-            self.check(options)
         return method
+
+    def problems(self, options: MethodOptions, facts: checks.Facts) -> list[str]:
+        """Return what is wrong with the options, as far as the facts tell."""
+        own = () if self.check is None else self.check(options)
+        return [*self.family.check(self, options, facts), *own]
 
 
 METHODS: Registry[Recipe] = Registry("satm.methods")
@@ -112,7 +124,7 @@ def recipe(
     options: type[MethodOptions],
     code: Any = None,
     fixed: Mapping[str, str] | None = None,
-    check: Callable[[Any], object] | None = None,
+    check: Callable[[Any], Iterable[str]] | None = None,
     **defaults: object,
 ) -> Recipe:
     """Register a method and return its recipe (arguments: `Recipe`); `defaults` replace those of the options.

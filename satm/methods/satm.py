@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from satm.config.methods import MatchingOptions
-from satm.errors import UsageError
 from satm.methods.datm import ALIGNED
 from satm.methods.recipe import MATCHING, recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from satm.methods.parts.matching import TrajectoryMatching
     from satm.methods.parts.problem import Synthetic
     from satm.outer import MethodState, OuterGradient
@@ -51,10 +52,10 @@ class SatmOptions(MatchingOptions):
         return self.inner_steps - self.kept if self.restart is None else self.restart
 
 
-def check(options: SatmOptions) -> None:
-    """Raise UsageError if no step is left for the second unroll."""
+def check(options: SatmOptions) -> "Iterator[str]":
+    """Yield whether no step is left for the second unroll."""
     if options.reuse_from >= options.inner_steps:
-        raise UsageError(f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index")
+        yield f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index"
 
 
 def step(

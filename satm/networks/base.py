@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,28 +17,43 @@ S = TypeVar("S", bound=Options)
 Builder = Callable[[int, int, int, S], "Network"]
 """`(channels, classes, size, options) -> network`, with `size` the height and width of an image in pixels.
 
-Draws initial weights from the global torch generator. Raises ValueError, naming the smallest size, if an image is too
-small, or if options do not fit each other.
+Draws initial weights from the global torch generator.
 """
+
+
+def fits_always(size: int, options: Options) -> None:
+    """Refuse nothing."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A registered network: the class of its options and its `Builder`."""
+    """A registered network: the class of its options, its `Builder`, and its check, for which torch is not needed.
+
+    `check(size, options)` raises a ValueError, naming the smallest size, if an image is too small, or if options do not
+    fit each other.
+    """
 
     options: type[Options]
-    build: Callable[..., "Network"]
+    builder: Callable[..., "Network"]
+    check: Callable[[int, Any], None] = fits_always
+
+    def build(self, channels: int, classes: int, size: int, options: Options) -> "Network":
+        """Check and build the network (arguments: `Builder`)."""
+        self.check(size, options)
+        return self.builder(channels, classes, size, options)
 
 
 NETWORKS: Registry[Architecture] = Registry("satm.networks.architectures")
 """All networks by name."""
 
 
-def network(name: str, options: type[S]) -> Callable[[Builder[S]], Builder[S]]:
-    """Return a decorator that registers a builder and its options under a name."""
+def network(
+    name: str, options: type[S], check: Callable[[int, S], None] = fits_always
+) -> Callable[[Builder[S]], Builder[S]]:
+    """Return a decorator that registers a builder, its options and their check under a name."""
 
     def register(build: Builder[S]) -> Builder[S]:
-        NETWORKS.register(name, Architecture(options, build))
+        NETWORKS.register(name, Architecture(options, build, check))
         return build
 
     return register

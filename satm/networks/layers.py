@@ -47,9 +47,6 @@ def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
 
     `instance` is a group norm with one channel per group, `group` one with four groups; only `layer` depends on the
     size.
-
-    Raises:
-        ValueError: the channels cannot be split into four groups.
     """
     if name == "batch":
         return [nn.BatchNorm2d(channels)]
@@ -58,8 +55,6 @@ def norm_layers(name: str, channels: int, size: int) -> list[nn.Module]:
     if name == "instance":  # GroupNorm has a fast forward-mode rule, InstanceNorm2d has none
         return [nn.GroupNorm(channels, channels)]
     if name == "group":
-        if channels % 4:
-            raise ValueError(f"norm 'group' needs a width divisible by 4, got {channels}")
         return [nn.GroupNorm(4, channels)]
     return []
 

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from satm.analysis.bounds import kept_steps, measure_bounds
+from satm.analysis.bounds import measure_bounds
 from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.analysis.sharpness import measure_sharpness
 from satm.analysis.trajectory import measure_trajectory
 from satm.analysis.variance import measure_variance
 from satm.config import ANALYSES, REVISIONS, AnalyseOptions, Cell, Resolver
+from satm.config.analysis import kept_steps
 from satm.config.methods import MatchingOptions, MethodOptions, UnrolledOptions
 from satm.data import Split
 from satm.errors import UsageError

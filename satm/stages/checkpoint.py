@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,7 @@ class ExpertState:
         """
         tensors = {"weights": snapshot.weights}
         tensors |= {} if snapshot.momentum is None else {"momentum": snapshot.momentum}
+        tensors |= {f"buffer/{name}": buffer for name, buffer in snapshot.buffers.items()}
         # As text, because the loss at the start is NaN, which JSON does not know.
         content = {"identity": self.identity, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
@@ -224,19 +225,19 @@ class ExpertState:
                 break
             if content["identity"] != self.identity:
                 break
-            last = Snapshot(epoch, tensors["weights"], tensors.get("momentum"), float(content["loss"]))
+            last = _snapshot(epoch, tensors, content)
         if last is None:
             self.clear()
         return last
 
-    def snapshots(self) -> list[Tensor]:
-        """Return `[P]` weights of all epochs in order.
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots of all epochs in order, without momentum.
 
         Raises:
             UsageError: a file was damaged since it was written.
         """
         count = len(list(self.folder.glob("epoch-*.safetensors")))
-        return [_read(self._path(epoch), "loss")[0]["weights"] for epoch in range(count)]
+        return [replace(_snapshot(epoch, *_read(self._path(epoch), "loss")), momentum=None) for epoch in range(count)]
 
     def clear(self) -> None:
         """Delete all snapshots."""
@@ -244,6 +245,11 @@ class ExpertState:
 
     def _path(self, epoch: int) -> Path:
         return self.folder / f"epoch-{epoch:04d}.safetensors"
+
+
+def _snapshot(epoch: int, tensors: Mapping[str, Tensor], content: Content) -> Snapshot:
+    buffers = {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith("buffer/")}
+    return Snapshot(epoch, tensors["weights"], tensors.get("momentum"), float(content["loss"]), buffers)
 
 
 class NetworkState:

@@ -6,6 +6,7 @@ from pathlib import Path
 from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
 from satm.errors import UsageError
+from satm.stages.fit import check_images
 from satm.stages.inputs import stored_images
 from satm.stages.job import account_of
 
@@ -17,6 +18,7 @@ def make_images(resolver: Resolver, dataset: str) -> None:
     whole = resolver.whole(dataset)
     with account_of(resolver.layout, "images", dataset=dataset):
         data = load_dataset(whole, resolver.dataset(whole))
+        check_images(resolver, data)
         path = Path(resolver.layout.images(whole))
         save_images(path, data)
         LOG.info(

@@ -31,6 +31,8 @@ from satm.run.lock import in_workflow
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
+from satm.stages.dry_step import check_step
+from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
 from satm.stages.job import OTHERWISE, Job, account_of
 from satm.storage.files import read_record, write_record
@@ -51,7 +53,7 @@ def make_experts(
     for name in known if part is None else [part]:
         names = {"dataset": dataset, "experts": experts, "part": name}
         with Job(resolver, "experts_part", names, identity) as job:
-            shards = _train_part(inputs, options, difficulty, folder, job, numbers(name))
+            shards = _train_part(inputs, experts, options, difficulty, folder, job, numbers(name))
             job.write(partial(write_record, job.path, {"identity": identity, "shards": shards}))
     if part is None:
         with account_of(resolver.layout, "experts", dataset=dataset, experts=experts):
@@ -103,7 +105,13 @@ def make_difficulty(
 
 
 def _train_part(
-    inputs: Inputs, options: ExpertsOptions, difficulty: Difficulty | None, folder: Path, job: Job, indices: range
+    inputs: Inputs,
+    experts: str,
+    options: ExpertsOptions,
+    difficulty: Difficulty | None,
+    folder: Path,
+    job: Job,
+    indices: range,
 ) -> list[dict[str, Any]]:
     """Train the experts of a part that have no shard yet; return the records of the whole part."""
     data, identity, missing = inputs.data, job.identity, []
@@ -118,6 +126,8 @@ def _train_part(
     if not missing:
         mark_complete()
     else:
+        check_images(inputs.resolver, inputs.whole)
+        check_step(inputs, experts, options)
         real, test = inputs.images("train"), inputs.images("test")
         augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
         labels = data.train.labels if options.order == "balanced-curriculum" else None
@@ -139,9 +149,11 @@ def _train_part(
                             text += f", test accuracy {measure(module, test)[0]:.4f}"
                         progress.step(text)
                 snapshots = state.snapshots()
-                load_flat(module, snapshots[-1].to(inputs.device))
+                load_flat(module, snapshots[-1].weights.to(inputs.device))
+                module.load_state_dict(snapshots[-1].buffers, strict=False)
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                job.write(partial(write_shard, folder, index, snapshots, identity, accuracy))
+                weights, buffers = [each.weights for each in snapshots], [each.buffers for each in snapshots]
+                job.write(partial(write_shard, folder, index, weights, identity, accuracy, buffers))
                 state.clear()
     return [describe_shard(folder, index) for index in indices]

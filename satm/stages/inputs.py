@@ -18,6 +18,7 @@ from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages
+from satm.params import buffer_names
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
@@ -34,7 +35,7 @@ class Inputs:
     def __init__(self, resolver: Resolver, dataset: str, device: torch.device) -> None:
         self.resolver, self.dataset, self.device = resolver, dataset, device
         options, name = resolver.dataset(dataset), resolver.whole(dataset)
-        self.data = whole = stored_images(resolver, dataset)
+        self.data = self.whole = whole = stored_images(resolver, dataset)
         if step := resolver.step(dataset):
             if whole.classes != (classes := resolver.classes(step.dataset)):
                 raise UsageError(
@@ -74,6 +75,11 @@ class Inputs:
         shape = (self.data.channels, self.data.classes, self.data.size)
         return build(self.network(network), *shape, seed).to(self.device)
 
+    def shape(self, network: str) -> nn.Module:
+        """Return a network for this dataset without weights (on the device `meta`)."""
+        with torch.device("meta"):
+            return build(self.network(network), self.data.channels, self.data.classes, self.data.size, 0)
+
     def images(self, split: str, count: int | None = None) -> TrainingImages:
         """Return the real images of a split on the device, or some of them, drawn at random.
 
@@ -108,6 +114,8 @@ class Inputs:
             "difficulty": difficulty.hash if difficulty else None,
             # Experts of the first revision do not state it.
             **({"revision": REVISIONS["experts"]} if REVISIONS["experts"] > 1 else {}),
+            # Experts of earlier versions have no running statistics.
+            **({"buffers": "stored"} if buffer_names(self.shape(options.network)) else {}),
         }
 
     def difficulty(self, experts: str, options: ExpertsOptions) -> Difficulty | None:

@@ -40,7 +40,7 @@ def make_search(
     else:  # real images have no learned step size; the recipe's is a number (`SearchOptions`)
         images, recipe, step_size, about = inputs.images("train"), options.real, 0.0, {}
     data, real = inputs.data, inputs.images(recipe.split)
-    fit = fitting(data.channels, data.classes, data.size, options.width_factor)
+    fit = fitting(data.size, options.width_factor)
     if left_out := CANDIDATES - len(fit):
         LOG.info("%d of %d candidates do not fit images of %d pixels", left_out, CANDIDATES, data.size)
     chosen = sample(fit, options.sample, options.sample_seed)

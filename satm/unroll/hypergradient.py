@@ -119,11 +119,15 @@ def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: in
         raise ValueError(f"expected one batch per step, got {len(batches)} batches and {steps} steps; add or drop some")
     if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:
         raise ValueError(f"keep_points must be from {first} (first) to {steps} (steps), got {list(keep_points)}")
-    for name, part in loop.module.named_modules():
+    if layer := obstacle(loop.module):
+        raise ValueError(f"{layer}; build it without, or call .eval() on it first")
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Return the first layer that no gradient may go through training with, and why; None: there is none."""
+    for name, part in module.named_modules():
         if isinstance(part, nn.modules.dropout._DropoutNd) and part.training and part.p > 0:
-            raise ValueError(f"{name} is active dropout, so steps cannot be repeated exactly; call .eval() on it first")
+            return f"{name} is active dropout, so steps cannot be repeated exactly"
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.training and part.track_running_stats:
-            raise ValueError(
-                f"{name} tracks running statistics, which the gradient would not account for; "
-                "build it with track_running_stats=False or call .eval() on it first"
-            )
+            return f"{name} tracks running statistics, which the gradient would not account for"
+    return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from satm.config import ANALYSES, Cell, EvaluateOptions, ExpertsOptions, Options, Resolver
 from satm.config.methods import IterativeOptions
-from satm.workflow.check import experts_of, method_options, network_options
+from satm.workflow.options import experts_of, method_options, network_options
 
 Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""

@@ -9,17 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from satm.config import ANALYSES, FULL, NAME, REVISIONS, Resolver, canonical, load_campaign, root_of
+from satm.config import NAME, REVISIONS, Resolver, canonical, load_campaign, root_of
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES
 from satm.errors import UsageError, pick
 from satm.run.lock import IN_WORKFLOW
 from satm.workflow.asked import Wildcards, params
 from satm.workflow.check import check
+from satm.workflow.graph import constraints
 from satm.workflow.provenance import Provenance
 from satm.workflow.rules import PATTERNS, RULES, Rule
-
-NUMBER = "(?:0|[1-9][0-9]*)"
-"""Pattern of a number in a path, as Python writes it, so that the path is the one that the command writes."""
 
 
 class Campaigns:
@@ -76,16 +74,7 @@ class Campaigns:
 
     def constraints(self) -> dict[str, str]:
         """Return the pattern of each wildcard."""
-        names = ("dataset", "experts", "method", "network", "table", "figure", "search", "protocol")
-        return {
-            "root": "|".join(re.escape(root) for root in sorted(self.paths)),
-            **dict.fromkeys(("ipc", "seed"), NUMBER),
-            "part": f"{NUMBER}-{NUMBER}",
-            "recipe": "|".join(FULL),
-            "what": "|".join(ANALYSES),
-            **dict.fromkeys(names, NAME),
-            "table": rf"(?!(?:{OVERVIEW}|{ACCOUNTING})\.){NAME}",
-        }
+        return constraints(self.paths)
 
     def defaults(self, _wildcards: Wildcards) -> list[str]:
         """Return all tables and figures of the campaigns of `--configfile`, or of the paper's."""

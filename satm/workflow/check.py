@@ -1,68 +1,51 @@
-"""Check of a whole campaign before anything runs: every name and every option. Nothing here imports torch."""
+"""Check of a whole campaign before anything runs: every name, every option, and whether its jobs fit each other.
 
-import functools
-import json
-from collections.abc import Mapping
-from typing import Any
+Nothing here imports torch.
+"""
 
-from satm.config import Cell, EvaluateOptions, Exhibit, Options, Resolver, Setting, canonical, parse
+from collections.abc import Callable, Iterator
+
+from satm.config import Cell, EvaluateOptions, Exhibit, Options, Resolver, Setting, parse, stated_contents
 from satm.config.analysis import AnalyseOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
-from satm.errors import UsageError, pick
-from satm.methods import resolve as resolve_method
+from satm.errors import UsageError, pick, refuse
 from satm.networks import NETWORKS
-from satm.networks import resolve as resolve_network
-
-
-def method_options(values: Mapping[str, Any]) -> Options:
-    """Return the checked options of `{"method": name, option: value…}`.
-
-    Raises:
-        UsageError: an unknown method or option, or an unusable value.
-    """
-    return _options("method", canonical(values))
-
-
-def network_options(values: Mapping[str, Any]) -> Options:
-    """Return the checked options of `{"network": registered name, option: value…}`; raises as `method_options`."""
-    return _options("network", canonical(values))
-
-
-def experts_of(values: Mapping[str, Any]) -> str | None:
-    """Return the experts of a method with these values; None: it uses none. Raises as `method_options`."""
-    name: str | None = getattr(method_options(values), "experts", None)
-    return name
-
-
-@functools.cache
-def _options(kind: str, text: str) -> Options:
-    """Return the checked options of a method or network; many cells of a campaign share them."""
-    return (resolve_method if kind == "method" else resolve_network)(json.loads(text))[1]
+from satm.workflow.fit import Fit
+from satm.workflow.graph import Single
+from satm.workflow.options import experts_of, method_options, network_options
 
 
 def check(resolver: Resolver) -> None:
-    """Check every name and option of a campaign.
+    """Check every name and option of a campaign, and whether its jobs fit each other and the built-in datasets.
 
     Raises:
-        UsageError: an unknown name or option, or an unusable value; one line, the first problem.
+        UsageError: one line with all problems; combinations of options are checked if every single one is usable.
     """
-    where, campaign = str(resolver.path), resolver.campaign
-    for kind, entries in (("network", campaign.networks), ("method", campaign.methods)):
-        for name, entry in entries.items():
-            _check(kind, {kind: name, **entry}, f"{where}: {kind}s.{name}")
+    refuse(_names(resolver), str(resolver.path))
+    fit = Fit(resolver, lambda dataset: stated_contents(resolver.dataset(dataset)))
+    refuse(fit.problems(Single(resolver).jobs()), str(resolver.path))
+
+
+def _names(resolver: Resolver) -> Iterator[str]:
+    """Yield what is wrong with the names and options of a campaign."""
+    campaign = resolver.campaign
+    for name, entry in campaign.networks.items():
+        yield from _attempt(f"networks.{name}", network_options, {"network": name, **entry})
+    for name, entry in campaign.methods.items():
+        yield from _attempt(f"methods.{name}", method_options, {"method": name, **entry})
     for index, setting in enumerate(campaign.settings):
-        _check_setting(resolver, setting, f"{where}: settings.{index}")
+        yield from _attempt("", _check_setting, resolver, setting, f"settings.{index}")
     for kind, exhibits in (("table", campaign.tables), ("figure", campaign.figures)):
         for name, exhibit in exhibits.items():
-            _check_exhibit(resolver, exhibit, f"{where}: {kind} {name}")
+            yield from _exhibit(resolver, exhibit, f"{kind} {name}")
 
 
-def _check(kind: str, values: Mapping[str, Any], where: str) -> None:
-    """Check `{kind: registered name, option: value…}`."""
+def _attempt(where: str, action: Callable[..., object], *arguments: object) -> Iterator[str]:
+    """Yield the problem that a function raises, if any, after `where`."""
     try:
-        _options(kind, canonical(values))
+        action(*arguments)
     except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
+        yield f"{where}: {error}" if where else str(error)
 
 
 def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
@@ -87,28 +70,32 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
         entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
         for name in getattr(setting, kind):
             base = entries.get(name, {}).get(kind, name)
-            _check(kind, {**setting.options, kind: base}, where)
+            checked = method_options if kind == "method" else network_options
+            refuse(_attempt(where, checked, {**setting.options, kind: base}))
 
 
-def _check_exhibit(resolver: Resolver, entry: Exhibit, where: str) -> None:
-    """Check every synthetic set and network that a table or figure needs."""
+def _exhibit(resolver: Resolver, entry: Exhibit, where: str) -> Iterator[str]:
+    """Yield what is wrong with the synthetic sets and networks that a table or figure needs."""
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
-        pick(dataset, resolver.datasets, "dataset", where)
-        for network in entry.tested_networks():
-            _check("network", resolver.network(network, dataset), where)
-    try:
-        entry.check(resolver)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
+        unknown = [*_attempt("", pick, dataset, resolver.datasets, "dataset", where)]
+        yield from unknown
+        for network in () if unknown else entry.tested_networks():
+            yield from _attempt(where, network_options, resolver.network(network, dataset))
+    yield from _attempt(where, entry.check, resolver)
+    told = set()
     for cell in cells:
-        _check_cell(resolver, cell, f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}")
+        if cell.dataset in resolver.datasets or resolver.step(cell.dataset):
+            for problem in _attempt("", _check_cell, resolver, cell):
+                if (cell.method, problem) not in told:  # once, not at every number of images per class
+                    yield f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}: {problem}"
+                told.add((cell.method, problem))
 
 
-def _check_cell(resolver: Resolver, cell: Cell, where: str) -> None:
-    values = resolver.method(cell)
-    _check("method", values, where)
+def _check_cell(resolver: Resolver, cell: Cell) -> None:
     resolver.evaluation(cell)
-    if (experts := experts_of(values)) is not None:
+    experts = experts_of(resolver.method(cell))
+    while experts is not None:  # raters of a curriculum have none themselves
         recipe = resolver.experts(experts, cell.dataset)
-        _check("network", resolver.network(recipe.network, cell.dataset), f"{where}: experts {experts}")
+        refuse(_attempt(f"experts {experts}", network_options, resolver.network(recipe.network, cell.dataset)))
+        experts = resolver.difficulty(experts, cell.dataset, recipe)

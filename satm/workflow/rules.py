@@ -11,7 +11,7 @@ from functools import partial
 from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Exhibit, Layout, Resolver, StepsOptions, parts
 from satm.workflow import asked
 from satm.workflow.asked import Asked, Wildcards, cell_of, sets_of
-from satm.workflow.check import experts_of
+from satm.workflow.options import experts_of
 
 Input = Callable[[Resolver, Wildcards], list[str]]
 """Files that a job reads."""

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from satm.errors import UsageError
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -43,11 +41,3 @@ def stage(iteration: int, iterations: int, count: int, ipc: int, blocks: int, bo
     share = (block == here).float() + boost * (block < here).float()
     begins = here > 0 and (iteration - 1) * blocks // iterations < here
     return Stage((block <= here).nonzero().squeeze(1), share, begins)
-
-
-def check_blocks(blocks: int, ipc: int, iterations: int) -> None:
-    """Raise UsageError for blocks that are unequal or get no iteration."""
-    if ipc % blocks:
-        raise UsageError(f"blocks {blocks} does not divide ipc {ipc}, the images per class; choose a divisor of ipc")
-    if iterations < blocks:
-        raise UsageError(f"{iterations} iterations are fewer than blocks {blocks}; raise iterations or lower blocks")

@@ -12,7 +12,6 @@ from torch import Tensor
 from satm.config.methods import ClassMatchingOptions
 from satm.data import Augmentation
 from satm.data.augment import Draw
-from satm.errors import UsageError
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
@@ -38,17 +37,9 @@ class ClassMatching(Method[OptionsT]):
     """A method whose loss is a sum over classes. The step size is not learned.
 
     A recipe's code is ``step(matching, synthetic, iteration, state) -> OuterGradient``.
-
-    Raises:
-        UsageError: (on construction) labels that are not hard.
     """
 
     def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
-        if options.labels != "hard":
-            raise UsageError(
-                f"labels {options.labels!r} does not fit method {recipe.name!r}, whose objective compares images class "
-                "by class and gives labels no gradient; use labels hard or a method that matches trajectories"
-            )
         super().__init__(recipe, options, problem)
         families = problem.augmentation.strategy if options.augment else ""
         self.siamese: Augmentation = replace(problem.augmentation, strategy=families, share="batch")

@@ -32,11 +32,6 @@ class External(Method[FilesOptions]):
 
     def __init__(self, recipe: Recipe, options: FilesOptions, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
-        if not options.images:
-            raise UsageError(
-                f"method {self.name!r} needs images, the path of an external set; give one, for example "
-                "--images images_best.pt"
-            )
         self._path, data = expand(options.images), problem.data
         self._files = [self._path]
         external = read_set(self._path, options.image_column, options.label_column)
@@ -66,12 +61,10 @@ class External(Method[FilesOptions]):
 
     def _check(self, external: ExternalSet) -> None:
         """Check that options have an effect, and that a set of this project has the preprocessing used here."""
-        options, problem, idle = self.options, self.problem, dict[str, tuple[str, ...]]()
-        if options.space != "normalised":
-            idle[f"space {options.space!r}; set space to normalised"] = ("mean", "std")
+        options, problem = self.options, self.problem
         if external.layout != "parquet":
-            idle[f"{self._path}, which is not parquet; give parquet"] = ("image_column", "label_column")
-        refuse_idle(options, idle, f"method {self.name!r}: ")
+            idle = {f"{self._path}, which is not parquet; give parquet": ("image_column", "label_column")}
+            refuse_idle(options, idle, f"method {self.name!r}: ")
         if external.distilled is None:
             return
         here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}

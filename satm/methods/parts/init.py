@@ -12,7 +12,6 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.methods.parts.problem import Problem
-from satm.params import call_flat
 from satm.seeds import make_generator
 
 CHUNK = 500
@@ -49,13 +48,12 @@ def correct(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
     """
     if (experts := problem.experts) is None:
         return real(problem, norm)
-    weights = experts.snapshot(0, experts.epochs).to(problem.device)
-    chosen = []
+    expert, chosen = experts.state(problem.expert_module, 0, experts.epochs), []
     for label, order in enumerate(_orders(problem)):
         right = order[:0]
         for part in order.split(CHUNK):
             images, _ = problem.real.batch(part.to(problem.device))
-            hit = (expert_logits(problem, weights, images).argmax(1) == label).cpu()
+            hit = (expert_outputs(problem, expert, images).argmax(1) == label).cpu()
             right = torch.cat([right, part[hit]])
             if len(right) >= problem.ipc:
                 break
@@ -64,9 +62,14 @@ def correct(problem: Problem, norm: float | None) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def expert_logits(problem: Problem, weights: Tensor, images: Tensor) -> Tensor:
-    """Return `[n, K]` logits of `[n, C, H, W]` images, by a network with `[P]` weights."""
-    return torch.cat([call_flat(problem.module, weights, part) for part in images.split(CHUNK)])
+def expert_outputs(problem: Problem, expert: Mapping[str, Tensor], images: Tensor, embed: bool = False) -> Tensor:
+    """Return `[n, K]` logits of `[n, C, H, W]` images by an expert (`TrajectoryStore.state`), or with `embed` features.
+
+    Features are `[n, F]`, the input of the last linear layer.
+    """
+    state = {name: each.to(images if each.is_floating_point() else images.device) for name, each in expert.items()}
+    module, extra = problem.expert_module, (True,) if embed else ()
+    return torch.cat([torch.func.functional_call(module, state, (part, *extra)) for part in images.split(CHUNK)])
 
 
 def _positive(ipc: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.experts import TrajectoryStore
-from satm.methods.parts.init import expert_logits
+from satm.methods.parts.init import expert_outputs
 from satm.methods.parts.problem import Problem
 
 
@@ -36,7 +36,8 @@ def expert_labels(problem: Problem, experts: TrajectoryStore, images: Tensor, la
     total = torch.zeros(len(images), problem.data.classes, device=images.device)
     right, count = torch.zeros_like(total), torch.zeros(len(images), 1, device=images.device)
     for index in range(len(experts)):
-        logits = expert_logits(problem, experts.snapshot(index, experts.epochs).to(images), images)
+        expert = experts.state(problem.expert_module, index, experts.epochs)
+        logits = expert_outputs(problem, expert, images)
         correctly = (logits.argmax(1) == labels)[:, None]
         total, right, count = total + logits, right + logits * correctly, count + correctly
     return torch.where(count > 0, right / count.clamp_min(1), total / len(experts))

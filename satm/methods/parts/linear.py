@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from satm.errors import UsageError
 from satm.methods.parts.parameterisation import Numbers, Parameterisation
 
 
@@ -53,27 +52,3 @@ class Linear(Parameterisation):
         """Return the gradients of `basis` and `weights`, given that of the images."""
         basis = torch.tensordot(numbers["weights"].t(), gradient, 1)
         return {"basis": basis, "weights": gradient.flatten(1) @ numbers["basis"].flatten(1).t()}
-
-
-def check_budget(basis: int, per_class: int, ipc: int, classes: int, pixels: int, soft: bool) -> None:
-    """Refuse a basis that stores more numbers than its budget allows, or has more images than it generates.
-
-    The budget of basis and weights is `ipc` images per class of `pixels` = C * H * W numbers; with learned (`soft`)
-    labels both sides add K numbers per image. Hard labels need no storage, as the images are sorted.
-
-    Raises:
-        UsageError: the basis is too large; the message names the options and counts.
-    """
-    count = classes * per_class
-    if basis > count:
-        raise UsageError(
-            f"basis {basis} has more images than basis_images {per_class} computes, {count} in {classes} classes; "
-            "lower basis or raise basis_images"
-        )
-    label = classes if soft else 0
-    stored, allowed = basis * pixels + count * (basis + label), classes * ipc * (pixels + label)
-    if stored > allowed:
-        raise UsageError(
-            f"basis {basis} with basis_images {per_class} stores {stored} numbers, ipc {ipc} allows {allowed}; lower "
-            "basis or basis_images"
-        )

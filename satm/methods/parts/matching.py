@@ -17,7 +17,7 @@ from satm.errors import UsageError
 from satm.methods.mtt import matching_loss
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
-from satm.methods.parts.segments import Segment, check, draw
+from satm.methods.parts.segments import Segment, draw
 from satm.methods.recipe import Recipe
 from satm.networks.training import soft_cross_entropy
 from satm.outer import HypergradientFn, OuterValue, Points, Span
@@ -55,12 +55,8 @@ class TrajectoryMatching(Method[OptionsT]):
 
     def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
-        if problem.experts is None:
-            raise UsageError("a trajectory-matching method needs experts; train them with `python -m satm experts`")
+        assert problem.experts is not None  # or refused
         self.experts = problem.experts
-        check(options, self.experts.epochs)
-        if options.monitor and len(self.experts) < 2:
-            raise UsageError("monitor holds out the last expert, so it needs at least 2 experts, got 1; train more")
 
     def finish(self, synthetic: Synthetic, iteration: int) -> Synthetic:
         """Return the set; if `labels` is teacher, with the labels of the last iteration's teacher."""

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from satm.config.methods import IterativeOptions, MethodOptions
-from satm.errors import UsageError
+from satm.errors import UsageError, refuse
 from satm.methods.parts.init import INITS, real
 from satm.methods.parts.labels import LABELS
 from satm.methods.parts.parameterisation import Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
+from satm.unroll import obstacle
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions, covariant=True)
 
@@ -42,18 +43,14 @@ class Method(Generic[OptionsT]):
         """Descriptions, by subject, of decisions that no option determines; logged, and stored beside the options."""
         self.selection: str = options.selection if isinstance(options, IterativeOptions) else "last"
         """Selected iteration: `last`, or the best on `validation` or `test` images."""
-        if not isinstance(options, IterativeOptions):
-            return
-        if options.selection != "last" and options.watch not in (None, options.selection):
+        if recipe.needs_experts and problem.experts is None:
+            raise UsageError(f"method {self.name!r} needs experts; train them with `python -m satm experts`")
+        refuse(recipe.problems(options, problem.facts))
+        if recipe.family.differentiates and (layer := obstacle(problem.module)):
             raise UsageError(
-                f"selection {options.selection!r} looks at the accuracy on those images, watch is {options.watch!r}; "
-                "leave watch out"
+                f"method {self.name!r} cannot learn through this network, whose layer {layer}; use a network without "
+                "such layers, for example with another norm"
             )
-        for name, value in (("init", "correct"), ("labels", "teacher")):
-            if getattr(options, name) == value and not recipe.needs_experts:
-                raise UsageError(
-                    f"{name} {value!r} needs experts, method {self.name!r} uses none; choose another {name}"
-                )
 
     def start(self) -> Synthetic:
         """Return the set before the first iteration, by the options `init` and `labels`."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from satm.config import Cell
 from satm.data import Augmentation, ImageData, Preprocessor
 from satm.experts import TrajectoryStore
+from satm.methods.checks import Facts
 from satm.networks.training import TrainingImages
 from satm.params import flatten
 from satm.seeds import derive_seed, make_generator
@@ -57,10 +58,22 @@ class Problem:
     cell: Cell
     experts: TrajectoryStore | None = None
 
+    @property
+    def facts(self) -> Facts:
+        """What the checks of a method's options need to know."""
+        data, experts = self.data, self.experts
+        about = (self.ipc, data.classes, data.channels * data.size**2)
+        return Facts(*about) if experts is None else Facts(*about, len(experts), experts.epochs)
+
     @cached_property
     def module(self) -> nn.Module:
         """A network to be called with other weights; its own are never used."""
         return self.build(0).to(self.device)
+
+    @cached_property
+    def expert_module(self) -> nn.Module:
+        """A network in evaluation mode, to be called with the weights and buffers of an expert."""
+        return self.build(0).to(self.device).eval()
 
     @cached_property
     def real(self) -> TrainingImages:

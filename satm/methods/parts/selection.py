@@ -3,18 +3,17 @@
 Shapes: m images of one class, F features.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from satm.config.methods import SelectionOptions
 from satm.errors import UsageError
+from satm.methods.parts.init import CHUNK, expert_outputs
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.networks.layers import embed_flat
-
-CHUNK = 500
-"""Real images per forward pass."""
 
 
 class Selection(Method[SelectionOptions]):
@@ -30,8 +29,7 @@ class Selection(Method[SelectionOptions]):
 
     def __init__(self, recipe: Recipe, options: SelectionOptions, problem: Problem) -> None:
         super().__init__(recipe, options, problem)
-        if problem.experts is None:
-            raise UsageError(f"method {self.name!r} needs experts; train them with `python -m satm experts`")
+        assert problem.experts is not None  # or refused
         self.experts = problem.experts
         for label, members in enumerate(problem.members):
             if not 1 <= problem.ipc <= len(members):
@@ -44,17 +42,14 @@ class Selection(Method[SelectionOptions]):
     def start(self) -> Synthetic:
         """Return the chosen images, sorted by class and in each class in the order of choice."""
         problem = self.problem
-        weights = self.experts.snapshot(0, self.experts.epochs).to(problem.device)
+        expert = self.experts.state(problem.expert_module, 0, self.experts.epochs)
         chosen = [
-            members[self.recipe.code(self._features(members, weights), problem.ipc, problem.generator("pick", label))]
+            members[self.recipe.code(self._features(members, expert), problem.ipc, problem.generator("pick", label))]
             for label, members in enumerate(problem.members)
         ]
         return self.synthetic(*problem.real.batch(torch.cat(chosen).to(problem.device)))
 
-    @torch.no_grad()
-    def _features(self, members: Tensor, weights: Tensor) -> Tensor:
-        problem, features = self.problem, []
-        for part in members.split(CHUNK):
-            images, _ = problem.real.batch(part.to(problem.device))
-            features.append(embed_flat(problem.module, weights.to(images), images).cpu())
-        return torch.cat(features)
+    def _features(self, members: Tensor, expert: Mapping[str, Tensor]) -> Tensor:
+        problem = self.problem
+        parts = (problem.real.batch(part.to(problem.device))[0] for part in members.split(CHUNK))
+        return torch.cat([expert_outputs(problem, expert, images, embed=True).cpu() for images in parts])

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from satm.config import refuse_idle
 from satm.config.methods import UnrolledOptions
-from satm.errors import UsageError
-from satm.methods.parts.boosting import Stage, check_blocks, stage
-from satm.methods.parts.linear import Linear, check_budget
+from satm.methods.parts.boosting import Stage, stage
+from satm.methods.parts.linear import Linear
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.parts.window import Window, Windows
@@ -40,11 +38,9 @@ class UnrolledTraining(Method[OptionsT]):
     """
 
     def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
-        check(options, problem)
-        if options.basis:
-            problem = replace(problem, ipc=options.basis_images or problem.ipc)
         super().__init__(recipe, options, problem)
         if options.basis:
+            self.problem = replace(problem, ipc=options.basis_images or problem.ipc)
             self.parameterisation = Linear(options.basis, problem.data.classes)
         self.windows: Windows = recipe.code
         self.rule = inner_rule(options)
@@ -179,38 +175,3 @@ def limit(outer: OuterGradient, state: MethodState, options: UnrolledOptions) ->
     cap = options.clip * average
     images = torch.where(norm > cap, cap / norm, 1.0) * outer.images
     return replace(outer, images=images, norm=norm, state={**outer.state, "norm": average})
-
-
-def check(options: UnrolledOptions, problem: Problem) -> None:
-    """Raise UsageError for options that exclude each other or do not fit the data."""
-    switches: list[tuple[bool, str, tuple[str, ...]]] = [
-        (options.inner == "adam", "inner 'adam'; set inner to sgd", ("inner_momentum", "inner_weight_decay")),
-        (not options.milestones, "no milestones; set milestones", ("factor",)),
-        (options.clip is None, "clip None; set clip to a number", ("clip_decay",)),
-        (not options.basis, "basis 0; set basis", ("basis_images", "lr_weights")),
-        (options.blocks == 1, "blocks 1; raise blocks", ("boost",)),
-    ]
-    refuse_idle(options, {cause: names for off, cause, names in switches if off})
-    steps = options.inner_steps
-    if late := [milestone for milestone in options.milestones if milestone >= steps]:
-        raise UsageError(
-            f"milestones {late[0]} lies at or after the end of {steps} inner_steps; lower it or raise inner_steps"
-        )
-    if min(options.milestones, default=1) < 1:
-        raise UsageError(f"milestones count inner_steps from 1, got {min(options.milestones)}; lower step_size instead")
-    if options.normalise and options.clip is not None:
-        raise UsageError(
-            f"normalise gives each hypergradient norm 1, which leaves nothing for clip {options.clip:g}; set clip to "
-            "None or normalise to false"
-        )
-    check_blocks(options.blocks, problem.ipc, options.iterations)
-    if not options.basis:
-        return
-    for name, value, off in (("blocks", options.blocks, 1), ("ema", options.ema, None)):
-        if value != off:
-            raise UsageError(
-                f"{name} {value} needs images that are learned themselves, basis {options.basis} computes them; leave "
-                "one of them out"
-            )
-    data, per_class, soft = problem.data, options.basis_images or problem.ipc, options.labels == "learned"
-    check_budget(options.basis, per_class, problem.ipc, data.classes, data.channels * data.size**2, soft)

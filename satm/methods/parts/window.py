@@ -3,11 +3,9 @@
 The inner steps are counted from 0. The outer loss is measured right after a window, and no step after it is run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from satm.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,15 @@ class Windows:
 
 
 def window_length(options: Any) -> int:
-    """Return the number T of differentiated inner steps, by options `inner_steps` and `window`; UsageError if T > N."""
-    steps: int = options.inner_steps
-    length: int = steps if options.window is None else options.window
-    if length > steps:
-        raise UsageError(
-            f"a window of {length} steps does not fit in {steps} inner_steps; lower window or raise inner_steps"
-        )
+    """Return the number T of differentiated inner steps, by options `inner_steps` and `window`."""
+    length: int = options.inner_steps if options.window is None else options.window
     return length
+
+
+def check_window(options: Any) -> Iterator[str]:
+    """Yield whether the window is longer than all inner steps."""
+    if (length := window_length(options)) > options.inner_steps:
+        yield (
+            f"a window of {length} steps does not fit in {options.inner_steps} inner_steps; lower window or raise "
+            "inner_steps"
+        )

@@ -27,13 +27,17 @@ class AlexNetOptions(StemOptions):
     """Norm after each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
 
 
-@network("alexnet", AlexNetOptions)
-def alexnet(channels: int, classes: int, size: int, options: AlexNetOptions) -> "Network":
-    """Build an AlexNet; images must be larger than 7 pixels times the stride of the first convolution."""
-    from satm.networks.layers import Convolution, convolutional
-
+def check(size: int, options: AlexNetOptions) -> None:
+    """Refuse images that are not larger than 7 pixels times the stride of the first convolution."""
     stride = options.stride(size)
     check_size(size, 7 * stride + 1, f"stem_stride {stride}")
+
+
+@network("alexnet", AlexNetOptions, check)
+def alexnet(channels: int, classes: int, size: int, options: AlexNetOptions) -> "Network":
+    """Build an AlexNet."""
+    from satm.networks.layers import Convolution, convolutional
+
     plan = [Convolution(scaled(filters, options.width_factor), kernel, pooled) for filters, kernel, pooled in PLAN]
-    plan[0] = plan[0]._replace(stride=stride)
+    plan[0] = plan[0]._replace(stride=options.stride(size))
     return convolutional(plan, channels, classes, size, options.norm)

@@ -33,15 +33,25 @@ class ConvNetOptions(Options):
     pooling: Literal["none", "max", "average"] = "average"
     """Windows of 2 x 2, stride 2."""
 
+    def blocks(self, size: int) -> int:
+        """Return the number of blocks for images of this height and width in pixels."""
+        return max(1, round(math.log2(size)) - 2) if self.depth is None else self.depth
 
-@network("convnet", ConvNetOptions)
+
+def check(size: int, options: ConvNetOptions) -> None:
+    """Refuse pooling that halves the image to nothing, and a width that norm `group` cannot divide by 4."""
+    depth = options.blocks(size)
+    if options.pooling != "none" and size >> depth < 1:
+        raise ValueError(f"depth {depth} halves {size} pixels to nothing; use at most depth {int(math.log2(size))}")
+    if options.norm == "group" and options.width % 4:
+        raise ValueError(f"norm 'group' needs a width divisible by 4, got {options.width}")
+
+
+@network("convnet", ConvNetOptions, check)
 def convnet(channels: int, classes: int, size: int, options: ConvNetOptions) -> "Network":
-    """Build a ConvNet; pooling must not halve the image to nothing, and norm `group` needs a width divisible by 4."""
+    """Build a ConvNet."""
     from satm.networks.layers import Convolution, convolutional
 
     pooled = options.pooling != "none"
-    depth = max(1, round(math.log2(size)) - 2) if options.depth is None else options.depth
-    if pooled and size >> depth < 1:
-        raise ValueError(f"depth {depth} halves {size} pixels to nothing; use at most depth {int(math.log2(size))}")
-    plan = [Convolution(options.width, pooled=pooled)] * depth
+    plan = [Convolution(options.width, pooled=pooled)] * options.blocks(size)
     return convolutional(plan, channels, classes, size, options.norm, options.activation, options.pooling)

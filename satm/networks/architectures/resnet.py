@@ -22,16 +22,21 @@ PLAN = ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512
 """Filters and stride of each block."""
 
 
-@network("resnet18", StemOptions)
+def check(size: int, options: StemOptions) -> None:
+    """Refuse images whose last maps have one pixel with norm `instance`, which would erase it."""
+    stride = options.stride(size)
+    if options.norm == "instance":
+        check_size(size, 8 * stride + 1, f"stem_stride {stride} with norm 'instance'")
+
+
+@network("resnet18", StemOptions, check)
 def resnet18(channels: int, classes: int, size: int, options: StemOptions) -> "Network":
-    """Build a ResNet18; with norm `instance` the last maps need more than one pixel, which the norm would erase."""
+    """Build a ResNet18."""
     from torch import nn
 
     from satm.networks.layers import Network, ResidualBlock, norm_layers
 
     stride = options.stride(size)
-    if options.norm == "instance":
-        check_size(size, 8 * stride + 1, f"stem_stride {stride} with norm 'instance'")
     width = scaled(64, options.width_factor)
     size = -(-size // stride)
     stem = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)

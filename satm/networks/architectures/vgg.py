@@ -29,12 +29,16 @@ class Vgg11Options(PaperOptions):
     upper left one, as in DATM's code at 64 pixels."""
 
 
-@network("vgg11", Vgg11Options)
-def vgg11(channels: int, classes: int, size: int, options: Vgg11Options) -> "Network":
-    """Build a VGG11; images need at least 32 pixels, which five poolings halve to 1 (the last norms see 2 x 2)."""
-    from satm.networks.layers import Convolution, convolutional
-
+def check(size: int, options: Vgg11Options) -> None:
+    """Refuse images below 32 pixels, which five poolings halve to 1 (the last norms see 2 x 2)."""
     poolings = sum(pooled for _, pooled in PLAN)
     check_size(size, 2**poolings, f"pooling {poolings} times")
+
+
+@network("vgg11", Vgg11Options, check)
+def vgg11(channels: int, classes: int, size: int, options: Vgg11Options) -> "Network":
+    """Build a VGG11."""
+    from satm.networks.layers import Convolution, convolutional
+
     plan = [Convolution(scaled(filters, options.width_factor), pooled=pooled) for filters, pooled in PLAN]
     return convolutional(plan, channels, classes, size, options.norm, corner=options.readout == "corner")

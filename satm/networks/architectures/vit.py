@@ -38,18 +38,19 @@ class VitOptions(Options):
     width_factor: float = Field(1.0, gt=0)
     """Factor on the published width of a token; the number of heads is unchanged and must divide the product."""
 
+    def side(self, size: int) -> int:
+        """Return height and width of a patch of images of this height and width in pixels."""
+        return min(divisors_of(size), key=lambda side: abs(side - size / 8)) if self.patch is None else self.patch
 
-def vit(tokens: int, heads: int, channels: int, classes: int, size: int, options: VitOptions) -> "Network":
-    """Build a vision transformer; the patch must divide the image's size, and the heads the width.
 
-    `tokens` is the published width of a token; for the other arguments see `satm.networks.base.Builder`.
-    """
-    from torch import nn
+def divisors_of(size: int) -> list[int]:
+    """Return all divisors, ascending."""
+    return [patch for patch in range(1, size + 1) if size % patch == 0]
 
-    from satm.networks.layers import Network, PatchEncoder
 
-    divisors = [patch for patch in range(1, size + 1) if size % patch == 0]
-    patch = min(divisors, key=lambda side: abs(side - size / 8)) if options.patch is None else options.patch
+def check(tokens: int, heads: int, size: int, options: VitOptions) -> None:
+    """Refuse a patch that does not divide the image's size, and heads that do not divide the width."""
+    patch, divisors = options.side(size), divisors_of(size)
     if patch not in divisors:
         choices = ", ".join(map(str, divisors))
         raise ValueError(f"patch {patch} does not divide images of {size} x {size} pixels; use one of {choices}")
@@ -59,9 +60,21 @@ def vit(tokens: int, heads: int, channels: int, classes: int, size: int, options
             f"width_factor {options.width_factor:g} gives a width of {width}, which {heads} heads do not divide; use a "
             f"multiple of 1/{tokens // heads}"
         )
-    features = PatchEncoder(channels, size, patch, width, heads, options.depth)
+
+
+def vit(tokens: int, heads: int, channels: int, classes: int, size: int, options: VitOptions) -> "Network":
+    """Build a vision transformer.
+
+    `tokens` is the published width of a token; for the other arguments see `satm.networks.base.Builder`.
+    """
+    from torch import nn
+
+    from satm.networks.layers import Network, PatchEncoder
+
+    width = scaled(tokens, options.width_factor)
+    features = PatchEncoder(channels, size, options.side(size), width, heads, options.depth)
     return Network(features, nn.Linear(width, classes))
 
 
 for name, (tokens, heads) in SIZES.items():
-    NETWORKS.register(name, Architecture(VitOptions, partial(vit, tokens, heads)))
+    NETWORKS.register(name, Architecture(VitOptions, partial(vit, tokens, heads), partial(check, tokens, heads)))
