@@ -22,6 +22,9 @@ from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, writ
 CHUNK_NUMBERS = 2**23
 """Numbers converted at a time: 32 MiB of float32 in addition to the result."""
 
+LISTED = 12
+"""Classes that an order is written out for."""
+
 PARTS, WHAT = ("train", "validation", "test"), ("images", "labels")
 FIELDS = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
 """Metadata of a file of images, with the type of each JSON value."""
@@ -79,6 +82,12 @@ class ImageData:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Describe an order of classes: `0 = cat, 1 = dog, 2 = eel, …, 9 = yak`; long ones are cut in the middle."""
+    texts = [f"{label} = {name}" for label, name in enumerate(names)]
+    return ", ".join(texts if len(texts) <= LISTED else [*texts[: LISTED - 2], "…", texts[-1]])
 
 
 def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:

@@ -1,5 +1,6 @@
 """A method ready to run: a recipe with its options on a problem. One class per family derives from `Method`."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -14,6 +15,11 @@ from satm.methods.parts.parameterisation import Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
+
+LOG = logging.getLogger("satm")
+
+DOUBTS = "doubts"
+"""Subject of the note that is a warning."""
 
 OptionsT = TypeVar("OptionsT", bound=MethodOptions, covariant=True)
 
@@ -42,6 +48,8 @@ class Method(Generic[OptionsT]):
         """Descriptions, by subject, of decisions that no option determines; logged, and stored beside the options."""
         self.selection: str = options.selection if isinstance(options, IterativeOptions) else "last"
         """Selected iteration: `last`, or the best on `validation` or `test` images."""
+        if problem.experts is not None and (near := problem.experts.near_chance):
+            LOG.warning("method %s uses %s", self.name, near)
         if not isinstance(options, IterativeOptions):
             return
         if options.selection != "last" and options.watch not in (None, options.selection):
