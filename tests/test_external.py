@@ -457,6 +457,12 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (labelled(HARD, space="whitened"), "space 'whitened' needs a whitened dataset, its zca is false"),
     (labelled(HARD, space="pixels"), "has values from -.* to .*, space 'pixels' means 0 to 1; save 0 to 255 as uint8"),
     (
+        saved({"images": pictures(1).float(), "labels": HARD}),
+        "has values from .* to 25., space 'auto' means values around 0",
+    ),
+    (labelled(HARD * 0), "has the label 0 6 times and no other, expected 3 classes; correct it"),
+    (labelled(SOFT[:1].expand(6, 3)), "has the same soft label for all 6 images, so they teach nothing"),
+    (
         lambda folder: {**saved(pictures(1))(folder), "space": "trained"},
         "uint8 tensors, which are pixels, space is 'tra",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from satm.data.listing import natural_order
 from satm.data.whitening import Whitening
 from satm.errors import UsageError
 from satm.seeds import make_generator
@@ -85,8 +86,17 @@ class ImageData:
 
 
 def numbered(names: Sequence[str]) -> str:
-    """Describe an order of classes: `0 = cat, 1 = dog, 2 = eel, …, 9 = yak`; long ones are cut in the middle."""
-    texts = [f"{label} = {name}" for label, name in enumerate(names)]
+    """Describe an order of classes: `0 = cat, 1 = dog, 2 = eel, …, 9 = yak`; long ones are cut in the middle.
+
+    It is said where names would be in another order as text, because other code may number classes so.
+    """
+    order = _shortened([f"{label} = {name}" for label, name in enumerate(names)])
+    text = sorted(names)
+    differs = list(names) == sorted(names, key=natural_order) != text
+    return order + (f" (numbers by value; sorted as text: {_shortened(text)})" if differs else "")
+
+
+def _shortened(texts: Sequence[str]) -> str:
     return ", ".join(texts if len(texts) <= LISTED else [*texts[: LISTED - 2], "…", texts[-1]])
 
 

@@ -5,6 +5,7 @@ need it, inside the functions that compute.
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from satm.config import parse
 from satm.config.methods import MethodOptions
 from satm.errors import pick
 from satm.registry import Registry
+
+LOG = logging.getLogger("satm")
 
 if TYPE_CHECKING:
     from satm.methods.parts.method import Method
@@ -99,6 +102,9 @@ class Recipe:
         method: Method[Any] = getattr(importlib.import_module(module), name)(self, options, problem)
         if self.check is not None:
             self.check(options)
+        if self.needs_experts and problem.experts is not None and (near := problem.experts.near_chance):
+            LOG.warning("method %s uses %s", self.name, near)
+            method.caution = near
         return method
 
 

@@ -16,15 +16,18 @@ from torch.nn.functional import normalize
 
 from satm.data.images import Preprocessor
 
-SHOWN = 3
-"""Classes of another mapping that a doubt names."""
+SHOWN, COUNTED = 3, 10
+"""Classes of another mapping, and classes with their numbers of images, that a doubt names."""
 
 LEAST_CONTRAST, MOST_CONTRAST, LIKENESS, MEAN, BEYOND = 0.6, 1.6, 0.8, 0.15, 0.005
-"""Bounds of images that look like real ones: contrast and likeness as multiples of those, differences of mean and far."""
+"""Bounds of images that look like real ones: contrast and likeness as multiples, differences of mean and far."""
 
 FAR, OUTSIDE, FAINT, ROUGH = 0.12, 0.95, 0.55, 3.5
 """Limits that the right space does not cross: share of values beyond [-0.5, 1.5] of normalised images, and outside
 [0, 1] of whitened ones; contrast, and roughness, as multiples of those of real images."""
+
+NEAR_ONE = 0.95
+"""Least extent, either way, of images on the scale [-1, 1]."""
 
 TWICE, SURE = 2.0, 6.0
 """Another mapping of classes is stated if at least so many times as many images agree with it, by so many standard
@@ -77,13 +80,17 @@ def space_doubts(stored: Tensor, fitted: Tensor, taken: str, preprocessor: Prepr
         real: `[m, C, H, W]` uint8, real images.
     """
     stored = stored.float() / 255 if stored.dtype == torch.uint8 else stored
-    if taken != "pixels" and float(stored.min()) >= 0 and float(stored.max()) <= 1:
+    low, high, half = float(stored.min()), float(stored.max()), [0.5] * len(preprocessor.mean)
+    if taken != "pixels" and low >= 0 and high <= 1:
         return ["the images lie in [0, 1] as pixels do; set `space: pixels` if they are pixels"]
-    # A whitening that standardises each image has no exact way back, so real images go the same way.
-    real_look = Look.of(preprocessor.to_pixels(preprocessor.apply(real), clip=False))
+    if taken != "pixels" and -1 <= low < -NEAR_ONE and NEAR_ONE < high <= 1 and float(fitted.abs().max()) <= 1:
+        advice = f"set `space: normalised, mean: {half}, std: {half}` if they are pixels on that scale"
+        return [f"the images lie in [-1, 1]; {advice}"]
+    plain = real_look = Look.of(real.float() / 255)
+    if preprocessor.whitening and preprocessor.whitening.per_image:  # then the way back is not exact, for real ones too
+        real_look = Look.of(preprocessor.to_pixels(preprocessor.apply(real), clip=False))
     look = Look.of(preprocessor.to_pixels(fitted, clip=False))
     if not look.like(real_look) and taken != "pixels":
-        plain = Look.of(real.float() / 255)
         for space, (pixels, advice) in _alternatives(stored, preprocessor).items():
             other = real_look if space == "whitened" else plain
             if space != taken and Look.of(pixels).like(other):
@@ -118,12 +125,10 @@ def space_doubts(stored: Tensor, fitted: Tensor, taken: str, preprocessor: Prepr
 def _alternatives(stored: Tensor, preprocessor: Preprocessor) -> Mapping[str, tuple[Tensor, str]]:
     """Return the stored images on the [0, 1] scale by the space that they may be in, each with the options to set."""
     mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessor.mean, preprocessor.std))
-    half = [0.5] * len(preprocessor.mean)
     own = f"mean: {_numbers(preprocessor.mean)}, std: {_numbers(preprocessor.std)}"
     others = {
         "pixels": (stored, "`space: pixels`"),
         "normalised": (stored * std + mean, f"`space: normalised, {own}`"),
-        "[-1, 1]": (stored / 2 + 0.5, f"`space: normalised, mean: {half}, std: {half}`"),
     }
     if preprocessor.whitening is None:
         return others
@@ -134,18 +139,22 @@ def _numbers(values: Sequence[float]) -> str:
     return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
-def label_doubts(classes: Tensor, ipc: int, names: Sequence[str]) -> list[str]:
-    """Return a reason to doubt the labels if classes have different numbers of images or none.
+def label_doubts(labels: Tensor, ipc: int, names: Sequence[str]) -> list[str]:
+    """Return a reason to doubt the labels if classes have different numbers of images, or none.
 
-    `classes` are `[n]` int64, of soft labels the most probable ones; `names` those of the classes.
+    `labels` are `[n]` int64 or `[n, K]` soft ones; of the latter a class may be the most probable one of any number of
+    images, but of some. `names` are those of the classes.
     """
-    counts = classes.bincount(minlength=len(names)).tolist()
-    if set(counts) == {ipc}:
+    soft = labels.ndim == 2
+    counts = (labels.argmax(1) if soft else labels).bincount(minlength=len(names)).tolist()
+    odd = [
+        f"{names[label]!r} {count}" for label, count in enumerate(counts) if not count or (count != ipc and not soft)
+    ]
+    if not odd:
         return []
-    odd = [f"{names[label]!r} {count}" for label, count in enumerate(counts) if count != ipc]
-    shown = ", ".join(odd[:10]) + (f" and {len(odd) - 10} more" if len(odd) > 10 else "")
-    absent = f"; {missing} of {len(names)} classes have none" if (missing := counts.count(0)) else ""
-    return [f"{len(odd)} classes do not have {ipc} of the labels: {shown}{absent}; check the labels"]
+    shown = ", ".join(odd[:COUNTED]) + (f" and {len(odd) - COUNTED} more" if len(odd) > COUNTED else "")
+    what = "are the most probable class of no image" if soft else f"have no label and {len(odd)} not {ipc} of them"
+    return [f"of {len(names)} classes {counts.count(0)} {what} ({shown}); check the labels"]
 
 
 def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:

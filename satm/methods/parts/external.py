@@ -19,7 +19,10 @@ from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statisti
 from satm.storage.identity import differing_field, hash_file
 
 COMPARED, LOOKED_AT = 2000, 500
-"""Number of real images that a set's classes and value space are compared with."""
+"""Number of real images that a set's classes and value space are compared with, at most."""
+
+COMPARED_NUMBERS = 2**26
+"""Numbers in those images, at most: 256 MiB of float32."""
 
 
 class External(Method[FilesOptions]):
@@ -87,9 +90,10 @@ class External(Method[FilesOptions]):
         """Return all doubts about the set: images in their own space and in that of training, `fitted`, and labels."""
         problem, names = self.problem, self.problem.data.class_names
         classes = labels if labels.ndim == 1 else labels.argmax(1)
-        chosen = torch.linspace(0, len(problem.data.train) - 1, min(COMPARED, len(problem.data.train))).long()
-        real, preprocessor = problem.data.train.select(chosen), problem.preprocessor
-        doubts = [*copy_doubts(images), *label_doubts(classes, problem.ipc, names)]
+        train, preprocessor = problem.data.train, problem.preprocessor
+        count = min(COMPARED, len(train), max(1, COMPARED_NUMBERS // images[0].numel()))
+        real = train.select(torch.linspace(0, len(train) - 1, count).long())
+        doubts = [*copy_doubts(images), *label_doubts(labels, problem.ipc, names)]
         if external.distilled is None:
             few = real.images[:: max(1, len(real) // LOOKED_AT)]
             doubts = [*space_doubts(images, fitted, space, preprocessor, few), *doubts]

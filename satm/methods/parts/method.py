@@ -1,6 +1,5 @@
 """A method ready to run: a recipe with its options on a problem. One class per family derives from `Method`."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
@@ -15,8 +14,6 @@ from satm.methods.parts.parameterisation import Parameterisation
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
-
-LOG = logging.getLogger("satm")
 
 DOUBTS = "doubts"
 """Subject of the note that is a warning."""
@@ -39,6 +36,9 @@ class Method(Generic[OptionsT]):
     parameterisation = Parameterisation()
     """The learned tensors: the images themselves, or tensors that they are computed from."""
 
+    caution: str | None = None
+    """Fault of the experts, which is the likelier cause if a run fails."""
+
     def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         self.recipe, self.options, self.problem = recipe, options, problem
         self.name = recipe.name
@@ -48,8 +48,6 @@ class Method(Generic[OptionsT]):
         """Descriptions, by subject, of decisions that no option determines; logged, and stored beside the options."""
         self.selection: str = options.selection if isinstance(options, IterativeOptions) else "last"
         """Selected iteration: `last`, or the best on `validation` or `test` images."""
-        if problem.experts is not None and (near := problem.experts.near_chance):
-            LOG.warning("method %s uses %s", self.name, near)
         if not isinstance(options, IterativeOptions):
             return
         if options.selection != "last" and options.watch not in (None, options.selection):
