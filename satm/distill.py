@@ -166,7 +166,7 @@ def _advance(method: Method[IterativeOptions], run: Run, look: Look | None) -> M
                 best = Best(accuracy, outcome)
         run.now, run.best = following, best
     else:
-        row["event"] = _go_back(run, options, fault)
+        row["event"] = _go_back(run, method, fault)
     row |= {"seconds": time.perf_counter() - started, "peak_memory_bytes": peak_memory(device)}
     run.rows.append(row)
     return row
@@ -263,7 +263,7 @@ def _averaged(synthetic: Synthetic) -> dict[str, Tensor]:
     return {"images": synthetic.images, **labels}
 
 
-def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
+def _go_back(run: Run, method: Method[IterativeOptions], fault: Fault) -> str:
     """Roll back to the safe state with one rate lowered; return the text for log and metrics.
 
     If the fault names no tensor, the rate of the one that has changed most, relative to its norm, is lowered.
@@ -271,14 +271,15 @@ def _go_back(run: Run, options: IterativeOptions, fault: Fault) -> str:
     Raises:
         RunError: too many rollbacks, or nothing has moved yet.
     """
+    options = method.options
     where = f"in iteration {run.now.iteration + 1} {fault.text}"
     if fault.number is None and run.now.iteration == 0:
-        raise RunError(f"{where}, before anything was learned; start with a smaller step_size or fewer inner_steps")
+        advice = method.caution or "start with a smaller step_size or fewer inner_steps"
+        raise RunError(f"{where}, before anything was learned; {advice}")
     if run.attempt >= options.max_rollbacks:
         rates = " and ".join(f"lr_{name} {rate:g}" for name, rate in run.rates.items())
-        raise RunError(
-            f"{where}; gave up after max_rollbacks {run.attempt}, with {rates} at the end; start with lower rates"
-        )
+        advice = method.caution or "start with lower rates"
+        raise RunError(f"{where}; gave up after max_rollbacks {run.attempt}, with {rates} at the end; {advice}")
 
     def moved(name: str) -> float:
         now, safe = run.now.numbers[name], run.safe.numbers[name]

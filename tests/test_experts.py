@@ -1,6 +1,7 @@
 """Experts: their training and its resumption, and the store that refuses what is not what was asked for."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -10,15 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Refuse
 from resuming import check_resumes
 from torch.nn import functional
 
+from satm.cli import main
 from satm.config import ExpertsOptions
 from satm.data import Augmentation
 from satm.errors import RunError, UsageError
 from satm.experts import (
     Snapshot,
     TrajectoryStore,
+    chance_level,
     describe_shard,
     shard_identity,
     train_expert,
@@ -310,3 +314,57 @@ def test_the_identity_of_a_shard(folder: Path, tmp_path: Path) -> None:
     assert shard_identity(folder, 1) == IDENTITY
     assert shard_identity(folder, 7) is None
     assert shard_name(7) == "expert-007.safetensors"
+
+
+def counted(*counts: int) -> torch.Tensor:
+    """Labels with so many of each class."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "labels", "chance"),
+    [
+        (1 / 3, counted(100, 100, 100), 1 / 3),
+        (0.36, counted(100, 100, 100), 1 / 3),
+        (0.45, counted(100, 100, 100), None),
+        (0.2, counted(100, 100, 100), 1 / 3),
+        (0.9, counted(90, 10), 0.9),  # most are of one class, and it names that class for all
+        (0.99, counted(90, 10), None),
+        (0.012, counted(*[100] * 100), 0.01),
+        (0.014, counted(*[100] * 100), None),
+        (2 / 3, counted(1, 1, 1), 1 / 3),  # two of three images are too few to tell
+        (float("nan"), counted(50, 50), 0.5),
+        (0.0, counted(50, 50), 0.5),
+        (1.0, counted(50), None),  # one class: nothing else can be said
+    ],
+)
+def test_experts_near_chance(accuracy: float, labels: torch.Tensor, chance: float | None) -> None:
+    assert chance_level(accuracy, labels) == (None if chance is None else pytest.approx(chance))
+
+
+def test_experts_near_chance_are_said_and_said_again_where_they_are_matched(campaign: Path, refused: Refuse) -> None:
+    """Experts with a step size of nothing; the run that they make fail does not blame its own step size."""
+    text = (
+        Path("tiny.yaml").read_text().replace("other: {count: 1, epochs: 1}", "other: {count: 2, epochs: 3, lr: 1e-9}")
+    )
+    Path("tiny.yaml").write_text(text)
+    cell = ["--config", "tiny.yaml", "--dataset", "digits"]
+    assert main(["experts", *cell, "--experts", "other"]) == 0
+    told = re.compile(
+        r"2 of 2 experts with a test accuracy near chance, 0.100 \(expert 0 0.\d+, expert 1 0.\d+\); check"
+    )
+    run = Path("results/tiny")
+    assert told.search("".join(path.read_text() for path in (run / "logs/experts").rglob("*.log")))
+    manifest = run / "experts/digits/other/manifest.json"
+    assert [shard["near_chance"] for shard in json.loads(manifest.read_text())["shards"]] == [pytest.approx(0.1)] * 2
+    error = refused("distill", *cell, "--ipc", "1", "--method", "mtt", "--experts", "other", code=1)
+    assert told.search(error) and "before anything was learned" in error and "step_size" not in error
+    log = (run / "logs/distill/digits/ipc-1/mtt/seed-0.log").read_text()
+    assert "method mtt uses 2 of 2 experts with a test accuracy near chance" in log
+
+
+def test_a_manifest_of_an_earlier_version_says_nothing_about_chance(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    assert all("near_chance" not in shard for shard in content["shards"])
+    assert TrajectoryStore(path).near_chance is None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from satm.data.listing import natural_order
 from satm.data.whitening import Whitening
 from satm.errors import UsageError
 from satm.seeds import make_generator
@@ -21,6 +22,9 @@ from satm.storage.tensors import hash_tensors, open_tensors, read_metadata, writ
 
 CHUNK_NUMBERS = 2**23
 """Numbers converted at a time: 32 MiB of float32 in addition to the result."""
+
+LISTED = 12
+"""Classes that an order is written out for."""
 
 PARTS, WHAT = ("train", "validation", "test"), ("images", "labels")
 FIELDS = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
@@ -79,6 +83,21 @@ class ImageData:
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+
+def numbered(names: Sequence[str]) -> str:
+    """Describe an order of classes: `0 = cat, 1 = dog, 2 = eel, …, 9 = yak`; long ones are cut in the middle.
+
+    It is said where names would be in another order as text, because other code may number classes so.
+    """
+    order = _shortened([f"{label} = {name}" for label, name in enumerate(names)])
+    text = sorted(names)
+    differs = list(names) == sorted(names, key=natural_order) != text
+    return order + (f" (numbers by value; sorted as text: {_shortened(text)})" if differs else "")
+
+
+def _shortened(texts: Sequence[str]) -> str:
+    return ", ".join(texts if len(texts) <= LISTED else [*texts[: LISTED - 2], "…", texts[-1]])
 
 
 def hold_out(split: Split, per_class: int, seed: int) -> tuple[Split, Split]:

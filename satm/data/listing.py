@@ -1,8 +1,10 @@
 """Encoded images with labels, as a source lists them before decoding, and functions to list files in folders."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,3 +69,13 @@ def files_in(folder: Path) -> list[Path]:
         if not path.is_file():
             raise UsageError(f"{path} is a folder among images; move its images up, or move it elsewhere")
     return files
+
+
+def natural_order(name: str) -> tuple[list[Any], str]:
+    """Return the key that sorts names with numbers by value: 2 before 10, frame-9 before frame-10.
+
+    Names that differ in leading zeros only are sorted as text.
+    """
+    texts = re.split(r"([0-9]+)", name)  # texts and numbers alternate; a number is compared by its length first
+    parts = [(len(text.lstrip("0")), text.lstrip("0")) if place % 2 else text for place, text in enumerate(texts)]
+    return parts, name

@@ -3,6 +3,8 @@
 from satm.experts.difficulty import Difficulty, expert_difficulty, load_difficulty, mean_difficulty, save_difficulty
 from satm.experts.store import (
     TrajectoryStore,
+    chance_level,
+    describe_near_chance,
     describe_shard,
     read_shards,
     shard_identity,

@@ -7,6 +7,7 @@ own, ``EPOCH/NAME``.
 Shapes: P parameters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,9 @@ from satm.params import buffer_names, unflatten
 from satm.storage.files import AGAIN, expect, read_record, write_record
 from satm.storage.identity import Identity, differing_field, hash_file
 from satm.storage.tensors import open_tensors, read_metadata, read_tensors, write_tensors
+
+UNLIKELY = 0.01
+"""Probability up to which a number of right answers is not put down to chance."""
 
 
 def shard_name(index: int) -> str:
@@ -97,6 +101,8 @@ class Shard(Options):
     index: int = Field(ge=0)
     snapshots: int = Field(ge=1)
     test_accuracy: float
+    near_chance: float | None = None
+    """Accuracy of the best constant prediction, if the expert's is not clearly above it; else None."""
     bytes: int
     sha256: str
 
@@ -114,6 +120,32 @@ def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -
     if (listed := [shard.index for shard in shards]) != list(indices):
         raise UsageError(f"{where}: it lists the experts {listed}, expected {list(indices)}; {AGAIN}")
     return [shard.model_dump() for shard in shards]
+
+
+def chance_level(accuracy: float, labels: Tensor) -> float | None:
+    """Return the accuracy of the best constant prediction, if an expert's accuracy is not clearly above it; else None.
+
+    `labels` are those of the test images, `[n]` int64. Clearly: so many right answers, or more, have a probability of
+    at most `UNLIKELY` for a network that is right with the constant prediction's rate. NaN, of an expert that diverged,
+    is not above anything.
+    """
+    from scipy.special import bdtrc
+
+    chance = float(labels.bincount().max()) / len(labels)
+    if chance == 1:
+        return None
+    right = 0 if math.isnan(accuracy) else round(accuracy * len(labels))
+    return chance if bdtrc(right - 1, len(labels), chance) > UNLIKELY else None
+
+
+def describe_near_chance(near: Sequence[Mapping[str, Any]], count: int) -> str:
+    """Name the experts that are near chance, of `count`."""
+    first = ", ".join(f"expert {shard['index']} {shard['test_accuracy']:.3f}" for shard in near[:5])
+    more = f" and {len(near) - 5} more" if len(near) > 5 else ""
+    return (
+        f"{len(near)} of {count} experts with a test accuracy near chance, {near[0]['near_chance']:.3f} "
+        f"({first}{more}); check data and labels, or train them longer or with another lr"
+    )
 
 
 def write_manifest(path: Path, identity: Identity, shards: Sequence[Mapping[str, Any]]) -> None:
@@ -150,6 +182,12 @@ class TrajectoryStore:
     def __len__(self) -> int:
         """Return the number of experts."""
         return len(self.shards)
+
+    @property
+    def near_chance(self) -> str | None:
+        """Sentence that names the experts near chance; None if there are none, or an early manifest does not say."""
+        near = [shard for shard in self.shards if shard["near_chance"] is not None]
+        return describe_near_chance(near, len(self)) if near else None
 
     @property
     def epochs(self) -> int:

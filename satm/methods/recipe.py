@@ -5,6 +5,7 @@ need it, inside the functions that compute.
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from satm.config.methods import MethodOptions
 from satm.errors import pick
 from satm.methods import checks
 from satm.registry import Registry
+
+LOG = logging.getLogger("satm")
 
 if TYPE_CHECKING:
     from satm.methods.parts.method import Method
@@ -106,6 +109,9 @@ class Recipe:
         """
         module, name = self.family.machinery
         method: Method[Any] = getattr(importlib.import_module(module), name)(self, options, problem)
+        if self.needs_experts and problem.experts is not None and (near := problem.experts.near_chance):
+            LOG.warning("method %s uses %s", self.name, near)
+            method.caution = near
         return method
 
     def problems(self, options: MethodOptions, facts: checks.Facts) -> list[str]:

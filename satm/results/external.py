@@ -8,7 +8,7 @@ Shapes: n images of C x H x W; K classes.
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from satm.config import DatasetOptions
 from satm.data.decode import decode_part
-from satm.data.listing import Part, entries, files_in, paths_part
+from satm.data.listing import Part, entries, files_in, natural_order, paths_part
 from satm.data.sources.parquet import Table, parquet_part
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset, load_distilled
@@ -41,7 +41,7 @@ class ExternalSet:
     step_size: Tensor | None
     """One number; None: stored elsewhere or nowhere."""
     class_names: tuple[str, ...] | None = None
-    """Names by label, for pictures whose folders or files give them."""
+    """Names by label, where folders or files give them."""
     layout: Literal["tensors", "parquet", "folder", "distilled"] = "tensors"
     """Format of the files."""
     distilled: DistilledDataset | None = None
@@ -57,7 +57,7 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
         UsageError: the path is missing, damaged or of another format, or reading it would run code.
     """
     if path.is_dir():
-        tables = [file for file in entries(path) if file.suffix == ".parquet"]
+        tables = _by_name(file for file in entries(path) if file.suffix == ".parquet")
         return _read_parquet(path, tables, image_column, label_column) if tables else _read_folder(path)
     if path.is_file() and path.suffix == ".parquet":
         return _read_parquet(path, [path], image_column, label_column)
@@ -66,7 +66,8 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
         parts = whole.images, whole.labels, whole.step_size, whole.class_names
         return ExternalSet(str(path), *parts, "distilled", whole)
     images = _take(path, content, "images", "", expected="one tensor of images, or several named images and labels")
-    return ExternalSet(str(path), images, _find(path, content, "labels"), _find(path, content, "step_size", "lr"))
+    labels, step_size = _find(path, content, "labels"), _find(path, content, "step_size", "lr")
+    return ExternalSet(str(path), images, labels, step_size, _names(content) if labels is not None else None)
 
 
 def read_labels(path: Path) -> Tensor:
@@ -144,6 +145,15 @@ def _number(value: object) -> object:
     return torch.tensor(value) if isinstance(value, int | float) else value
 
 
+def _names(content: Mapping[str, object]) -> tuple[str, ...] | None:
+    """Return the names of the classes, a list of texts beside the tensors, if there is one."""
+    for name in ("class_names", "classes"):
+        names = content.get(name)
+        if isinstance(names, list | tuple) and names and all(isinstance(text, str) for text in names):
+            return tuple(names)
+    return None
+
+
 def _find(path: Path, content: Mapping[str, object], *names: str) -> Tensor | None:
     """Return the tensor under the first name that the file has; None if it has none of them."""
     if (name := next((name for name in names if name in content), None)) is None:
@@ -168,11 +178,16 @@ def _read_parquet(path: Path, files: list[Path], image_column: str | None, label
 
 
 def _read_folder(path: Path) -> ExternalSet:
-    folders = [folder for folder in entries(path) if folder.is_dir()]
+    folders = _by_name(folder for folder in entries(path) if folder.is_dir())
     if not folders:
         raise UsageError(f"{path} holds neither parquet files nor class folders; expected CLASS/image in it")
-    items = [(file, label) for label, folder in enumerate(folders) for file in files_in(folder)]
+    items = [(file, label) for label, folder in enumerate(folders) for file in _by_name(files_in(folder))]
     return _pictures(path, paths_part(items), tuple(folder.name for folder in folders), "folder")
+
+
+def _by_name(paths: Iterable[Path]) -> list[Path]:
+    """Return paths by name, numbers in it by value, as labels in a file of their own are expected to be sorted."""
+    return sorted(paths, key=lambda path: natural_order(path.name))
 
 
 def _pictures(

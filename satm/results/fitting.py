@@ -5,13 +5,15 @@ Spaces: raw uint8 in 0..255; [0, 1]; normalised, `(x - mean) / std` per channel;
 is normalised or whitened, by the dataset's `Preprocessor`.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from satm.data.images import ImageData, Preprocessor
 from satm.errors import UsageError
+from satm.results.doubts import some
 from satm.results.external import ExternalSet
 
 PerChannel = tuple[float, ...]
@@ -20,8 +22,8 @@ PerChannel = tuple[float, ...]
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of hard labels."""
 
-FAR = 5.0
-"""Ratio of the standard deviations of synthetic and real images, either way, above which the space is in doubt."""
+BRIGHT = 20.0
+"""Largest value of images without negative ones that may be normalised or whitened: those are around zero."""
 
 SLACK = 1e-3
 """Tolerance for pixels outside [0, 1] and for sums of probabilities other than 1; covers rounding to 16 bits."""
@@ -68,32 +70,69 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
     return images
 
 
-def name_labels(labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str) -> tuple[Tensor, str]:
-    """Return `[n]` int64 labels numbered as in the dataset, and a description of the matching.
+def name_labels(
+    labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str
+) -> tuple[Tensor, str, list[str]]:
+    """Return labels numbered as in the dataset, a description of the matching, and doubts about it.
 
-    `names` are those of the set's labels, `[n]` int64, `class_names` those of the dataset; `where` is the labels' path.
+    `names` are those of the set's labels, `class_names` those of the dataset; `where` is the labels' path. Labels are
+    `[n]` integers, or `[n, K]` soft ones, whose columns are sorted.
 
     Raises:
         UsageError: a label has no name, or only some of the names are classes of the dataset.
     """
+    if labels.is_floating_point() or labels.ndim != 1:
+        return _name_columns(labels, names, class_names, where)
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < len(names):
         raise UsageError(f"{where} names {len(names)} classes and has labels from {low} to {high}; correct it")
-    used = {label: names[label] for label in labels.unique().tolist()}
-    known = {name: label for label, name in enumerate(class_names)}
-    unknown = [name for name in used.values() if name not in known]
-    if not unknown:
-        target, how = {label: known[name] for label, name in used.items()}, "by the names of the classes"
-    elif all(name.isdecimal() for name in used.values()):
-        target, how = {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers"
-    elif len(unknown) < len(used):
+    target, how, doubts = _match_names({label: names[label] for label in labels.unique().tolist()}, class_names, where)
+    return torch.tensor([target[label] for label in labels.tolist()], dtype=torch.int64), how, doubts
+
+
+def _name_columns(
+    labels: Tensor, names: Sequence[str], class_names: Sequence[str], where: str
+) -> tuple[Tensor, str, list[str]]:
+    """Return soft labels with their columns in the dataset's order."""
+    target, how, doubts = _match_names(dict(enumerate(names)), class_names, where)
+    if labels.ndim != 2 or labels.shape[1] != len(names) or sorted(target.values()) != list(range(len(class_names))):
         raise UsageError(
-            f"{where} has a class {unknown[0]!r}, the dataset has {', '.join(class_names)}; rename it, or name the "
+            f"{where} names {len(names)} classes and has labels {tuple(labels.shape)}, the dataset has "
+            f"{len(class_names)} classes; correct it"
+        )
+    return labels[:, sorted(target, key=lambda label: target[label])], how, doubts
+
+
+def _match_names(
+    used: Mapping[int, str], class_names: Sequence[str], where: str
+) -> tuple[dict[int, int], str, list[str]]:
+    """Return the dataset's label of each of the set's, a description, and doubts."""
+    by_name = "by the names of the classes"
+    keys: list[tuple[Callable[[str], str | int], str]] = [
+        (str, by_name),
+        (lambda name: " ".join(re.split(r"[\W_]+", name.casefold())), f"{by_name}, apart from capitals and signs"),
+    ]
+    numbers = all(name.isdecimal() for name in used.values())
+    if numbers and all(name.isdecimal() for name in class_names):
+        keys.append((int, "by the numbers that the classes are named by"))
+    known: set[int] = set()
+    for key, how in keys:
+        table = {key(name): label for label, name in enumerate(class_names)}
+        target = {label: table[key(name)] for label, name in used.items() if key(name) in table}
+        if len(target) == len(used) == len(set(target.values())):
+            return target, how, []
+        known |= set(target)
+    if known:
+        strange = next(name for label, name in used.items() if label not in known)
+        raise UsageError(
+            f"{where} has a class {strange!r}, the dataset has {', '.join(class_names)}; rename it, or name the "
             "classes 0, 1, 2…"
         )
-    else:
-        target, how = {label: label for label in used}, "in the order of the classes, as the dataset has other names"
-    return torch.tensor([target[label] for label in labels.tolist()], dtype=torch.int64), how
+    if numbers:
+        return {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers", []
+    pairs = [f"{name!r} = {class_names[label]!r}" for label, name in used.items() if label < len(class_names)]
+    how = "in the order of the classes, as the dataset has other names"
+    return {label: label for label in used}, how, [f"its classes are taken {how}: {some(pairs)}; check the order"]
 
 
 def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:
@@ -113,6 +152,10 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
     if labels.dtype in INTEGERS and labels.shape == (count,):
         labels = labels.to(torch.int64)
         low, high = int(labels.min()), int(labels.max())
+        if low == high and classes > 1:
+            raise UsageError(
+                f"{where} has the label {low} {count} times and no other, expected {classes} classes; correct it"
+            )
         if not 0 <= low <= high < classes:
             raise UsageError(f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; renumber them")
         return labels, "the classes' numbers"
@@ -123,6 +166,8 @@ def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: 
         )
     soft = labels.float()
     _check_finite(soft, f"the labels of {where}")
+    if classes > 1 and bool((soft == soft[0]).all()):
+        raise UsageError(f"{where} has the same soft label for all {count} images, so they teach nothing; correct it")
     least, furthest = float(soft.min()), float((soft.sum(1) - 1).abs().max())
     probable = least >= 0 and furthest <= SLACK
     if kind == "probabilities" and not probable:
@@ -183,8 +228,10 @@ def _describe(preprocessor: Preprocessor) -> str:
 
 def fit_space(
     images: Tensor, external: ExternalSet, space: str, preprocessor: Preprocessor, mean: PerChannel, std: PerChannel
-) -> tuple[Tensor, str]:
-    """Return `[n, C, H, W]` float32 images in the space of training, and a description of their interpretation.
+) -> tuple[Tensor, str, str]:
+    """Return `[n, C, H, W]` float32 images in the space of training, their space, and a description of both.
+
+    Their space is the file's: `pixels`, `normalised` or `whitened`.
 
     `images` are those of `fit_images`, `mean` and `std` those of `fit_statistics`. `space` `auto`: pixels for pictures
     and uint8, else the space of training.
@@ -192,54 +239,37 @@ def fit_space(
     Raises:
         UsageError: the images cannot be in that space.
     """
-    training, where = _describe(preprocessor), external.where
+    training, where, trained = _describe(preprocessor), external.where, str(preprocessor.identity["space"])
     decided = ", decided (space auto)" if space == "auto" else ""
     if external.distilled is not None:
-        if space not in ("auto", "trained", preprocessor.identity["space"]):
+        if space not in ("auto", "trained", trained):
             raise UsageError(f"{where} states that its images are {training}, space is {space!r}; leave space out")
-        return images, f"in the space of training, as the file states: {training}"
+        return images, trained, f"in the space of training, as the file states: {training}"
     if images.dtype == torch.uint8:
         if space not in ("auto", "pixels"):
             what = "uint8 tensors" if external.layout == "tensors" else "pictures"
             raise UsageError(f"{where} holds {what}, which are pixels, space is {space!r}; leave space out")
-        return preprocessor.apply(images), f"pixels 0 to 255{decided}, prepared as real ones: {training}"
+        return preprocessor.apply(images), "pixels", f"pixels 0 to 255{decided}, prepared as real ones: {training}"
     if space == "whitened" and preprocessor.whitening is None:
         raise UsageError("space 'whitened' needs a whitened dataset, its zca is false; set zca, or another space")
+    low, high = float(images.min()), float(images.max())
     if space == "pixels":
-        low, high = float(images.min()), float(images.max())
         if low < -SLACK or high > 1 + SLACK:
             raise UsageError(
                 f"{where} has values from {low:g} to {high:g}, space 'pixels' means 0 to 1; save 0 to 255 as uint8, or "
                 "set another space"
             )
-        return preprocessor.apply(images), f"pixels in [0, 1], prepared as real ones: {training}"
+        return preprocessor.apply(images), "pixels", f"pixels in [0, 1], prepared as real ones: {training}"
+    if low >= 0 and high > BRIGHT:
+        raise UsageError(
+            f"{where} has values from {low:g} to {high:g}, space {space!r} means values around 0; save 0 to 255 as "
+            "uint8"
+        )
     if space == "normalised":
         shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
         how = f"normalised by mean {mean} and std {std}, brought back to pixels and prepared as real ones: {training}"
-        return preprocessor.apply(images * scale + shift), how
-    return images, f"taken to be in the space of training{decided}: {training}"
-
-
-def doubts(images: Tensor, labels: Tensor, ipc: int, real: Tensor) -> list[str]:
-    """Return reasons to doubt the interpretation of images and labels.
-
-    `images` and `real`, `[n, C, H, W]` and `[m, C, H, W]`, are in the space of training; `labels` come from
-    `fit_labels`.
-    """
-    reasons = []
-    mean, real_mean, std, real_std = (float(value) for value in (images.mean(), real.mean(), images.std(), real.std()))
-    if not real_std / FAR <= std <= real_std * FAR:
-        reasons.append(f"their standard deviation is {std:.3g}, that of real ones {real_std:.3g}; check `space`")
-    if float(images.min()) >= 0 and float(images.max()) <= 1 and float(real.min()) < 0:
-        reasons.append("they lie in [0, 1] as pixels do, and real ones do not; set `space: pixels` if they are pixels")
-    elif abs(float(images.mean() - real.mean())) > real_std:
-        reasons.append(
-            f"their mean of {mean:.3g} lies more than a standard deviation ({real_std:.3g}) from that of real ones, "
-            f"{real_mean:.3g}; check `space`"
-        )
-    if labels.ndim == 1 and (most := int(labels.bincount().max())) > ipc:
-        reasons.append(f"a class has {most} of them, expected {ipc}; check the labels")
-    return reasons
+        return preprocessor.apply(images * scale + shift), "normalised", how
+    return images, trained, f"taken to be in the space of training{decided}: {training}"
 
 
 def _check_finite(values: Tensor, what: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, save_images, save_whitening
+from satm.data.images import numbered
 from satm.errors import UsageError
 from satm.stages.fit import check_images
 from satm.stages.inputs import stored_images
@@ -26,6 +27,7 @@ def make_images(resolver: Resolver, dataset: str) -> None:
             *(whole, len(data.train), len(data.validation), len(data.test), data.classes),
             *(data.channels, data.size, data.size, data.hash[:12], path),
         )
+        LOG.info("%s: classes %s", whole, numbered(data.class_names))
 
 
 def make_zca(resolver: Resolver, dataset: str) -> None:

@@ -13,7 +13,7 @@ from satm.distill import Look, Outcome, Run, begin, distill
 from satm.errors import UsageError
 from satm.evaluation.networks import Task, evaluate
 from satm.methods import Recipe
-from satm.methods.parts.method import Method
+from satm.methods.parts.method import DOUBTS, Method
 from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages
 from satm.results.columns import METRICS
@@ -37,7 +37,7 @@ def make_distilled(
     inputs = Inputs(resolver, cell.dataset, device)
     method, network = inputs.method(recipe, options, cell)
     for subject, note in method.notes.items():
-        LOG.info("%s: %s", subject.replace("_", "-"), note)
+        LOG.log(logging.WARNING if subject == DOUBTS else logging.INFO, "%s: %s", subject.replace("_", "-"), note)
     resolved = {"method": recipe.name, **options.model_dump(mode="json")}
     resolved |= {"notes": dict(method.notes)} if method.notes else {}
     (look, schedule), experts = _look(inputs, method, network), method.problem.experts

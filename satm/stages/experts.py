@@ -14,6 +14,8 @@ from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.experts import (
     Difficulty,
+    chance_level,
+    describe_near_chance,
     describe_shard,
     expert_difficulty,
     load_difficulty,
@@ -62,7 +64,8 @@ def make_experts(
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
     """Join the parts of a trajectory store into its manifest."""
-    identity = Inputs(resolver, dataset, torch.device("cpu")).expert_identity(experts, options)
+    inputs = Inputs(resolver, dataset, torch.device("cpu"))
+    identity, labels = inputs.expert_identity(experts, options), inputs.data.test.labels
     shards: list[Mapping[str, Any]] = []
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
@@ -70,10 +73,13 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
         if difference := differing_field(identity, content["identity"]):
             raise UsageError(f"{path} holds other experts: {difference}; train that part again")
         shards += read_shards(content["shards"], f"part of experts {path}", numbers(part))
+    shards = [{**shard, "near_chance": chance_level(shard["test_accuracy"], labels)} for shard in shards]
     path = Path(resolver.layout.manifest(dataset, experts))
     write_manifest(path, identity, shards)
     mean = sum(float(shard["test_accuracy"]) for shard in shards) / len(shards)
     LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
+    if near := [shard for shard in shards if shard["near_chance"] is not None]:
+        LOG.warning("experts %s of %s: %s", experts, dataset, describe_near_chance(near, len(shards)))
 
 
 def make_difficulty(

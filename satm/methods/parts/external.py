@@ -1,29 +1,34 @@
 """External sets: reading their files and fitting them to a problem."""
 
-import logging
+import contextlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from satm.config import expand, refuse_idle
+from satm.data.images import numbered
 from satm.errors import UsageError
 from satm.methods.external import FilesOptions
-from satm.methods.parts.method import Method
+from satm.methods.parts.method import DOUBTS, Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
+from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, space_doubts
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
-from satm.results.fitting import doubts, fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
+from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
 from satm.storage.identity import differing_field, hash_file
 
-LOG = logging.getLogger("satm")
+COMPARED, LOOKED_AT = 2000, 500
+"""Number of real images that a set's classes and value space are compared with, at most."""
 
-COMPARED = 500
-"""Number of real images that a set is compared with, to detect a wrong value space."""
+COMPARED_NUMBERS = 2**26
+"""Numbers in those images, at most: 256 MiB of float32."""
 
 
 class External(Method[FilesOptions]):
     """Read a set from its files and fit it to the problem; `notes` describe its images, labels and step size.
+
+    The note `DOUBTS` has reasons why the files may mean something else.
 
     Raises:
         UsageError: (on construction) files that are missing, damaged, would run code, or do not fit the dataset, the
@@ -37,15 +42,14 @@ class External(Method[FilesOptions]):
         external = read_set(self._path, options.image_column, options.label_column)
         self._check(external)
         images = fit_images(external, data, problem.ipc)
-        labels, labels_are = self._labels(external)
+        labels, labels_are, order_doubts = self._labels(external)
         step_size, step_size_is = self._step_size(external)
         statistics = fit_statistics(options.mean, options.std, data)
-        images, images_are = fit_space(images, external, options.space, problem.preprocessor, *statistics)
-        real = data.train.images[torch.linspace(0, len(data.train) - 1, min(COMPARED, len(data.train))).long()]
-        for doubt in doubts(images, labels, problem.ipc, problem.preprocessor.apply(real)):
-            LOG.warning("the images of %s may have been misinterpreted: %s", self._path, doubt)
-        self._set = Synthetic(*(part.to(problem.device) for part in (images, labels, step_size)))
+        fitted, space, images_are = fit_space(images, external, options.space, problem.preprocessor, *statistics)
         notes = {"images": images_are, "labels": labels_are, "step_size": step_size_is}
+        if doubts := [*order_doubts, *self._doubts(external, images, fitted, space, labels)]:
+            notes[DOUBTS] = "; ".join(doubts)
+        self._set = Synthetic(*(part.to(problem.device) for part in (fitted, labels, step_size)))
         if hashes := [f"{path.name} {hash_file(path)}" for path in self._files if path.is_file()]:
             notes["sha256"] = ", ".join(hashes)
         self.selection = options.selection
@@ -75,23 +79,57 @@ class External(Method[FilesOptions]):
                 "and the options that it was made with"
             )
 
-    def _labels(self, external: ExternalSet) -> tuple[Tensor, str]:
-        """Return the labels and a description of them."""
-        options, data = self.options, self.problem.data
+    def _doubts(self, external: ExternalSet, images: Tensor, fitted: Tensor, space: str, labels: Tensor) -> list[str]:
+        """Return all doubts about the set: images in their own space and in that of training, `fitted`, and labels."""
+        problem, names = self.problem, self.problem.data.class_names
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        train, preprocessor = problem.data.train, problem.preprocessor
+        count = min(COMPARED, len(train), max(1, COMPARED_NUMBERS // images[0].numel()))
+        real = train.select(torch.linspace(0, len(train) - 1, count).long())
+        doubts = [*copy_doubts(images), *label_doubts(labels, problem.ipc, names)]
+        if external.distilled is None:
+            few = real.images[:: max(1, len(real) // LOOKED_AT)]
+            doubts = [*space_doubts(images, fitted, space, preprocessor, few), *doubts]
+        prepared = preprocessor.to(problem.device).apply(real.images).cpu()
+        return [*doubts, *mapping_doubts(fitted.cpu(), classes, prepared, real.labels, names)]
+
+    def _labels(self, external: ExternalSet) -> tuple[Tensor, str, list[str]]:
+        """Return the labels, a description of them, and doubts about their order."""
+        options, data, where = self.options, self.problem.data, self._path
         source = self._source(options.labels_from, external.labels, "labels")
-        labels, kind, order = external.labels, options.label_kind, ""
-        if source is not None:
-            labels = read_labels(source)
-        elif external.distilled is not None:
+        labels, kind, order, doubts = external.labels, options.label_kind, "", list[str]()
+        named = labels is not None and external.class_names is not None and external.distilled is None
+        if external.distilled is not None:
             kind = "logits" if kind == "auto" else kind
-        elif labels is not None and external.class_names is not None:
-            labels, order = name_labels(labels, external.class_names, data.class_names, external.where)
-        where = source or self._path
+        if source is not None:
+            labels, where, named = read_labels(source), source, False
+        elif labels is not None and named:
+            labels, order, doubts = name_labels(labels, external.class_names or (), data.class_names, external.where)
         if labels is None or not labels.is_floating_point():
             idle = {"labels that are not soft; give soft ones in labels_from": ("label_kind",)}
             refuse_idle(options, idle, f"method {self.name!r}: ")
         fitted, form = fit_labels(labels, kind, self.problem.ipc, data.classes, str(where))
-        return fitted, form if labels is None else f"of {where.name}: {form}{order and f', {order}'}"
+        classes = fitted if fitted.ndim == 1 else fitted.argmax(1)
+        if not named and external.distilled is None:
+            doubts = number_doubts(classes, data.class_names)
+        if source is not None and external.labels is not None:
+            doubts += self._disagreement(external, classes, source)
+        form = form if labels is None else f"of {where.name}: {form}"
+        return fitted, f"{form}{order and f', {order}'}; {data.name} has {numbered(data.class_names)}", doubts
+
+    def _disagreement(self, external: ExternalSet, classes: Tensor, source: Path) -> list[str]:
+        """Return a doubt if the labels of `labels_from` are not those that the images' own file or folders give."""
+        data, names = self.problem.data, external.class_names
+        with contextlib.suppress(UsageError):  # its own labels are not used, so they may be unusable
+            own = external.labels
+            if own is not None and names is not None:
+                own = name_labels(own, names, data.class_names, external.where)[0]
+            own = fit_labels(own, "auto", self.problem.ipc, data.classes, external.where)[0]
+            other = int(((own if own.ndim == 1 else own.argmax(1)) != classes).sum())
+            if other:
+                text = f"{source.name} gives {other} of {len(classes)} images another class than {self._path.name} does"
+                return [f"{text}; check the order of its labels"]
+        return []
 
     def _step_size(self, external: ExternalSet) -> tuple[Tensor, str]:
         """Return the step size and a description of its origin."""

@@ -16,6 +16,9 @@ from satm.methods.recipe import Recipe
 from satm.outer import NO_STATE, MethodState, OuterGradient
 from satm.unroll import obstacle
 
+DOUBTS = "doubts"
+"""Subject of the note that is a warning."""
+
 OptionsT = TypeVar("OptionsT", bound=MethodOptions, covariant=True)
 
 
@@ -33,6 +36,9 @@ class Method(Generic[OptionsT]):
 
     parameterisation = Parameterisation()
     """The learned tensors: the images themselves, or tensors that they are computed from."""
+
+    caution: str | None = None
+    """Fault of the experts, which is the likelier cause if a run fails."""
 
     def __init__(self, recipe: Recipe, options: OptionsT, problem: Problem) -> None:
         self.recipe, self.options, self.problem = recipe, options, problem
