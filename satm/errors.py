@@ -2,13 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 LONGEST = 200
 """Largest number of characters of a value in a message."""
+
+SHOWN = 10
+"""Largest number of items in a message."""
 
 
 class _OneLine(Exception):
@@ -35,6 +38,13 @@ def short(value: object) -> str:
     """Return `repr(value)` for a message, without the middle if it is longer than `LONGEST`."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
+
+
+def some(items: Sequence[str], total: int | None = None) -> str:
+    """Return the first ten of many items for a message, and the number of the others; `total`: of all, if not given."""
+    shown = items[:SHOWN]
+    others = (len(items) if total is None else total) - len(shown)
+    return ", ".join(shown) + (f" and {others} more" if others > 0 else "")
 
 
 def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
