@@ -448,7 +448,7 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
         ({"labels": [0.0] * 6, "label_type": pa.float64()}, r"column 'label' holds double, expected integer labels"),
         ({"columns": ("image", "target")}, r"has no column 'label', only \['image', 'target'\]; .* `label_column`"),
         ({"images": [None] * 6}, r"6 of 9 images .* train.parquet row 5 \(no bytes: store the images themselves"),
-        ({"images": [], "labels": []}, r"'mine' has no training images in .*; check files and options"),
+        ({"images": [], "labels": []}, r"'mine' in .*: there are no training images; check files and options"),
         ({"names": ["a", "b", "x"]}, r"test.parquet and .*train.parquet have different class names"),
     ],
 )

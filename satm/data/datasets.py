@@ -7,6 +7,8 @@ same for every source.
 import math
 import os
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from satm.data.convert import GREY, KINDS
 from satm.data.decode import Decoded, decode_part, describe_faults
 from satm.data.doubts import find_doubts
 from satm.data.images import ImageData, Split, hash_images, hold_out
-from satm.data.listing import Listing
+from satm.data.listing import Fault, Listing, Part
 from satm.data.sources import DATASETS
 from satm.errors import UsageError, pick, some
 
@@ -33,48 +35,62 @@ def load_dataset(name: str, options: DatasetOptions) -> ImageData:
             the number of faulty images and the names of ten.
         RunError: a download failed.
     """
-    listing = pick(options.source, DATASETS, "source")(options)
-    faults, counts = [*listing.faults], [len(part.labels) for part in (listing.train, listing.test)]
-    if faults and not all(counts):
-        _refuse(name, options, [describe_faults(faults, sum(counts) + len(faults))])
-    names = _class_names(name, listing, options)
+    listing = _named_below(data_path(options), pick(options.source, DATASETS, "source")(options))
+    parts = {"training": listing.train, "test": listing.test}
+    problems = [
+        f"there are no {what} images; check files and options" for what, part in parts.items() if not part.labels
+    ]
+    names, faults = _class_names(name, listing, options), list(listing.faults)
+    if not names:
+        _refuse(name, options, [*problems, *([describe_faults(faults, len(faults))] if faults else [])])
     kept = _kept_classes(name, options, len(names))
-    class_names, problems = tuple(names[label] for label in kept), list[str]()
-    if missing := [f"{label} ({names[label]})" for label in kept if label not in set(listing.train.labels)]:
+    class_names = tuple(names[label] for label in kept)
+    trained, tested = (set(part.labels) for part in parts.values())
+    if trained and (missing := [f"{label} ({names[label]})" for label in kept if label not in trained]):
+        count = f"{len(missing)} of {len(kept)} classes"
         problems.append(
-            f"{len(missing)} of {len(kept)} classes have no training images: {some(missing)}; add some, or list the "
-            "classes to keep in `classes`"
+            f"{count} have no training images: {some(missing)}; add some, or list the classes to keep in `classes`"
         )
+    if tested and not tested & set(kept):
+        problems.append(f"there are no test images of the classes {list(kept)}; choose others")
     train = decode_part(listing.train, kept, options.size, None)
     test = decode_part(listing.test, kept, options.size, train.split.images.shape[-1] or None)
     total = len(train.split) + len(test.split)
     if faults := [*faults, *train.faults, *test.faults]:
         problems.append(describe_faults(faults, total + len(listing.faults)))
     _refuse(name, options, problems)
-    if not len(test.split):
-        raise UsageError(f"dataset {name!r} has no test images of the classes {list(kept)}; choose others")
     doubts = find_doubts(listing, train, test, class_names)
     if refused := [doubt for doubt in doubts if doubt.allow not in (None, *options.allow)]:
         accept = ", ".join(dict.fromkeys(str(doubt.allow) for doubt in refused))
         remedy = f"correct this, or accept it with the option `allow: [{accept}]` of the dataset"
         _refuse(name, options, [*(doubt.text for doubt in refused), remedy])
     all_grey = train.grey + test.grey == total
-    used, tested = (one.split if not all_grey else _one_channel(one.split) for one in (train, test))
+    used, held = (one.split if not all_grey else _one_channel(one.split) for one in (train, test))
     used, validation = hold_out(used, options.validation, options.split_seed)
     mean, std = _statistics(name, used.images, options)
-    notes, warned = (
-        tuple(_short(text, options) for text in texts)
-        for texts in (_notes(listing, train, test, all_grey), [doubt.text for doubt in doubts])
-    )
-    identity = hash_images(used, validation, tested)
-    return ImageData(name, used, validation, tested, class_names, mean, std, identity, notes, warned)
+    said = _notes(listing, train, test, all_grey), tuple(doubt.text for doubt in doubts)
+    identity = hash_images(used, validation, held)
+    return ImageData(name, used, validation, held, class_names, mean, std, identity, *said)
+
+
+def _named_below(folder: Path, listing: Listing) -> Listing:
+    """Return a listing whose files have names relative to the folder of the dataset."""
+
+    def below(where: str) -> str:
+        return where.removeprefix(f"{folder}{os.sep}")
+
+    def named(part: Part) -> Part:
+        return replace(part, where=lambda index: below(part.where(index)))
+
+    faults = tuple(Fault(below(fault.where), fault.why) for fault in listing.faults)
+    return replace(listing, train=named(listing.train), test=named(listing.test), faults=faults)
 
 
 def _one_channel(split: Split) -> Split:
     return Split(split.images[:, :1].contiguous(), split.labels)
 
 
-def _notes(listing: Listing, train: Decoded, test: Decoded, all_grey: bool) -> list[str]:
+def _notes(listing: Listing, train: Decoded, test: Decoded, all_grey: bool) -> tuple[str, ...]:
     """Say what was converted and left out."""
     done = train.done + test.done + Counter({GREY: 0 if all_grey else train.grey + test.grey})
     total = len(train.split) + len(test.split)
@@ -82,18 +98,13 @@ def _notes(listing: Listing, train: Decoded, test: Decoded, all_grey: bool) -> l
     if listing.left_out:
         left_out = [f"{number} {file}" for file, number in sorted(listing.left_out.items())]
         notes.append(f"left out, as no images: {listing.left_out.total()}, namely {some(left_out)}")
-    return notes
+    return tuple(notes)
 
 
 def _refuse(name: str, options: DatasetOptions, problems: list[str]) -> None:
     """Raise a UsageError with all that is wrong with a dataset, if anything is."""
     if problems:
-        raise UsageError(f"dataset {name!r} in {data_path(options)}: {_short('; '.join(problems), options)}")
-
-
-def _short(text: str, options: DatasetOptions) -> str:
-    """Return a text with the files of a dataset named relative to its folder."""
-    return text.replace(f"{data_path(options)}{os.sep}", "")
+        raise UsageError(f"dataset {name!r} in {data_path(options)}: {'; '.join(problems)}")
 
 
 def _class_names(name: str, listing: Listing, options: DatasetOptions) -> tuple[str, ...]:
@@ -102,11 +113,9 @@ def _class_names(name: str, listing: Listing, options: DatasetOptions) -> tuple[
     # If classes are unknown, a label beyond the number of images cannot be right: some class below it has no image.
     names = listing.class_names or tuple(map(str, range(min(max(labels, default=-1) + 1, len(labels)))))
     wrong = []
-    for part, what in ((listing.train, "training"), (listing.test, "test")):
-        if not part.labels:
-            raise UsageError(f"dataset {name!r} has no {what} images in {data_path(options)}; check files and options")
+    for part in (listing.train, listing.test):
         wrong += [(part.where(index), label) for index, label in enumerate(part.labels) if not 0 <= label < len(names)]
-    if wrong:
+    if names and wrong:
         listed = some([f"{where} ({label})" for where, label in wrong])
         count = f"{len(wrong)} of {len(labels) + len(listing.test.labels)} labels"
         _refuse(name, options, [f"{count} are out of range, expected 0 to {len(names) - 1}: {listed}; correct them"])

@@ -1,7 +1,8 @@
-"""Try odd campaigns or damaged files at length; `tests/test_fuzz.py` tries a few of each.
+"""Try odd campaigns, damaged files or odd images at length; `tests/test_fuzz.py` tries a few of each.
 
     python tests/stress/fuzz.py configs --count 5000 --seed 1
     python tests/stress/fuzz.py files --count 2000 --seed 1
+    python tests/stress/fuzz.py images --count 500 --seed 1
 
 It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from fuzz_configs import check_config, configs
 from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzz_images import CASES, check_images
 from fuzzing import Tally, Wrong, bounded, quick, tally
 
 KEPT = Path(__file__).parent.parent.parent / "build" / "fuzz"
@@ -45,6 +47,15 @@ def try_files(base: Path, count: int, seed: int) -> Tally:
     return tally(cases(goldens), lambda case: check_file(case, goldens), count, seed, failed)
 
 
+def try_images(base: Path, count: int, seed: int) -> Tally:
+    """Try a number of datasets of odd images."""
+
+    def failed(case: int, text: str) -> None:
+        _tell(text, f"images --case {case}")
+
+    return tally(CASES, lambda case: check_images(case, base), count, seed, failed)
+
+
 def _tell(text: str, arguments: str) -> None:
     print(f"WRONG: {text}\n  python tests/stress/fuzz.py {arguments}", flush=True)
 
@@ -62,10 +73,12 @@ def _once(check: Callable[[], str]) -> int:
 def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], str] = check_config) -> int:
     """Run what the command line asks for; `check` tries a campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["configs", "files"])
+    parser.add_argument("what", choices=["configs", "files", "images"])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", help="Repeat one: the file of a campaign, or the text of a damage.")
+    parser.add_argument(
+        "--case", help="Repeat one: the file of a campaign, the text of a damage, the number of a dataset."
+    )
     parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
     flags = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -73,6 +86,8 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         base = Path(folder)
         if flags.case is not None and flags.what == "configs":
             return _once(lambda: check(Path(flags.case).read_bytes(), base))
+        if flags.case is not None and flags.what == "images":
+            return _once(lambda: check_images(int(flags.case), base))
         if flags.case is not None:
             goldens = Goldens(base)
             return _once(lambda: check_file(parse_case(flags.case), goldens))
@@ -80,6 +95,8 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         print(f"{flags.what}: {flags.count} cases of seed {flags.seed}", flush=True)
         if flags.what == "configs":
             found = try_configs(base, flags.count, flags.seed, flags.kept, check)
+        elif flags.what == "images":
+            found = try_images(base, flags.count, flags.seed)
         else:
             found = try_files(base, flags.count, flags.seed)
     for kind, number in sorted(found.kinds.items()):

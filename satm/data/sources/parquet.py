@@ -55,7 +55,8 @@ def parquet(options: DatasetOptions) -> Listing:
     for table in tables:
         if table.class_names != first.class_names:
             raise UsageError(f"{table.path} and {first.path} have different class names; use files of one dataset")
-    doubts = *_shards([*train, *test]), *_gaps(train), *_gaps(test), *_other_splits(train_tables, test_tables)
+    names = [path.relative_to(folder) for path in [*train, *test]]
+    doubts = *_shards(names), *_gaps(names), *_other_splits(folder, train_tables, test_tables)
     return Listing(parquet_part(train_tables), parquet_part(test_tables), first.class_names, doubts=doubts)
 
 
@@ -167,7 +168,7 @@ def _gaps(paths: list[Path]) -> list[Doubt]:
     ]
 
 
-def _other_splits(train: list["Table"], test: list["Table"]) -> list[Doubt]:
+def _other_splits(folder: Path, train: list["Table"], test: list["Table"]) -> list[Doubt]:
     """Return a doubt for rows that are used for training or testing and state another split."""
     doubts = []
     for tables, use, stated, allow in (
@@ -175,7 +176,7 @@ def _other_splits(train: list["Table"], test: list["Table"]) -> list[Doubt]:
         (test, "test", "train", "other-split"),
         (train, "training", "validation", None),
     ):
-        if named := [f"{table.path} ({table.splits[stated]})" for table in tables if table.splits[stated]]:
+        if named := [f"{one.path.relative_to(folder)} ({one.splits[stated]})" for one in tables if one.splits[stated]]:
             count, total = sum(one.splits[stated] for one in tables), sum(len(one.labels) for one in tables)
             text = f"{count} of {total} {use} rows state in their file that they are {stated} rows: {some(named)}"
             doubts.append(Doubt(text, allow))
