@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,6 +12,9 @@ LONGEST = 200
 
 MOST = 30
 """Largest number of problems in a message."""
+
+SHOWN = 10
+"""Largest number of items in a message."""
 
 
 class _OneLine(Exception):
@@ -51,6 +54,13 @@ def short(value: object) -> str:
     """Return `repr(value)` for a message, without the middle if it is longer than `LONGEST`."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
+
+
+def some(items: Sequence[str], total: int | None = None) -> str:
+    """Return the first ten of many items for a message, and the number of the others; `total`: of all, if not given."""
+    shown = items[:SHOWN]
+    others = (len(items) if total is None else total) - len(shown)
+    return ", ".join(shown) + (f" and {others} more" if others > 0 else "")
 
 
 def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:

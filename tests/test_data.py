@@ -156,19 +156,21 @@ def test_classes_are_kept_and_renumbered_in_the_given_order(tmp_path: Path) -> N
 
 
 def test_folders_of_classes_are_read(tmp_path: Path) -> None:
-    for place in ("train/cat/1.png", "train/cat/2.jpg", "train/ant/1.png", "valid/cat/1.png"):
+    for seed, place in enumerate(("train/cat/1.png", "train/cat/2.jpg", "train/ant/1.png", "valid/cat/1.png")):
         path = tmp_path / place
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(pixels(1), "JPEG" if path.suffix == ".jpg" else "PNG"))
+        path.write_bytes(encode(pixels(seed), "JPEG" if path.suffix == ".jpg" else "PNG"))
     (tmp_path / "train/cat/.hidden").write_text("not an image")
     data = load(tmp_path, "folder")
     assert data.class_names == ("ant", "cat") and data.train.labels.tolist() == [0, 1, 1]
-    assert data.test.labels.tolist() == [1] and torch.equal(data.test.images, as_tensor([pixels(1)]))
+    assert data.test.labels.tolist() == [1] and torch.equal(data.test.images, as_tensor([pixels(3)]))
     (tmp_path / "valid/dog").mkdir()
-    with pytest.raises(UsageError, match=r"valid/dog is not a class: train/ has the class folders ant, cat; move it"):
+    with pytest.raises(
+        UsageError, match=r"1 of 5 images cannot be used: valid/dog \(not a class of train/\.\); convert"
+    ):
         load(tmp_path, "folder")
     (tmp_path / "valid/dog").rename(tmp_path / "train/cat/deeper")
-    with pytest.raises(UsageError, match=r"train/cat/deeper is a folder among images"):
+    with pytest.raises(UsageError, match=r"train/cat/deeper \(a folder among images\)"):
         load(tmp_path, "folder")
     with pytest.raises(UsageError, match=r"needs the folders train/CLASS and test/CLASS"):
         load(tmp_path / "train", "folder")
@@ -200,7 +202,7 @@ def test_tiny_imagenet_in_its_published_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"val_annotations.txt line 2: expected an image and a class of wnids.txt"):
         load(tmp_path, "tiny-imagenet")
     annotations.write_text("val_1.JPEG\tn01\t0\n")
-    with pytest.raises(UsageError, match=r"val/images/val_1.JPEG: the image cannot be read .*No such file"):
+    with pytest.raises(UsageError, match=r"val/images/val_1.JPEG \(cannot be read: .*No such file"):
         load(tmp_path, "tiny-imagenet")
     annotations.unlink()
     with pytest.raises(UsageError, match=r"val_annotations.txt does not exist; unpack"):
@@ -294,7 +296,7 @@ def test_the_authors_archive_of_cifar_is_downloaded_once(tmp_path: Path, server:
     assert server.asked == 1 and small.url == f"{AUTHORS}/{archive.name}"
     assert [path.name for path in (tmp_path / "new").iterdir()] == [archive.name]
     for part, pixels in ((listing.train, raw[:-2]), (listing.test, raw[-2:])):
-        split, _ = decode_part(part, [0, 1], None, None)
+        split = decode_part(part, (0, 1), None, None).split
         assert torch.equal(split.images, torch.from_numpy(pixels))
         assert split.labels.tolist() == [0, 1] * (len(pixels) // 2)
     assert listing.class_names == ("plane", "car")
@@ -379,11 +381,11 @@ def test_grey_among_colour_becomes_colour(tmp_path: Path) -> None:
 
 
 def test_grey_only_keeps_one_channel(tmp_path: Path) -> None:
-    grey = [pixels(seed, grey=True) for seed in range(3)]
-    for name in ("train", "test"):
-        write_parquet(tmp_path / f"{name}.parquet", [encode(image) for image in grey], [0, 1, 2])
+    grey = [pixels(seed, grey=True) for seed in range(6)]
+    for name, images in (("train", grey[:3]), ("test", grey[3:])):
+        write_parquet(tmp_path / f"{name}.parquet", [encode(image) for image in images], [0, 1, 2])
     data = load(tmp_path)
-    assert torch.equal(data.train.images[:, 0], torch.from_numpy(np.stack(grey))) and data.channels == 1
+    assert torch.equal(data.train.images[:, 0], torch.from_numpy(np.stack(grey[:3]))) and data.channels == 1
     write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [0])
     assert load(tmp_path).channels == 3
 
@@ -403,35 +405,14 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
     write_both(tmp_path, images=images)
-    text = r"train.parquet row 4: the image has 7 x 7 pixels, expected 6 x 6 like the others; resize it"
+    text = r"1 of 9 .*train.parquet row 4 \(7 x 7 pixels, expected 6 x 6 like the others\); .* the dataset's `size`"
     with pytest.raises(UsageError, match=text):
         load(tmp_path)
     write_both(tmp_path, images=[encode(pixels(seed, 5, 5)) for seed in range(6)])
-    with pytest.raises(UsageError, match=r"test.parquet row 0: the image has 6 x 6 pixels, expected 5 x 5"):
+    with pytest.raises(UsageError, match=r"test.parquet row 0, .* row 2 \(6 x 6 pixels, expected 5 x 5"):
         load(tmp_path)
     write_both(tmp_path, images=[encode(pixels(seed, 4, 6)) for seed in range(6)])
-    with pytest.raises(UsageError, match=r"row 0: the image has 4 x 6 pixels, expected a square image"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "LA", "1", "I;16", "CMYK"])
-def test_other_modes_are_refused_by_name(tmp_path: Path, mode: str) -> None:
-    if mode == "I;16":
-        odd = Image.fromarray(pixels(0, grey=True).astype(np.uint16) * 256)
-    else:
-        odd = Image.fromarray(pixels(0)).convert("L" if mode == "LA" else "RGB").convert(mode)
-    images = [encode(pixels(seed)) for seed in range(5)]
-    write_both(tmp_path, images=[*images, encode(odd, "JPEG" if mode == "CMYK" else "PNG")])
-    with pytest.raises(UsageError, match=rf"train.parquet row 5: the image has mode {mode}, expected RGB or L"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("damage", ["cut", "noise", "empty"])
-def test_damaged_image_is_refused(tmp_path: Path, damage: str) -> None:
-    images = [encode(pixels(seed, 64, 64)) for seed in range(6)]
-    images[3] = {"cut": images[3][: len(images[3]) // 2], "noise": b"not an image", "empty": b""}[damage]
-    write_both(tmp_path, images=images)
-    with pytest.raises(UsageError, match=r"train.parquet row 3: the image cannot be read \(.*\); replace or remove it"):
+    with pytest.raises(UsageError, match=r"row 5 \(4 x 6 pixels, expected a square image\)"):
         load(tmp_path)
 
 
@@ -457,14 +438,17 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"labels": [0, 1, 2, 0, 7, 2]}, r"train.parquet row 4: label 7 is out of range, expected 0 to 2"),
-        ({"labels": [0, 1, 2, -1, 1, 2]}, r"train.parquet row 3: label -1 is out of range, expected 0 to 2"),
-        ({"labels": [0, 1, 2, None, 1, 2]}, r"train.parquet row 3: column 'label' has no label"),
-        ({"labels": [0, 1, 0, 0, 1, 0]}, r"'mine': class 2 \(c\) has no training images"),
+        (
+            {"labels": [0, 1, 2, 0, 7, 2]},
+            r"1 of 9 labels are out of range, expected 0 to 2: train.parquet row 4 \(7\); correct",
+        ),
+        ({"labels": [0, 1, 2, -1, 1, 2]}, r"labels are out of range, expected 0 to 2: train.parquet row 3 \(-1\)"),
+        ({"labels": [0, 1, 2, None, 1, 2]}, r"train.parquet: column 'label' has no label in 1 of 6 rows: 3"),
+        ({"labels": [0, 1, 0, 0, 1, 0]}, r"'mine' in .*: 1 of 3 classes have no training images: 2 \(c\)"),
         ({"labels": [0.0] * 6, "label_type": pa.float64()}, r"column 'label' holds double, expected integer labels"),
         ({"columns": ("image", "target")}, r"has no column 'label', only \['image', 'target'\]; .* `label_column`"),
-        ({"images": [None] * 6}, r"train.parquet row 0: column 'image' has no bytes; store the images themselves"),
-        ({"images": [], "labels": []}, r"'mine' has no training images in .*; check files and options"),
+        ({"images": [None] * 6}, r"6 of 9 images .* train.parquet row 5 \(no bytes: store the images themselves"),
+        ({"images": [], "labels": []}, r"'mine' in .*: there are no training images; check files and options"),
         ({"names": ["a", "b", "x"]}, r"test.parquet and .*train.parquet have different class names"),
     ],
 )
@@ -479,11 +463,11 @@ def test_unusable_parquet_is_refused(tmp_path: Path, changed: dict[str, Any], te
 def test_labels_without_names_are_checked_by_number(tmp_path: Path) -> None:
     write_both(tmp_path, names=None)
     write_parquet(tmp_path / "test.parquet", [encode(pixels(1))], [3])
-    with pytest.raises(UsageError, match=r"test.parquet row 0: label 3 is out of range, expected 0 to 2"):
+    with pytest.raises(UsageError, match=r"labels are out of range, expected 0 to 2: test.parquet row 0 \(3\)"):
         load(tmp_path)
     images = [encode(pixels(seed)) for seed in range(6)]
     write_parquet(tmp_path / "train.parquet", images, [0, 1, 2, 0, 1, 2_000_000_000])
-    with pytest.raises(UsageError, match=r"train.parquet row 5: label 2000000000 is out of range"):
+    with pytest.raises(UsageError, match=r"train.parquet row 5 \(2000000000\)"):
         load(tmp_path)
 
 
@@ -491,7 +475,7 @@ def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
     write_both(tmp_path)
     write_parquet(tmp_path / "train-b.parquet", [encode(pixels(1)), b"?"], [0, 1], ["a", "b", "c"])
     (tmp_path / "train.parquet").rename(tmp_path / "train-a.parquet")
-    with pytest.raises(UsageError, match=r"train-b.parquet row 1: the image cannot be read"):
+    with pytest.raises(UsageError, match=r"train-b.parquet row 1 \(not an image"):
         load(tmp_path)
 
 
@@ -503,7 +487,10 @@ def test_row_is_counted_within_its_file(tmp_path: Path) -> None:
         ({"train": ""}, r"the pattern '' of `train` cannot be used"),
         ({"train": "../*.parquet"}, r"the pattern '../\*.parquet' of `train` leads out of"),
         ({"train": "/x/*.parquet"}, r"cannot be used .*; give one relative to `path`"),
-        ({"image_column": "img"}, r"`image_column` is 'img', .* struct of bytes and path are \['image'\]"),
+        (
+            {"image_column": "img"},
+            r"train.parquet, .*test.parquet: `image_column` is 'img', .* struct of bytes and path, are \['image'\]",
+        ),
         ({"label_column": "image"}, r"column 'image' holds struct.*, expected integer labels"),
         ({"classes": (0, 3)}, r"`classes` has class 3, expected 0 to 2"),
         ({"classes": (0, -1)}, r"`classes` has class -1"),

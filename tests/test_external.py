@@ -477,7 +477,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (folder_of(["a", "a", "b", "b", "d", "d"]), "has a class 'd', the dataset has a, b, c; rename it"),
     (folder_of(["1", "1", "2", "2", "3", "3"]), "has labels from 1 to 3, expected 0 to 2"),
     (folder_of(["k", "l", "m", "n", "o", "p"]), "has labels from 0 to 5, expected 0 to 2"),
-    (folder_of(["a", "a", "b", "b", "c", "c/deep"]), "deep is a folder among images"),
+    (folder_of(["a", "a", "b", "b", "c", "c/deep"]), "deep \\(a folder among images\\)"),
     (
         ours(preprocessing=OTHER_MEAN),
         "was made for another dataset or another preprocessing: preprocessing.mean: expected .0.5., found .0.4.; ",

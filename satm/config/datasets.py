@@ -21,6 +21,10 @@ SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
 """All sources of images: the files in `satm/data/sources/`, not imported here because they need torch."""
 
 
+Accepted = Literal["train-in-test", "duplicates", "missing-shards", "other-split"]
+"""Values of the option `allow`."""
+
+
 class DatasetOptions(Options):
     """Location of a dataset's images and their preparation for a network."""
 
@@ -63,6 +67,12 @@ class DatasetOptions(Options):
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
     augment_share: Literal["image", "batch"] = "image"
     """Draw the parameters of the augmentation per image or once per batch."""
+    # Not dumped: it changes no number, so it is part of no identity and repeats no job.
+    allow: tuple[Accepted, ...] = Field((), exclude=True)
+    """Faults of the images that are warned of instead of refused: `train-in-test` (over 1 % of the test images are
+    training images too), `duplicates` (over 1 % of the training images are copies of another one), `missing-shards` (of
+    image-parquet files numbered 00000-of-00003, some are missing), `other-split` (a column such as `split` says that
+    training rows are test rows, or the reverse)."""
 
     @field_validator("source")
     @classmethod

@@ -78,7 +78,7 @@ def list_cifar(options: DatasetOptions, archive: Archive) -> Listing:
     with tarfile.open(path) as file:
         train = _read_part(file, archive.train, archive.labels, f"{folder} train")
         test = _read_part(file, [archive.test], archive.labels, f"{folder} test")
-        return Listing(train, test, tuple(_read(file, archive.names).decode().split()))
+        return Listing(train, test, tuple(_read(file, archive.names).decode().split()), published=True)
 
 
 def _download(path: Path, source: str, archive: Archive) -> None:

@@ -1,27 +1,30 @@
 """Decoding of listed images into tensors, on several threads.
 
-Pillow's modes RGB and L (8-bit grey) are accepted. A dataset with both has grey images in three equal channels; a
-dataset of grey images only keeps one channel. Other modes (palette, alpha, CMYK, 16 bits) are refused, because there is
-more than one way to convert them. Orientation tags are not applied.
+`satm.data.convert` says which images are converted to 8-bit grey or RGB, and which are refused. A dataset with both has
+grey images in three equal channels; a dataset of grey images only keeps one channel.
 
 With `size`, raw uint8 images are resized (Pillow, bilinear with antialiasing) to that length of their shorter side, and
 cropped at the centre. Differs: the MTT code normalises before it resizes, which is the same up to rounding to whole
 grey values, since interpolation weights add up to 1.
 """
 
-import io
 import itertools
 import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from satm.data.convert import ENLARGED, Unusable, read_image
 from satm.data.images import Split
-from satm.data.listing import Encoded, Part
-from satm.errors import UsageError
+from satm.data.listing import Encoded, Fault, Part
+from satm.errors import SHOWN
 
 READ_AT_ONCE = 1024
 """Encoded images in memory at the same time."""
@@ -32,69 +35,115 @@ TASK = 32
 SMALL = 8192
 """Bytes of an encoded image below which threads do not help: 60,000 CIFAR images take 7 s without them, 10 s with."""
 
+LEAST = 4
+"""Pixels of the shorter side of an image, at least, as of the option `size`."""
 
-def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: int | None) -> tuple[Split, bool]:
-    """Return the images of the kept classes, with three channels, and whether all are grey.
+SIZES = "pixels, expected"
+"""In what is said of an image of the wrong size."""
+
+
+Result = tuple[NDArray[np.uint8], list[str]] | str
+"""An image, `[H, W]` (grey) or `[H, W, 3]`, and what was done to it; or why it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The decoded images of a part."""
+
+    split: Split
+    """With three channels; rows of faulty images are not filled."""
+    grey: int
+    """Number of images in grey."""
+    done: Counter[str]
+    """Numbers of converted images, by `satm.data.convert.KINDS`."""
+    faults: list[Fault]
+    """Images that cannot be used."""
+    where: Callable[[int], str]
+    """Name of the image in a row, for messages."""
+
+
+def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: int | None) -> Decoded:
+    """Return the images of the kept classes.
 
     Args:
         part: images to decode.
         kept: labels to keep, in the order of their new labels.
         size: height and width to resize and crop to; None: images stay as they are.
         expected: height and width of all images; None: those of the first image.
-
-    Raises:
-        UsageError: an image that cannot be read, or of another mode, shape or size than expected.
     """
     renumber = {label: new for new, label in enumerate(kept)}
-    labels = [renumber[label] for label in part.labels if label in renumber]
-    items = ((index, image) for index, image in enumerate(part.images) if part.labels[index] in renumber)
+    rows = [index for index, label in enumerate(part.labels) if label in renumber]
+    labels = torch.tensor([renumber[part.labels[index]] for index in rows], dtype=torch.int64)
+    items = (image for index, image in enumerate(part.images) if part.labels[index] in renumber)
     pixels = np.empty((0, 3, expected or 0, expected or 0), np.uint8)
-    grey, row = True, 0
+    grey, done, faults = 0, Counter[str](), list[Fault]()
+    for row, result in enumerate(_decode_images(items, size)):
+        where = part.where(rows[row])
+        if isinstance(result, str):
+            faults.append(Fault(where, result))
+            continue
+        image, kinds = result
+        height, width = image.shape[:2]
+        if expected is None and height == width:
+            expected = height
+        if (height, width) != (expected, expected):
+            form = f"{expected} x {expected} like the others" if expected else "a square image"
+            faults.append(Fault(where, f"{height} x {width} {SIZES} {form}"))
+            continue
+        if not len(pixels):
+            pixels = np.empty((len(labels), 3, height, width), np.uint8)
+        grey += image.ndim == 2
+        done.update(kinds)
+        pixels[row] = image if image.ndim == 2 else image.transpose(2, 0, 1)
+    split = Split(torch.from_numpy(pixels), labels)
+    return Decoded(split, grey, done, faults, lambda row: part.where(rows[row]))
 
-    def decode(task: list[tuple[int, Encoded]]) -> list[NDArray[np.uint8]]:
-        return [_decode_image(image, part.where(index), size) for index, image in task]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+def _decode_images(items: Iterator[Encoded], size: int | None) -> Iterator[Result]:
+    """Yield what comes of each image, in order."""
+
+    def decode(task: list[Encoded]) -> list[Result]:
+        return [_decode_image(image, size) for image in task]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about tags and large images
         while batch := list(itertools.islice(items, READ_AT_ONCE)):
             tasks = [batch[start : start + TASK] for start in range(0, len(batch), TASK)]
-            decoded = map(decode, tasks) if _is_small(batch[0][1]) else pool.map(decode, tasks)
-            for (index, _), image in zip(batch, itertools.chain.from_iterable(decoded), strict=True):
-                height, width = image.shape[:2]
-                if expected is None and height == width:
-                    expected = height
-                if (height, width) != (expected, expected):
-                    form = f"{expected} x {expected} like the others" if expected else "a square image"
-                    raise UsageError(
-                        f"{part.where(index)}: the image has {height} x {width} pixels, expected {form}; "
-                        "resize it, or set the dataset's `size` to resize and crop all images"
-                    )
-                if not len(pixels):
-                    pixels = np.empty((len(labels), 3, height, width), np.uint8)
-                grey = grey and image.ndim == 2
-                pixels[row] = image if image.ndim == 2 else image.transpose(2, 0, 1)
-                row += 1
-    return Split(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64)), grey
+            yield from itertools.chain.from_iterable((map if _is_small(batch[0]) else pool.map)(decode, tasks))
+
+
+def describe_faults(faults: Sequence[Fault], total: int) -> str:
+    """Say which of so many images cannot be used and why, the first ten by name, and what to do."""
+    reasons: dict[str, list[str]] = {}
+    for fault in faults[:SHOWN]:
+        reasons.setdefault(fault.why, []).append(fault.where)
+    shown = ", ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items())
+    more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    advice = f"convert, replace or remove {'it' if len(faults) == 1 else 'them'}"
+    if any(SIZES in fault.why for fault in faults):
+        advice += ", or set the dataset's `size` to resize and crop all images"
+    return f"{len(faults)} of {total} images cannot be used: {shown}{more}; {advice}"
 
 
 def _is_small(source: Encoded) -> bool:
     """Return whether threads would cost more than they gain: on small images they wait for the interpreter's lock."""
-    return isinstance(source, Image.Image) or (isinstance(source, bytes) and len(source) < SMALL)
+    return source is None or isinstance(source, Image.Image) or (isinstance(source, bytes) and len(source) < SMALL)
 
 
-def _decode_image(source: Encoded, where: str, size: int | None) -> NDArray[np.uint8]:
-    """Return an image as `[H, W]` (grey) or `[H, W, 3]`, resized and cropped to `size` if one is given."""
+def _decode_image(source: Encoded, size: int | None) -> Result:
+    """Return an image, resized and cropped to `size` if one is given, and what was done; or what is wrong with it."""
     try:
-        if not isinstance(source, Image.Image):
-            source = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        source.load()
-    except Exception as error:  # on damaged bytes Pillow's decoders raise errors of many unrelated kinds
-        text = " ".join(str(error).split())
-        raise UsageError(f"{where}: the image cannot be read ({text}); replace or remove it") from error
-    if source.mode not in ("L", "RGB"):
-        raise UsageError(f"{where}: the image has mode {source.mode}, expected RGB or L (8-bit grey); convert it")
-    if size and source.size != (size, size):
-        shorter = min(source.size)
-        width, height = (max(size, round(side * size / shorter)) for side in source.size)
+        image, done = read_image(source)
+    except Unusable as error:
+        return str(error)
+    if not size and min(image.size) < LEAST:
+        return f"{image.height} x {image.width} {SIZES} at least {LEAST} x {LEAST}"
+    if size and image.size != (size, size):
+        shorter = min(image.size)
+        width, height = (max(size, round(side * size / shorter)) for side in image.size)
+        if width * height > (Image.MAX_IMAGE_PIXELS or 0):
+            return f"{image.height} x {image.width} pixels, too long and thin to resize to {size} x {size}"
         left, top = (width - size) // 2, (height - size) // 2
-        source = source.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-    return np.asarray(source)
+        image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+        done = [*done, ENLARGED] if shorter < size else done
+    return np.asarray(image), done

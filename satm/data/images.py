@@ -27,8 +27,11 @@ LISTED = 12
 """Classes that an order is written out for."""
 
 PARTS, WHAT = ("train", "validation", "test"), ("images", "labels")
-FIELDS = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str}
+FIELDS = {"name": str, "class_names": list, "mean": list, "std": list, "hash": str, "notes": list, "doubts": list}
 """Metadata of a file of images, with the type of each JSON value."""
+
+ADDED: dict[str, object] = {"notes": [], "doubts": []}
+"""What a file of an earlier version lacks."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ class ImageData:
     """Standard deviation per channel, [0, 1] scale; that of the training images unless set in the options."""
     hash: str
     """SHA-256 of the images and labels of the three splits."""
+    notes: tuple[str, ...] = ()
+    """What was converted or left out on the way from the files, with counts."""
+    doubts: tuple[str, ...] = ()
+    """Signs that the dataset is not what it should be, with counts."""
 
     @property
     def channels(self) -> int:
@@ -163,15 +170,17 @@ def load_images(path: Path) -> ImageData:
         metadata, hashed = read_metadata(file, path, "images"), file.hashed
     if metadata.get("kind") != "images" or set(tensors) != {f"{part}.{what}" for part in PARTS for what in WHAT}:
         raise UsageError(f"{path} holds {metadata.get('kind', 'something else')}, expected images; make it again")
-    values = expect(metadata, FIELDS, f"images {path}")
+    values = expect({**ADDED, **metadata}, FIELDS, f"images {path}")
     train, validation, test = (Split(tensors[f"{part}.images"], tensors[f"{part}.labels"]) for part in PARTS)
     # A file with a hash for each tensor was checked while reading; hashing everything once more takes seconds.
     if not hashed and (actual := hash_images(train, validation, test)) != values["hash"]:
         raise UsageError(
             f"images {path} were changed: their hash is {actual[:12]}, it states {values['hash'][:12]}; make them again"
         )
-    names, mean, std = (tuple(values[field]) for field in ("class_names", "mean", "std"))
-    return ImageData(values["name"], train, validation, test, names, mean, std, values["hash"])
+    names, mean, std, notes, doubts = (
+        tuple(values[field]) for field in ("class_names", "mean", "std", "notes", "doubts")
+    )
+    return ImageData(values["name"], train, validation, test, names, mean, std, values["hash"], notes, doubts)
 
 
 class Preprocessor:

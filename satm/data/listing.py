@@ -1,10 +1,11 @@
-"""Encoded images with labels, as a source lists them before decoding, and functions to list files in folders."""
+"""Encoded images with labels, as a source lists them before decoding, and the walk over folders of images."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,20 @@ from PIL import Image
 from satm.config import DatasetOptions, data_path
 from satm.errors import UsageError
 
-Encoded = bytes | Path | Image.Image
-"""The bytes of an image file, its path, or a decoded image."""
+Encoded = bytes | Path | Image.Image | None
+"""The bytes of an image file, its path, or a decoded image; None: a row without an image."""
+
+JUNK = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "__pycache__", "lost+found"),
+    *("$recycle.bin", "system volume information"),
+}
+"""Files and folders that systems put among images, in small letters."""
+
+NOTES = {
+    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".htm", ".log"),
+    *(".ini", ".url", ".lnk", ".db"),
+}
+"""Endings of files beside images that hold none."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,25 @@ class Part:
     """Name of the image at an index, for messages."""
 
 
+class Fault(NamedTuple):
+    """An image, or something in the way of images, that cannot be used."""
+
+    where: str
+    """Its name."""
+    why: str
+    """In a few words."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A sign that a dataset is not what it should be."""
+
+    text: str
+    """With counts, for the log and for messages."""
+    allow: str | None = None
+    """Value of the option `allow` that accepts it; None: it is only warned of."""
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images of a dataset."""
@@ -37,6 +69,14 @@ class Listing:
     test: Part
     class_names: tuple[str, ...] | None
     """Names by label; None: unknown, the classes are 0 to the largest training label."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Names of files that are no images, with their number."""
+    faults: tuple[Fault, ...] = ()
+    """Files and folders in the way."""
+    doubts: tuple[Doubt, ...] = ()
+    """Signs that files are missing or of another split."""
+    published: bool = False
+    """Whether the images are known to be those of the authors, so that their copies are part of the dataset."""
 
 
 def paths_part(items: list[tuple[Path, int]]) -> Part:
@@ -57,18 +97,29 @@ def existing_folder(options: DatasetOptions) -> Path:
     return folder
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return the visible files and folders in a folder, sorted by name; none if the folder does not exist."""
-    return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+@dataclass
+class Walk:
+    """A walk over folders of images, which remembers what it leaves out and what is in the way."""
 
+    left_out: Counter[str] = field(default_factory=Counter)
+    faults: list[Fault] = field(default_factory=list)
 
-def files_in(folder: Path) -> list[Path]:
-    """Return the visible files in a folder, sorted by name; UsageError if it has a subfolder."""
-    files = entries(folder)
-    for path in files:
-        if not path.is_file():
-            raise UsageError(f"{path} is a folder among images; move its images up, or move it elsewhere")
-    return files
+    def entries(self, folder: Path) -> list[Path]:
+        """Return the files and folders in a folder, sorted by name, without hidden ones, junk and notes."""
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        junk = {path for path in found if _is_junk(path)}
+        self.left_out.update(path.name for path in junk)
+        return [path for path in found if path not in junk]
+
+    def images(self, folder: Path) -> list[Path]:
+        """Return the files in a folder as `entries`; whatever else is there is a fault."""
+        entries = self.entries(folder)
+        for path in entries:
+            if path.is_dir():
+                self.faults.append(Fault(str(path), "a folder among images"))
+            elif not path.is_file():
+                self.faults.append(Fault(str(path), "a broken link" if path.is_symlink() else "not a file"))
+        return [path for path in entries if path.is_file()]
 
 
 def natural_order(name: str) -> tuple[list[Any], str]:
@@ -79,3 +130,8 @@ def natural_order(name: str) -> tuple[list[Any], str]:
     texts = re.split(r"([0-9]+)", name)  # texts and numbers alternate; a number is compared by its length first
     parts = [(len(text.lstrip("0")), text.lstrip("0")) if place % 2 else text for place, text in enumerate(texts)]
     return parts, name
+
+
+def _is_junk(path: Path) -> bool:
+    name = path.name.lower()
+    return name.startswith(".") or name in JUNK or (path.suffix.lower() in NOTES and not path.is_dir())

@@ -5,10 +5,11 @@ No code in a file is ever run: pickles are loaded as plain tensors or refused.
 Shapes: n images of C x H x W; K classes.
 """
 
+import logging
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor
 
 from satm.config import DatasetOptions
-from satm.data.decode import decode_part
-from satm.data.listing import Part, entries, files_in, natural_order, paths_part
-from satm.data.sources.parquet import Table, parquet_part
+from satm.data.convert import KINDS
+from satm.data.decode import decode_part, describe_faults
+from satm.data.listing import Fault, Part, Walk, natural_order, paths_part
+from satm.data.sources.parquet import open_tables, parquet_part
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.storage.tensors import open_tensors
+
+LOG = logging.getLogger("satm")
 
 TENSORS = (".pt", ".pth", ".safetensors")
 """Extensions of tensor files."""
@@ -57,7 +61,7 @@ def read_set(path: Path, image_column: str | None = None, label_column: str | No
         UsageError: the path is missing, damaged or of another format, or reading it would run code.
     """
     if path.is_dir():
-        tables = _by_name(file for file in entries(path) if file.suffix == ".parquet")
+        tables = _by_name(file for file in Walk().entries(path) if file.suffix == ".parquet")
         return _read_parquet(path, tables, image_column, label_column) if tables else _read_folder(path)
     if path.is_file() and path.suffix == ".parquet":
         return _read_parquet(path, [path], image_column, label_column)
@@ -171,18 +175,20 @@ def _take(path: Path, content: Mapping[str, object], *names: str, expected: str)
 
 def _read_parquet(path: Path, files: list[Path], image_column: str | None, label_column: str | None) -> ExternalSet:
     options = DatasetOptions(source="parquet", image_column=image_column, label_column=label_column)
-    tables = [Table.open(file, options) for file in files]
+    tables = open_tables(files, options)
     if len({table.class_names for table in tables}) > 1:
         raise UsageError(f"the files in {path} have different class names; use files of one set")
     return _pictures(path, parquet_part(tables), tables[0].class_names, "parquet")
 
 
 def _read_folder(path: Path) -> ExternalSet:
-    folders = _by_name(folder for folder in entries(path) if folder.is_dir())
+    walk = Walk()
+    folders = _by_name(folder for folder in walk.entries(path) if folder.is_dir())
     if not folders:
         raise UsageError(f"{path} holds neither parquet files nor class folders; expected CLASS/image in it")
-    items = [(file, label) for label, folder in enumerate(folders) for file in _by_name(files_in(folder))]
-    return _pictures(path, paths_part(items), tuple(folder.name for folder in folders), "folder")
+    items = [(file, label) for label, folder in enumerate(folders) for file in _by_name(walk.images(folder))]
+    names = tuple(folder.name for folder in folders)
+    return _pictures(path, paths_part(items), names, "folder", walk.faults)
 
 
 def _by_name(paths: Iterable[Path]) -> list[Path]:
@@ -191,8 +197,17 @@ def _by_name(paths: Iterable[Path]) -> list[Path]:
 
 
 def _pictures(
-    path: Path, part: Part, names: tuple[str, ...] | None, layout: Literal["parquet", "folder"]
+    path: Path,
+    part: Part,
+    names: tuple[str, ...] | None,
+    layout: Literal["parquet", "folder"],
+    faults: Sequence[Fault] = (),
 ) -> ExternalSet:
-    split, grey = decode_part(part, tuple(sorted(set(part.labels))), None, None)
-    images = split.images[:, :1].contiguous() if grey else split.images
+    decoded = decode_part(part, tuple(sorted(set(part.labels))), None, None)
+    if faults := [*faults, *decoded.faults]:
+        raise UsageError(f"{path}: {describe_faults(faults, len(part.labels))}")
+    for kind in KINDS:
+        if number := decoded.done[kind]:
+            LOG.info("%s: %d images %s", path, number, kind)
+    images = decoded.split.images[:, :1].contiguous() if decoded.grey == len(part.labels) else decoded.split.images
     return ExternalSet(str(path), images, torch.tensor(part.labels, dtype=torch.int64), None, names, layout)

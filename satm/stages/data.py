@@ -22,6 +22,10 @@ def make_images(resolver: Resolver, dataset: str) -> None:
         check_images(resolver, data)
         path = Path(resolver.layout.images(whole))
         save_images(path, data)
+        for note in data.notes:
+            LOG.info("%s: %s", whole, note)
+        for doubt in data.doubts:
+            LOG.warning("%s: %s", whole, doubt)
         LOG.info(
             "%s: %d training, %d validation and %d test images of %d classes, %d x %d x %d, hash %s -> %s",
             *(whole, len(data.train), len(data.validation), len(data.test), data.classes),

@@ -1,7 +1,8 @@
-"""Try odd campaigns, damaged files or sequences of commands at length; `tests/test_fuzz.py` tries a few of each.
+"""Try odd campaigns, files, images or sequences of commands at length; `tests/test_fuzz.py` tries a few of each.
 
     python tests/stress/fuzz.py configs --count 5000 --seed 1
     python tests/stress/fuzz.py files --count 2000 --seed 1
+    python tests/stress/fuzz.py images --count 500 --seed 1
     python tests/stress/fuzz.py sequences --count 300 --seed 1
 
 It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1.
@@ -20,6 +21,7 @@ import torch
 from forks import forks
 from fuzz_configs import check_config, configs
 from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzz_images import CASES, check_images
 from fuzz_sequences import Sequences, Step, sequences
 from fuzzing import Tally, Wrong, bounded, quick, tally
 
@@ -60,6 +62,15 @@ def try_sequences(base: Path, count: int, seed: int) -> Tally:
         return tally(sequences(), tried.check, count, seed, failed)
 
 
+def try_images(base: Path, count: int, seed: int) -> Tally:
+    """Try a number of datasets of odd images."""
+
+    def failed(case: int, text: str) -> None:
+        _tell(text, f"images --case {case}")
+
+    return tally(CASES, lambda case: check_images(case, base), count, seed, failed)
+
+
 def _tell(text: str, arguments: str) -> None:
     print(f"WRONG: {text}\n  python tests/stress/fuzz.py {arguments}", flush=True)
 
@@ -77,10 +88,12 @@ def _once(check: Callable[[], str]) -> int:
 def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], str] = check_config) -> int:
     """Run what the command line asks for; `check` tries a campaign."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["configs", "files", "sequences"])
+    parser.add_argument("what", choices=["configs", "files", "images", "sequences"])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", help="Repeat one: the file of a campaign, or the text of a damage.")
+    parser.add_argument(
+        "--case", help="Repeat one: the file of a campaign, the text of a damage, the number of a dataset."
+    )
     parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
     flags = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -91,6 +104,8 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         if flags.case is not None and flags.what == "sequences":
             with forks(base) as served:
                 return _once(lambda: Sequences(base, served).check([tuple(step) for step in json.loads(flags.case)]))
+        if flags.case is not None and flags.what == "images":
+            return _once(lambda: check_images(int(flags.case), base))
         if flags.case is not None:
             goldens = Goldens(base)
             return _once(lambda: check_file(parse_case(flags.case), goldens))
@@ -100,6 +115,8 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
             found = try_configs(base, flags.count, flags.seed, flags.kept, check)
         elif flags.what == "sequences":
             found = try_sequences(base, flags.count, flags.seed)
+        elif flags.what == "images":
+            found = try_images(base, flags.count, flags.seed)
         else:
             found = try_files(base, flags.count, flags.seed)
     for kind, number in sorted(found.kinds.items()):

@@ -23,4 +23,4 @@ def digits(options: DatasetOptions) -> Listing:
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)[:, None]
     parts = hold_out(Split(pixels, torch.from_numpy(bunch.target)), TEST, seed=0)
     train, test = (decoded_part(part.images[:, 0].numpy(), part.labels.tolist(), "digits") for part in parts)
-    return Listing(train, test, tuple(map(str, range(10))))
+    return Listing(train, test, tuple(map(str, range(10))), published=True)

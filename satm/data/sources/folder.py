@@ -3,29 +3,34 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
-from satm.data.listing import Listing, entries, existing_folder, files_in, natural_order, paths_part
+from satm.data.listing import Fault, Listing, Walk, existing_folder, natural_order, paths_part
 from satm.data.sources import DATASETS
-from satm.errors import UsageError
+from satm.errors import UsageError, suggest
 
 
 @DATASETS.named("folder")
 def folder(options: DatasetOptions) -> Listing:
     """List image files `path/train/CLASS/image`, and test images in `path/test/`, else `path/valid/` or `path/val/`.
 
-    Classes are in the order of the training folders' names, numbers in them by value: 0, 1, 2, …, 10. Hidden files are
-    left out.
+    Classes are in the order of the training folders' names, numbers in them by value: 0, 1, 2, …, 10. Hidden files,
+    junk of systems and notes are left out.
     """
-    path = existing_folder(options)
+    path, walk = existing_folder(options), Walk()
     test = next((path / name for name in ("test", "valid", "val") if (path / name).is_dir()), None)
     if not (path / "train").is_dir() or test is None:
         raise UsageError(f"{path} needs the folders train/CLASS and test/CLASS (or valid, val); create them")
-    names = tuple(sorted((entry.name for entry in entries(path / "train") if entry.is_dir()), key=natural_order))
+    inside = {part: walk.entries(part) for part in (path / "train", test)}
+    names = tuple(sorted((entry.name for entry in inside[path / "train"] if entry.is_dir()), key=natural_order))
 
     def items(part: Path) -> list[tuple[Path, int]]:
-        for entry in entries(part):
-            if entry.name not in names:
-                known = ", ".join(names)
-                raise UsageError(f"{entry} is not a class: train/ has the class folders {known}; move it")
-        return [(file, label) for label, name in enumerate(names) for file in files_in(part / name)]
+        for entry in inside[part]:
+            if not entry.is_dir():
+                walk.faults.append(Fault(str(entry), "not in a class folder"))
+            elif entry.name not in names:
+                walk.faults.append(Fault(str(entry), f"not a class of train/.{suggest(entry.name, list(names))}"))
+            elif not entry.name.isascii() and "\\udc" in ascii(entry.name):
+                walk.faults.append(Fault(str(entry), "its name is not UTF-8"))
+        return [(file, label) for label, name in enumerate(names) for file in walk.images(part / name)]
 
-    return Listing(paths_part(items(path / "train")), paths_part(items(test)), names)
+    parts = paths_part(items(path / "train")), paths_part(items(test))
+    return Listing(*parts, names, walk.left_out, tuple(walk.faults))

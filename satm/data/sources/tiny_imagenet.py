@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
-from satm.data.listing import Listing, existing_folder, files_in, paths_part
+from satm.data.listing import Listing, Walk, existing_folder, paths_part
 from satm.data.sources import DATASETS
 from satm.data.sources.parquet import holds_parquet, parquet
 from satm.errors import UsageError
@@ -27,8 +27,10 @@ def tiny_imagenet(options: DatasetOptions) -> Listing:
     names = tuple(sorted(_text(listed).split()))
     if unsafe := [name for name in names if Path(name).name != name]:
         raise UsageError(f"{listed} has the class {unsafe[0]!r}, which cannot be a folder's name; correct it")
-    labels = {name: label for label, name in enumerate(names)}
-    train = [(path, label) for name, label in labels.items() for path in files_in(folder / "train" / name / "images")]
+    labels, walk = {name: label for label, name in enumerate(names)}, Walk()
+    train = [
+        (path, label) for name, label in labels.items() for path in walk.images(folder / "train" / name / "images")
+    ]
     annotations = folder / "val" / "val_annotations.txt"
     if not annotations.is_file():
         raise UsageError(f"{annotations} does not exist; unpack the whole Tiny ImageNet")
@@ -40,7 +42,7 @@ def tiny_imagenet(options: DatasetOptions) -> Listing:
                 f"{annotations} line {number}: expected an image and a class of wnids.txt, got {line!r}; correct it"
             )
         test.append((folder / "val" / "images" / fields[0], labels[fields[1]]))
-    return Listing(paths_part(train), paths_part(test), names)
+    return Listing(paths_part(train), paths_part(test), names, walk.left_out, tuple(walk.faults))
 
 
 def _text(path: Path) -> str:
