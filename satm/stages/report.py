@@ -20,13 +20,13 @@ from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
 from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
-from satm.version import CHECKOUT
+from satm.version import shipped
 from satm.workflow.jobs import campaigns_of, jobs
 
 LOG = logging.getLogger("satm")
 
-PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
-"""The measured pace in a checkout."""
+PACE_FILE = shipped("pace/h200.parquet", "results/reference/pace/h200.parquet")
+"""The pace that was measured on an H200."""
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 from satm.config import place_of
 from satm.errors import UsageError
-from satm.version import CHECKOUT
 from satm.workflow.campaigns import Campaigns
 from satm.workflow.rules import RULES, Wildcards
 
@@ -90,5 +89,5 @@ class Graph:
 
 
 def campaigns_of(path: Path) -> Campaigns:
-    """Return the campaigns of this checkout with one file among them."""
-    return Campaigns(CHECKOUT, [path])
+    """Return a campaign without those of a checkout, which need not be there."""
+    return Campaigns(None, [path])
