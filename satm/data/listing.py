@@ -60,6 +60,11 @@ def entries(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if not path.name.startswith("."))
 
 
+def class_name(folder: Path) -> str:
+    """Return the name of a class's folder, the same in locales without its letters, such as C."""
+    return folder.name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+
+
 def files_in(folder: Path) -> list[Path]:
     """Return the visible files in a folder, sorted by name; UsageError if it has a subfolder."""
     files = entries(folder)

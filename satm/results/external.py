@@ -18,7 +18,7 @@ from torch import Tensor
 
 from satm.config import DatasetOptions
 from satm.data.decode import decode_part
-from satm.data.listing import Part, entries, files_in, paths_part
+from satm.data.listing import Part, class_name, entries, files_in, paths_part
 from satm.data.sources.parquet import Table, parquet_part
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset, load_distilled
@@ -172,7 +172,7 @@ def _read_folder(path: Path) -> ExternalSet:
     if not folders:
         raise UsageError(f"{path} holds neither parquet files nor class folders; expected CLASS/image in it")
     items = [(file, label) for label, folder in enumerate(folders) for file in files_in(folder)]
-    return _pictures(path, paths_part(items), tuple(folder.name for folder in folders), "folder")
+    return _pictures(path, paths_part(items), tuple(map(class_name, folders)), "folder")
 
 
 def _pictures(

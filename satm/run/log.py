@@ -1,6 +1,7 @@
 """The log of one command: on the standard output and in a file."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -13,6 +14,12 @@ from satm.run.stopping import Stop
 LOG = logging.getLogger("satm")
 
 
+def print_anything() -> None:
+    """Make the standard output write letters that its encoding lacks as escapes, as the standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Log to the standard output and to a file, unless the output is that file already.
@@ -23,7 +30,7 @@ def logged(path: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path))
+        handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)

@@ -79,7 +79,7 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
     else:
         drawn.png(png)
     with atomic_path(csv) as part:
-        part.write_text(csv_text(drawn.frame))
+        part.write_text(csv_text(drawn.frame), encoding="utf-8")
     _warn(reader)
     LOG.info("figure %s -> %s, %s, %s", name, png, pdf, csv)
 

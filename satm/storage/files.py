@@ -63,7 +63,8 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON values by name, sorted, with their hash, atomically; `read_record` checks the hash."""
     values = json.loads(json.dumps(content))  # names that are numbers become texts, before hashing
     with atomic_path(path) as part:
-        part.write_text(json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True) + "\n")
+        text = json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True)
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def require_file(path: Path, what: str) -> None:
@@ -84,7 +85,7 @@ def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, 
     """
     require_file(path, what)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path} is not readable JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
-from satm.data.listing import Listing, entries, existing_folder, files_in, paths_part
+from satm.data.listing import Listing, class_name, entries, existing_folder, files_in, paths_part
 from satm.data.sources import DATASETS
 from satm.errors import UsageError
 
@@ -27,4 +27,5 @@ def folder(options: DatasetOptions) -> Listing:
                 raise UsageError(f"{entry} is not a class: train/ has the class folders {known}; move it")
         return [(file, label) for label, name in enumerate(names) for file in files_in(part / name)]
 
-    return Listing(paths_part(items(path / "train")), paths_part(items(test)), names)
+    class_names = tuple(class_name(path / name) for name in names)
+    return Listing(paths_part(items(path / "train")), paths_part(items(test)), class_names)

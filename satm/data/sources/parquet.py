@@ -53,10 +53,11 @@ class Table:
     def open(cls, path: Path, options: DatasetOptions) -> "Table":
         """Find the columns of a file and read its labels; UsageError if it is damaged or lacks the columns."""
         try:
-            schema = pq.read_schema(path)
-            image = _image_column(path, schema, options.image_column)
-            label = _label_column(path, schema, options.label_column)
-            column = pq.read_table(path, columns=[label], partitioning=None, page_checksum_verification=True)
+            with path.open("rb") as file:
+                schema = pq.read_schema(file)
+                image = _image_column(path, schema, options.image_column)
+                label = _label_column(path, schema, options.label_column)
+                column = pq.read_table(file, columns=[label], partitioning=None, page_checksum_verification=True)
             labels = column.column(label).to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # column names may be damaged text
             raise _damaged(path, error) from error
@@ -67,7 +68,7 @@ class Table:
     def encoded(self) -> Iterator[bytes]:
         """Yield the bytes of each image, with a few rows in memory at a time."""
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            with self.path.open("rb") as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
                 batches = file.iter_batches(ROWS_AT_ONCE, columns=[f"{self.image}.bytes"])
                 contents = (content for batch in batches for content in batch.column(0).field("bytes"))
                 for row, content in enumerate(contents):
