@@ -51,6 +51,7 @@ def settings(seed: int, threads: int, capability: str) -> dict[str, str]:
         "SATM_TEST_SEED": str(seed),
         "SATM_TEST_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",  # threads that wait leave the processors to other work
         "ATEN_CPU_CAPABILITY": capability,
     }
 
