@@ -27,13 +27,14 @@ from satm.experts import (
 )
 from satm.networks.training import measure
 from satm.params import load_flat
+from satm.run.machine import describe_backend
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job, account_of
 from satm.storage.files import read_record, write_record
-from satm.storage.identity import differing_field
+from satm.storage.identity import differences, differing_field
 
 LOG = logging.getLogger("satm")
 
@@ -108,8 +109,8 @@ def _train_part(
     data, identity, missing = inputs.data, job.identity, []
     for index in indices:
         stored = shard_identity(folder, index)
-        if stored is not None and (difference := differing_field(identity, stored)):
-            LOG.info("expert %d on disk has other options and is replaced: %s", index, difference)
+        if stored is not None and (told := differences(identity, stored)):
+            LOG.info("expert %d on disk has other options and is replaced: %s", index, "; ".join(told))
         if stored != identity:
             missing.append(index)
     if not missing:
@@ -124,7 +125,7 @@ def _train_part(
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
                 axes = ("experts", data.name, "sgd", options.seed, index)
                 module = inputs.module(options.network, derive_seed("network", *axes))
-                state = ExpertState(job.folder / f"expert-{index:03d}", identity)
+                state = ExpertState(job.folder / f"expert-{index:03d}", identity, describe_backend(inputs.device))
                 after = state.load()
                 progress.skip(after.epoch if after else 0)
                 for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
