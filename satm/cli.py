@@ -32,6 +32,7 @@ from satm.flags import (
 )
 from satm.methods import resolve as resolve_method
 from satm.run import record, slurm, stopping
+from satm.run.log import mend_streams
 from satm.run.machine import process_age
 from satm.version import __version__
 
@@ -293,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     logging.getLogger("satm").setLevel(logging.INFO)
+    mend_streams()
     record.begun_before(process_age() if arguments is None else 0.0)
     logging.raiseExceptions = False  # on a full disk, writing the results raises one clear error
     try:

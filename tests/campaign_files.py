@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 import torch
+from drawing import numpy_generator
 from numpy.random import Generator
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def write_files(resolver: Resolver, paths: Iterable[str]) -> dict[str, Any]:
     for path in sorted(paths, key=lambda path: (not path.endswith(".safetensors"), path)):  # the rest states their hash
         place = Path(path).relative_to(resolver.layout.root)
         write = _cell_file if "ipc-" in path else _real_file
-        written[str(place)] = write(resolver, Path(path), place, numpy.random.default_rng(zlib.crc32(path.encode())))
+        written[str(place)] = write(resolver, Path(path), place, numpy_generator(zlib.crc32(path.encode())))
     return written
 
 

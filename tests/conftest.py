@@ -1,4 +1,4 @@
-"""Fixtures of several test files: one thread, a trajectory store of random paths, a finished tiny campaign on disk."""
+"""Fixtures of several test files: one seed, one thread, a store of random paths, a finished tiny campaign on disk."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from drawing import SEED, THREADS, seed_everything, torch_generator
 from torch import Tensor
 
 from satm.cli import main
@@ -22,7 +23,7 @@ from satm.params import flatten
 from satm.results.distilled import DistilledDataset
 from satm.run import disk
 
-hypothesis.settings.register_profile("same", deadline=None, derandomize=True, database=None, max_examples=50)
+hypothesis.settings.register_profile("same", deadline=None, print_blob=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")
 
 TINY = """
@@ -46,9 +47,29 @@ tables:
 """
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what repeats the random numbers and the rounding of this run; `-q` leaves out the header of pytest."""
+    capability = torch.backends.cpu.get_cpu_capability().lower()
+    values = f"SATM_TEST_SEED={SEED} SATM_TEST_THREADS={THREADS} ATEN_CPU_CAPABILITY={capability}"
+    terminalreporter.write_line(f"random numbers and rounding: {values}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Draw the examples of Hypothesis from the session's seed."""
+    for item in items:
+        if isinstance(item, pytest.Function) and hypothesis.is_hypothesis_test(item.function):
+            hypothesis.seed(SEED)(item.function)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Make each test's random numbers the same whatever ran before it."""
+    seed_everything()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _threads() -> None:
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +134,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
 
 def image_data(classes: int = 3, each: int = 4, size: int = 8, channels: int = 1) -> ImageData:
     """Random images, the same each time."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch_generator(5)
     labels = torch.arange(classes).repeat_interleave(each)
     shape = (len(labels), channels, size, size)
     splits = [Split(torch.randint(256, shape, generator=generator, dtype=torch.uint8), labels) for _ in range(3)]
@@ -164,7 +185,7 @@ def problem(tmp_path: Path) -> Problem:
     """Three classes of random 8 x 8 images, two experts of four epochs on random paths, a smooth network in float64."""
     data = image_data()
     module = build(SMOOTH, 1, 3, 8, seed=1)
-    generator = torch.Generator().manual_seed(2)
+    generator = torch_generator(2)
     start = flatten(module)
     paths = []
     for _ in range(2):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 import twins
+from drawing import torch_generator
 from matching import classes
+from tolerances import LOOPS, ROUNDING, SUMS, TRAINING
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,7 +38,7 @@ def make(problem: Problem, name: str, **options: Any) -> Any:
 def exact(method: Method[Any]) -> Synthetic:
     """Return the method's start in float64, a little away from the real images."""
     start = method.start()
-    noise = torch.randn(start.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise = torch.randn(start.images.shape, generator=torch_generator(3), dtype=torch.float64)
     return replace(start, images=start.images.double() + 0.1 * noise, step_size=start.step_size.double())
 
 
@@ -48,9 +50,12 @@ def network(problem: Problem, weights: Tensor) -> Any:
 
 def test_the_distance_lies_between_0_and_2_for_each_channel() -> None:
     one = [torch.randn(3, 2, 3, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
-    assert float(dc.gradient_distance(one, one)) == pytest.approx(0, abs=1e-5)
-    assert float(dc.gradient_distance([-part for part in one], one)) == pytest.approx(10, abs=1e-5)
-    assert float(dc.gradient_distance([3 * part for part in one], one)) == pytest.approx(0, abs=1e-5)
+    squares = torch.cat([part.flatten(1).square().sum(1) for part in one])  # one per channel: 3 + 2
+    for factor, distance in ((1.0, 0.0), (3.0, 0.0), (-1.0, 2.0), (-0.5, 2.0)):
+        epsilon = dc.EPSILON / (abs(factor) * squares + dc.EPSILON)  # which it adds to 1 - cosine
+        expected = float((distance + (1 - distance) * epsilon).sum())
+        found = float(dc.gradient_distance([factor * part for part in one], one))
+        assert found == pytest.approx(expected, abs=SUMS)
     none = [torch.zeros_like(part) for part in one]
     assert float(dc.gradient_distance(none, one)) == 5
 
@@ -59,7 +64,7 @@ def test_real_and_synthetic_images_are_augmented_alike(problem: Problem) -> None
     whole = replace(problem, ipc=4)
     method = make(whole, "dm")
     start = replace(method.start(), images=method.start().images.double())
-    assert all(float(method.gradient(start, iteration).loss) < 1e-20 for iteration in range(20))
+    assert all(float(method.gradient(start, iteration).loss) < SUMS**2 for iteration in range(20))  # squares
     changed = [method.comparison(start, 0, whole.generator("iteration", iteration)).draw for iteration in range(20)]
     assert len({name for draw in changed for name, _ in draw.steps}) > 3
 
@@ -71,8 +76,8 @@ def test_classes_embedded_together_do_not_affect_each_other(problem: Problem, ip
     found = method.gradient(synthetic, 2)
     module = network(problem, problem.fresh_weights("network", 2))
     loss, images = twins.dm(module, synthetic.images, list(classes(method, synthetic, 2)))
-    torch.testing.assert_close(found.loss, loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(found.images, images, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(found.loss, loss, rtol=SUMS, atol=0)
+    torch.testing.assert_close(found.images, images, rtol=TRAINING, atol=ROUNDING)
 
 
 def run_all(method: Method[Any], run: Run | None = None) -> Tensor:
@@ -116,10 +121,11 @@ def test_an_episode_trains_its_network_as_torch_does(problem: Problem, name: str
         weights = torch.cat([part.detach().reshape(-1) for part in module.parameters()])
         found = method.gradient(synthetic, iteration, found.state)
         loss, images = twins.dc(module, synthetic.images, list(classes(method, synthetic, iteration)))
-        torch.testing.assert_close(found.loss, loss, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.images, images, rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(found.loss, loss, rtol=TRAINING, atol=SUMS)
+        # 1 - cosine of nearly parallel gradients loses digits, which its gradient divides by their lengths.
+        torch.testing.assert_close(found.images, images, rtol=100 * TRAINING, atol=SUMS)
         if iteration == 4:
-            torch.testing.assert_close(found.state["weights"], weights, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(found.state["weights"], weights, rtol=LOOPS, atol=SUMS)
     assert not found.state  # the next iteration begins an episode
     fresh = method.gradient(synthetic, 6, found.state).state["weights"]
     assert torch.equal(fresh, problem.fresh_weights("network", 6))

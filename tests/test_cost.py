@@ -227,7 +227,7 @@ def test_predicted_disk_matches_the_files_of_a_finished_campaign(
             and dict(job.names).get("method", "satm") == "satm"
             and ("dataset", "digits") in job.names
         )
-        assert disk(resolver, job, pace) == pytest.approx((real / path).stat().st_size, rel=0.5)
+        assert disk(resolver, job, pace) == pytest.approx((real / path).stat().st_size, rel=0.5)  # a forecast
     part = next(job for job in found if job.rule == "experts_part" and ("part", "0-1") in job.names)
     assert disk(resolver, part, pace) == 4 * 2 * 5 * 100
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import torch_generator
 from resuming import check_resumes
+from tolerances import SINGLE
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,7 +45,7 @@ COUNT = 20
 
 
 def images() -> TrainingImages:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     return TrainingImages(torch.randn(COUNT, 1, 8, 8, generator=generator), torch.arange(COUNT) % 3)
 
 
@@ -56,7 +58,7 @@ def store(tmp_path: Path) -> TrajectoryStore:
     """Two experts of four epochs, on random paths."""
     records = []
     for index in range(2):
-        generator = torch.Generator().manual_seed(index)
+        generator = torch_generator(index)
         start = flatten(network())
         path = [start + 0.5 * epoch * torch.randn(len(start), generator=generator) for epoch in range(5)]
         write_shard(tmp_path, index, path, {"name": "paths"}, 0.5)
@@ -88,7 +90,7 @@ def test_difficulty_is_the_first_epoch_of_a_right_answer(store: TrajectoryStore)
     for expert, difficulty in enumerate(found):
         learned, losses = twin(store, expert)
         assert difficulty.epoch.dtype == torch.float32 and difficulty.epoch.tolist() == learned
-        torch.testing.assert_close(difficulty.loss, torch.tensor(losses), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(difficulty.loss, torch.tensor(losses), rtol=SINGLE, atol=SINGLE)
         assert {1.0, 5.0} <= set(learned) <= {1.0, 2.0, 3.0, 4.0, 5.0}  # some at once, some never, none before training
     mean = mean_difficulty(found)
     torch.testing.assert_close(mean.epoch, (found[0].epoch + found[1].epoch) / 2)
@@ -141,7 +143,7 @@ def test_a_file_of_difficulties_says_whose_they_are(tmp_path: Path) -> None:
 OPTIONS = ExpertsOptions(
     epochs=5, lr=0.1, batch_size=8, order="curriculum", difficulty="sgd", start_fraction=0.25, full_epoch=3
 )
-ORDER = torch.randperm(COUNT, generator=torch.Generator().manual_seed(9))
+ORDER = torch.randperm(COUNT, generator=torch_generator(9))
 
 
 def train(options: ExpertsOptions, after: Snapshot | None = None, order: Tensor | None = ORDER) -> Iterator[Snapshot]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import torch_generator
 from matching import double, make, single
+from tolerances import DISTINCT, LOOPS, ROUNDING, SUMS
 from torch import Tensor
 
 from satm.config.methods import IterativeOptions
@@ -47,7 +49,7 @@ class Scripted(Method[Any]):
 
 def soft(dtype: torch.dtype = torch.float64) -> Synthetic:
     """Return a set with logits for labels."""
-    generator = torch.Generator().manual_seed(2)
+    generator = torch_generator(2)
     images, labels = (torch.randn(size, generator=generator, dtype=dtype) for size in ((2, 1, 2, 2), (2, 3)))
     return Synthetic(images, labels, torch.tensor(0.1, dtype=dtype))
 
@@ -120,7 +122,7 @@ def test_images_labels_and_step_size_are_moved_as_torch_moves_them(outer: Any) -
         images.grad, labels.grad, step_size.grad = slope.images, slope.labels, slope.step_size
         optimiser.step()
     for one, other in ((found.images, images), (found.labels, labels), (found.step_size, step_size)):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
+        torch.testing.assert_close(one, other, rtol=SUMS, atol=0)
     assert run.rates == {"images": 0.05, "labels": 0.3, "step_size": 0.002}
     assert run.rows[0]["lr_labels"] == 0.3
     for changed in ({"momentum_labels": 0.5}, {"lr_labels": 0.2}) if outer == "sgd" else ({"lr_labels": 0.2},):
@@ -267,7 +269,7 @@ def test_the_history_is_evenly_spread_from_the_start_to_the_end(snapshots: int, 
 
 def wild(synthetic: Synthetic, iteration: int) -> OuterGradient:
     """A pure function that explodes while the rates are high."""
-    generator = torch.Generator().manual_seed(iteration)
+    generator = torch_generator(iteration)
     noise = torch.randn(2, 1, 2, 2, generator=generator)
     size = float(synthetic.images.norm())
     return OuterGradient(torch.tensor(size), -synthetic.images + noise, None, noise.sum() / 50, torch.tensor(0.5))
@@ -551,10 +553,10 @@ def test_average_is_exponential_and_rolled_back_with_the_set() -> None:
     for following in sets[1:]:
         images = 0.9 * images + 0.1 * following.images
         labels = 0.9 * labels + 0.1 * following.labels
-    torch.testing.assert_close(made.synthetic.images, images, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(made.synthetic.labels, labels, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(made.synthetic.images, images, rtol=SUMS, atol=ROUNDING)
+    torch.testing.assert_close(made.synthetic.labels, labels, rtol=SUMS, atol=ROUNDING)
     assert torch.equal(made.synthetic.step_size, made.raw.step_size)
-    assert float((images - made.raw.images).norm()) > 1e-3
+    assert float((images - made.raw.images).norm()) > DISTINCT
 
 
 def test_averaged_set_is_tested_and_the_raw_one_kept_with_it() -> None:
@@ -593,7 +595,7 @@ def test_a_share_scales_each_images_step(outer: str) -> None:
     for name in ("images", "labels"):
         before, all_of_it, some = (getattr(held, name) for held in (start, whole, part))
         assert torch.equal(some[0], before[0]) and not torch.equal(all_of_it[0], before[0])
-        torch.testing.assert_close(some[1] - before[1], 0.25 * (all_of_it[1] - before[1]), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(some[1] - before[1], 0.25 * (all_of_it[1] - before[1]), rtol=SUMS, atol=ROUNDING)
     assert torch.equal(part.step_size, whole.step_size) and not torch.equal(part.step_size, start.step_size)
 
 
@@ -659,10 +661,10 @@ def test_loop_learns_the_numbers_that_images_are_computed_from(tmp_path: Path) -
         images = 2 * half + shift
         average = 0.6 * average + 0.4 * images
     assert made.raw is not None
-    torch.testing.assert_close(made.raw.images, images, rtol=1e-10, atol=0)
-    torch.testing.assert_close(made.synthetic.images, average, rtol=1e-10, atol=0)
+    torch.testing.assert_close(made.raw.images, images, rtol=LOOPS, atol=0)
+    torch.testing.assert_close(made.synthetic.images, average, rtol=LOOPS, atol=0)
     assert set(made.numbers) == {"half", "shift"} and set(run.rates) == {"half", "shift", "step_size"}
-    torch.testing.assert_close(made.numbers["shift"], shift, rtol=1e-10, atol=0)
+    torch.testing.assert_close(made.numbers["shift"], shift, rtol=LOOPS, atol=0)
     assert torch.equal(method.parameterisation.join(made.numbers), made.raw.images)
     again = loaded(kept)
     assert again.now.iteration == 20

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import torch_generator
+from tolerances import SINGLE, SINGLE_LOOPS, TRAINING
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,7 +32,7 @@ NOTHING = Augmentation("", "image")
 
 def bright(count: int, seed: int) -> TrainingImages:
     """Images of three classes that differ in where they are bright."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     labels = torch.arange(count) % 3
     images = 0.5 * torch.randn(count, 1, 8, 8, generator=generator)
     for index, label in enumerate(labels):
@@ -74,9 +76,9 @@ def twin(lr: float, momentum: float, decay: float, epochs: int, decay_epoch: int
 def test_the_protocol_is_the_loop_written_out() -> None:
     found = score(momentum=0.8, weight_decay=0.01)
     accuracy, loss = twin(0.1, 0.8, 0.01, 6, 3)
-    assert found.accuracy == pytest.approx(accuracy, abs=1e-6)
-    assert found.loss == pytest.approx(loss, rel=1e-4)
-    assert score(momentum=0.8, weight_decay=0.01, decay_epoch=6).loss != pytest.approx(loss, rel=1e-3)
+    assert found.accuracy == pytest.approx(accuracy, abs=SINGLE)
+    assert found.loss == pytest.approx(loss, rel=SINGLE_LOOPS)
+    assert score(momentum=0.8, weight_decay=0.01, decay_epoch=6).loss != pytest.approx(loss, rel=SINGLE_LOOPS)
 
 
 def steps(epochs: int) -> tuple[nn.Module, TrainingImages, list[Tensor]]:
@@ -101,15 +103,15 @@ def test_adam_is_the_loop_written_out() -> None:
                 parameter -= 0.003 * step
     options: dict[str, Any] = {"optimiser": "adam", "lr": 0.003, "weight_decay": 0.01, "epochs": 4}
     found = score(**options, decay_epoch=None)
-    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=SINGLE_LOOPS)
     assert score(**options, decay_epoch=None, momentum=0.1).loss == found.loss  # momentum is SGD's
-    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=1e-4)
+    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=SINGLE_LOOPS)
 
 
 def test_the_step_size_decays_only_where_asked() -> None:
     never = score(decay_epoch=None)
     assert never.loss == score(decay_epoch=99).loss
-    assert never.loss == pytest.approx(twin(0.1, 0.9, 5e-4, 6, 6)[1], rel=1e-4)
+    assert never.loss == pytest.approx(twin(0.1, 0.9, 5e-4, 6, 6)[1], rel=SINGLE_LOOPS)
     assert never.loss != score().loss
 
 
@@ -131,8 +133,8 @@ def test_a_flat_minimum_is_sam_written_out() -> None:
                         parameter -= 0.1 * last
     options: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "decay_epoch": None}
     found = score(**options, flat_rho=0.05)
-    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
-    assert score(**options).loss != pytest.approx(found.loss, rel=1e-3)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=SINGLE_LOOPS)
+    assert score(**options).loss != pytest.approx(found.loss, rel=SINGLE_LOOPS)
 
 
 def test_a_cosine_is_the_loop_written_out() -> None:
@@ -146,9 +148,9 @@ def test_a_cosine_is_the_loop_written_out() -> None:
                 parameter -= rate * slope
     options: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "epochs": 4}
     found = score(**options, schedule="cosine", decay_epoch=2)
-    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=1e-4)
+    assert found.loss == pytest.approx(measure(module, bright(60, 1))[1], rel=SINGLE_LOOPS)
     assert found.loss == score(**options, schedule="cosine", decay_epoch=None).loss
-    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=1e-3)
+    assert score(**options, decay_epoch=2).loss != pytest.approx(found.loss, rel=SINGLE_LOOPS)
 
 
 def doubled(data: TrainingImages) -> TrainingImages:
@@ -172,7 +174,7 @@ SEVERAL = [(*AXES[:-2], repeat, 0) for repeat in range(3)]
 def test_networks_trained_at_once_are_those_trained_alone(norm: str, optimiser: str, soft: bool) -> None:
     data = bright(9, 0)
     if soft:
-        labels = torch.randn(9, 3, generator=torch.Generator().manual_seed(3))
+        labels = torch.randn(9, 3, generator=torch_generator(3))
         data = TrainingImages(data.images, labels)
     options = EvaluateOptions(epochs=5, decay_epoch=3, batch_size=4, optimiser=optimiser, lr=0.01)
     work = Doubled(**vars(task(options, doubled(data), norm=norm)))
@@ -180,7 +182,7 @@ def test_networks_trained_at_once_are_those_trained_alone(norm: str, optimiser: 
     for module, axes in zip(together, SEVERAL, strict=True):
         alone = train(work, axes)
         for name, held in alone.state_dict().items():
-            torch.testing.assert_close(module.state_dict()[name], held, rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(module.state_dict()[name], held, rtol=TRAINING, atol=TRAINING, msg=name)
     assert not torch.allclose(flatten(together[0]), flatten(together[1]))
 
 
@@ -192,8 +194,8 @@ def test_one_option_decides_whether_they_are_trained_at_once() -> None:
         found[together] = [one.loss for one in evaluate(task(chosen), bright(60, 1), SEVERAL)]
         at_once = stacked(task(chosen), torch.device("cpu")), stacked(task(chosen), torch.device("cuda"))
         assert at_once == {"auto": (False, True), "no": (False, False), "yes": (True, True)}[together]
-    assert found["auto"] == found["no"] == pytest.approx(found["yes"], rel=1e-4) and len(set(found["no"])) == 3
-    assert found["yes"] == pytest.approx(found["no"], rel=1e-3)
+    assert found["auto"] == found["no"] == pytest.approx(found["yes"], rel=SINGLE_LOOPS) and len(set(found["no"])) == 3
+    assert found["yes"] == pytest.approx(found["no"], rel=SINGLE_LOOPS)
 
 
 def test_what_excludes_each_other_is_refused() -> None:
@@ -313,8 +315,8 @@ def test_a_training_that_diverges_is_a_result() -> None:
 def test_soft_labels_are_logits() -> None:
     hard = bright(9, 0)
     logits = 1e4 * functional.one_hot(hard.labels, 3).float()
-    assert score(replace(hard, labels=logits)).loss == pytest.approx(score().loss, rel=1e-5)
-    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert score(replace(hard, labels=logits)).loss == pytest.approx(score().loss, rel=SINGLE)
+    outputs = torch.randn(4, 3, generator=torch_generator(0))
     probabilities = torch.tensor([[0.2, 0.3, 0.5]]).expand(4, 3)
     expected = -(probabilities * outputs.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(soft_cross_entropy(outputs, probabilities.log()), expected)
@@ -328,12 +330,12 @@ class Fixed(nn.Module):
 
 
 def test_measuring_goes_through_all_batches() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     count = 2 * TEST_BATCH["cpu"] + 7
     images, labels = torch.randn(count, 1, 2, 2, generator=generator), torch.randint(3, (count,), generator=generator)
     accuracy, loss = measure(Fixed(), TrainingImages(images, labels))
     assert accuracy == pytest.approx(float((images.flatten(1)[:, :3].argmax(1) == labels).float().mean()))
-    assert loss == pytest.approx(float(functional.cross_entropy(images.flatten(1)[:, :3], labels)), rel=1e-5)
+    assert loss == pytest.approx(float(functional.cross_entropy(images.flatten(1)[:, :3], labels)), rel=SINGLE)
 
 
 def test_measuring_leaves_batch_statistics_alone() -> None:
@@ -346,7 +348,7 @@ def test_measuring_leaves_batch_statistics_alone() -> None:
 
 @pytest.mark.parametrize("whitened", [True, False])
 def test_real_images_come_in_the_space_of_training(whitened: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     images = torch.randint(256, (12, 1, 4, 4), generator=generator, dtype=torch.uint8)
     preprocessor = Preprocessor((0.4,), (0.2,), fit_whitening(images) if whitened else None)
     data = TrainingImages.of(Split(images, torch.arange(12)), preprocessor, torch.device("cpu"))

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import Refuse
+from drawing import torch_generator
 from resuming import check_resumes
+from tolerances import SINGLE
 from torch.nn import functional
 
 from satm.cli import main
@@ -50,7 +52,7 @@ AXES = ("experts", "noise", 0)
 
 
 def images() -> TrainingImages:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     return TrainingImages(torch.randn(20, 1, 8, 8, generator=generator), torch.arange(20) % 3)
 
 
@@ -103,7 +105,7 @@ def test_an_epoch_is_sgd_written_out() -> None:
         optimiser.step()
         losses.append(float(loss.detach()) * len(chosen))
     assert torch.equal(flatten(module), last.weights)
-    assert last.loss == pytest.approx(sum(losses) / 20, rel=1e-6)
+    assert last.loss == pytest.approx(sum(losses) / 20, rel=SINGLE)
 
 
 def test_the_state_of_another_expert_is_dropped_and_a_broken_epoch_is_trained_again(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import image_data
+from drawing import torch_generator
 from PIL import Image
 from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from test_data import encode, write_parquet
+from tolerances import SINGLE, SINGLE_LOOPS, SUMS
 from torch import Tensor
 
 from satm.cli import main
@@ -53,11 +55,11 @@ def as_option(value: object) -> object:
 
 def some(channels: int = 1, seed: int = 0) -> Tensor:
     """Six images in the space of training."""
-    return torch.randn(6, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(6, channels, 8, 8, generator=torch_generator(seed))
 
 
 HARD = torch.tensor([2, 0, 1, 1, 0, 2])
-SOFT = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
+SOFT = torch.randn(6, 3, generator=torch_generator(3))
 RATE = torch.tensor(0.0123)
 
 
@@ -128,7 +130,7 @@ def test_every_layout_of_tensors_gives_the_set_bit_for_bit(write: Any, labels: T
 
 
 def pictures(channels: int) -> Tensor:
-    return torch.randint(256, (6, channels, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(256, (6, channels, 8, 8), generator=torch_generator(1), dtype=torch.uint8)
 
 
 def encoded(images: Tensor) -> list[bytes]:
@@ -234,7 +236,7 @@ def test_probabilities_become_logits_with_that_softmax(kind: Any) -> None:
     given = torch.cat([SOFT.softmax(1), torch.eye(3)]).double()
     found, told = fit_labels(given, kind, 3, 3, "here")
     assert torch.isfinite(found).all() and found.dtype == torch.float32
-    torch.testing.assert_close(found.double().softmax(1), given, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(found.double().softmax(1), given, rtol=SINGLE, atol=SUMS)
     assert told.startswith("probabilities, stored as their logarithms") and ("decided" in told) == (kind == "auto")
 
 
@@ -277,7 +279,7 @@ def test_normalised_images_are_those_of_their_pixels(
     shift, scale = (torch.tensor(values)[:, None, None] for values in (mean, std))
     torch.save((raw / 255 - shift) / scale, tmp_path / "images.pt")
     made = adopt(problem, images=tmp_path / "images.pt", space="normalised", **options)
-    torch.testing.assert_close(made.start().images, problem.preprocessor.apply(raw), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.start().images, problem.preprocessor.apply(raw), rtol=SINGLE_LOOPS, atol=SINGLE)
     assert made.notes["images"].startswith(f"normalised by mean {mean} and std {std}, brought back to pixels")
 
 
@@ -564,7 +566,7 @@ def test_an_exported_set_is_tested_as_the_original(
     """The evaluation draws its networks by the method's name, so both sets stand under one name in turn."""
     original = load_distilled(RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors")
     if soft:
-        logits = torch.randn(10, 10, generator=torch.Generator().manual_seed(1))
+        logits = torch.randn(10, 10, generator=torch_generator(1))
         original = dataclasses.replace(original, labels=logits)
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -619,7 +621,7 @@ def test_a_written_picture_of_a_set_can_be_used(campaign: Path, tmp_path: Path) 
     assert main(["distill", *CELL, "files", "--images", str(tmp_path / "classes")]) == 0
     found = load_distilled(RUN / "distilled/digits/ipc-1/files/seed-0/distilled.safetensors")
     assert found.labels.tolist() == list(range(10))
-    assert float((found.pixels() - pixels).abs().max()) <= 0.5 / 255 + 1e-6
+    assert float((found.pixels() - pixels).abs().max()) <= 0.5 / 255 + SINGLE
 
 
 def test_the_example_of_the_page_of_methods_can_be_used() -> None:

@@ -16,6 +16,7 @@ import scipy.stats
 import torch
 from campaign_files import MEAN, STD, write_files
 from PIL import Image
+from tolerances import WRITTEN
 
 import satm
 from satm.cli import main
@@ -124,7 +125,7 @@ def known(folder: tuple[Path, Known], monkeypatch: pytest.MonkeyPatch) -> Known:
 
 def near(value: Any) -> Any:
     """Return a number as it is after it was written with six digits."""
-    return pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True)
+    return pytest.approx(value, rel=WRITTEN, abs=WRITTEN / 100, nan_ok=True)
 
 
 def cells(options: Any) -> list[Group]:
@@ -471,7 +472,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_of_an_earlier_version_are_read_as_they_were(kind: str, name: str) -> None:
     assert main([kind, "--config", str(CONFIG), "--name", Path(name).name]) == 0
     made, kept = (pandas.read_csv(place / f"{name}.csv") for place in (MADE, STORED))
-    pandas.testing.assert_frame_equal(made, kept, rtol=1e-4, atol=1e-9)
+    pandas.testing.assert_frame_equal(made, kept, rtol=WRITTEN, atol=0)
 
 
 @pytest.mark.parametrize(

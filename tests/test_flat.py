@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing import torch_generator
 from resuming import check_resumes
+from tolerances import DISTINCT, LOOPS, SINGLE, SINGLE_LOOPS, SUMS, TRAINING
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -35,7 +37,7 @@ def name(rule: SharpnessAware) -> str:
 
 
 def images(dtype: torch.dtype = torch.float64) -> TrainingImages:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     return TrainingImages(torch.randn(20, 1, 8, 8, generator=generator, dtype=dtype), torch.arange(20) % 3)
 
 
@@ -45,7 +47,7 @@ def network(norm: str = "instance") -> nn.Module:
 
 def epoch(module: nn.Module, rule: SharpnessAware | None, batch_size: int = 8, lr: float = 0.1) -> float:
     optimiser = torch.optim.SGD(module.parameters(), lr, weight_decay=0.01)
-    generator = torch.Generator().manual_seed(7)
+    generator = torch_generator(7)
     data = images(next(module.parameters()).dtype)
     return train_epoch(module, optimiser, data, batch_size, NOTHING, generator, sharpness_aware=rule)
 
@@ -81,17 +83,17 @@ def test_an_epoch_is_the_rule_written_out(rule: SharpnessAware) -> None:
     weights = {key: value.detach().clone() for key, value in module.named_parameters()}
     loss = epoch(module, rule)
     data, total = images(), 0.0
-    for chosen in torch.randperm(20, generator=torch.Generator().manual_seed(7)).split(8):
+    for chosen in torch.randperm(20, generator=torch_generator(7)).split(8):
         batch = (data.images[chosen], data.labels[chosen])
         total += len(chosen) * float(functional.cross_entropy(functional_call(module, weights, (batch[0],)), batch[1]))
         gradient = followed(module, weights, batch, rule)
         weights = {key: held - 0.1 * (gradient[key] + 0.01 * held) for key, held in weights.items()}
     for key, held in module.named_parameters():
-        torch.testing.assert_close(held.detach(), weights[key], rtol=1e-9, atol=1e-12)
-    assert loss == pytest.approx(total / 20, rel=1e-6)
+        torch.testing.assert_close(held.detach(), weights[key], rtol=TRAINING, atol=SUMS)
+    assert loss == pytest.approx(total / 20, rel=SINGLE)
     plain = network().double()
     epoch(plain, None)
-    assert not torch.allclose(flatten(plain), flatten(module), rtol=1e-4)
+    assert not torch.allclose(flatten(plain), flatten(module), rtol=SINGLE_LOOPS)
 
 
 @pytest.mark.parametrize(
@@ -118,24 +120,24 @@ def test_what_gsam_takes_away_is_orthogonal_to_the_perturbed_gradient(adaptive: 
     rule = SharpnessAware("code", 0.3, 0.0, adaptive)
     perturbed = batch_gradient(rule)
     taken = perturbed - batch_gradient(replace(rule, alpha=1.0))
-    assert float(taken.norm()) > 1e-3 * float(perturbed.norm())
-    assert abs(float(taken @ perturbed)) < 1e-10 * float(perturbed.norm() * taken.norm())
+    assert float(taken.norm()) > DISTINCT * float(perturbed.norm())
+    assert abs(float(taken @ perturbed)) < LOOPS * float(perturbed.norm() * taken.norm())
     torch.testing.assert_close(perturbed - batch_gradient(replace(rule, alpha=0.4)), 0.4 * taken)
     along = batch_gradient(None) - taken  # of the plain gradient only what is along the perturbed one is left
     torch.testing.assert_close(along / along.norm(), perturbed / perturbed.norm())
 
 
 def test_the_step_has_the_length_rho() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     weights = {"a": torch.randn(4, generator=generator), "b": torch.randn(2, 3, generator=generator)}
     gradient = {key: torch.randn(held.shape, generator=generator) for key, held in weights.items()}
     for rule in (SharpnessAware("paper", 0.2, 1.0), SharpnessAware("code", 0.2, 0.4)):
         near = rule.neighbour(weights, gradient)
         step = torch.cat([(near[key] - weights[key]).reshape(-1) for key in near])
-        assert step.norm() == pytest.approx(0.2, rel=1e-5)
+        assert step.norm() == pytest.approx(0.2, rel=SINGLE)
     near = SharpnessAware("code", 0.2, 0.4, adaptive=True).neighbour(weights, gradient)
     relative = torch.cat([((near[key] - weights[key]) / weights[key].abs()).reshape(-1) for key in near])
-    assert relative.norm() == pytest.approx(0.2, rel=1e-4)
+    assert relative.norm() == pytest.approx(0.2, rel=SINGLE_LOOPS)
 
 
 @pytest.mark.parametrize("rule", [SharpnessAware("paper", 0.2, 1.0), SharpnessAware("code", 0.2, 0.4, True)], ids=name)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from matching import EXPANDING, PARTS, differing, double, make, unlike
+from tolerances import DISTINCT, SUMS
 from torch import Tensor
 
 from satm.methods.mtt import matching_loss
@@ -54,8 +55,8 @@ def test_an_objective_replaces_the_matching_loss(problem: Problem) -> None:
 
     own = matching.oracle(synthetic, 2, tripled)(synthetic.images)
     plain = matching.oracle(synthetic, 2)(synthetic.images)
-    assert own.loss == pytest.approx(3 * float(plain.loss), rel=1e-12)
-    assert unlike(own.images, 3 * plain.images) < 1e-12 and unlike(own.step_size, 3 * plain.step_size) < 1e-12
+    assert own.loss == pytest.approx(3 * float(plain.loss), rel=SUMS)
+    assert unlike(own.images, 3 * plain.images) < SUMS and unlike(own.step_size, 3 * plain.step_size) < SUMS
     assert seen and not torch.equal(*seen[0])
 
 
@@ -84,14 +85,14 @@ def test_sam_without_a_radius_is_descent(problem: Problem, reuse: bool) -> None:
         assert not differing(found, expected) and found.sharpness == 0
         other = make(problem, "mtt-sam", rho=0.2, keep_divisor=2, reuse=reuse).gradient(synthetic, iteration)
         assert differing(other, expected) == ["images"]
-        assert unlike(other.images, expected.images) > 1e-4
+        assert unlike(other.images, expected.images) > DISTINCT
 
 
 def test_reusing_the_trajectory_changes_a_truncated_gradient_only(problem: Problem) -> None:
     made = make(problem, "mtt-sam", **SAM)
     synthetic = double(made)
     one, other = made.gradient(synthetic, 0), make(problem, "mtt-sam", **SAM, reuse=False).gradient(synthetic, 0)
-    assert unlike(one.images, other.images) > 1e-5
+    assert unlike(one.images, other.images) > DISTINCT
     whole = [
         make(problem, "mtt-sam", rho=0.2, keep_divisor=1, reuse=reuse).gradient(synthetic, 0) for reuse in (True, False)
     ]
@@ -120,7 +121,7 @@ def test_gsam_removes_only_an_orthogonal_part(problem: Problem) -> None:
     assert not differing(none.gradient(synthetic, 1), sharp)
     assert differing(found, sharp) == ["images"]
     removed = sharp.images - found.images
-    assert abs(float((removed * sharp.images).sum())) < 1e-12 * float(removed.norm() * sharp.images.norm())
+    assert abs(float((removed * sharp.images).sum())) < SUMS * float(removed.norm() * sharp.images.norm())
 
 
 def followed(made: Any, images: Tensor, iterations: int) -> list[Tensor]:
@@ -142,8 +143,8 @@ def test_vasso_with_theta_1_is_sam(problem: Problem) -> None:
     expected = followed(sam, images, 3)
     one, less = (followed(make(problem, "mtt-vasso", **SAM, theta=theta), images, 3) for theta in (1.0, 0.9))
     assert all(torch.equal(here, there) for here, there in zip(one, expected, strict=True))
-    assert unlike(less[0], expected[0]) < 1e-12  # no average yet, and its length does not matter
-    assert unlike(less[1], expected[1]) > 1e-5
+    assert unlike(less[0], expected[0]) < SUMS  # no average yet, and its length does not matter
+    assert unlike(less[1], expected[1]) > DISTINCT
 
 
 def test_truncation_and_teacher_labels_change_the_gradient(problem: Problem) -> None:
@@ -153,7 +154,7 @@ def test_truncation_and_teacher_labels_change_the_gradient(problem: Problem) -> 
     images = whole.gradient(synthetic, 2).images
     for options in ({"keep_divisor": 2}, {"keep_divisor": 4}, {"keep_divisor": 6}, {"labels": "teacher"}):
         found = make(problem, "mtt", **options).gradient(synthetic, 2)
-        assert unlike(found.images, images) > 1e-4 and found.labels is None
+        assert unlike(found.images, images) > DISTINCT and found.labels is None
 
 
 def test_start_noise_of_0_is_plain_mtt(problem: Problem) -> None:
@@ -195,9 +196,9 @@ def test_tesla_is_exact_for_one_step_only(problem: Problem, labels: str) -> None
             if getattr(other, part) is None:
                 assert getattr(one, part) is None and part == "labels"
             elif steps == 1 or part == "loss":
-                assert unlike(getattr(one, part), getattr(other, part)) < 1e-12, part
+                assert unlike(getattr(one, part), getattr(other, part)) < SUMS, part
             else:
-                assert unlike(getattr(one, part), getattr(other, part)) > 1e-6, part
+                assert unlike(getattr(one, part), getattr(other, part)) > DISTINCT, part
 
 
 def test_teslas_code_halves_the_gradient_of_the_images(problem: Problem) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMOOTH, image_data, write_experts
+from drawing import torch_generator
 from matching import make
+from tolerances import DISTINCT
 from torch import Tensor
 
 from satm.config import Cell
@@ -56,7 +58,7 @@ def judges(problem: Problem, folder: Path, each: int) -> Problem:
         members = (free & ((verdicts[0] == label) == agrees)).nonzero()[: each // 2, 0]
         free[members] = False
         chosen.append(members)
-    order = torch.randperm(3 * each, generator=torch.Generator().manual_seed(4))
+    order = torch.randperm(3 * each, generator=torch_generator(4))
     labels = torch.arange(3).repeat_interleave(each // 2).repeat(2)
     train = Split(data.train.images[torch.cat(chosen)[order]], labels[order])
     paths = [[snapshots[which] for which in path] for path in ([3, 3, 3, 3, 0], [0, 0, 0, 3, 1], [0, 1, 1, 0, 2])]
@@ -118,7 +120,8 @@ def test_correct_images_are_the_first_of_them(problem: Problem, tmp_path: Path, 
     assert torch.equal(images, gathered(judged, expected))
     assert torch.equal(labels, torch.arange(3).repeat_interleave(ipc))
     assert torch.equal(outputs(judged, judged.experts.snapshot(0, 4), images).argmax(1), labels)
-    assert not torch.equal(images, starts.real(judged, None)[0])
+    first = [order[:ipc] for order in orders(judged)]
+    assert torch.equal(images, starts.real(judged, None)[0]) == (expected == first)
 
 
 @pytest.mark.parametrize("each", [20, 520])
@@ -145,13 +148,14 @@ def test_gaussian_images_have_unit_variance_or_the_norm(problem: Problem) -> Non
     images, labels = starts.gaussian(wide, None)
     assert images.shape == (600, 1, 8, 8) and images.dtype == torch.float32
     assert torch.equal(labels, torch.arange(3).repeat_interleave(200)) and labels.dtype == torch.int64
-    assert float(images.std()) == pytest.approx(1, rel=0.02) and abs(float(images.mean())) < 0.02
+    # Six standard errors of 38,400 numbers, and more.
+    assert float(images.std()) == pytest.approx(1, rel=0.03) and abs(float(images.mean())) < 0.03
     scaled, _ = starts.gaussian(wide, 2.5)
     torch.testing.assert_close(scaled.flatten(1).norm(dim=1), torch.full((600,), 2.5))
     cosine = torch.nn.functional.cosine_similarity(scaled.flatten(1), images.flatten(1))
     torch.testing.assert_close(cosine, torch.ones(600))
     # Not one factor for all.
-    assert float((scaled / images).flatten(1)[:, 0].std()) > 1e-3
+    assert float((scaled / images).flatten(1)[:, 0].std()) > DISTINCT
 
 
 @pytest.mark.parametrize("kind", ["real", "gaussian", "correct"])

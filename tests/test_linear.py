@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from drawing import torch_generator
 from matching import single, unlike
+from tolerances import ROUNDING, SUMS, TRAINING
 
 from satm.distill import begin, compose, distill
 from satm.errors import UsageError
@@ -25,7 +27,7 @@ def make(problem: Problem, **options: Any) -> Any:
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch_generator(seed), dtype=torch.float64)
 
 
 def test_pulled_back_gradients_equal_autograd() -> None:
@@ -40,7 +42,7 @@ def test_pulled_back_gradients_equal_autograd() -> None:
     found = linear.pull({name: held.detach() for name, held in numbers.items()}, gradient)
     assert list(found) == ["basis", "weights"]
     for one, other in zip(found.values(), expected, strict=True):
-        assert unlike(one, other) < 1e-14
+        assert unlike(one, other) < ROUNDING
 
 
 def test_basis_starts_near_the_images() -> None:
@@ -55,7 +57,7 @@ def test_basis_starts_near_the_images() -> None:
         for index in set(range(6)) - set(chosen):
             solved = torch.linalg.lstsq(images[chosen].flatten(1).t(), images[index].flatten()[:, None]).solution
             nearest = (solved[:, 0] @ images[chosen].flatten(1)).view(1, 3, 3)
-            assert unlike(joined[index], nearest * images[index].norm() / nearest.norm()) < 1e-9
+            assert unlike(joined[index], nearest * images[index].norm() / nearest.norm()) < TRAINING
             assert float(joined[index].norm()) == pytest.approx(float(images[index].norm()))
     far = torch.zeros(2, 1, 1, 2)
     far[0, ..., 0], far[1, ..., 1] = 1, 1  # an image without any part in the basis stays finite
@@ -75,9 +77,9 @@ def test_full_basis_with_fixed_weights_equals_learned_images(problem: Problem, i
         distill(method, run, None, lambda row: None, lambda run: None)
     assert runs[0].now.iteration == 4 and set(runs[0].rates) == {"basis", "weights", "step_size"}
     joined, images = (compose(method, run.now).images for method, run in zip((made, direct), runs, strict=True))
-    assert unlike(joined, images) < 1e-12
+    assert unlike(joined, images) < SUMS
     assert not torch.equal(images, direct.start().images)
-    assert [row["loss"] for row in runs[0].rows] == pytest.approx([row["loss"] for row in runs[1].rows], rel=1e-12)
+    assert [row["loss"] for row in runs[0].rows] == pytest.approx([row["loss"] for row in runs[1].rows], rel=SUMS)
 
 
 def test_a_run_keeps_the_numbers_and_learns_both(problem: Problem) -> None:

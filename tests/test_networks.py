@@ -9,6 +9,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from drawing import torch_generator
+from tolerances import DISTINCT, LOOPS, SUMS, TRAINING
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -45,7 +47,7 @@ def tiny(name: str, channels: int = 1, size: int = 32, seed: int = 3, **options:
 
 
 def noise(channels: int, size: int, count: int = 2) -> Tensor:
-    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(count, channels, size, size, generator=torch_generator(0))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_search_space_is_complete() -> None:
 
 @pytest.mark.parametrize(("norm", "activation", "pooling"), list(product(*CHOICES)))
 def test_every_choice_of_the_search_space_trains(norm: str, activation: str, pooling: str) -> None:
-    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, 3, 16, 16, generator=torch_generator(0))
     for depth in (1, 2, 3, 4):
         values = {"network": "convnet", "depth": depth, "norm": norm, "activation": activation, "pooling": pooling}
         module = build({**values, "width": 4}, 3, 5, 16, seed=1)
@@ -129,7 +131,7 @@ def test_the_engines_agree_on_every_network(name: str) -> None:
     ]
     for field in ("loss", "images", "step_size", "start", "end"):
         one, two = (getattr(each, field) for each in found)
-        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-10 * float(one.abs().max()), msg=field)
+        torch.testing.assert_close(one, two, rtol=LOOPS, atol=LOOPS * float(one.abs().max()), msg=field)
     assert all(image.abs().max() > 0 for image in found[0].images)
 
 
@@ -152,12 +154,12 @@ def test_stacked_weights_are_as_good_as_one_network_after_another(name: str, mod
         functional.cross_entropy(together.flatten(0, 1), labels.repeat(3), reduction="sum").backward()
     for index, module in enumerate(modules):
         alone = module(images[index])
-        torch.testing.assert_close(together[index], alone, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(together[index], alone, rtol=LOOPS, atol=LOOPS)
         functional.cross_entropy(alone, labels, reduction="sum").backward()
         for key, parameter in module.named_parameters():
             stacked, own = weights[key].grad, parameter.grad
             assert stacked is not None and own is not None
-            torch.testing.assert_close(stacked[index], own, rtol=1e-10, atol=1e-10, msg=key)
+            torch.testing.assert_close(stacked[index], own, rtol=LOOPS, atol=LOOPS, msg=key)
 
 
 @pytest.mark.parametrize(
@@ -323,12 +325,12 @@ def resnet18_by_hand(weights: list[Tensor], images: Tensor, stride: int) -> Tens
 @pytest.mark.parametrize(("size", "option", "stride"), [(32, None, 1), (64, None, 2), (64, 1, 1), (33, 2, 2)])
 def test_resnet18_written_out(size: int, option: int | None, stride: int) -> None:
     module = build({"network": "resnet18", "width_factor": 1 / 16, "stem_stride": option}, 3, 10, size, seed=1).double()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch_generator(1)
     for parameter in module.parameters():  # scales and shifts that are told apart
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     images = noise(3, size).double()
     expected = resnet18_by_hand([parameter.detach() for parameter in module.parameters()], images, stride)
-    torch.testing.assert_close(module(images), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(module(images), expected, rtol=LOOPS, atol=LOOPS)
 
 
 def norm(tokens: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -375,7 +377,7 @@ HEADS = {"vit-tiny": 3, "vit-small": 6, "vit-base": 12}
 def test_vision_transformers_written_out(name: str, channels: int, size: int, option: int | None, patch: int) -> None:
     module = build({"network": name, "width_factor": 1 / 32, "depth": 3, "patch": option}, channels, 7, size, 1)
     module = module.double()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch_generator(1)
     for parameter in module.parameters():  # biases, scales and shifts that are told apart
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     images = noise(channels, size).double()
@@ -383,7 +385,7 @@ def test_vision_transformers_written_out(name: str, channels: int, size: int, op
     expected = vit_by_hand(weights, images, patch, HEADS[name], depth=3)
     with torch.no_grad():
         for mode in (True, False):
-            torch.testing.assert_close(module.train(mode)(images), expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(module.train(mode)(images), expected, rtol=LOOPS, atol=LOOPS)
 
 
 @pytest.mark.parametrize("name", list(HEADS))
@@ -393,6 +395,7 @@ def test_every_layer_of_a_vision_transformer_learns(name: str) -> None:
     assert len(blocks) == 12
     assert not torch.equal(blocks[0].linear1.weight, blocks[1].linear1.weight)
     embeddings = [module.get_parameter(f"features.{each}").flatten() for each in ("token", "positions")]
+    # Four standard errors of the hundred numbers of the token.
     assert all(each.std().item() == pytest.approx(0.02, rel=0.3) for each in embeddings)
     functional.cross_entropy(module(noise(1, 8, count=6).double()), torch.arange(6)).backward()
     for key, parameter in module.named_parameters():
@@ -400,9 +403,9 @@ def test_every_layer_of_a_vision_transformer_learns(name: str) -> None:
         parts = dict(zip("qkv", parameter.grad.chunk(3), strict=True)) if "in_proj" in key else {"": parameter.grad}
         for part, gradient in parts.items():
             if (part, key[-4:]) == ("k", "bias"):  # added to all scores of a query alike, which the softmax removes
-                assert gradient.abs().max() < 1e-12
+                assert gradient.abs().max() < SUMS
             else:
-                assert gradient.all() and gradient.abs().max() > 1e-5, (key, part)
+                assert gradient.all() and gradient.abs().max() > DISTINCT, (key, part)
 
 
 def test_the_corner_of_the_last_map() -> None:
@@ -433,7 +436,7 @@ def test_norms_and_widths_are_options(name: str) -> None:
         narrow, wide = (build({"network": name, "width_factor": factor}, 3, 10, 32, seed=0) for factor in (1, 1.5))
     one, other = ([p.out_channels for p in each.modules() if isinstance(p, nn.Conv2d)] for each in (narrow, wide))
     assert [1.5 * filters for filters in one] == other
-    assert min(p.out_channels for p in tiny(name, width_factor=1e-9).modules() if isinstance(p, nn.Conv2d)) == 1
+    assert min(p.out_channels for p in tiny(name, width_factor=TRAINING).modules() if isinstance(p, nn.Conv2d)) == 1
 
 
 def test_images_below_the_least_size_are_refused() -> None:
@@ -463,7 +466,7 @@ def test_instance_and_group_norm_normalise_their_groups() -> None:
 
 
 def test_activations_and_pooling_are_what_they_say() -> None:
-    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 8, 8, generator=torch_generator(0))
     activations = {
         "sigmoid": torch.sigmoid,
         "relu": torch.relu,

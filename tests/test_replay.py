@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import grey_set
+from drawing import torch_generator
 from torch import Tensor
 
 import satm
@@ -66,7 +67,7 @@ def test_the_class_of_soft_labels_is_the_place_in_a_set_and_the_largest_of_a_pai
 
 @pytest.mark.parametrize("batch", [1, 4, 6, 15])
 def test_no_image_comes_again_before_all_have_come(batch: int) -> None:
-    memory, generator = Memory(), torch.Generator().manual_seed(0)
+    memory, generator = Memory(), torch_generator(0)
     memory.add(synthetic())
     drawn: list[int] = []
     orders = set()
@@ -82,7 +83,7 @@ def test_no_image_comes_again_before_all_have_come(batch: int) -> None:
 
 
 def test_what_is_added_joins_what_has_not_come_yet() -> None:
-    memory, generator = Memory(), torch.Generator().manual_seed(0)
+    memory, generator = Memory(), torch_generator(0)
     memory.add(synthetic(), classes=(0, 1))
     first = which(memory.draw(3, generator)[0])
     memory.add(synthetic(), classes=(2,))
@@ -95,12 +96,12 @@ def test_a_generator_names_the_batches() -> None:
     for seed in (1, 1, 2):
         memory = Memory()
         memory.add(synthetic(ipc=4))
-        found.append(which(memory.draw(9, torch.Generator().manual_seed(seed))[0]))
+        found.append(which(memory.draw(9, torch_generator(seed))[0]))
     assert found[0] == found[1] != found[2]
 
 
 def test_every_image_is_as_likely_to_come_first() -> None:
-    memory, generator = Memory(), torch.Generator().manual_seed(3)
+    memory, generator = Memory(), torch_generator(3)
     memory.add(synthetic(classes=2, ipc=1))
     firsts = Counter(which(memory.draw(2, generator)[0])[0] for _ in range(400))
     assert abs(firsts[0] - 200) < 50

@@ -9,7 +9,9 @@ import pandas
 import pyarrow
 import pytest
 import torch
+from drawing import torch_generator
 from pyarrow import parquet
+from tolerances import SINGLE_LOOPS
 from torch.utils.data import DataLoader
 
 import satm
@@ -231,7 +233,7 @@ def test_the_commit_of_another_checkout_is_not_taken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def raw() -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     return torch.randint(0, 256, (40, 3, 4, 4), generator=generator, dtype=torch.uint8)
 
 
@@ -292,11 +294,11 @@ def test_whitened_images_are_shown_with_the_stored_whitening(raw: torch.Tensor, 
     preprocessor = Preprocessor((0.5,) * 3, (0.2,) * 3, whitening)
     save_distilled(path, distilled(raw, preprocessor, whitening_path=stored))
     assert path.stat().st_size < stored.stat().st_size
-    torch.testing.assert_close(load_distilled(path).pixels(), raw[:4] / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(load_distilled(path).pixels(), raw[:4] / 255, atol=SINGLE_LOOPS, rtol=0)
 
     shutil.move(tmp_path / "one", tmp_path / "two")  # the tree moves as a whole
     moved = tmp_path / "two" / "distilled" / "deep" / "distilled.safetensors"
-    torch.testing.assert_close(load_distilled(moved).pixels(), raw[:4] / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(load_distilled(moved).pixels(), raw[:4] / 255, atol=SINGLE_LOOPS, rtol=0)
 
     stored = tmp_path / "two" / "data" / "zca.safetensors"
     save_whitening(stored, fit_whitening(raw[:30]))
@@ -305,7 +307,7 @@ def test_whitened_images_are_shown_with_the_stored_whitening(raw: torch.Tensor, 
     stored.unlink()
     with pytest.raises(UsageError, match="satm data --dataset pets --make zca"):
         load_distilled(moved).pixels()
-    torch.testing.assert_close(load_distilled(moved).pixels(whitening), raw[:4] / 255, atol=1e-4, rtol=0)
+    torch.testing.assert_close(load_distilled(moved).pixels(whitening), raw[:4] / 255, atol=SINGLE_LOOPS, rtol=0)
 
 
 def test_missing_truncated_and_foreign_sets_are_explained_in_one_line(raw: torch.Tensor, tmp_path: Path) -> None:
@@ -325,7 +327,7 @@ def test_missing_truncated_and_foreign_sets_are_explained_in_one_line(raw: torch
 
 
 def soft(raw: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    return torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(4, 2, generator=torch_generator(seed))
 
 
 def test_an_averaged_set_comes_back_with_its_raw_one(raw: torch.Tensor, tmp_path: Path) -> None:
@@ -396,7 +398,7 @@ def test_the_first_images_of_each_class_are_a_set(raw: torch.Tensor) -> None:
     assert (len(two), two.ipc, two.labels.tolist()) == (6, 2, [0, 0, 1, 1, 2, 2])
     assert torch.equal(two.images, images[[0, 1, 4, 5, 8, 9]]) and two.options == whole.options
     assert torch.equal(two.first(1).images, images[[0, 4, 8]]) and torch.equal(whole.first(4).images, images)
-    logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(12, 3, generator=torch_generator(0))
     averaged = dataclasses.replace(whole, labels=logits, average="ema", raw_images=-images, raw_labels=2 * logits)
     one = averaged.first(1)
     assert torch.equal(one.labels, logits[[0, 4, 8]]) and torch.equal(one.unaveraged().labels, 2 * one.labels)

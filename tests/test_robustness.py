@@ -9,6 +9,7 @@ import numpy
 import pandas
 import pytest
 import torch
+from drawing import torch_generator
 from resuming import stopped_after
 from scipy import stats
 from tabulating import frame_of
@@ -180,7 +181,7 @@ def test_a_set_with_hard_labels_gets_soft_ones_from_experts(campaign: Path) -> N
 
 def test_a_set_with_soft_labels_keeps_its_own(campaign: Path) -> None:
     made = load_distilled(DISTILLED)
-    logits = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(10, 10, generator=torch_generator(0))
     soft = dataclasses.replace(made, labels=logits)
     rows = variants(soft)
     assert rows["labelled"].tolist() == ["class"] * 4 + ["own"] * 4

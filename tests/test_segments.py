@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import write_experts
+from drawing import torch_generator
 from matching import EXPANDING, make
 
 from satm.config.methods import MatchingOptions
@@ -37,12 +37,8 @@ tiny-imagenet 50 0.3 8 4 80 2 40 70
 """
 
 
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def test_segments_are_uniform_over_experts_and_starts() -> None:
-    drawing, options = generator(0), MatchingOptions(min_start_epoch=2, max_start_epoch=6, expert_epochs=4)
+    drawing, options = torch_generator(0), MatchingOptions(min_start_epoch=2, max_start_epoch=6, expert_epochs=4)
     found = [draw(options, drawing, 3, None)[0][1] for _ in range(2400)]
     counts = Counter((segment.expert, segment.start) for segment in found)
     assert set(counts) == {(expert, start) for expert in range(3) for start in range(2, 6)}
@@ -52,7 +48,7 @@ def test_segments_are_uniform_over_experts_and_starts() -> None:
 
 def test_the_last_segment_is_reached(problem: Problem) -> None:
     made = make(problem, "mtt", max_start_epoch=3, expert_epochs=2)
-    found = [made.segments(generator(seed), 0) for seed in range(60)]
+    found = [made.segments(torch_generator(seed), 0) for seed in range(60)]
     assert all(len(segments) == 1 and segments[0][0] == 1 for segments in found)
     assert {segments[0][1].end for segments in found} == {2, 3, 4}
 
@@ -72,15 +68,15 @@ def test_an_expanding_range_is_a_straight_line(first: int, last: int, over: int)
 def test_expanding_segments_start_within_the_current_range(problem: Problem, iteration: int, starts: set[int]) -> None:
     for name in ("datm", "mtt", "satm-da"):
         made = make(problem, name, **EXPANDING)
-        assert {made.segments(generator(seed), iteration)[0][1].start for seed in range(60)} == starts
-        assert {made.segments(generator(seed), None)[0][1].start for seed in range(60)} == {0, 1, 2}
+        assert {made.segments(torch_generator(seed), iteration)[0][1].start for seed in range(60)} == starts
+        assert {made.segments(torch_generator(seed), None)[0][1].start for seed in range(60)} == {0, 1, 2}
 
 
 def test_an_expanding_range_grows_from_its_least_start(problem: Problem) -> None:
     options = {**EXPANDING, "expand_from": 2, "expert_epochs": 1, "min_start_epoch": 1, "max_start_epoch": 4}
     made = make(problem, "mtt", **options)
     for iteration, starts in ((0, {1}), (4, {1, 2}), (8, {1, 2, 3})):
-        assert {made.segments(generator(seed), iteration)[0][1].start for seed in range(60)} == starts
+        assert {made.segments(torch_generator(seed), iteration)[0][1].start for seed in range(60)} == starts
 
 
 def test_the_gradient_uses_the_range_of_its_iteration(problem: Problem) -> None:
@@ -101,8 +97,8 @@ def test_concurrent_segments_keep_the_sampled_one(problem: Problem, options: dic
     alone, both = make(problem, "mtt", **options), make(problem, "mtt", **options, concurrent=3, distance=1, beta=0.4)
     experts = set()
     for seed in range(20):
-        [(weight, sampled)] = alone.segments(generator(seed), 5)
-        [(share, first), *rest] = both.segments(generator(seed), 5)
+        [(weight, sampled)] = alone.segments(torch_generator(seed), 5)
+        [(share, first), *rest] = both.segments(torch_generator(seed), 5)
         assert first == sampled and weight == 1 and share == 0.4
         assert [segment for _, segment in rest] == [Segment(sampled.expert, start, start + 2) for start in (0, 1, 2)]
         assert [share for share, _ in rest] == pytest.approx([0.2] * 3)
@@ -113,7 +109,7 @@ def test_concurrent_segments_keep_the_sampled_one(problem: Problem, options: dic
 def test_concurrent_segments_begin_at_the_least_start(problem: Problem) -> None:
     options = {"min_start_epoch": 1, "max_start_epoch": 4, "expert_epochs": 1, "concurrent": 2}
     for distance, starts in ((2, [1, 3]), (1, [1, 2]), (None, [1, 2])):
-        [_, *fixed] = make(problem, "mtt", **options, distance=distance).segments(generator(0), 0)
+        [_, *fixed] = make(problem, "mtt", **options, distance=distance).segments(torch_generator(0), 0)
         assert [(segment.start, segment.end) for _, segment in fixed] == [(start, start + 1) for start in starts]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 import twins
+from drawing import torch_generator
 from matching import EXPANDING, classes, double, drawn, inner, make, unlike
+from tolerances import TRAINING
 from torch import Tensor
 from twins import Gradients
 
@@ -124,7 +126,7 @@ def check(problem: Problem, name: str, **options: Any) -> None:
     """Compare some iterations of a method with its twin, the set moving in between."""
     made = make(problem, name, **{**OPTIONS.get(name, {}), **options})
     start, memory, state = double(made), NO_STATE, {}
-    noise = torch.randn(start.images.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    noise = torch.randn(start.images.shape, generator=torch_generator(3), dtype=torch.float64)
     synthetic = replace(start, images=start.images + 0.1 * noise)  # away from the real images
     for iteration in (0, 3):
         found, expected = made.gradient(synthetic, iteration, memory), TWINS[name](made, synthetic, iteration, state)
@@ -137,7 +139,7 @@ def check(problem: Problem, name: str, **options: Any) -> None:
                 assert float(one) == 0
             elif part != "labels" or one is not None:
                 assert (one is None) == (other is None), part
-                assert one is None or unlike(one, other) < 1e-9, (part, iteration)
+                assert one is None or unlike(one, other) < TRAINING, (part, iteration)
         synthetic = replace(synthetic, images=synthetic.images - 0.5 * found.images)
         memory = found.state if name == "mtt-vasso" else NO_STATE
 
@@ -229,7 +231,7 @@ def test_unrolled_training_is_autograd_through_the_window(
 
 @pytest.mark.parametrize(("pick", "twin"), [(herding, twins.herding), (k_center, twins.k_center)])
 def test_images_are_chosen_as_by_brute_force(pick: Any, twin: Callable[[Tensor, int], list[int]]) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch_generator(0)
     for _ in range(10):
         features = torch.randn(9, 3, generator=generator, dtype=torch.float64)
         for count in (1, 4, 9):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawing import torch_generator
+from tolerances import DISTINCT, SINGLE, SINGLE_LOOPS
 
 from satm.cli import main
 from satm.config import DatasetOptions, load_campaign
@@ -32,7 +34,7 @@ VARIANTS = [(False, False), (True, False), (False, True), (True, True)]
 
 def make_images(count: int, seed: int = 0, size: int = 4) -> torch.Tensor:
     """Images whose pixels depend on each other, so that whitening has something to do."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_generator(seed)
     coarse = torch.rand(count, 3, size // 2, size // 2, generator=generator)
     fine = torch.rand(count, 3, size, size, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear")
@@ -73,14 +75,14 @@ def test_the_variants_follow_their_definition(per_image: bool, relative: bool) -
     images, test = make_images(300), make_images(20, seed=1)
     fitted = fit_whitening(images, 0.1, per_image, relative)
     x, matrix, inverse = variant_by_definition(images, 0.1, per_image, relative)
-    np.testing.assert_allclose(fitted.matrix.numpy(), matrix, rtol=1e-5, atol=1e-6 * np.abs(matrix).max())
-    np.testing.assert_allclose(fitted.inverse.numpy(), inverse, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(fitted.matrix.numpy(), matrix, rtol=SINGLE, atol=SINGLE * np.abs(matrix).max())
+    np.testing.assert_allclose(fitted.inverse.numpy(), inverse, rtol=SINGLE, atol=SINGLE)
     white = fitted.apply(images.double() / 255).flatten(1).numpy()
-    np.testing.assert_allclose(white, x @ matrix, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(white, x @ matrix, rtol=SINGLE_LOOPS, atol=SINGLE_LOOPS)
     mean = images.numpy().astype(np.float64).mean(0).ravel() / 255
     other = standardised(test) if per_image else test.numpy().reshape(20, -1).astype(np.float64) / 255 - mean
     np.testing.assert_allclose(
-        fitted.apply(test.double() / 255).flatten(1).numpy(), other @ matrix, rtol=1e-4, atol=1e-4
+        fitted.apply(test.double() / 255).flatten(1).numpy(), other @ matrix, rtol=SINGLE_LOOPS, atol=SINGLE_LOOPS
     )
 
 
@@ -90,7 +92,7 @@ def test_the_norm_of_whitened_images_is_what_the_eigenvalues_say() -> None:
     values = np.linalg.eigvalsh(x.T @ x / 400)
     white = fit_whitening(images, 0.1, True, True).apply(images.double() / 255).flatten(1)
     expected = (values / (values + 0.1 * values.mean())).sum()
-    assert float(white.square().sum(1).mean()) == pytest.approx(expected, rel=1e-4)
+    assert float(white.square().sum(1).mean()) == pytest.approx(expected, rel=SINGLE_LOOPS)
     assert 5 < expected < 48
 
 
@@ -103,13 +105,15 @@ def test_brightness_and_contrast_do_not_matter_per_image_and_come_back_on_averag
     back = fitted.invert(white)
     shape = standardised(images).reshape(scaled.shape)
     level, norm = scaled.flatten(1).mean(1), (scaled - scaled.mean((1, 2, 3), keepdim=True)).flatten(1).norm(dim=1)
-    torch.testing.assert_close(back, norm.mean() * torch.from_numpy(shape) + level.mean(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(back, norm.mean() * torch.from_numpy(shape) + level.mean(), rtol=0, atol=SINGLE_LOOPS)
     shown = Preprocessor((0.5,) * 3, (0.2,) * 3, fitted).to_pixels(white)
-    torch.testing.assert_close(shown.double(), back.clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(shown.double(), back.clamp(0, 1), rtol=0, atol=SINGLE)
     assert (back - scaled).abs().mean() < 0.1  # an average image's brightness and contrast, not its own
     one = images[:1].repeat(5, 1, 1, 1)
     alike = fit_whitening(one, 0.1, True, True)  # where all are alike, nothing is lost
-    torch.testing.assert_close(alike.invert(alike.apply(one.double() / 255)), one.double() / 255, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        alike.invert(alike.apply(one.double() / 255)), one.double() / 255, rtol=0, atol=SINGLE_LOOPS
+    )
 
 
 @pytest.mark.parametrize(("per_image", "relative"), VARIANTS)
@@ -213,7 +217,7 @@ def test_fit_follows_the_definition(count: int) -> None:
     for got, expected in zip(
         (fitted.mean, fitted.matrix, fitted.inverse), whitening_by_definition(images, 0.1), strict=True
     ):
-        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.numpy(), expected, rtol=SINGLE, atol=SINGLE)
 
 
 def test_whitened_images_have_the_stated_covariance() -> None:
@@ -223,18 +227,18 @@ def test_whitened_images_have_the_stated_covariance() -> None:
     covariance = torch.cov(images.double().flatten(1).T / 255)
     values = torch.linalg.eigvalsh(covariance)
     torch.testing.assert_close(
-        torch.linalg.eigvalsh(torch.cov(white.T)), values / (values + 1e-4), rtol=1e-4, atol=1e-4
+        torch.linalg.eigvalsh(torch.cov(white.T)), values / (values + 1e-4), rtol=SINGLE_LOOPS, atol=SINGLE_LOOPS
     )
-    torch.testing.assert_close(white.mean(0), torch.zeros(48).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(white.mean(0), torch.zeros(48).double(), rtol=0, atol=SINGLE)
 
 
 def test_inverse_restores_the_images() -> None:
     images = make_images(100)
     fitted = fit_whitening(images)
     scaled = images.double() / 255
-    torch.testing.assert_close(fitted.invert(fitted.apply(scaled)), scaled, rtol=0, atol=1e-5)
+    torch.testing.assert_close(fitted.invert(fitted.apply(scaled)), scaled, rtol=0, atol=SINGLE)
     other = Preprocessor((0.5,) * 3, (0.2,) * 3, fitted)
-    torch.testing.assert_close(other.to_pixels(other.apply(images)), images / 255, rtol=0, atol=1e-5)
+    torch.testing.assert_close(other.to_pixels(other.apply(images)), images / 255, rtol=0, atol=SINGLE)
 
 
 def test_test_images_are_whitened_with_the_training_matrix() -> None:
@@ -242,8 +246,8 @@ def test_test_images_are_whitened_with_the_training_matrix() -> None:
     mean, matrix, _ = whitening_by_definition(train, 0.1)
     expected = (test.numpy().reshape(50, -1) / 255 - mean) @ matrix
     got = Preprocessor((0.1,) * 3, (9.0,) * 3, fit_whitening(train)).apply(test)
-    np.testing.assert_allclose(got.reshape(50, -1).numpy(), expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(expected.mean(0)).max() > 1e-3  # another set: not centred by its own mean
+    np.testing.assert_allclose(got.reshape(50, -1).numpy(), expected, rtol=SINGLE_LOOPS, atol=SINGLE)
+    assert np.abs(expected.mean(0)).max() > DISTINCT  # another set: not centred by its own mean
 
 
 @pytest.mark.parametrize(("per_image", "relative"), VARIANTS)
@@ -343,4 +347,4 @@ def test_real_images_become_nearly_white() -> None:
         return float(values[-1] / values[-50])
 
     assert spread(fitted.apply(x)) < spread(x) / 3
-    torch.testing.assert_close(fitted.invert(fitted.apply(x)), x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(fitted.invert(fitted.apply(x)), x, rtol=0, atol=SINGLE_LOOPS)

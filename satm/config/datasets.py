@@ -187,7 +187,11 @@ def expand(path: str) -> Path:
     Raises:
         UsageError: a variable is not set, or the path leads out of the working folder without being absolute.
     """
-    expanded = os.path.expandvars(path)
+    try:
+        os.fsencode(path)
+        expanded = os.path.expandvars(path)
+    except UnicodeEncodeError:  # a locale without its letters, such as C; names of files are UTF-8 almost everywhere
+        expanded = os.path.expandvars(os.fsdecode(path.encode(errors="surrogateescape")))
     if "$" in expanded:
         raise UsageError(f"the path {path!r} has an environment variable that is not set; set it or write the path out")
     if "\0" in expanded:

@@ -148,7 +148,8 @@ def _waited(slurm: Mapping[str, str | None], ended: str) -> float | None:
 def _metadata(path: Path) -> dict[str, Any]:
     """Return the circumstances in a parquet file; empty for a broken file, which its table reports."""
     with contextlib.suppress(pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError):
-        content = json.loads((parquet.read_schema(path).metadata or {})[METADATA_KEY])
+        with path.open("rb") as file:
+            content = json.loads((parquet.read_schema(file).metadata or {})[METADATA_KEY])
         return content if isinstance(content, dict) else {}
     return {}
 
@@ -156,7 +157,8 @@ def _metadata(path: Path) -> dict[str, Any]:
 def _peak(path: Path) -> float | None:
     """Return the peak memory over the rows of a file."""
     with contextlib.suppress(pyarrow.ArrowException, OSError):
-        table = parquet.read_table(path, columns=["peak_memory_bytes"], partitioning=None).to_pandas()
+        with path.open("rb") as file:
+            table = parquet.read_table(file, columns=["peak_memory_bytes"], partitioning=None).to_pandas()
         peak = table.get("peak_memory_bytes", pandas.Series(dtype=float)).max()
         return None if pandas.isna(peak) else float(peak)
     return None

@@ -122,6 +122,11 @@ class Walk:
         return [path for path in entries if path.is_file()]
 
 
+def class_name(folder: Path) -> str:
+    """Return the name of a class's folder, the same in locales without its letters, such as C."""
+    return folder.name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+
+
 def natural_order(name: str) -> tuple[list[Any], str]:
     """Return the key that sorts names with numbers by value: 2 before 10, frame-9 before frame-10.
 

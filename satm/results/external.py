@@ -20,7 +20,7 @@ from torch import Tensor
 from satm.config import DatasetOptions
 from satm.data.convert import KINDS
 from satm.data.decode import decode_part, describe_faults
-from satm.data.listing import Fault, Part, Walk, natural_order, paths_part
+from satm.data.listing import Fault, Part, Walk, class_name, natural_order, paths_part
 from satm.data.sources.parquet import open_tables, parquet_part
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset, load_distilled
@@ -187,7 +187,7 @@ def _read_folder(path: Path) -> ExternalSet:
     if not folders:
         raise UsageError(f"{path} holds neither parquet files nor class folders; expected CLASS/image in it")
     items = [(file, label) for label, folder in enumerate(folders) for file in _by_name(walk.images(folder))]
-    names = tuple(folder.name for folder in folders)
+    names = tuple(map(class_name, folders))
     return _pictures(path, paths_part(items), names, "folder", walk.faults)
 
 

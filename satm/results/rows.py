@@ -34,8 +34,9 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Columns, 
     table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=columns.schema(rows))
     text = json.dumps({**metadata, ROWS_HASH: _hash_rows(table)}, sort_keys=True)
     table = table.replace_schema_metadata({METADATA_KEY: text, METADATA_HASH: hash_bytes(text.encode())})
-    with atomic_path(path) as part:
-        parquet.write_table(table, part)
+    # pyarrow opens no path that is not UTF-8 here, as umlauts are not in the locale C: it gets open files.
+    with atomic_path(path) as part, part.open("wb") as file:
+        parquet.write_table(table, file)
 
 
 def read_rows(path: Path, columns: Columns) -> pandas.DataFrame:
@@ -86,7 +87,8 @@ def _read_table(path: Path, what: str) -> tuple[pyarrow.Table, dict[str, Any]]:
     """Return the rows of a file and the circumstances of its run; files of earlier versions have no hashes."""
     require_file(path, what)
     try:
-        table = parquet.read_table(path, partitioning=None)
+        with path.open("rb") as file:
+            table = parquet.read_table(file, partitioning=None)
         table.validate(full=True)  # finds invalid UTF-8 and offsets outside a column
         str(table.schema)  # finds invalid names
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -244,7 +244,7 @@ def _create(path: Path, text: str) -> bool:
     """
     bid = path.with_name(f".bid-{uuid.uuid4().hex}")
     try:
-        bid.write_text(text)
+        bid.write_text(text, encoding="utf-8")
         try:
             os.link(bid, path)
         except (FileExistsError, FileNotFoundError):
@@ -317,7 +317,11 @@ def process_start(pid: int) -> str | None:
     return "unknown"
 
 
-def _proc(name: str, read: Callable[[Path], object] = Path.read_text) -> str:
+def _text(path: Path) -> str:
+    return path.read_bytes().decode(errors="replace")  # a process may have any bytes as its name
+
+
+def _proc(name: str, read: Callable[[Path], object] = _text) -> str:
     try:
         return str(read(Path("/proc") / name)).strip()
     except OSError:
@@ -336,7 +340,7 @@ def _numbers(folder: Path) -> list[int]:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the content of a lock; empty while it is being written; None if there is none."""
     try:
-        content = json.loads(path.read_text() or "{}")
+        content = json.loads(path.read_text(encoding="utf-8") or "{}")
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
 """The log of one command: on the standard output and in a file."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -9,8 +10,27 @@ from pathlib import Path
 
 from satm.errors import RunError, UsageError
 from satm.run.stopping import Stop
+from satm.storage.files import explain_disk
 
 LOG = logging.getLogger("satm")
+
+
+def mend_streams() -> None:
+    """Make the standard streams usable, whatever the process was started with.
+
+    A closed one is replaced by an empty one. Letters that the output's encoding lacks are written as escapes, as the
+    standard error does.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the smallest free number, this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -22,8 +42,9 @@ def logged(path: Path) -> Iterator[None]:
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if not (path.is_file() and os.path.samestat(os.fstat(1), path.stat())):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path))
+        with explain_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         LOG.addHandler(handler)

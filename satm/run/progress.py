@@ -10,6 +10,9 @@ from rich.progress import Progress as Bar
 
 LOG = logging.getLogger("satm")
 
+NARROWEST = 100
+"""Smallest width for tables, in letters: in less their columns vanish, while a terminal wraps longer lines."""
+
 LINE_SECONDS = 20.0
 """Seconds between two lines in a log."""
 
@@ -25,7 +28,7 @@ class Progress:
     @staticmethod
     def console() -> Console:
         """Return the console for tables."""
-        return Console(width=None if sys.stdout.isatty() else 160)
+        return Console(width=max(NARROWEST, Console().width) if sys.stdout.isatty() else 160)
 
     def __enter__(self) -> "Progress":
         if sys.stderr.isatty():

@@ -54,7 +54,7 @@ def _ask(*command: str, seconds: float) -> str | None:
     zone = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
     try:
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=seconds, check=True, env=zone
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=True, env=zone
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

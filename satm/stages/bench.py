@@ -231,7 +231,7 @@ def _memory(case: Case, engine: str, precision: str, device: str) -> int:
     """
     arguments = json.dumps([vars(case), engine, precision, device, torch.get_num_threads()])
     command = [sys.executable, "-W", "ignore", "-c", "from satm.stages.bench import _measure; _measure()"]
-    process = subprocess.run(command, input=arguments, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, input=arguments, capture_output=True, encoding="utf-8", check=False)
     if process.returncode:
         raise RunError(f"measuring {engine} failed: {process.stderr.strip().splitlines()[-1:]}; use a smaller case")
     return int(process.stdout)

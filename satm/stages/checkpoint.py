@@ -24,7 +24,7 @@ from satm.methods.parts.problem import Synthetic
 from satm.run import stopping
 from satm.run.disk import patiently
 from satm.storage.files import disk_is_full
-from satm.storage.identity import Identity, differing_field
+from satm.storage.identity import Identity, differences
 from satm.storage.tensors import TensorFile, open_tensors, read_metadata, write_tensors
 
 LOG = logging.getLogger("satm")
@@ -32,13 +32,44 @@ LOG = logging.getLogger("satm")
 Content = dict[str, Any]
 """JSON values by name."""
 
+MOST = 8
+"""Largest number of differences in a message."""
+
+MEANINGS = {"data": "the dataset's images", "revision": "the version of the computation"}
+"""What fields of an identity hold whose names do not say it."""
+
+
+def _fits(expected: object, found: object, what: str) -> bool:
+    """Return whether a stored state is of this run; a warning names everything in which it is of another one."""
+    if not isinstance(found, Mapping):
+        LOG.warning("the existing %s is of an earlier version; starting from the beginning", what)
+        return False
+    if not (told := differences(expected, found)):
+        return True
+    told = [f"{MEANINGS[name]}, {each}" if (name := each.split(":")[0]) in MEANINGS else each for each in told]
+    more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
+    text = "the existing %s belongs to another run (%s%s); starting from the beginning"
+    LOG.warning(text, what, "; ".join(told[:MOST]), more)
+    return False
+
+
+def _compare_backend(here: str, found: str) -> None:
+    """Warn if a state was stored on another backend; those of earlier versions may not state theirs."""
+    if here and found and here != found:
+        text = "resuming with %s a run begun with %s: rounding will differ from that of an uninterrupted run"
+        LOG.warning(text, here, found)
+
 
 class Generations:
-    """The last two states of one identity (JSON values), in two files whose names begin with `name`."""
+    """The last two states of one identity (JSON values), in two files whose names begin with `name`.
 
-    def __init__(self, folder: Path, name: str, identity: object) -> None:
+    `backend` is the device and the version of torch, empty if unknown.
+    """
+
+    def __init__(self, folder: Path, name: str, identity: object, backend: str = "") -> None:
         self.paths = [folder / f"{name}-{slot}.safetensors" for slot in (0, 1)]
         self.identity = json.loads(json.dumps(identity))  # in the form that is read back
+        self.name, self.backend = name, backend
         self._last: int | None = None
 
     def save(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> bool:
@@ -50,7 +81,7 @@ class Generations:
             self._last = max((number for number, _ in self._numbered()), default=-1)
         number = self._last + 1
         try:
-            metadata = {**content, "identity": self.identity, "generation": number}
+            metadata = {**content, "identity": self.identity, "backend": self.backend, "generation": number}
             write_tensors(self.paths[number % 2], tensors, metadata)
         except RunError as error:
             if not disk_is_full(error):
@@ -61,9 +92,12 @@ class Generations:
         return True
 
     def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Return the last intact state; None if there is none or it has another identity."""
+        """Return the last intact state; None if there is none, or with a warning if it has another identity."""
         state = self.load_any()
-        return state if state and state[1]["identity"] == self.identity else None
+        if state is None or not _fits(self.identity, state[1]["identity"], f"{self.name} state"):
+            return None
+        _compare_backend(self.backend, state[1].get("backend", ""))
+        return state
 
     def load_any(self) -> tuple[dict[str, Tensor], Content] | None:
         """Return the last intact state of any identity; None if there is none."""
@@ -107,8 +141,7 @@ class RunState:
     """The stored run of a distillation, in two generations; `backend` is its device and torch version."""
 
     def __init__(self, folder: Path, identity: Identity, backend: str) -> None:
-        self.backend = backend
-        self._files = Generations(folder, "checkpoint", identity)
+        self._files = Generations(folder, "checkpoint", identity, backend)
         self._begun_with = 0
 
     def save(self, run: Run) -> bool:
@@ -119,7 +152,6 @@ class RunState:
             del whole["recent"]
         tensors = {place: tensor for name, part in whole.items() for place, tensor in _flat(part, name).items()}
         content = {
-            "backend": self.backend,
             "iterations": {name: state.iteration for name, state in states.items()},
             "rates": run.rates,
             "attempt": run.attempt,
@@ -132,16 +164,10 @@ class RunState:
         return done
 
     def load(self, device: torch.device) -> Run | None:
-        """Return the run stored by an earlier process; None if there is none or it has other options."""
-        if (stored := self._files.load_any()) is None:
+        """Return the run stored by an earlier process; None if there is none, or with a warning if it is another."""
+        if (stored := self._files.load()) is None:
             return None
         tensors, values = stored
-        if difference := differing_field(self._files.identity, values["identity"]):
-            LOG.warning("the existing checkpoint belongs to another run (%s); starting from the beginning", difference)
-            return None
-        if (backend := values["backend"]) != self.backend:
-            text = "resuming with %s a run begun with %s: rounding will differ from that of an uninterrupted run"
-            LOG.warning(text, self.backend, backend)
         tree = _nested({name: tensor.to(device) for name, tensor in tensors.items()})
         states = {name: _state(tree[name], done) for name, done in values["iterations"].items() if name in tree}
         now, best, rows = states["now"], values["best"], values["rows"]
@@ -197,8 +223,8 @@ class ExpertState:
     The folder belongs to this expert alone; the state of an expert of another identity is deleted.
     """
 
-    def __init__(self, folder: Path, identity: Identity) -> None:
-        self.folder, self.identity = folder, identity
+    def __init__(self, folder: Path, identity: Identity, backend: str = "") -> None:
+        self.folder, self.identity, self.backend = folder, identity, backend
 
     def save(self, snapshot: Snapshot) -> None:
         """Store a snapshot; on a full disk wait for space.
@@ -210,24 +236,27 @@ class ExpertState:
         tensors |= {} if snapshot.momentum is None else {"momentum": snapshot.momentum}
         tensors |= {f"buffer/{name}": buffer for name, buffer in snapshot.buffers.items()}
         # As text, because the loss at the start is NaN, which JSON does not know.
-        content = {"identity": self.identity, "loss": repr(snapshot.loss)}
+        content = {"identity": self.identity, "backend": self.backend, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
         stopping.saved()
 
     def load(self) -> Snapshot | None:
         """Return the last snapshot before the first gap; None if there is none of this expert."""
         last: Snapshot | None = None
+        backend = ""
         while self._path(epoch := 0 if last is None else last.epoch + 1).is_file():
             try:
                 tensors, content = _read(self._path(epoch), "loss")
             except UsageError as error:
                 LOG.warning("%s; using the previous epoch", error)
                 break
-            if content["identity"] != self.identity:
+            if not _fits(self.identity, content["identity"], "state of an expert"):
                 break
+            backend = content.get("backend", "")
             last = _snapshot(epoch, tensors, content)
         if last is None:
             self.clear()
+        _compare_backend(self.backend, backend)
         return last
 
     def snapshots(self) -> list[Snapshot]:
@@ -255,23 +284,29 @@ def _snapshot(epoch: int, tensors: Mapping[str, Tensor], content: Content) -> Sn
 class NetworkState:
     """The state of networks while they are trained, one or several at once: weights, statistics, optimiser, generators.
 
+    `which` tells the networks of a run apart, as JSON values.
+
     At least `every` seconds lie between two writes, which has no effect on the result.
     """
 
-    def __init__(self, folder: Path, identity: object, every: float = 60.0) -> None:
-        self.every = every
-        self._files = Generations(folder, "network", identity)
+    def __init__(
+        self, folder: Path, identity: object, which: object = None, backend: str = "", every: float = 60.0
+    ) -> None:
+        self.every, self._which = every, json.loads(json.dumps(which))  # in the form that is read back
+        self._files = Generations(folder, "network", identity, backend)
         self._written = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
-        """Return the number of completed epochs and the tensors after them; None if nothing is stored."""
+        """Return the number of completed epochs and the tensors after them; None if nothing of them is stored."""
         state = self._files.load()
-        return (int(state[1]["epoch"]), state[0]) if state else None
+        if state is None or state[1].get("which") != self._which:
+            return None
+        return int(state[1]["epoch"]), state[0]
 
     def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Store the state after some epochs, unless the last one is recent and no stop is requested."""
         if time.monotonic() - self._written < self.every and not stopping.stop_requested():
             return
-        if self._files.save(tensors(), {"epoch": epoch}):
+        if self._files.save(tensors(), {"epoch": epoch, "which": self._which}):
             stopping.saved()
         self._written = time.monotonic()

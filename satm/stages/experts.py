@@ -30,6 +30,7 @@ from satm.experts import (
 from satm.networks.training import measure
 from satm.params import load_flat
 from satm.run.lock import in_workflow
+from satm.run.machine import describe_backend
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
@@ -38,7 +39,7 @@ from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
 from satm.stages.job import OTHERWISE, Job, account_of
 from satm.storage.files import read_record, write_record
-from satm.storage.identity import differing_field
+from satm.storage.identity import differences, differing_field
 
 LOG = logging.getLogger("satm")
 
@@ -123,7 +124,8 @@ def _train_part(
     data, identity, missing = inputs.data, job.identity, []
     for index in indices:
         stored = shard_identity(folder, index)
-        if stored is not None and (difference := differing_field(identity, stored)):
+        if stored is not None and (found := differences(identity, stored)):
+            difference = "; ".join(found)
             if not (inputs.resolver.overwrite or in_workflow()):
                 raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {OTHERWISE}")
             LOG.info("expert %d on disk has other options and is replaced: %s", index, difference)
@@ -143,7 +145,7 @@ def _train_part(
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
                 axes = ("experts", data.name, "sgd", options.seed, index)
                 module = inputs.module(options.network, derive_seed("network", *axes))
-                state = ExpertState(job.folder / f"expert-{index:03d}", identity)
+                state = ExpertState(job.folder / f"expert-{index:03d}", identity, describe_backend(inputs.device))
                 after = state.load()
                 progress.skip(after.epoch if after else 0)
                 for snapshot in train_expert(module, real, options, augmentation, axes, after, order):

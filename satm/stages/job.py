@@ -19,6 +19,7 @@ from satm.results.columns import Columns
 from satm.results.rows import read_rows_metadata, write_rows
 from satm.run.disk import patiently
 from satm.run.lock import exclusive, in_workflow, link
+from satm.run.machine import describe_backend
 from satm.run.progress import Progress
 from satm.run.record import account, mark_complete
 from satm.run.stopping import check_stop, saved
@@ -90,7 +91,8 @@ class Job:
         self._account, self._name = account_of(layout, rule, **names), place[0]
         self.progress = partial(Progress, self._name)
         self._columns, self._device, self._is_ours = columns, device or torch.device("cpu"), is_ours
-        self._rows, self._kept = Generations(self.folder, "rows", identity), 0
+        self._backend, self._kept = describe_backend(self._device), 0
+        self._rows = Generations(self.folder, "rows", identity, self._backend)
 
     def __enter__(self) -> "Job":
         check_stop()
@@ -124,7 +126,8 @@ class Job:
 
     def networks(self, axes: Sequence[Axes]) -> NetworkState:
         """Return the storage for the state of networks in training, whose rows come next."""
-        return NetworkState(self.folder, [[derive_seed(*one) for one in axes], self._kept, self.identity])
+        which = [[derive_seed(*one) for one in axes], self._kept]
+        return NetworkState(self.folder, self.identity, which, self._backend)
 
     def test_networks(
         self,

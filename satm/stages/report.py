@@ -20,13 +20,13 @@ from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
 from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
-from satm.version import CHECKOUT
+from satm.version import shipped
 from satm.workflow.jobs import campaigns_of, jobs
 
 LOG = logging.getLogger("satm")
 
-PACE_FILE = CHECKOUT / "results" / "reference" / "pace" / "h200.parquet"
-"""The measured pace in a checkout."""
+PACE_FILE = shipped("pace/h200.parquet", "results/reference/pace/h200.parquet")
+"""The pace that was measured on an H200."""
 
 
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
@@ -79,7 +79,7 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
     else:
         drawn.png(png)
     with atomic_path(csv) as part:
-        part.write_text(csv_text(drawn.frame))
+        part.write_text(csv_text(drawn.frame), encoding="utf-8")
     _warn(reader)
     LOG.info("figure %s -> %s, %s, %s", name, png, pdf, csv)
 

@@ -22,6 +22,9 @@ AGAIN = "delete it and make it again"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a full disk."""
 
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder that this process may not change."""
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -54,6 +57,10 @@ def explain_disk(path: Path) -> Iterator[None]:
         advice = "check that the folder exists and can be written"
         if error.errno in FULL:
             advice = "free some space and start again, the run resumes where it stopped"
+        elif blocks := [parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()]:
+            advice = f"{blocks[0]} is no folder, nor a link to one; remove it, or make the folder that it links to"
+        elif error.errno in DENIED:
+            advice = "results are written below the current folder; start in one that you may write to"
         raise RunError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     except SafetensorError as error:  # its writer wraps the system's error in another text
         raise RunError(f"cannot write {path}: {error}; free space or check the folder, then start again") from error
@@ -63,7 +70,8 @@ def write_record(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON values by name, sorted, with their hash, atomically; `read_record` checks the hash."""
     values = json.loads(json.dumps(content))  # names that are numbers become texts, before hashing
     with atomic_path(path) as part:
-        part.write_text(json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True) + "\n")
+        text = json.dumps({**values, HASH: hash_json(values)}, indent=2, sort_keys=True)
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def require_file(path: Path, what: str) -> None:
@@ -84,7 +92,7 @@ def read_record(path: Path, what: str, fields: Mapping[str, type]) -> dict[str, 
     """
     require_file(path, what)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{what} {path} is not readable JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Hashes, and the first field in which two identities differ.
+"""Hashes, and the fields in which two identities differ.
 
 Nothing here imports torch; `satm.storage.tensors` hashes tensors.
 """
@@ -17,18 +17,20 @@ ROUNDING = 1e-12
 """Relative difference up to which two numbers of an identity count as equal."""
 
 
-def differing_field(expected: object, found: object, path: str = "") -> str | None:
-    """Return the first field in which two trees of JSON values differ, with both values; None if they are equal.
+def differences(expected: object, found: object, path: str = "") -> list[str]:
+    """Return every field in which two trees of JSON values differ, with both values.
 
     Rounding differences count as equal, because processors add in different orders.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        for key in sorted({*expected, *found}):
-            place = f"{path}.{key}" if path else str(key)
-            if difference := differing_field(expected.get(key), found.get(key), place):
-                return difference
-        return None
-    return None if _equal(expected, found) else f"{path}: expected {expected!r}, found {found!r}"
+        places = [(key, f"{path}.{key}" if path else str(key)) for key in sorted({*expected, *found})]
+        return [each for key, place in places for each in differences(expected.get(key), found.get(key), place)]
+    return [] if _equal(expected, found) else [f"{path}: expected {expected!r}, found {found!r}"]
+
+
+def differing_field(expected: object, found: object) -> str | None:
+    """Return the first of the `differences`; None if there are none."""
+    return next(iter(differences(expected, found)), None)
 
 
 def _equal(expected: object, found: object) -> bool:

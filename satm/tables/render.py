@@ -122,7 +122,7 @@ def write_forms(layout: Layout, name: str, **forms: str) -> None:
     """Write texts of a table as its files, by their endings (errors: `atomic_path`)."""
     for kind, text in forms.items():
         with atomic_path(Path(layout.table(name, kind))) as part:
-            part.write_text(text)
+            part.write_text(text, encoding="utf-8")
 
 
 def csv_text(frame: pandas.DataFrame) -> str:

@@ -23,8 +23,10 @@ from satm.workflow.rules import PATTERNS, RULES, Rule
 class Campaigns:
     """Every campaign that the workflow can make; each is read and checked when a job first needs it."""
 
-    def __init__(self, base: Path, files: Iterable[Path] = (), partial: bool = False, checked: bool = False) -> None:
-        """Collect the campaigns in `config/*.yaml` of the checkout `base`, and `files`, those of `--configfile`.
+    def __init__(
+        self, base: Path | None, files: Iterable[Path] = (), partial: bool = False, checked: bool = False
+    ) -> None:
+        """Collect `files`, those of `--configfile`, and if there is a checkout, `base`, its campaigns `config/*.yaml`.
 
         With `partial`, tables and figures use existing results only. With `checked`, the campaigns are not checked
         here, because the process that planned this job has done it; checking takes longer than the rest.
@@ -39,8 +41,8 @@ class Campaigns:
         self._provenance: dict[str, Provenance] = {}
         self.force: Callable[[Iterable[str]], object] | None = None
         """Makes files again that exist; None: nothing is compared with the campaigns."""
-        known = [path for path in sorted(base.glob("config/*.yaml")) if re.fullmatch(NAME, path.stem)]
-        self.paths = {root_of(path): path for path in known}
+        known = sorted(base.glob("config/*.yaml")) if base else []
+        self.paths = {root_of(path): path for path in known if re.fullmatch(NAME, path.stem)}
         for path in self._files:
             root = root_of(path)
             if root in self.paths and not self.paths[root].samefile(path):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from satm.version import CHECKOUT
 from satm.workflow.campaigns import Campaigns
 from satm.workflow.graph import Graph, Job
 
@@ -17,5 +16,5 @@ def jobs(campaigns: Campaigns, root: str) -> list[Job]:
 
 
 def campaigns_of(path: Path) -> Campaigns:
-    """Return the campaigns of this checkout with one file among them."""
-    return Campaigns(CHECKOUT, [path])
+    """Return a campaign without those of a checkout, which need not be there."""
+    return Campaigns(None, [path])

@@ -15,31 +15,31 @@ from safetensors import SafetensorError, safe_open
 
 from satm.config import REVISIONS, Cell, Resolver
 from satm.results.rows import METADATA_KEY
-from satm.storage.identity import Identity, differing_field, hash_file
+from satm.storage.identity import Identity, differences, differing_field, hash_file
 from satm.workflow.asked import Asked, Chosen, cell_of, params, wildcards
 from satm.workflow.rules import RULES
 
 
-def differing_option(asked: Asked, stated: Identity) -> str | None:
-    """Return the first field in which an identity differs from what is asked, with both values; None: none does.
+def differing_options(asked: Asked, stated: Identity, path: str = "") -> list[str]:
+    """Return every field in which an identity differs from what is asked, with both values.
 
     Fields that the identity lacks are not compared, options that it lacks had their defaults.
     """
-    for name, value in asked.items():
-        if name not in stated:
-            continue
-        found = stated[name]
-        if isinstance(value, Chosen):
-            options = {**value.defaults, **found} if isinstance(found, Mapping) else {}
-            difference = differing_field(value.values, {each: options.get(each) for each in value.values}, name)
-        elif isinstance(value, Mapping) and isinstance(found, Mapping):
-            deeper = differing_option(value, found)
-            difference = deeper and f"{name}.{deeper}"
+    found = []
+    for name in asked.keys() & stated.keys():
+        value, other, place = asked[name], stated[name], f"{path}.{name}" if path else name
+        if isinstance(value, Chosen) and isinstance(other, Mapping):
+            options = {**value.defaults, **other}
+            found += differences(value.values, {each: options.get(each) for each in value.values}, place)
+        elif isinstance(value, Mapping) and isinstance(other, Mapping):
+            found += differing_options(value, other, place)
         else:
-            difference = differing_field(json.loads(json.dumps(params(value))), found, name)
-        if difference:
-            return difference
-    return None
+            found += differences(json.loads(json.dumps(params(value))), other, place)
+    return sorted(found)
+
+
+MOST = 5
+"""Largest number of differences in a message."""
 
 
 class Provenance:
@@ -78,8 +78,8 @@ class Provenance:
                 continue
             asked = entry.options(self._resolver, wildcards(names)) if asked is None else asked
             revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
-            if difference := differing_option({**revision, **asked}, {"revision": 1, **stated}):
-                return difference
+            if found := differing_options({**revision, **asked}, {"revision": 1, **stated}):
+                return "; ".join(found[:MOST])
             if difference := self._differing_input(stated.get("identity", stated), names):
                 return difference
         return None
@@ -95,8 +95,8 @@ class Provenance:
         today["preprocessing"] = {name: images[name] for name in ("mean", "std") if name in images}
         if "hash" in whitening and self._resolver.dataset(whole).zca:
             today["preprocessing"]["whitening_hash"] = whitening["hash"]
-        if difference := differing_option(today, stated):
-            return difference
+        if found := differing_options(today, stated):
+            return "; ".join(found)
         sets = {dataset: stated["distilled"]} if "distilled" in stated else stated.get("sets", {})
         for source, sha256 in sets.items():
             cell = cell_of(wildcards({**names, "dataset": source}))

@@ -1,7 +1,9 @@
-"""The JSON schema of a campaign, for editors: `python -m satm.workflow.schema` writes it into a checkout."""
+"""The JSON schema of a campaign, for editors: `python -m satm.workflow.schema` writes it."""
 
+import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
@@ -13,6 +15,9 @@ from satm.version import CHECKOUT
 
 SCHEMA = CHECKOUT / "workflow" / "schemas" / "campaign.schema.json"
 """Path of the schema in a checkout; it is not in git, so that options are defined in one place only."""
+
+HERE = Path("campaign.schema.json")
+"""Path of the schema without a checkout."""
 
 
 class _Untitled(GenerateJsonSchema):
@@ -56,6 +61,15 @@ def _define(defs: dict[str, Any], name: str, model: type[Options], fixed: Mappin
     defs[name] = schema | {"properties": schema.get("properties", {}) | fixed}
 
 
+def write(path: Path) -> None:
+    """Write the schema, and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(build(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    print(path)
+
+
 if __name__ == "__main__":
-    SCHEMA.parent.mkdir(exist_ok=True)
-    SCHEMA.write_text(json.dumps(build(), indent=2, sort_keys=True) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = SCHEMA if SCHEMA.parents[1].is_dir() else HERE
+    parser.add_argument("path", nargs="?", type=Path, default=default, help="file to write (default: %(default)s)")
+    write(parser.parse_args().path)

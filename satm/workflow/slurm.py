@@ -327,7 +327,7 @@ def _has_database() -> bool:
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command of SLURM; a missing or silent command counts as failed, with a text that says why."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=60)
     except FileNotFoundError:
         return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not on PATH")
     except subprocess.TimeoutExpired:

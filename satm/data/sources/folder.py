@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
-from satm.data.listing import Fault, Listing, Walk, existing_folder, natural_order, paths_part
+from satm.data.listing import Fault, Listing, Walk, class_name, existing_folder, natural_order, paths_part
 from satm.data.sources import DATASETS
 from satm.errors import UsageError, suggest
 
@@ -20,17 +20,19 @@ def folder(options: DatasetOptions) -> Listing:
     if not (path / "train").is_dir() or test is None:
         raise UsageError(f"{path} needs the folders train/CLASS and test/CLASS (or valid, val); create them")
     inside = {part: walk.entries(part) for part in (path / "train", test)}
-    names = tuple(sorted((entry.name for entry in inside[path / "train"] if entry.is_dir()), key=natural_order))
+    folders = [entry for entry in inside[path / "train"] if entry.is_dir()]
+    folders.sort(key=lambda folder: natural_order(class_name(folder)))
+    names = tuple(map(class_name, folders))
 
     def items(part: Path) -> list[tuple[Path, int]]:
         for entry in inside[part]:
             if not entry.is_dir():
                 walk.faults.append(Fault(str(entry), "not in a class folder"))
-            elif entry.name not in names:
-                walk.faults.append(Fault(str(entry), f"not a class of train/.{suggest(entry.name, list(names))}"))
-            elif not entry.name.isascii() and "\\udc" in ascii(entry.name):
+            elif (name := class_name(entry)) not in names:
+                walk.faults.append(Fault(str(entry), f"not a class of train/.{suggest(name, list(names))}"))
+            elif "\\udc" in ascii(name):
                 walk.faults.append(Fault(str(entry), "its name is not UTF-8"))
-        return [(file, label) for label, name in enumerate(names) for file in walk.images(part / name)]
+        return [(file, label) for label, folder in enumerate(folders) for file in walk.images(part / folder.name)]
 
     parts = paths_part(items(path / "train")), paths_part(items(test))
     return Listing(*parts, names, walk.left_out, tuple(walk.faults))

@@ -88,11 +88,12 @@ class Table:
     def open(cls, path: Path, options: DatasetOptions) -> "Table":
         """Find the columns of a file and read its labels; UsageError if it is damaged or lacks the columns."""
         try:
-            schema = pq.read_schema(path)
-            image = _image_column(path, schema, options.image_column)
-            label = _label_column(path, schema, options.label_column)
-            names = [label, *(name for name in schema.names if name.lower() in SPLIT_COLUMNS and name != label)][:2]
-            columns = pq.read_table(path, columns=names, partitioning=None, page_checksum_verification=True)
+            with path.open("rb") as file:
+                schema = pq.read_schema(file)
+                image = _image_column(path, schema, options.image_column)
+                label = _label_column(path, schema, options.label_column)
+                names = [label, *(name for name in schema.names if name.lower() in SPLIT_COLUMNS and name != label)][:2]
+                columns = pq.read_table(file, columns=names, partitioning=None, page_checksum_verification=True)
             labels, *others = (columns.column(name).to_pylist() for name in names)
             splits = Counter(SPLITS.get(str(value).lower(), "") for other in others for value in other)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # column names may be damaged text
@@ -107,7 +108,7 @@ class Table:
     def encoded(self) -> Iterator[bytes | None]:
         """Yield the bytes of each image, None where there are none, with a few rows in memory at a time."""
         try:
-            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
+            with self.path.open("rb") as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
                 is_struct = pa.types.is_struct(file.schema_arrow.field(self.image).type)
                 column = f"{self.image}.bytes" if is_struct else self.image
                 for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):

@@ -47,6 +47,6 @@ def tiny_imagenet(options: DatasetOptions) -> Listing:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a text file ({error}), so it is damaged; unpack it again") from error
