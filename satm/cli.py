@@ -20,6 +20,7 @@ from satm.errors import RunError, UsageError, pick
 from satm.flags import (
     CELL,
     DATASET,
+    OVERWRITE,
     call_with_flags,
     check_uses,
     command,
@@ -48,8 +49,9 @@ def data(arguments: Sequence[str]) -> None:
     from satm.stages.data import make_images, make_zca
 
     make = flag("make", Literal["all", "images", "zca"], "Decoded images, the whitening, or both.", "all")
-    flags = parse_flags(data, [DATASET, make], arguments)
+    flags = parse_flags(data, [DATASET, make, OVERWRITE], arguments)
     resolver = load_campaign(flags.config)
+    resolver.overwrite = flags.overwrite
     options = resolver.dataset(flags.dataset)
     with command(resolver, "data" if flags.make == "all" else flags.make, flags, options):
         if flags.make != "zca":

@@ -50,9 +50,11 @@ RUN = (
     "campaign's results, or if an option differs from the campaign, a run by hand with the campaign's name."
 )
 
+OVERWRITE = flag("overwrite", bool, "Replace a finished result.", False)
+
 COMPUTE = [
     flag("run", str | None, RUN, None),
-    flag("overwrite", bool, "Replace a finished result of other options.", False),
+    OVERWRITE,
     flag("device", str, "auto, cpu, cuda or cuda:N.", "auto"),
     flag("threads", int | None, "CPU threads; None: torch's choice.", None),
     flag("time_limit", float | None, TIME_LIMIT, None),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -150,13 +151,15 @@ def hash_images(*splits: Split) -> str:
     return hash_tensors(*(tensor for split in splits for tensor in (split.images, split.labels)))
 
 
-def save_images(path: Path, data: ImageData) -> None:
-    """Write a dataset as safetensors, atomically; the images stay uint8."""
+def save_images(path: Path, data: ImageData, options: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Write a dataset as safetensors, atomically, with the options that it was decoded with; images stay uint8."""
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         split: Split = getattr(data, part)
         tensors |= {f"{part}.images": split.images, f"{part}.labels": split.labels}
-    write_tensors(path, tensors, {"kind": "images", **{field: getattr(data, field) for field in FIELDS}})
+    write_tensors(
+        path, tensors, {"kind": "images", "options": dict(options), **{field: getattr(data, field) for field in FIELDS}}
+    )
 
 
 def load_images(path: Path) -> ImageData:

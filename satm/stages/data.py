@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 
 from satm.config import Resolver
-from satm.data import fit_whitening, load_dataset, save_images, save_whitening
+from satm.data import fit_whitening, load_dataset, load_images, load_whitening, save_images, save_whitening
 from satm.data.images import numbered
 from satm.errors import UsageError
+from satm.run.lock import in_workflow
 from satm.stages.fit import check_images
 from satm.stages.inputs import stored_images
 from satm.stages.job import account_of
+from satm.workflow.asked import of_images, wildcards
 
 LOG = logging.getLogger("satm")
 
@@ -21,7 +23,9 @@ def make_images(resolver: Resolver, dataset: str) -> None:
         data = load_dataset(whole, resolver.dataset(whole))
         check_images(resolver, data)
         path = Path(resolver.layout.images(whole))
-        save_images(path, data)
+        if path.is_file() and load_images(path).hash != data.hash:
+            _refuse(resolver, path, "the images are others now, and results made with them would not fit")
+        save_images(path, data, of_images(resolver, wildcards({"dataset": whole}))["options"].values)
         for note in data.notes:
             LOG.info("%s: %s", whole, note)
         for doubt in data.doubts:
@@ -44,6 +48,14 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
         data = stored_images(resolver, whole)
         whitening = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
         path = Path(resolver.layout.zca(whole))
+        if path.is_file() and load_whitening(path).hash != whitening.hash:
+            _refuse(resolver, path, "the whitening is another one now, and results made with it would not fit")
         save_whitening(path, whitening, data.hash)
         size, eps, sha256 = len(whitening.mean), whitening.eps, whitening.hash[:12]
         LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", size, eps, sha256, path)
+
+
+def _refuse(resolver: Resolver, path: Path, reason: str) -> None:
+    """Refuse to replace a file, unless the command or the workflow says so."""
+    if not (resolver.overwrite or in_workflow()):
+        raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")

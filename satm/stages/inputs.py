@@ -202,6 +202,11 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
     if data.name != whole:
         command = _command(resolver, "data", dataset=whole)
         raise UsageError(f"the images {path} are of dataset {data.name}; make them again with {command}")
+    if difference := Provenance(resolver).difference("images", dataset=whole):
+        command = _command(resolver, "data", dataset=whole, overwrite="")
+        raise UsageError(
+            f"the images {path} were made with other options: {difference}; make them again with {command}"
+        )
     return data
 
 

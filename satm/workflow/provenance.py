@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from satm.config import REVISIONS, Cell, Resolver
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differences, differing_field, hash_file
-from satm.workflow.asked import Asked, Chosen, cell_of, params, wildcards
+from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
 from satm.workflow.rules import RULES
 
 
@@ -88,7 +88,10 @@ class Provenance:
         """Return in what the stated inputs differ from the files of today."""
         layout, dataset = self._resolver.layout, str(names["dataset"])
         whole = self._resolver.whole(dataset)
-        images = self._stated(self._resolver.file(layout.images(whole))) or {}
+        path = self._resolver.file(layout.images(whole))
+        images = self._stated(path) or {}
+        if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
+            return f"the images {path} were made with others: {'; '.join(found)}"
         whitening = self._stated(self._resolver.file(layout.zca(whole))) or {}
         # A step of a dataset has images of its own, in the space of the whole dataset.
         today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
