@@ -36,6 +36,7 @@ from satm.run import record, slurm, stopping
 from satm.run.log import mend_streams
 from satm.run.machine import process_age
 from satm.version import __version__
+from satm.workflow.asked import TEACHER
 
 IMAGES = 1000
 """Training images on which the sharpness of experts is measured."""
@@ -121,7 +122,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         DATASET,
         flag("what", Literal["set", "variants", "full"], what, "set"),
         *optional_cell("set, variants"),
-        flag("teacher", str, "Experts that give soft labels (variants).", "sgd"),
+        flag("teacher", str, "Experts that give soft labels (variants).", TEACHER),
         flag("recipe", Literal["experts", "strong"], "Training recipe (full).", "strong"),
         flag("network", str, "Name of a network.", "convnet"),
     ]
@@ -129,7 +130,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     of_set = ("ipc", "method")
     uses = {"set": (of_set, ("seed",)), "variants": (of_set, ("seed", "teacher")), "full": ((), ("recipe",))}
     check_uses(flags, uses)
-    resolver = place_results(resolver, flags, options, further={"teacher": "sgd"})
+    resolver = place_results(resolver, flags, options, further={"teacher": TEACHER})
     with command(resolver, "evaluate" if flags.what == "set" else flags.what, flags, flags.options):
         cell = Cell(flags.dataset, 0, f"full-{flags.recipe}") if flags.what == "full" else _cell(flags)
         teacher = flags.teacher if flags.what == "variants" else None

@@ -46,6 +46,7 @@ def make_distilled(
         axes=list(cell),
         options=resolved,
         experts=None if experts is None else experts.identity,
+        experts_count=None if experts is None else len(experts),
         network=inputs.network(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )

@@ -60,6 +60,9 @@ Asked = Mapping[str, Any]
 """What a campaign asks of a result: fields of its identity, each a JSON value, `Chosen` options, or such a mapping."""
 
 
+TEACHER = "sgd"
+"""Experts that give soft labels to sets without any."""
+
 INPUTS = ("distillations", "experts")
 """Fields with what is asked of a job's inputs."""
 
@@ -166,7 +169,9 @@ def distillations(resolver: Resolver, *cells: Cell) -> Asked:
     for cell in cells:
         values = resolver.method(cell)
         name = experts_of(values)
-        asked[cell.dataset] = {"options": method(values), "experts": name and experts(resolver, cell.dataset, name)}
+        own = {} if name is None else experts(resolver, cell.dataset, name)
+        count = name and resolver.experts(name, cell.dataset).count
+        asked[cell.dataset] = {"options": method(values), "experts": own or None, "experts_count": count}
     return {"distillations": asked}
 
 
@@ -205,6 +210,7 @@ def of_set(resolver: Resolver, names: Wildcards) -> Asked:
         "network": network(resolver, trained_network(resolver, cell), cell.dataset),
         "looks": looks and Chosen(looks),
         "experts": name and experts(resolver, cell.dataset, name),
+        "experts_count": name and resolver.experts(name, cell.dataset).count,
         **_training(resolver, cell.dataset),
     }
 
@@ -214,6 +220,11 @@ def of_evaluation(resolver: Resolver, names: Wildcards) -> Asked:
     options, values = Chosen(schedule(resolver, names)), network(resolver, names.network, names.dataset)
     sets = {} if hasattr(names, "recipe") else distillations(resolver, cell_of(names))
     return {"options": options, "network": values, **sets, **_training(resolver, names.dataset)}
+
+
+def of_variants(resolver: Resolver, names: Wildcards) -> Asked:
+    """Return what is asked of accuracies with hard and soft labels, which experts give unless the set has its own."""
+    return {**of_evaluation(resolver, names), "experts": experts(resolver, names.dataset, TEACHER)}
 
 
 def of_continual(resolver: Resolver, names: Wildcards) -> Asked:

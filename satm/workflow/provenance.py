@@ -68,7 +68,7 @@ class Provenance:
         """Return options and experts of a stored synthetic set, for the identity of results at it."""
         path = self._resolver.file(self._resolver.layout.distilled(cell))
         stated = {**(self._stated(path) or {}), **(self._stated(path.with_name("metrics.parquet")) or {})}
-        return {"options": stated.get("options"), "experts": stated.get("experts")}
+        return {name: stated.get(name) for name in ("options", "experts", "experts_count")}
 
     def _compare(self, rule: str, names: Mapping[str, object]) -> str | None:
         entry, asked = RULES[rule], None

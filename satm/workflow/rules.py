@@ -150,8 +150,8 @@ RULES: dict[str, Rule] = {
     "variants": Rule(
         "evaluate",
         {"evaluation": PATTERNS.variants(PATTERN, "{network}")},
-        _ON_SET | {"teacher": lambda resolver, names: [resolver.layout.manifest(names.dataset, "sgd")]},
-        asked.of_evaluation,
+        _ON_SET | {"teacher": lambda resolver, names: [resolver.layout.manifest(names.dataset, asked.TEACHER)]},
+        asked.of_variants,
     ),
     "full": Rule(
         "evaluate", {"evaluation": PATTERNS.full("{dataset}", "{recipe}", "{network}")}, _DATA, asked.of_evaluation
