@@ -57,6 +57,8 @@ class Attempt:
     """Largest main memory of the process."""
     slurm: dict[str, str | None] | None = None
     """`job`, `submitted` and `started` of the SLURM job around it."""
+    error: str | None = None
+    """Why it failed, if the run itself found out."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Attempt":
@@ -86,6 +88,12 @@ def find_record(path: Path) -> Record | None:
         return TypeAdapter(Record).validate_json(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def failure(path: Path) -> str | None:
+    """Return why the last attempt at the job whose record is at `path` failed; None: unknown, or it did not."""
+    record = find_record(path)
+    return record.attempts[-1].error if record and not record.done and record.attempts else None
 
 
 class Account:
@@ -125,6 +133,11 @@ class Account:
             return
         self._stop()
         self._write(done)
+
+    def fail(self, error: str) -> None:
+        """Write the last state of the attempt, with the reason why it failed."""
+        self._attempt.error = error
+        self.close(done=False)
 
     def withdraw(self) -> None:
         """Remove the attempt from the record, because it did no work."""
@@ -201,6 +214,9 @@ def account(path: Path, beat: float = BEAT) -> Iterator[None]:
         end = partial(current.close, done=True)
     except UsageError:
         end = partial(current.withdraw)
+        raise
+    except RunError as error:
+        end = partial(current.fail, str(error))
         raise
     finally:
         _open.remove(current)

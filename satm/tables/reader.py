@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import pandas
 
-from satm.config import Cell, Resolver
+from satm.config import Cell, Resolver, place_of
 from satm.errors import MissingRun, UsageError
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.rows import read_run
@@ -82,7 +82,9 @@ class Reader:
         path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"
         if not path.is_file():
-            raise MissingRun(f"{what} is missing; make it with: {self._command(rule, names)}")
+            raise MissingRun(
+                f"{what} is missing{self._failure(rule, names)}; make it with: {self._command(rule, names)}"
+            )
         frame, circumstances = read_run(path, columns)
         for name, value in {**names, **further}.items():
             if name in frame.columns and len(other := frame[frame[name] != value]):
@@ -167,7 +169,8 @@ class Reader:
         path = Path(self.resolver.layout.distilled(cell))
         what = f"the synthetic set {path}"
         if not path.is_file():
-            raise MissingRun(f"{what} is missing; make it with: {self._command('distill', cell.axes)}")
+            failure = self._failure("distill", cell.axes)
+            raise MissingRun(f"{what} is missing{failure}; make it with: {self._command('distill', cell.axes)}")
         data = load_distilled(path)
         for axis, value in cell.axes.items():
             if (actual := getattr(data, axis)) != value:
@@ -179,6 +182,16 @@ class Reader:
         """Return the measurements at some synthetic sets, as `run`; `what` as in `ANALYSED`."""
         frames = [self.run("analysis", ANALYSED[what], {"what": what, **cell.axes})[0] for cell in cells]
         return pandas.concat(frames, ignore_index=True)
+
+    def _failure(self, rule: str, names: Mapping[str, object]) -> str:
+        """Return why a missing result could not be made, for a message: its own job or a distillation before it failed."""
+        from satm.run.record import failure  # needs torch; the workflow reads tables' options
+
+        before = sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else []
+        for job, own in [*(("distill", cell.axes) for cell in before), (rule, names)]:
+            if error := failure(Path(self.resolver.layout.account(*place_of(job, **own)))):
+                return f" because {RULES[job].stage} failed ({error})"
+        return ""
 
     def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
         """Refuse a result (`what`) that differs from what is asked for, or whose synthetic sets do."""
