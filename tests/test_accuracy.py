@@ -390,7 +390,7 @@ def test_full_data_is_a_file_of_its_own_that_is_asked_for(tmp_path: Path) -> Non
     files = resolver.table("table5").files(resolver.layout, "table5")
     assert resolver.layout.full("cifar10", "experts", "resnet18") in files
     with pytest.raises(
-        UsageError, match=r"evaluate .*--dataset cifar10 --what full --recipe experts --network convnet$"
+        UsageError, match=r"evaluate --what full .*--dataset cifar10 --recipe experts --network convnet$"
     ):
         frame_of(resolver, "table5")
 

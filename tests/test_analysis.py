@@ -72,7 +72,7 @@ def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, 
     for method in ("satm", "mtt"):
         assert main(["analyse", *cell, "--method", method, "--segments", "2"]) == 0
     rows = [
-        read_rows(Path(f"results/tiny/analysis/digits/ipc-1/{method}/seed-0/sharpness.parquet"), SHARPNESS)
+        read_rows(Path(f"results/hand/tiny/analysis/digits/ipc-1/{method}/seed-0/sharpness.parquet"), SHARPNESS)
         for method in ("satm", "mtt")
     ]
     assert [list(frame["segment"]) for frame in rows] == [[0, 1], [0, 1]]
@@ -83,33 +83,42 @@ def test_the_stage_measures_every_method_on_the_same_segments(campaign: object, 
 def test_a_measurement_that_ended_unseen_is_put_back(campaign: object, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "mtt"]
     assert main(["distill", *cell]) == 0
-    resolver = load_campaign(Path("tiny.yaml"))
-    layout = resolver.layout
+    tiny, text = Path("tiny.yaml"), Path("tiny.yaml").read_text()
+    layout = load_campaign(tiny).layout
+
+    def segments(count: int) -> None:
+        more = f"  - {{stage: analyse, options: {{segments: {count}}}}}\ntables:"
+        tiny.write_text(text.replace("tables:", more))
+
+    segments(2)
     path = Path(layout.analysis("sharpness", Cell("digits", 1, "mtt", 0)))
     kept = Path(layout.state("sharpness", "digits", "ipc-1", "mtt", "seed-0"), KEPT)
     monkeypatch.setenv(IN_WORKFLOW, "yes")
-    assert main(["analyse", *cell, "--segments", "2"]) == 0
+    assert main(["analyse", *cell]) == 0
     made = path.stat().st_ino
     assert (kept / path.name).samefile(path)
     path.unlink()  # by Snakemake, before it makes the result anew
-    assert main(["analyse", *cell, "--segments", "2"]) == 0
+    assert main(["analyse", *cell]) == 0
     assert path.stat().st_ino == made
     path.unlink()
-    assert main(["analyse", *cell, "--segments", "1"]) == 0
+    segments(1)
+    resolver = load_campaign(tiny)
+    assert main(["analyse", *cell]) == 0
     assert path.stat().st_ino != made and len(read_rows(path, SHARPNESS)) == 1
     assert len(Reader(resolver).analysis("sharpness", [Cell("digits", 1, "mtt")])) == 1
     with Path(layout.distilled(Cell("digits", 1, "mtt", 0))).open("ab") as file:
         file.write(b"another")
-    with pytest.raises(UsageError, match=r"sharpness .*parquet is of another synthetic set than .*: delete it and run"):
+    with pytest.raises(UsageError, match=r"sharpness .*parquet is not what .*: it is of another synthetic set than"):
         Reader(resolver).analysis("sharpness", [Cell("digits", 1, "mtt")])
 
 
 def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused: Refuse) -> None:
     text = Path("tiny.yaml").read_text()
-    cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm", "--segments", "1"]
+    cell = ["--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "mtt"]
+    assert main(["distill", *cell]) == 0
     Path("tiny.yaml").write_text(text + "methods: {satm: {rho: 0.07}}\n")
-    assert main(["analyse", *cell]) == 0
-    path = Path("results/tiny/analysis/digits/ipc-1/satm/seed-0/sharpness.parquet")
+    assert main(["analyse", *cell, "--segments", "1"]) == 0
+    path = Path("results/hand/tiny/analysis/digits/ipc-1/mtt/seed-0/sharpness.parquet")
     assert set(read_rows(path, SHARPNESS).rho) == {0.07}
     other = text.replace("  - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}\n", "")
     Path("tiny.yaml").write_text(other + "methods: {satm: {method: mtt}}\n")
@@ -175,7 +184,7 @@ def test_the_sharpness_of_an_expert_goes_through_all_batches(problem: Problem) -
 def test_the_stage_measures_the_sharpness_of_experts(campaign: Path, refused: Refuse) -> None:
     given = ["analyse", "--config", "tiny.yaml", "--what", "expert-sharpness", "--dataset", "digits"]
     assert main([*given, "--experts", "sgd", "--images", "100", "--rho", "0.01", "0.1"]) == 0
-    path = Path("results/tiny/analysis/digits/experts/sgd/sharpness.parquet")
+    path = Path("results/hand/tiny/analysis/digits/experts/sgd/sharpness.parquet")
     rows = read_rows(path, EXPERT_SHARPNESS)
     assert len(rows) == 2 * 4 * 2 and set(rows.rho) == {0.01, 0.1} and set(rows.experts) == {"sgd"}
     assert rows.sharpness.gt(0).all() and sorted(set(rows.epoch)) == [0, 1, 2, 3]

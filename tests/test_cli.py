@@ -33,6 +33,8 @@ ROOT = Path(satm.__file__).parent.parent
 CONFIG = ("--config", "tiny.yaml")
 CELL = (*CONFIG, "--dataset", "digits", "--ipc", "1")
 RUN = Path("results/tiny")
+HAND = Path("results/hand/tiny")
+"""Folder of runs with other options than the campaign's."""
 DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 EVALUATED = RUN / "evaluation/digits/ipc-1/satm/seed-0/convnet.parquet"
 SHARD = RUN / "experts/digits/sgd/expert-001.safetensors"
@@ -332,26 +334,26 @@ def test_selection_by_validation_runs_and_is_named(campaign: Path) -> None:
         assert main([stage, *CONFIG, "--dataset", "held"]) == 0
     cell = [*CONFIG, "--dataset", "held", "--ipc", "1", "--method", "mtt"]
     assert main(["distill", *cell, "--selection", "validation", "--evaluate-every", "1"]) == 0
-    held = load_distilled(RUN / "distilled/held/ipc-1/mtt/seed-0/distilled.safetensors")
-    metrics = read_rows(RUN / "distilled/held/ipc-1/mtt/seed-0/metrics.parquet", METRICS)
+    held = load_distilled(HAND / "distilled/held/ipc-1/mtt/seed-0/distilled.safetensors")
+    metrics = read_rows(HAND / "distilled/held/ipc-1/mtt/seed-0/metrics.parquet", METRICS)
     assert held.selection == "validation"
     assert held.iteration == metrics.iteration[metrics.validation_accuracy.idxmax()]
-    assert main(["evaluate", *cell]) == 0
-    assert set(read_rows(RUN / "evaluation/held/ipc-1/mtt/seed-0/convnet.parquet", EVALUATION).selection) == {
+    assert main(["evaluate", *cell, "--run", "tiny"]) == 0
+    assert set(read_rows(HAND / "evaluation/held/ipc-1/mtt/seed-0/convnet.parquet", EVALUATION).selection) == {
         "validation"
     }
 
 
 def test_the_network_of_a_campaign_is_known_by_its_name(campaign: Path) -> None:
-    assert main(["evaluate", *CELL, "--method", "satm", "--network", "small", "--repeats", "1"]) == 0
-    assert len(read_rows(EVALUATED.with_name("small.parquet"), EVALUATION)) == 1
+    assert main(["evaluate", *CELL, "--method", "satm", "--network", "small"]) == 0
+    assert len(read_rows(EVALUATED.with_name("small.parquet"), EVALUATION)) == 2
 
 
 FULL = [
     ("data", *CONFIG, "--dataset", "digits"),
     ("experts", *CONFIG, "--dataset", "digits", "--lr", "0.04"),
-    ("distill", *CELL, "--method", "satm"),
-    ("evaluate", *CELL, "--method", "satm"),
+    ("distill", *CELL, "--method", "satm", "--overwrite"),
+    ("evaluate", *CELL, "--method", "satm", "--overwrite"),
 ]
 
 
@@ -363,7 +365,7 @@ def test_a_full_disk_is_exit_1_and_loses_nothing(campaign: Path, refused: Refuse
         told = refused(*arguments, code=1)
     assert "No space left on device; free some space and start again" in told
     assert [path.read_bytes() for path in kept] == before
-    assert not list(RUN.rglob("*.part"))
+    assert not list(Path("results").rglob("*.part"))
     assert main(list(arguments)) == 0
 
 
@@ -463,7 +465,9 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
 def test_the_process_ends_as_main_does(tmp_path: Path) -> None:
     done = python(tmp_path, "-m", "satm", "evaluate", "--dataset", "digits", "--ipc", "1", "--method", "mtt")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("satm: error: the image file results/data/digits")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(
+        "satm: error: the image file results/hand/default/data/digits"
+    )
 
 
 def test_the_configuration_is_read_without_torch_and_the_stages_without_the_workflow() -> None:
@@ -562,7 +566,7 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
 
     with stopped_after(2, "/checkpoint-"):
         assert main(arguments) == 75
-    state = RUN / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint-1.safetensors"
+    state = HAND / "state/distill/digits/ipc-1/mtt/seed-0/checkpoint-1.safetensors"
     assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10, "recent": 20}
     content = state.read_bytes()
     capsys.readouterr()
@@ -571,13 +575,13 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
     assert "belongs to another run (options.lr_images: expected 2.0, found 1.0); starting from the beginning" in told
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(content)
-    assert main(arguments) == 0
+    assert main([*arguments, "--overwrite"]) == 0
     assert "resuming after iteration 20" in capsys.readouterr().out
-    one = load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors")
-    assert main(arguments) == 0
-    assert torch.equal(
-        load_distilled(RUN / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors").images, one.images
-    )
+    path = HAND / "distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors"
+    one = load_distilled(path)
+    assert main([*arguments, "--overwrite"]) == 0
+    assert "resuming" not in capsys.readouterr().out
+    assert torch.equal(load_distilled(path).images, one.images)
 
 
 def test_parts_of_experts_are_joined_to_the_same_store(campaign: Path) -> None:

@@ -411,6 +411,8 @@ PROTOCOLS = """
 """
 """Added to the campaign's tables, which are its last section."""
 RUN = Path("results/tiny")
+HAND = Path("results/hand/tiny")
+"""Folder of runs with other options than the campaign's."""
 CONFIG = ("--config", "tiny.yaml")
 CELL = (*CONFIG, "--dataset", "digits", "--ipc", "1", "--method", "satm", "--protocol", "two")
 FOUND = RUN / "continual/digits/ipc-1/satm/seed-0/two.parquet"
@@ -450,11 +452,11 @@ def test_a_run_goes_on_where_it_was_stopped(steps: Path) -> None:
 def test_a_state_of_other_options_is_not_gone_on_with(steps: Path) -> None:
     with stopped_after(3, "/rows-"):
         assert main(["continual", *CELL]) == 75
-    other = (*CELL, "--epochs", "2")
-    assert main(["continual", *other]) == 0
+    (steps / "tiny.yaml").write_text((steps / "tiny.yaml").read_text().replace("repeats: 2, epochs: 3", "epochs: 2"))
+    assert main(["continual", *CELL]) == 0
     found = measured(FOUND)
     FOUND.unlink()
-    assert main(["continual", *other]) == 0
+    assert main(["continual", *CELL]) == 0
     assert measured(FOUND) == found
 
 
@@ -468,7 +470,7 @@ def test_the_flags_are_the_options_of_the_protocol_and_of_training(
     assert "(default: 3)" in told
     shown = ("--orders", "1", "--repeats", "1", "--steps", "4", "--network", "small", "--lr", "0.05")
     assert main(["continual", *CELL, *shown]) == 0
-    found = read_rows(FOUND, CONTINUAL)
+    found = read_rows(HAND / FOUND.relative_to(RUN), CONTINUAL)
     assert found["classes_seen"].unique().tolist() == [3, 6, 8, 10]
     assert set(found["network"]) == {"small"} and set(found["step_size"]) == {"fixed"} and set(found["rate"]) == {0.05}
     assert (found["accuracy"] * found["images"]).round(6).mod(1).eq(0).all() and set(found["images"]) == {36}
@@ -505,7 +507,7 @@ def test_a_step_size_is_searched_on_the_held_out_images_of_the_seen_classes(
     monkeypatch.setattr("satm.evaluation.networks.search_rate", search)
     shown = ("--protocol", "three", "--lr", "searched", "--repeats", "2", "--steps", "2")
     assert main(["continual", *cell, *shown]) == 0
-    found = read_rows(RUN / "continual/held/ipc-1/random/seed-0/three.parquet", CONTINUAL)
+    found = read_rows(HAND / "continual/held/ipc-1/random/seed-0/three.parquet", CONTINUAL)
     assert [(len(real), len(real.labels.unique())) for real in asked] == [(25, 5), (50, 10)]
     assert found.groupby("step")["rate"].unique().map(list).tolist() == [[0.07], [0.05]]
     assert set(found["step_size"]) == {"searched"}
@@ -635,13 +637,22 @@ def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refu
 def test_rows_of_another_plan_are_refused_by_the_table(steps: Path, refused: Refuse) -> None:
     shown = ("--method", "random", "--protocol", "three")
     assert main(["distill", *CELL[:-4], "--method", "random"]) == 0
-    assert main(["continual", *CELL[:-4], *shown, "--steps", "2"]) == 0
-    assert "three.parquet has steps 2, expected 3; make it again" in refused("table", *CONFIG, "--name", "three")
-    assert main(["continual", *CELL[:-4], *shown, "--repeats", "2"]) == 0
-    assert "three.parquet has repeats 2, expected 1" in refused("table", *CONFIG, "--name", "three")
+    path = Path("tiny.yaml")
+    text = path.read_text()
+    plan = "steps: 3, orders: 1, repeats: 1}"
+    for other, told in (("steps: 2", "steps: expected 3, found 2"), ("repeats: 2", "repeats: expected 1, found 2")):
+        name = other.split(":")[0]
+        path.write_text(text.replace(plan, re.sub(f"{name}: .", other, plan)))
+        assert main(["continual", *CELL[:-4], *shown, "--overwrite"]) == 0
+        path.write_text(text)
+        why = f"three.parquet is not what the campaign asks for: options.{told}; make it with: python -m satm continual"
+        assert why in refused("table", *CONFIG, "--name", "three")
+    assert main(["continual", *CELL[:-4], *shown, "--overwrite"]) == 0
     with (RUN / "distilled/digits/ipc-1/random/seed-0/distilled.safetensors").open("ab") as file:
         file.write(b"another")
-    assert "three.parquet is of another synthetic set than" in refused("table", *CONFIG, "--name", "three")
+    assert "three.parquet is not what the campaign asks for: it is of another synthetic set than" in refused(
+        "table", *CONFIG, "--name", "three"
+    )
 
 
 # Campaigns and the workflow
@@ -720,8 +731,11 @@ def test_the_workflow_knows_what_a_protocol_is_made_of(tmp_path: Path) -> None:
     assert held.inputs("distill", part)["data"] == held.inputs("distill", whole)["data"] == files
     assert held.inputs("distill", part)["experts"] == [f"{root}/experts/white-order-1-step-2-of-2/sgd/manifest.json"]
     learned = [f"{root}/continual/white/ipc-1/mtt/seed-0/whole.parquet"]
-    assert held.inputs("table", SimpleNamespace(root=root, table="whole")) == {"measured": learned}
-    assert held.inputs("figure", SimpleNamespace(root=root, figure="whole")) == {"measured": learned}
+    measured = [*learned, *held.inputs("continual", whole)["distilled"]]
+    assert held.inputs("table", SimpleNamespace(root=root, table="whole")) == {"measured": measured}
+    assert held.inputs("figure", SimpleNamespace(root=root, figure="whole")) == {"measured": measured}
+    steps = held.inputs("table", SimpleNamespace(root=root, table="parts"))["measured"]
+    assert steps[1:] == held.inputs("continual", wildcards())["distilled"]
     wanted = held.defaults(SimpleNamespace())
     assert {f"{root}/whole.csv", f"{root}/figures/whole.png", f"{root}/parts.csv"} <= set(wanted)
 

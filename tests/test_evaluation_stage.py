@@ -22,7 +22,7 @@ STATE = RUN / "state/evaluate/digits/ipc-1/satm/seed-0/convnet"
 def evaluated(made: DistilledDataset) -> pandas.DataFrame:
     """Store a set and evaluate it."""
     save_distilled(DISTILLED, made)
-    assert main(["evaluate", *CELL]) == 0
+    assert main(["evaluate", *CELL, "--overwrite"]) == 0
     return read_rows(EVALUATED, EVALUATION)
 
 

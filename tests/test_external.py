@@ -550,11 +550,13 @@ def test_variables_in_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 RUN = Path("results/tiny")
+HAND = Path("results/hand/tiny")
+"""Folder of runs with other options than the campaign's."""
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method")
 
 
 def measured(method: str) -> list[Any]:
-    assert main(["evaluate", *CELL, method]) == 0
+    assert main(["evaluate", *CELL, method, "--overwrite"]) == 0
     rows = read_rows(RUN / f"evaluation/digits/ipc-1/{method}/seed-0/convnet.parquet", EVALUATION)
     return rows[["repeat", "labels", "accuracy", "loss"]].to_dict("records")
 
@@ -592,9 +594,10 @@ def test_an_exported_set_is_tested_as_the_original(
     metrics = read_rows_metadata(path.with_name("metrics.parquet"), METRICS)
     assert metrics["options"]["options"] == made.options
     found = measured("their-mtt")
-    save_distilled(path, dataclasses.replace(original, method="their-mtt"))
+    named = dataclasses.replace(original, method="their-mtt", options=made.options)
+    save_distilled(path, named)
     assert found == measured("their-mtt")
-    save_distilled(path, dataclasses.replace(original, images=original.images.roll(1, 0), method="their-mtt"))
+    save_distilled(path, dataclasses.replace(named, images=original.images.roll(1, 0)))
     assert found != measured("their-mtt")
 
 
@@ -603,7 +606,7 @@ def test_the_command_takes_files_and_refuses_in_one_line(campaign: Path, tmp_pat
     assert "no.pt does not exist" in told
     set_here = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
     assert main(["distill", *CELL, "files", "--images", str(set_here), "--seed", "3"]) == 0
-    made = load_distilled(RUN / "distilled/digits/ipc-1/files/seed-3/distilled.safetensors")
+    made = load_distilled(HAND / "distilled/digits/ipc-1/files/seed-3/distilled.safetensors")
     assert torch.equal(made.images, load_distilled(set_here).images) and made.selection == "last"
     assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
     held = ("--config", "tiny.yaml", "--dataset", "held", "--ipc", "1", "--method", "files")
@@ -619,7 +622,7 @@ def test_a_written_picture_of_a_set_can_be_used(campaign: Path, tmp_path: Path) 
         folder.mkdir(parents=True)
         Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy()).save(folder / "0.png")
     assert main(["distill", *CELL, "files", "--images", str(tmp_path / "classes")]) == 0
-    found = load_distilled(RUN / "distilled/digits/ipc-1/files/seed-0/distilled.safetensors")
+    found = load_distilled(HAND / "distilled/digits/ipc-1/files/seed-0/distilled.safetensors")
     assert found.labels.tolist() == list(range(10))
     assert float((found.pixels() - pixels).abs().max()) <= 0.5 / 255 + SINGLE
 

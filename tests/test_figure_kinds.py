@@ -32,10 +32,16 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     monkeypatch.chdir(tmp_path)
 
     def write(**entries: Mapping[str, Any]) -> None:
-        methods = {"watched": {"method": "mtt", "monitor": 3}}
-        YAML(typ="safe", pure=True).dump({"methods": methods, "figures": dict(entries)}, Path("it.yaml"))
+        methods = {"watched": {"method": "mtt", "monitor": 3}, **{name: {"method": "mtt"} for name in "abc"}}
+        content = {"datasets": {"greys": {"source": "digits"}}, "methods": methods, "figures": dict(entries)}
+        YAML(typ="safe", pure=True).dump(content, Path("it.yaml"))
 
     return write
+
+
+def asked(dataset: str) -> dict[str, Any]:
+    """Return the options of a synthetic set that the campaign asks for."""
+    return {**load_campaign(Path("it.yaml")).method(Cell(dataset, 1, "mtt"))}
 
 
 def draw(name: str, partial: bool = False) -> Drawn:
@@ -231,7 +237,7 @@ def test_pictures_stand_beside_what_they_began_from(figures: Callable[..., None]
         two={"kind": "animation", "datasets": {"greys": [1]}, "methods": ["mtt"]},
     )
     path = Path("results/it/distilled/greys/ipc-1/mtt/seed-0/distilled.safetensors")
-    save_distilled(path, moving(2, (0.0, 0.4, 1.0)))
+    save_distilled(path, dataclasses.replace(moving(2, (0.0, 0.4, 1.0)), options=asked("greys")))
     drawn = draw("one")
     assert "start of mtt" in texts(drawn) and "are clipped" in texts(drawn)
     assert list(draw("two").frame["iteration"]) == [0, 1, 2]
@@ -239,7 +245,7 @@ def test_pictures_stand_beside_what_they_began_from(figures: Callable[..., None]
     with Image.open("results/it/figures/two.png") as picture:
         assert picture.n_frames == 3  # type: ignore[attr-defined]
     assert Path("results/it/figures/two.pdf").is_file() and Path("results/it/figures/two.csv").is_file()
-    save_distilled(path, synthetic(2, 1))
+    save_distilled(path, dataclasses.replace(synthetic(2, 1), options=asked("greys")))
     for name in ("one", "two"):
         with pytest.raises(UsageError, match="without its history; distil it with snapshots"):
             draw(name)
@@ -255,7 +261,7 @@ def test_what_was_not_run_is_told_or_left_out(figures: Callable[..., None], refu
     assert made_by in refused("figure", "--config", "it.yaml", "--name", "one")
     drawn = draw("one", partial=True)
     assert set(drawn.frame["method"]) == {"mtt"}
-    assert "Not run yet" in texts(drawn) and made_by in texts(drawn).replace("\n", " ")
+    assert "Left out:" in texts(drawn) and made_by in texts(drawn).replace("\n", " ")
     assert main(["figure", "--config", "it.yaml", "--name", "one", "--partial"]) == 0
     assert Path("results/it/figures/one.pdf").is_file()
 
@@ -267,19 +273,29 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     )
     metrics("satm", loss=[1.0])
     path = Path("results/it/distilled/digits/ipc-1/satm").rename("results/it/distilled/digits/ipc-1/mtt")
-    with pytest.raises(UsageError, match="are of digits 1 satm 0, expected digits 1 mtt 0; make them again"):
+    with pytest.raises(UsageError, match=r"is not what .*: axes: expected \['digits', 1, 'mtt', 0\], found .*'satm'"):
         draw("one")
     metrics("mtt", loss=[1.0])
     measured = path / "seed-0" / "metrics.parquet"
     rows = pandas.read_parquet(measured).to_dict("records")
-    for seen, version in ({"iterations": 1}, None), ({"iterations": 2}, "iterations: expected 2, found 1"):
-        write_rows(measured, rows, METRICS, {"options": {"options": {"method": "mtt", **seen}}})  # type: ignore[arg-type]
-        made = dataclasses.replace(synthetic(2, 1), options={"method": "mtt", "iterations": 1})
-        save_distilled(path / "seed-0" / "distilled.safetensors", made)
-        if version is None:
+    held = dataclasses.replace(synthetic(2, 1), options={**asked("digits"), "notes": {"images": "one"}})
+    save_distilled(path / "seed-0" / "distilled.safetensors", held)
+    for seen, told in (
+        ({"notes": {"images": "one"}}, None),
+        (
+            {"notes": {"images": "two"}},
+            "two versions of one run: notes.images: .*; make both again with: .*--overwrite",
+        ),
+        (
+            {"iterations": 2},
+            r"is not what the campaign asks for: options.iterations: expected \d+, found 2; make it with",
+        ),
+    ):
+        write_rows(measured, rows, METRICS, {"options": {"options": {**asked("digits"), **seen}}})  # type: ignore[arg-type]
+        if told is None:
             assert draw("one").frame["mean"].tolist() == [1.0]
         else:
-            with pytest.raises(UsageError, match=f"two versions of one run: {version}; delete both and make them with"):
+            with pytest.raises(UsageError, match=told):
                 draw("one")
     write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"metrics .*metrics\.parquet: options is a int, expected a dict"):
@@ -291,8 +307,10 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     with pytest.raises(UsageError, match=r"row 0 of .*parquet \(accuracy 0.5\) and row 2 of .* \(accuracy 0.7\)"):
         draw("two")
     write_rows(kept, rows, EVALUATION, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
-    save_distilled(path / "seed-0" / "distilled.safetensors", synthetic(2, 1))
-    with pytest.raises(UsageError, match=r"is of another synthetic set than .*distilled.safetensors; make it again"):
+    save_distilled(path / "seed-0" / "distilled.safetensors", held)
+    with pytest.raises(
+        UsageError, match=r": it is of another synthetic set than .*distilled.safetensors; make it with"
+    ):
         draw("two")
 
 

@@ -128,7 +128,7 @@ def test_partial_tables_and_figures_of_a_campaign_run_nothing_else(reported: Pat
     frame = pandas.read_csv(made / "table2.csv").set_index("method")
     assert frame["accuracy_mean"].notna().to_dict() == {"random": False, "mtt": False, "satm": True}
     text = (made / "table2.md").read_text()
-    assert "Not run yet" in text and "python -m satm evaluate" in text
+    assert "Left out:" in text and "python -m satm evaluate" in text
     assert (made / "figures/synthetic-digits-ipc-1.png").is_file()
     assert not (made / "distilled/digits/ipc-1/mtt").exists()
 
@@ -166,7 +166,7 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         shown.switch_to.frame(wait.until(lambda page: page.find_element(By.TAG_NAME, "iframe")))
         table = wait.until(lambda page: page.find_element(By.TAG_NAME, "table")).text
         assert "satm" in table and "±" in table
-        assert "Not run yet" in shown.find_element(By.TAG_NAME, "body").text
+        assert "Left out:" in shown.find_element(By.TAG_NAME, "body").text
         shown.switch_to.default_content()
         for figure in ("losses", "synthetic-digits-ipc-1"):
             choose("Figures", figure)

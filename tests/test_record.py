@@ -26,6 +26,8 @@ from satm.run.slurm import submission
 
 ROOT = Path(satm.__file__).parent.parent
 RUN = Path("results/tiny")
+HAND = Path("results/hand/tiny")
+"""Folder of runs with other options than the campaign's."""
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
 DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 METRICS_FILE = DISTILLED.with_name("metrics.parquet")
@@ -154,12 +156,13 @@ def test_a_run_that_was_killed_counts_the_time_of_both_its_attempts(campaign: Pa
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", KILLED, *longer], env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    first = read(KEPT)
+    kept = HAND / KEPT.relative_to(RUN)
+    first = read(kept)
     assert not first.done and len(first.attempts) == 1
     assert main(list(longer)) == 0
-    found = read(KEPT)
+    found = read(kept)
     assert found.done and len(found.attempts) == 2 and found.attempts[0] == first.attempts[0]
-    carried = read_rows_metadata(METRICS_FILE, METRICS)["accounting"]
+    carried = read_rows_metadata(HAND / METRICS_FILE.relative_to(RUN), METRICS)["accounting"]
     assert [each["id"] for each in carried] == [each.id for each in found.attempts]
 
 
@@ -167,7 +170,7 @@ def test_results_carry_the_account_and_nothing_else_changes(campaign: Path) -> N
     part = RUN / "experts/digits/sgd/part-0-0.json"
     before = {path: path.read_bytes() for path in (DISTILLED, part)}
     old = read_rows_metadata(METRICS_FILE, METRICS)
-    assert main(["distill", *CELL]) == 0
+    assert main(["distill", *CELL, "--overwrite"]) == 0
     assert main(["experts", *CELL[:4]]) == 0
     assert all(path.read_bytes() == content for path, content in before.items())
     new = read_rows_metadata(METRICS_FILE, METRICS)

@@ -140,11 +140,13 @@ def test_rows_of_another_kind_or_too_few_are_refused(tmp_path: Path) -> None:
 def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     resolver = make(tmp_path)
     Path(resolver.layout.variants(Cell("digits", 1, "mtt", 2), "convnet")).unlink()
-    command = "evaluate --config config/small.yaml --dataset digits --what variants --ipc 1 --method mtt --seed 2"
+    command = "evaluate --what variants --config config/small.yaml --dataset digits --ipc 1 --method mtt --seed 2"
     with pytest.raises(UsageError, match=f"make it with: python -m satm {command} --network convnet$"):
         frame_of(resolver, "worth")
     Path(resolver.layout.full("digits", "strong", "convnet")).unlink()
-    with pytest.raises(UsageError, match=r"--dataset digits --what full --recipe strong --network convnet$"):
+    with pytest.raises(
+        UsageError, match=r"--what full --config config/small.yaml --dataset digits --recipe strong --network convnet$"
+    ):
         frame_of(resolver, "worth")
 
 
@@ -154,6 +156,8 @@ def test_a_table_without_its_baseline_is_refused() -> None:
 
 
 RUN = Path("results/tiny")
+HAND = Path("results/hand/tiny")
+"""Folder of runs with other options than the campaign's."""
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
 DISTILLED = RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
 VARIANTS = RUN / "variants/digits/ipc-1/satm/seed-0/convnet.parquet"
@@ -161,7 +165,7 @@ VARIANTS = RUN / "variants/digits/ipc-1/satm/seed-0/convnet.parquet"
 
 def variants(made: DistilledDataset) -> pandas.DataFrame:
     save_distilled(DISTILLED, made)
-    assert main(["evaluate", *CELL, "--what", "variants"]) == 0
+    assert main(["evaluate", *CELL, "--what", "variants", "--overwrite"]) == 0
     return read_rows(VARIANTS, EVALUATION)
 
 
@@ -185,7 +189,7 @@ def test_a_set_with_soft_labels_keeps_its_own(campaign: Path) -> None:
     soft = dataclasses.replace(made, labels=logits)
     rows = variants(soft)
     assert rows["labelled"].tolist() == ["class"] * 4 + ["own"] * 4
-    assert main(["evaluate", *CELL]) == 0
+    assert main(["evaluate", *CELL, "--overwrite"]) == 0
     own = read_rows(RUN / "evaluation/digits/ipc-1/satm/seed-0/convnet.parquet", EVALUATION)
     assert outcomes(rows[4:6]) == outcomes(own)
     hard = variants(dataclasses.replace(made, labels=logits.argmax(1)))
@@ -199,10 +203,11 @@ def test_the_searched_step_size_is_in_the_rows(campaign: Path) -> None:
     assert main(["distill", *cell]) == 0
     grid = ["--lr", "searched", "--lr-grid", "1e-6", "0.05", "--epochs", "15"]
     assert main(["evaluate", *cell, *grid]) == 0
-    rows = read_rows(RUN / "evaluation/held/ipc-1/satm/seed-0/convnet.parquet", EVALUATION)
+    path = Path(HAND, "evaluation/held/ipc-1/satm/seed-0/convnet.parquet")
+    rows = read_rows(path, EVALUATION)
     assert rows["step_size"].tolist() == ["searched"] * 2 and rows["rate"].tolist() == [0.05] * 2
-    assert main(["evaluate", *cell, "--lr", "0.02"]) == 0
-    rows = read_rows(RUN / "evaluation/held/ipc-1/satm/seed-0/convnet.parquet", EVALUATION)
+    assert main(["evaluate", *cell, "--lr", "0.02", "--overwrite"]) == 0
+    rows = read_rows(path, EVALUATION)
     assert rows["step_size"].tolist() == ["fixed"] * 2 and rows["rate"].tolist() == [0.02] * 2
 
 
@@ -223,7 +228,7 @@ def test_real_images_by_two_recipes(campaign: Path) -> None:
     assert (experts.schedule, experts.decay_epoch) == ("step", None)
     assert (strong.lr, strong.momentum, strong.schedule, strong.epochs) == (0.1, 0.9, "cosine", 200)
     assert main([*FULL, "--recipe", "strong", "--epochs", "8", "--repeats", "1", "--network", "small"]) == 0
-    rows = read_rows(RUN / "full/digits/strong/small.parquet", EVALUATION)
+    rows = read_rows(HAND / "full/digits/strong/small.parquet", EVALUATION)
     assert rows[["method", "ipc", "labels", "step_size", "rate"]].values.tolist() == [
         ["full-strong", 0, "hard", "fixed", 0.1]
     ]
@@ -243,13 +248,13 @@ def test_settings_that_name_the_recipe_change_it(tmp_path: Path) -> None:
 
 def test_a_stopped_training_on_real_images_goes_on(campaign: Path) -> None:
     command = [*FULL, "--recipe", "experts", "--repeats", "1", "--epochs", "3", "--network", "small"]
-    target = RUN / "full/digits/experts/small.parquet"
+    target = HAND / "full/digits/experts/small.parquet"
     assert main(command) == 0
     whole = outcomes(read_rows(target, EVALUATION))
     target.unlink()
     with stopped_after(1, "/small/.lock-"):
         assert main(command) == 75 and not target.exists()
-    kept, content = read_tensors(RUN / "state/full/digits/experts/small/network-0.safetensors", "state")
+    kept, content = read_tensors(HAND / "state/full/digits/experts/small/network-0.safetensors", "state")
     assert content["epoch"] == 1 and kept
     assert main(command) == 0
     assert outcomes(read_rows(target, EVALUATION)) == whole

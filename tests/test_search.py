@@ -33,6 +33,8 @@ from satm.workflow.campaigns import Campaigns
 
 ROOT = Path(__file__).parent.parent
 RUN = Path("results/search")
+HAND = Path("results/hand/search")
+"""Folder of runs with other options than the campaign's."""
 SEARCH = """
 datasets:
   few: {source: digits, classes: [0, 1, 2], augment: crop_scale_rotate}
@@ -348,7 +350,10 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
     real.write_bytes(kept)
     held = read_rows(path, NAS)
     write_rows(path, held.to_dict("records"), NAS, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"is of another synthetic set than .*: delete it and run `.*satm nas`"):
+    with pytest.raises(
+        UsageError,
+        match=r"is not what .*: it is of another synthetic set than .*; make it with: .*satm nas .* --overwrite$",
+    ):
         frame_of(load_campaign(Path("search.yaml")), "quick")
     write_rows(path, held.assign(candidate=5).to_dict("records"), NAS, {})
     with pytest.raises(UsageError, match=r"is in one of them only; make both with the same sample and sample_seed"):
@@ -361,7 +366,8 @@ def test_a_search_from_images_to_table(folder: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(("together", "writes", "kept"), [("no", 1, 1), ("no", 3, 3), ("yes", 1, 2)])
 def test_a_stopped_part_goes_on_to_the_same_rows(folder: Path, together: str, writes: int, kept: int) -> None:
-    command = ["nas", *CELL, "--part", "0-1", "--together", together]
+    Path("search.yaml").write_text(SEARCH.replace("{epochs: 4,", f"{{together: '{together}', epochs: 4,"))
+    command = ["nas", *CELL, "--part", "0-1"]
     assert main(command) == 0
     whole = measured(PART)
     PART.unlink()
@@ -378,9 +384,10 @@ def test_every_network_has_a_start_of_its_own(folder: Path) -> None:
     losses: list[float] = []
     for flags in (CELL, (*CELL, "--seed", "1"), (*CELL, "--network-seed", "1"), (*CONFIG, "--real")):
         assert main(["nas", *flags]) == 0
+        root = HAND if "--network-seed" in flags else RUN
         seed = "seed-1" if "--seed" in flags else "seed-0"
         place = "real" if "--real" in flags else f"ipc-2/random/{seed}"
-        parts = [RUN / f"nas/few/{place}/quick/part-{part}.parquet" for part in ("0-1", "2-2")]
+        parts = [root / f"nas/few/{place}/quick/part-{part}.parquet" for part in ("0-1", "2-2")]
         losses += [loss for part in parts for loss in read_rows(part, NAS)["loss"]]
     assert len(losses) == len(set(losses)) == 4 * 3 * 2
 
@@ -388,13 +395,14 @@ def test_every_network_has_a_start_of_its_own(folder: Path) -> None:
 def test_rows_of_another_recipe_are_not_kept(folder: Path) -> None:
     with stopped_after(1, "/rows-"):
         assert main(["nas", *CELL, "--part", "0-1"]) == 75
-    assert main(["nas", *CELL, "--part", "0-1", "--epochs", "2"]) == 0
+    Path("search.yaml").write_text(SEARCH.replace("epochs: 4", "epochs: 2"))
+    assert main(["nas", *CELL, "--part", "0-1"]) == 0
     assert set(read_rows(PART, NAS)["epochs"]) == {2}
 
 
 def test_a_candidate_that_diverges_is_a_bad_one(folder: Path) -> None:
     assert main(["nas", *CELL, "--part", "2-2", "--lr", "1e30"]) == 0
-    rows = read_rows(PART.with_name("part-2-2.parquet"), NAS)
+    rows = read_rows(HAND / PART.relative_to(RUN).with_name("part-2-2.parquet"), NAS)
     assert not rows["loss"].map(math.isfinite).any() and rows["accuracy"].isna().all()
     assert mean_accuracies(rows).tolist() == [0.0]
 
@@ -430,7 +438,7 @@ def test_unusable_flags_are_one_line(
     told = refused("nas", *arguments)
     for text in texts:
         assert text in told, told
-    assert not list(RUN.rglob("*.parquet"))
+    assert not list(Path("results").rglob("nas/**/*.parquet"))
 
 
 # The table

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from satm import config
 from satm.errors import UsageError
-from satm.workflow import rules
+from satm.workflow import asked, rules
 from satm.workflow.campaigns import Campaigns
 
 pytestmark = pytest.mark.workflow
@@ -475,8 +475,8 @@ def test_parameters_hold_only_what_a_stage_uses(tmp_path: Path, old: str, new: s
 
 
 def test_the_options_named_in_the_workflow_exist() -> None:
-    assert set(config.DatasetOptions.model_fields) >= rules.DECODING | rules.WHITENING
-    assert set(config.ExpertsOptions.model_fields) >= rules.SHARING
+    assert set(config.DatasetOptions.model_fields) >= asked.DECODING | {f"zca_{name}" for name in asked.WHITENING}
+    assert set(config.ExpertsOptions.model_fields) >= asked.SHARING | asked.UNSTATED
 
 
 def test_a_job_does_not_check_again_what_its_plan_has_checked(tmp_path: Path) -> None:

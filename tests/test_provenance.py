@@ -1,0 +1,353 @@
+"""Tables refuse results that differ from the campaign, or whose inputs do, and say in what."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Refuse
+from safetensors import safe_open
+
+from satm.cli import main
+from satm.config import REVISIONS, Cell, Resolver, load_campaign
+from satm.errors import MissingRun
+from satm.results.columns import CONTINUAL, EVALUATION, METRICS, NAS, SHARPNESS
+from satm.results.distilled import load_distilled, save_distilled
+from satm.results.rows import read_rows, read_rows_metadata, write_rows
+from satm.tables.reader import Reader
+from satm.workflow.asked import Chosen, wildcards
+from satm.workflow.provenance import Provenance, differing_option
+from satm.workflow.rules import RULES
+
+CONFIG = ("--config", "tiny.yaml", "--dataset", "digits")
+NAMES = {"dataset": "digits", "ipc": 1, "method": "satm", "seed": 0}
+CELL = (*CONFIG, "--ipc", "1", "--method", "satm")
+
+MORE = """
+  learned: {kind: continual, datasets: {digits: [1]}, methods: [satm], steps: 2, orders: 1, repeats: 1}
+  found:
+    kind: search
+    datasets: {digits: [1]}
+    methods: [satm]
+    sample: 1
+    sample_seed: 139
+    width_factor: 0.125
+    proxy: {epochs: 1, repeats: 1}
+    real: {epochs: 1, repeats: 1, batch_size: 512, lr: 0.05}
+"""
+"""Tables of other kinds, of the same set."""
+WHOLE = TINY.replace(
+    "  - {method: satm, options",
+    "  - {stage: analyse, options: {segments: 1, starts: [1], count: 1}}\n"
+    "  - {stage: evaluate, method: full-strong, options: {epochs: 1}}\n"
+    "  - {method: satm, options: {watch: test, evaluate_every: 3}}\n"
+    "  - {method: satm, options",
+) + MORE.lstrip("\n")
+
+JOBS: dict[str, tuple[Mapping[str, object], tuple[str, ...]]] = {
+    "distill": (NAMES, ("distill", *CELL)),
+    "evaluate": ({**NAMES, "network": "convnet"}, ("evaluate", *CELL)),
+    "variants": ({**NAMES, "network": "convnet"}, ("evaluate", *CELL, "--what", "variants")),
+    "full": (
+        {"dataset": "digits", "recipe": "strong", "network": "convnet"},
+        ("evaluate", *CONFIG, "--what", "full"),
+    ),
+    "continual": ({**NAMES, "protocol": "learned"}, ("continual", *CELL, "--protocol", "learned")),
+    "nas": ({**NAMES, "search": "found", "part": "0-0"}, ("nas", *CELL, "--search", "found")),
+    "nas_real": (
+        {"dataset": "digits", "search": "found", "part": "0-0"},
+        ("nas", *CONFIG, "--search", "found", "--real"),
+    ),
+    "analysis": ({**NAMES, "what": "sharpness"}, ("analyse", *CELL)),
+    "difficulty": (
+        {"dataset": "digits", "experts": "sgd"},
+        ("experts", *CONFIG, "--measure-difficulty"),
+    ),
+}
+"""Names and command of one job of each rule."""
+MADE_BEFORE: dict[str, Mapping[str, object]] = {
+    "images": {"dataset": "digits"},
+    "experts": {"dataset": "digits", "experts": "sgd"},
+    "experts_part": {"dataset": "digits", "experts": "sgd", "part": "1-1"},
+}
+ALL = {rule: names for rule, (names, _) in JOBS.items()} | MADE_BEFORE
+COLUMNS = {
+    **{"distill": METRICS, "evaluate": EVALUATION, "variants": EVALUATION, "full": EVALUATION},
+    **{"continual": CONTINUAL, "nas": NAS, "nas_real": NAS, "analysis": SHARPNESS},
+}
+"""Columns of the results that have rows."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a result of every kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(WHOLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in (("data", *CONFIG), ("experts", *CONFIG), *(command for _, command in JOBS.values())):
+            assert main(list(command)) == 0, command
+    return folder
+
+
+@pytest.fixture
+def whole(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the current folder, free to be changed."""
+    shutil.copytree(made, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def tiny(*changes: tuple[str, str]) -> Resolver:
+    """Return the campaign after changes of its text."""
+    text = WHOLE
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    Path("tiny.yaml").write_text(text)
+    return load_campaign(Path("tiny.yaml"))
+
+
+def difference(rule: str, resolver: Resolver) -> str | None:
+    """Return in what the results of the job of a rule differ from what is asked for."""
+    return Provenance(resolver).difference(
+        rule, **({key: names for key, (names, _) in JOBS.items()} | MADE_BEFORE)[rule]
+    )
+
+
+def stated_fields(
+    resolver: Resolver, rule: str, names: Mapping[str, object]
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield each result of a job with the identity that it states."""
+    for pattern in RULES[rule].outputs.values():
+        path = Path(pattern.format(root=resolver.layout.root, **names))
+        if path.suffix == ".parquet":
+            yield path, read_rows_metadata(path, COLUMNS[rule])["options"]
+        elif path.suffix == ".json":
+            yield path, json.loads(path.read_text())["identity"]
+        else:
+            with safe_open(path, framework="numpy") as file:
+                yield path, json.loads(file.metadata()["satm"])
+
+
+def lacking(asked: Mapping[str, Any], stated: Mapping[str, Any], place: str = "") -> list[str]:
+    """Return the fields and options that are asked for and not stated."""
+    found = []
+    for name, value in asked.items():
+        if name not in stated:
+            found.append(place + name)
+        elif isinstance(value, Chosen):
+            found += [f"{place}{name}.{each}" for each in value.values if each not in stated[name]]
+        elif isinstance(value, Mapping):
+            found += lacking(value, stated[name], f"{place}{name}.")
+    return found
+
+
+NOT_IN_SETS = {"axes", "network", "looks", "experts", "augmentation"}
+"""Fields that only the metrics beside a synthetic set state."""
+
+
+def test_a_result_states_everything_that_is_asked_of_it(whole: Path) -> None:
+    """What is not stated cannot be compared."""
+    resolver = tiny()
+    for rule, names in ALL.items():
+        options = RULES[rule].options
+        assert options is not None
+        asked = options(resolver, wildcards(names))
+        for path, stated in stated_fields(resolver, rule, names):
+            missed = lacking(asked, stated)
+            if path.name == "distilled.safetensors":
+                missed = [field for field in missed if field not in NOT_IN_SETS]
+            assert missed == [], (path, missed)
+
+
+@pytest.mark.parametrize("rule", [*MADE_BEFORE, *JOBS])
+def test_what_the_stages_have_made_is_what_is_asked_for(whole: Path, rule: str) -> None:
+    assert difference(rule, tiny()) is None
+
+
+NETWORK = ("network: convnet, options: {depth: 1, width: 4}", "network: convnet, options: {depth: 1, width: 8}")
+AUGMENTED = ("digits: {source: digits, augment: crop_scale_rotate}", "digits: {source: digits, augment: crop}")
+RECIPE = ("epochs: 3, lr: 0.05", "epochs: 3, lr: 0.06")
+RHO = ("rho: 0.05", "rho: 0.06")
+"""Changes of the campaign, each of one value."""
+WATCHED = ("repeats: 2, epochs: 3", "repeats: 2, epochs: 4")
+AT_SET = ("evaluate", "variants", "continual", "nas", "analysis")
+
+
+@pytest.mark.parametrize(
+    ("rule", "change", "told"),
+    [
+        ("distill", RHO, "options.rho: expected 0.06, found 0.05"),
+        ("distill", ("{iterations: 3,", "{iterations: 4,"), "options.iterations: expected 4, found 3"),
+        ("distill", NETWORK, "network.width: expected 8, found 4"),
+        ("distill", WATCHED, "looks.epochs: expected 4, found 3"),
+        ("distill", ("watch: test", "watch: null"), "options.watch: expected None, found 'test'"),
+        ("evaluate", WATCHED, "options.epochs: expected 4, found 3"),
+        ("evaluate", NETWORK, "network.width: expected 8, found 4"),
+        ("variants", ("repeats: 2, epochs: 3", "repeats: 3, epochs: 3"), "options.repeats: expected 3, found 2"),
+        ("full", ("full-strong, options: {epochs: 1}", "full-strong, options: {epochs: 2}"), "options.epochs"),
+        ("full", NETWORK, "network.width: expected 8, found 4"),
+        ("continual", ("steps: 2, orders: 1", "steps: 5, orders: 1"), "options.steps: expected 5, found 2"),
+        ("nas", ("width_factor: 0.125", "width_factor: 0.25"), "width_factor: expected 0.25, found 0.125"),
+        ("nas", ("sample_seed: 139", "sample_seed: 138"), "sample_seed: expected 138, found 139"),
+        ("nas", ("proxy: {epochs: 1", "proxy: {epochs: 2"), "options.epochs: expected 2, found 1"),
+        ("nas_real", ("real: {epochs: 1", "real: {epochs: 2"), "options.epochs: expected 2, found 1"),
+        ("analysis", ("segments: 1", "segments: 2"), "measurement.segments: expected 2, found 1"),
+        ("experts", RECIPE, "recipe.lr: expected 0.06, found 0.05"),
+        ("experts", NETWORK, "network.width: expected 8, found 4"),
+        ("experts_part", RECIPE, "recipe.lr: expected 0.06, found 0.05"),
+        ("difficulty", RECIPE, "identity.recipe.lr: expected 0.06, found 0.05"),
+        ("images", ("held: {source", "held: {size: 4, source"), None),
+        ("images", ("digits: {source: digits,", "digits: {source: digits, validation: 3,"), "options.validation"),
+        *((rule, AUGMENTED, "augmentation: expected ['crop', ") for rule in ("distill", "experts", "full", "nas_real")),
+        *((rule, AUGMENTED, "augmentation: expected ['crop', ") for rule in AT_SET),
+        *((rule, RHO, "rho: expected 0.06, found 0.05") for rule in AT_SET),
+        *((rule, RECIPE, "recipe.lr: expected 0.06, found 0.05") for rule in ("distill", *AT_SET)),
+        ("full", RHO, None),
+        ("nas_real", RECIPE, None),
+        ("nas", WATCHED, "its synthetic set "),
+        *((rule, ("count: 2, epochs: 3", "count: 3, epochs: 3"), None) for rule in ("experts", "distill", "evaluate")),
+        *((rule, ("per_job: 1", "per_job: 2"), None) for rule in ("experts", "distill", "evaluate")),
+        *((rule, ("methods: [random, mtt, satm]", "methods: [satm]"), None) for rule in JOBS),
+    ],
+    ids=lambda value: value if value is None or isinstance(value, str) else value[1],
+)
+def test_a_change_of_the_campaign_is_named(whole: Path, rule: str, change: tuple[str, str], told: str | None) -> None:
+    found = difference(rule, tiny(change))
+    if told is None:
+        assert found is None
+    else:
+        assert found is not None and told in found
+
+
+@pytest.mark.parametrize("rule", [rule for rule in JOBS if rule != "difficulty"])
+def test_a_change_of_the_code_is_named(whole: Path, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = RULES[rule].stage
+    monkeypatch.setitem(REVISIONS, stage, REVISIONS[stage] + 1)
+    found = difference(rule, tiny())
+    assert found is not None and f"revision: expected {REVISIONS[stage]}, found" in found
+
+
+def test_a_preset_that_changes_is_named(whole: Path) -> None:
+    """Rows of presets come before those of the campaign, and reach results in the same way."""
+    resolver = tiny()
+    changed = [each.model_copy(update={"options": {"lr_step_size": 1e-7}}) for each in resolver.settings[:1]]
+    row = changed[0].model_copy(update={"stage": "distill", "method": None, "dataset": None, "ipc": None})
+    preset = Resolver(resolver.campaign, (row,), resolver.layout.root, resolver.path)
+    found = difference("distill", preset)
+    assert found is not None and "options.lr_step_size: expected 1e-07" in found
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("rule", AT_SET)
+def test_a_replaced_set_is_named(whole: Path, rule: str) -> None:
+    """A set of the same options with other bytes, such as one of another machine."""
+    resolver = tiny()
+    path = Path(resolver.layout.distilled(Cell("digits", 1, "satm", 0)))
+    held = load_distilled(path)
+    save_distilled(path, replace(held, images=held.images + 1))
+    assert difference(rule, resolver) == f"it is of another synthetic set than {path}"
+    assert difference("distill", resolver) is None
+    path.unlink()
+    assert difference(rule, resolver) is None, "nothing to compare with; the options of the set are stated"
+
+
+@pytest.mark.parametrize("rule", ["distill", *AT_SET])
+def test_replaced_experts_are_named(whole: Path, rule: str) -> None:
+    resolver = tiny()
+    path = Path(resolver.layout.manifest("digits", "sgd"))
+    content = json.loads(path.read_text())
+    content["identity"]["data"] = "other"
+    path.write_text(json.dumps(content))
+    found = difference(rule, resolver)
+    assert found is not None and f"it is of other experts than {path}: data: expected 'other', found " in found
+    path.unlink()
+    assert difference(rule, resolver) is None
+
+
+@pytest.mark.parametrize("rule", ["distill", *AT_SET, "full", "nas_real", "experts", "difficulty"])
+def test_other_images_are_named(whole: Path, rule: str) -> None:
+    resolver = tiny()
+    images = Path(resolver.layout.images("digits"))
+    assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
+    shutil.copy(Path(resolver.layout.images("held")), images)
+    found = difference(rule, resolver)
+    assert found is not None and re.search(r"(data|preprocessing\.mean|preprocessing\.std): expected ", found), found
+
+
+def test_results_of_another_space_are_named(whole: Path) -> None:
+    resolver = tiny(("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment"))
+    for rule in ("distill", "evaluate", "full", "experts", "analysis"):
+        found = difference(rule, resolver)
+        assert found is not None and "preprocessing.space: expected 'whitened', found 'normalised'" in found, rule
+
+
+# Tables
+
+
+@pytest.mark.parametrize("rule", list(COLUMNS))
+def test_a_table_refuses_what_differs_with_the_command_that_makes_it(whole: Path, rule: str, refused: Refuse) -> None:
+    names, command = JOBS[rule]
+    resolver = tiny(AUGMENTED)
+    with pytest.raises(MissingRun, match=r"is not what the campaign asks for: augmentation: ") as caught:
+        Reader(resolver).run(rule, COLUMNS[rule], names)
+    told = str(caught.value).partition("; make it with: ")[2].split()
+    assert told[:4] == ["python", "-m", "satm", command[0]] and "\n" not in str(caught.value)
+    assert told[-1] == "--overwrite" or "the synthetic set" in str(caught.value)
+    partial = Reader(resolver, partial=True)
+    assert partial.attempt(partial.run, rule, COLUMNS[rule], names) is None
+    assert partial.notes[0].startswith("Left out: ")
+
+
+def test_what_a_refused_table_says_to_do_mends_it(whole: Path, refused: Refuse) -> None:
+    change = ("methods: [random, mtt, satm]", "methods: [satm]")
+    tiny(change, WATCHED, ("watch: test, ", ""))
+    for stage in ("distill", "evaluate"):
+        told = refused("table", "--config", "tiny.yaml")
+        command = told.partition("make it with: python -m satm ")[2].split()
+        assert command[0] == stage and command[-1] == "--overwrite", told
+        assert main(command) == 0
+    assert main(["table", "--config", "tiny.yaml"]) == 0
+
+
+def test_results_of_versions_that_state_less_are_shown(whole: Path) -> None:
+    """A field that is not stated is not compared; an option that is not stated had its default."""
+    resolver = tiny()
+    names = JOBS["evaluate"][0]
+    path = Path(resolver.layout.evaluation(Cell("digits", 1, "satm", 0), "convnet"))
+    rows = read_rows(path, EVALUATION).to_dict("records")
+    whole_identity = read_rows_metadata(path, EVALUATION)["options"]
+    for field in ("network", "distillations", "augmentation", "revision"):
+        less = {name: value for name, value in whole_identity.items() if name != field}
+        write_rows(path, rows, EVALUATION, {"options": less})  # type: ignore[arg-type]
+        assert len(Reader(resolver).run("evaluate", EVALUATION, names)[0]) == 2
+    options = {name: value for name, value in whole_identity["options"].items() if name != "flat_rho"}
+    write_rows(path, rows, EVALUATION, {"options": {**whole_identity, "options": options}})  # type: ignore[arg-type]
+    assert len(Reader(resolver).run("evaluate", EVALUATION, names)[0]) == 2
+    flat = tiny(("repeats: 2, epochs: 3", "repeats: 2, flat_rho: 0.1, epochs: 3"))
+    found = Provenance(flat).difference("evaluate", **names)
+    assert found is not None and "options.flat_rho: expected 0.1, found 0.0" in found
+
+
+def test_the_first_difference_is_named_with_both_values() -> None:
+    resolver = load_campaign(None)
+    options = Chosen(resolver.experts("sgd", "digits"), {"lr", "epochs"}, {"name": "it"})
+    stated = {"name": "it", **resolver.experts("sgd", "digits").model_dump(mode="json", include={"lr", "epochs"})}
+    assert differing_option({"recipe": options}, {"recipe": stated}) is None
+    assert differing_option({"recipe": options}, {}) is None
+    assert differing_option({"recipe": options}, {"recipe": {**stated, "batch_size": 1}}) is None
+    assert differing_option({"recipe": options}, {"recipe": {**stated, "name": "her"}}) == (
+        "recipe.name: expected 'it', found 'her'"
+    )
+    told = differing_option({"recipe": options}, {"recipe": {**stated, "lr": 3.0}})
+    assert told is not None and told.endswith("found 3.0")
+    assert differing_option({"recipe": options}, {"recipe": None}) is not None
+    assert differing_option({"experts": None}, {"experts": {"lr": 1}}) is not None
+    assert differing_option({"axes": ("digits", 1)}, {"axes": ["digits", 1]}) is None
