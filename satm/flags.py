@@ -212,6 +212,11 @@ def call_with_flags(target: Callable[..., T], stage: str, description: str | Non
         raise UsageError(_one_line(box.getvalue())) from error
 
 
+def _dashed(match: re.Match[str]) -> str:
+    """Return the name of an option as a flag, before what is wrong with it."""
+    return f"--{match[1].replace('_', '-')}: "
+
+
 def _one_line(box: str) -> str:
     """Return the text in tyro's box as one line: the mistake and the nearest flag."""
     lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
@@ -219,7 +224,8 @@ def _one_line(box: str) -> str:
     for pattern, replacement in (
         (r"For further information visit \S+", ""),
         (r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
-        (r"Error parsing options: \d+ validation errors? for \w+", "unusable option:"),
+        (r"Error parsing options: \d+ validation errors? for \w+", "unusable option"),
+        (r"\b([a-z][\w.]*) (?=Input should|Value error)", _dashed),
         (r"Missing from python -m satm [\w ]+:", "missing:"),
         (r"python -m satm [\w ]+ --help", ""),
         (r"Argument helptext.*", ""),

@@ -124,7 +124,7 @@ def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
         if first["type"] == "unknown_option":
             name, known = first["ctx"]["name"], first["ctx"]["known"]
             whole = ".".join([*([place] if place else []), name])
-            hint = f"; known: {', '.join(known)}.{suggest(name, known)}"
+            hint = f"; known: {', '.join(known) or 'none'}.{suggest(name, known)}"
             raise UsageError(f"{where}: unknown option {short(whole)}{hint}") from error
         if first["type"] == "missing":
             raise UsageError(f"{where}: {place} is missing; give it a value") from error

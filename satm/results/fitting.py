@@ -61,9 +61,10 @@ def fit_images(external: ExternalSet, data: ImageData, ipc: int) -> Tensor:
     expected = (data.channels, data.size, data.size)
     if images.shape[1:] != expected:
         shape, other = (" x ".join(map(str, sizes)) for sizes in (images.shape[1:], expected))
+        last = images.shape[3] in (1, 3) and images.shape[1:3] == expected[1:]
+        advice = "permute them: the channels are last, expected first" if last else "use the dataset they were made for"
         raise UsageError(
-            f"the images of {where} are {shape} (channels, height, width), those of {data.name} {other}; use the "
-            "dataset they were made for"
+            f"the images of {where} are {shape} (channels, height, width), those of {data.name} {other}; {advice}"
         )
     images = images if images.dtype == torch.uint8 else images.float()
     _check_finite(images, f"the images of {where}")

@@ -80,10 +80,10 @@ def _names(frame: pandas.DataFrame) -> list[str]:
 
 
 def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
-    """Return (whether published, name) of each column of the paper's layout."""
+    """Return (whether published, name) of each column of the paper's layout; a missing method has an empty one."""
     names = pandas.Series(_names(frame), index=frame.index)
     measured = frame["accuracy_mean"].notna() | (frame["diverged"] > 0).fillna(False)
-    shown = {True: frame["published_mean"].notna(), False: measured}
+    shown = {True: frame["published_mean"].notna(), False: measured | frame["published_mean"].isna()}
     return [(published, name) for published, rows in shown.items() for name in dict.fromkeys(names[rows])]
 
 

@@ -184,7 +184,7 @@ class Reader:
         return pandas.concat(frames, ignore_index=True)
 
     def _failure(self, rule: str, names: Mapping[str, object]) -> str:
-        """Return why a missing result could not be made, for a message: its job, or a distillation before it, failed."""
+        """Return why a missing result could not be made, for a message: its job or a distillation before it failed."""
         from satm.run.record import failure  # needs torch; the workflow reads tables' options
 
         before = sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else []
