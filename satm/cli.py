@@ -259,7 +259,7 @@ def cost(arguments: Sequence[str]) -> None:
     start = flag("start_seconds", float, "Seconds of each job before its first step.", 20.0)
     flags = parse_flags(cost, [pace, start], arguments)
     if flags.config is None:
-        raise UsageError("cost needs --config with a campaign, such as config/paper.yaml; got none")
+        raise UsageError("cost needs --config with a campaign; got none")
     predict_cost(flags.config, flags.pace, flags.start_seconds)
 
 

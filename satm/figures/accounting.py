@@ -64,7 +64,7 @@ class AccountingFigure(FigureKind):
 
         resolver = reader.resolver
         if resolver.path is None:
-            raise UsageError("accounting needs a campaign; name one with --config, such as config/demo.yaml")
+            raise UsageError("accounting needs a campaign; name one with --config")
         jobs = [job for job in spent(campaigns_of(resolver.path), resolver.layout.root) if job.run is not None]
         devices = sorted({device for job in jobs for device in job.devices if device})
         frame = _frame(_by_device(jobs) if len(devices) > 1 else _by_method(resolver, jobs))

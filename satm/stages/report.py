@@ -54,7 +54,7 @@ def make_accounting(resolver: Resolver) -> None:
         UsageError: there is no campaign, or it cannot be used.
     """
     if resolver.path is None:
-        raise UsageError("accounting needs a campaign; name one with --config, such as config/demo.yaml")
+        raise UsageError("accounting needs a campaign; name one with --config")
     root = resolver.layout.root
     spent, console = accounting(campaigns_of(resolver.path), root), Progress.console()
     contents = Contents(spent.frame, [spent.rules, spent.cells], f"{root}: cost so far", shown=[spent.rules])
