@@ -85,6 +85,7 @@ CONVERTED: dict[str, tuple[bytes, np.ndarray, str]] = {
     "16-bit grey": (png(DEEP[..., :1], 16, 0), DEEP[..., 0] >> 8, "of 16 bits per channel"),
     "16-bit grey TIFF": (encode(Image.fromarray(DEEP[..., 0].astype(np.uint16)), "TIFF"), DEEP[..., 0] >> 8, "of 16"),
     "16-bit RGB": (png(DEEP, 16, 2), DEEP >> 8, "of 16 bits per channel"),
+    "PGM up to 100": (b"P5 6 6 100\n" + (GREY % 101).tobytes(), np.round(GREY % 101 / 100 * 255), "in grey"),
     "16-bit PPM": (b"P6 6 6 65535\n" + DEEP.astype(">u2").tobytes(), np.round(DEEP / 65535 * 255), "of 16 bits"),
 }
 
@@ -302,7 +303,7 @@ def test_everything_in_the_way_is_refused_at_once(tmp_path: Path) -> None:
         load(tmp_path, "folder")
     for fault in (
         *("train/a/deep (a folder among images)", "train/loose.png (not in a class folder)"),
-        *("test/A, test/loose.png (not a class of train/.)", "train/a/gone.png, train/a/loop.png (a broken link)"),
+        *("test/A, test/loose.png (not a class of train/)", "train/a/gone.png, train/a/loop.png (a broken link)"),
         *("train/a/pipe.png (not a file)", r"train/\udcff (its name is not UTF-8)"),
     ):
         assert fault in str(caught.value), fault

@@ -26,7 +26,8 @@ def folder(options: DatasetOptions) -> Listing:
             if not entry.is_dir():
                 walk.faults.append(Fault(str(entry), "not in a class folder"))
             elif entry.name not in names:
-                walk.faults.append(Fault(str(entry), f"not a class of train/.{suggest(entry.name, list(names))}"))
+                near = suggest(entry.name, list(names))
+                walk.faults.append(Fault(str(entry), f"not a class of train/{near and f'.{near}'}"))
             elif not entry.name.isascii() and "\\udc" in ascii(entry.name):
                 walk.faults.append(Fault(str(entry), "its name is not UTF-8"))
         return [(file, label) for label, name in enumerate(names) for file in walk.images(part / name)]
