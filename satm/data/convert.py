@@ -136,7 +136,9 @@ def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, list[str]
         done = [BITMAP] if mode == "1" else deep
         if mode in ("L", "RGB") and clear is None:
             return image, done
-        return _without_clear(np.asarray(image.convert("L") if mode == "1" else image), clear, stored, done)
+        if mode == "1":  # whose transparent value is 1 in some versions of Pillow and 255 in others
+            image, clear = image.convert("L"), None if clear is None else 255 * bool(clear)
+        return _without_clear(np.asarray(image), clear, stored, done)
     if mode == "P":
         with_alpha = clear is not None or (image.palette is not None and image.palette.mode == "RGBA")
         image = image.convert("RGBA" if with_alpha else "RGB")
