@@ -1,4 +1,4 @@
-"""A sample of the campaigns and damaged files of `tests/stress/fuzz.py`, and proof that the fuzzers can fail."""
+"""A sample of the cases of `tests/stress/fuzz.py`, and proof that the fuzzers can fail."""
 
 import datetime
 import sys
@@ -12,11 +12,14 @@ import pytest
 import torch
 from fuzz_configs import bomb, check_config, configs, same, twice, written
 from fuzz_files import Case, Goldens, cases, check_file, parse_case
+from fuzz_images import CASES, check_images
 from fuzzing import Wrong, bounded, command, quick
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from satm.config import Campaign, load_yaml, parse
+from satm.data import convert, datasets
 from satm.storage.tensors import TensorFile
 
 SOME = (
@@ -32,6 +35,11 @@ AS_DRAWN = {"phases": [Phase.generate], "suppress_health_check": list(HealthChec
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("configs")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pictures")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,13 @@ def test_a_damaged_file_is_refused_in_one_line_or_changes_nothing(goldens: Golde
     case = data.draw(cases(goldens))
     with bounded(), quick():
         check_file(case, goldens)
+
+
+@settings(max_examples=60, **AS_DRAWN)
+@given(case=CASES)
+def test_a_dataset_of_odd_images_is_refused_with_all_names_or_stored_as_it_is(pictures: Path, case: int) -> None:
+    with bounded(), quick():
+        check_images(case, pictures)
 
 
 @pytest.mark.parametrize("kind", ["list", "map", "merge"])
@@ -128,6 +143,25 @@ def test_a_result_of_a_change_that_nobody_notices_is_found(goldens: Goldens) -> 
         unchecked = mock.patch.object(TensorFile, "get_tensor", lambda self, name: self._file.get_tensor(name))
         with unchecked, pytest.raises(Wrong, match=r"a wrong result was accepted: .*satm/seed-0/convnet\.parquet"):
             check_file(case, goldens)
+
+
+def test_other_pixels_and_unnamed_images_are_found(pictures: Path) -> None:
+    over_white = convert._over_white
+
+    def dropped(image: Image.Image) -> tuple[Image.Image, list[str]]:
+        return image.convert("RGB"), over_white(image)[1]
+
+    with (
+        quick(),
+        mock.patch.object(convert, "_over_white", dropped),
+        pytest.raises(Wrong, match="other pixels than expected"),
+    ):
+        for case in range(40):
+            check_images(case, pictures)
+    silent = mock.patch.object(datasets, "describe_faults", lambda faults, total: "something is wrong")
+    with quick(), silent, pytest.raises(Wrong, match=r"\d+ faults, 0 of them named"):
+        for case in range(40):
+            check_images(case, pictures)
 
 
 def test_a_case_is_repeated_by_its_text() -> None:

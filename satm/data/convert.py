@@ -106,7 +106,8 @@ def _unknown(content: bytes) -> str:
 
 
 def _convert(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    stored = str(getattr(image, "tile", ""))  # how the file has the pixels; Pillow forgets it when it reads them
+    tiles = getattr(image, "tile", None) or [("",) * 4]
+    stored = str(tiles[0][3])  # how the file has the pixels, such as 'L;2'; Pillow forgets it when it reads them
     turned = image.format == "TIFF" and image.getexif().get(ORIENTATION) in TURNS  # by Pillow, when it reads them
     image.load()
     eight, done = _eight_bits(image, stored)
@@ -135,7 +136,9 @@ def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, list[str]
         done = [BITMAP] if mode == "1" else deep
         if mode in ("L", "RGB") and clear is None:
             return image, done
-        return _without_clear(np.asarray(image.convert("L") if mode == "1" else image), clear, stored, done)
+        if mode == "1":  # whose transparent value is 1 in some versions of Pillow and 255 in others
+            image, clear = image.convert("L"), None if clear is None else 255 * bool(clear)
+        return _without_clear(np.asarray(image), clear, stored, done)
     if mode == "P":
         with_alpha = clear is not None or (image.palette is not None and image.palette.mode == "RGBA")
         image = image.convert("RGBA" if with_alpha else "RGB")
@@ -156,7 +159,8 @@ def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, list[str]
 def _is_deep(image: Image.Image, stored: str) -> bool:
     """Return whether an image has 16 bits per channel in its file; of RGB, Pillow reads the upper 8."""
     if image.format == "PPM":
-        return image.mode == "I" or re.search(r"args=\('\w+', (\d+)\)", stored) is not None
+        largest = re.fullmatch(r"\('\w+', (\d+)\)", stored)
+        return int(largest[1]) > 255 if largest else image.mode == "I"
     in_file = image.format in ("PNG", "TIFF", "SGI") and ";16" in stored
     return in_file or image.mode.startswith("I;16") or (image.format == "PNG" and image.mode == "I")
 
@@ -167,8 +171,7 @@ def _without_clear(
     """Return grey or RGB values of 8 or 16 bits as an image, in which one value or colour, if given, becomes white."""
     eight = values if values.dtype == np.uint8 else (values.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     if isinstance(clear, int | tuple):
-        scale = next((factor for layout, factor in STRETCH.items() if f"'{layout}'" in stored), 1)
-        mask = values == np.multiply(clear, scale)
+        mask = values == np.multiply(clear, STRETCH.get(stored, 1))
         mask = mask.all(-1) if mask.ndim == 3 else mask
         if mask.any():
             eight = eight.copy()

@@ -29,7 +29,8 @@ def folder(options: DatasetOptions) -> Listing:
             if not entry.is_dir():
                 walk.faults.append(Fault(str(entry), "not in a class folder"))
             elif (name := class_name(entry)) not in names:
-                walk.faults.append(Fault(str(entry), f"not a class of train/.{suggest(name, list(names))}"))
+                near = suggest(name, list(names))
+                walk.faults.append(Fault(str(entry), f"not a class of train/{near and f'.{near}'}"))
             elif "\\udc" in ascii(name):
                 walk.faults.append(Fault(str(entry), "its name is not UTF-8"))
         return [(file, label) for label, folder in enumerate(folders) for file in walk.images(part / folder.name)]
