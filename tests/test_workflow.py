@@ -461,7 +461,7 @@ RULES = ("images", "zca", "experts", "distill", "analysis", "evaluate", "table")
         ("augment: crop_", "augment: ", "experts distill analysis evaluate"),
         ("augment: crop_", "size: 8, augment: crop_", "images"),
         ("augment: crop_", "validation: 5, augment: crop_", "images"),
-        ("tables:", "networks: {convnet: {width: 64}}\ntables:", "experts evaluate"),
+        ("tables:", "networks: {convnet: {width: 64}}\ntables:", "experts distill evaluate"),
         ("methods: [random, mtt", "methods: [mtt", "table"),
     ],
 )
