@@ -223,6 +223,30 @@ PLANNED: list[tuple[str, dict[str, Any], str]] = [
         "the set of bptt is stored without its history; set snapshots above 0 for it",
     ),
     (
+        "an animation without a history",
+        {"figures": {"f": {"kind": "animation", "datasets": {"digits": [1]}, "methods": ["bptt"]}}},
+        "figure f: the set of bptt is stored without its history; set snapshots above 1 for it",
+    ),
+    (
+        "a correlation of epochs that are not monitored",
+        {**mine("mtt", monitor=2), "tables": {}}
+        | {"figures": {"f": {"kind": "correlation", "datasets": {"digits": [1]}, "methods": ["mine"], "epochs": 3}}},
+        "figure f: mine on digits at ipc 1 monitors 2 epochs, the figure shows 3; set monitor 3 for it",
+    ),
+    (
+        "more first iterations than there are",
+        mine("mtt", iterations=5)
+        | {
+            "tables": {
+                "t": {
+                    **{"kind": "run-metrics", "datasets": {"digits": [1]}, "methods": ["mine"]},
+                    **{"measures": ["seconds"], "after": 5},
+                }
+            }
+        },
+        "table t: mine on digits at ipc 1 has 5 iterations and `after: 5` leaves none of them",
+    ),
+    (
         "divisors",
         {
             **{"experts": SHORT, "settings": [{"method": ["mtt", "satm"], "options": FAST}]},
