@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from satm.config import FIGURES, Layout, TableOptions
+from satm.config import FIGURES, Layout, Resolver, TableOptions
 from satm.errors import UsageError
 from satm.figures.base import CellsFigure, Drawn, cell_title
 from satm.figures.mosaic import TIGHT, Block, clipped_frame, clipping_note, draw_images, write_animation
+from satm.methods import resolve
 from satm.tables.reader import Reader
 
 
@@ -32,6 +33,13 @@ class AnimationFigure(CellsFigure):
         if len(cells := self.cells()) != 1:
             raise ValueError(f"an animation shows one synthetic set, got {len(cells)}; name one of each")
         return self
+
+    def check(self, resolver: Resolver) -> None:
+        """Refuse a set that is stored without its history."""
+        (cell,) = self.cells()
+        _, options = resolve(resolver.method(cell))
+        if getattr(options, "snapshots", 0) < 2:
+            raise UsageError(f"the set of {cell.method} is stored without its history; set snapshots above 1 for it")
 
     def files(self, layout: Layout, tables: Mapping[str, TableOptions]) -> list[str]:
         """Return the synthetic set."""

@@ -8,10 +8,11 @@ import pandas
 from pydantic import Field, model_validator
 
 from satm.analysis.correlation import correlations, triangle
-from satm.config import AT_EPOCH, FIGURES, Cell, Ipc, budgets, refuse_many
+from satm.config import AT_EPOCH, FIGURES, Cell, Ipc, Resolver, budgets, refuse_many
 from satm.errors import UsageError
 from satm.figures.base import Drawn, MetricsFigure, cell_title
 from satm.figures.style import SIZES, dress, grid_of_panels
+from satm.methods import resolve
 from satm.tables.reader import Reader
 from satm.tables.render import in_numbers
 
@@ -53,6 +54,17 @@ class CorrelationFigure(MetricsFigure):
             for cell in self.cells()
             for epoch in range(self.epochs_for(cell.ipc))
         ]
+
+    def check(self, resolver: Resolver) -> None:
+        """Refuse methods that do not monitor all epochs shown."""
+        for cell in dict.fromkeys(cell._replace(seed=0) for cell in self.cells()):
+            _, options = resolve(resolver.method(cell))
+            monitored, epochs = getattr(options, "monitor", 0), self.epochs_for(cell.ipc)
+            if monitored < epochs:
+                raise UsageError(
+                    f"{cell.method} on {cell.dataset} at ipc {cell.ipc} monitors {monitored} epochs, the figure shows "
+                    f"{epochs}; set monitor {epochs} for it, or lower epochs"
+                )
 
     def draw(self, reader: Reader) -> Drawn:
         """Draw a heatmap per method (rows) and cell (columns), the mean over the seeds."""

@@ -51,8 +51,8 @@ def network_problem(network: Mapping[str, Any], contents: Contents, batch: int |
             module = build(network, contents.channels, contents.classes, contents.size, 0).train()
             module(torch.empty(count, contents.channels, contents.size, contents.size))
     except UsageError as error:
-        return str(error)
+        return str(error).removeprefix(f"network {name}: ")
     except (ValueError, RuntimeError) as error:
         shape = f"{contents.channels} x {contents.size} x {contents.size}"
-        return f"network {name} cannot be trained on a batch of {count} images of {shape} ({error}); use another one"
+        return f"{name} cannot be trained on a batch of {count} images of {shape} ({error}); change one of them"
     return None

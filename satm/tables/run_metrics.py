@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import pandas
 from pydantic import Field
 
-from satm.config import TABLES, Cell, Layout, budgets
+from satm.config import TABLES, Cell, Layout, Resolver, budgets
 from satm.errors import UsageError, pick
+from satm.methods import resolve
 from satm.tables.base import Row, TableKind, beside_published
 from satm.tables.published import PUBLISHED, printed, source_of
 from satm.tables.reader import Reader
@@ -67,6 +68,17 @@ class RunMetricsTable(TableKind):
         **{"published": "float64", "published_std": "float64", "published_source": "object"},
     }
     counted = ("mean", "published", "published_std")
+
+    def check(self, resolver: Resolver) -> None:
+        """Refuse `after` that leaves no iteration of a method."""
+        for cell in dict.fromkeys(cell._replace(seed=0) for cell in self.cells()):
+            _, options = resolve(resolver.method(cell))
+            iterations = getattr(options, "iterations", None)
+            if iterations is not None and self.after >= iterations:
+                raise UsageError(
+                    f"{cell.method} on {cell.dataset} at ipc {cell.ipc} has {iterations} iterations and `after: "
+                    f"{self.after}` leaves none of them; use a smaller `after`"
+                )
 
     def files(self, layout: Layout, name: str) -> list[str]:
         """Return the metrics of all distillations."""

@@ -74,22 +74,23 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
             refuse(_attempt(where, checked, {**setting.options, kind: base}))
 
 
-def _exhibit(resolver: Resolver, entry: Exhibit, where: str) -> Iterator[str]:
-    """Yield what is wrong with the synthetic sets and networks that a table or figure needs."""
+def _exhibit(resolver: Resolver, entry: Exhibit, where: str) -> list[str]:
+    """Return what is wrong with the synthetic sets and networks that a table or figure needs, each once."""
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
+    problems: dict[tuple[str, str], str] = {}  # by method, if one is meant, and text
     for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
-        unknown = [*_attempt("", pick, dataset, resolver.datasets, "dataset", where)]
-        yield from unknown
-        for network in () if unknown else entry.tested_networks():
-            yield from _attempt(where, network_options, resolver.network(network, dataset))
-    yield from _attempt(where, entry.check, resolver)
-    told = set()
+        for problem in _attempt("", pick, dataset, resolver.datasets, "dataset", where):
+            problems["", problem] = problem
+        if dataset in resolver.datasets:
+            for network in entry.tested_networks():
+                for problem in _attempt(where, network_options, resolver.network(network, dataset)):
+                    problems["", problem] = problem
     for cell in cells:
         if cell.dataset in resolver.datasets or resolver.step(cell.dataset):
             for problem in _attempt("", _check_cell, resolver, cell):
-                if (cell.method, problem) not in told:  # once, not at every number of images per class
-                    yield f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}: {problem}"
-                told.add((cell.method, problem))
+                place = f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}"
+                problems.setdefault((cell.method, problem), f"{place}: {problem}")
+    return [*problems.values()] or [*_attempt(where, entry.check, resolver)]
 
 
 def _check_cell(resolver: Resolver, cell: Cell) -> None:

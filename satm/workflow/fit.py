@@ -27,6 +27,9 @@ from satm.workflow.options import experts_of, method_options, network_options, r
 Values = Mapping[str, Any]
 """`{"network": registered name, option: value…}`, or the same of a method."""
 
+Problems = Iterator[str | tuple[str, str]]
+"""Problems of a job, or of another subject, with its name."""
+
 Build = Callable[[Values, Contents, int | None], str | None]
 """`(network, contents, images of its smallest batch or None) -> problem`."""
 
@@ -41,7 +44,7 @@ def by_options(network: Values, contents: Contents, batch: int | None) -> str | 
     try:
         NETWORKS[network["network"]].check(contents.size, network_options(network))
     except ValueError as error:
-        return f"network {network['network']}: {error}"
+        return str(error)
     return None
 
 
@@ -63,9 +66,10 @@ class Fit:
         """Return what is wrong, each problem once, with the images per class at which it occurs."""
         found: dict[tuple[str, str], list[str]] = {}
         for names in self._kinds(jobs):
-            subject, ipc = _subject(names), getattr(names, "ipc", "")
-            for text in self._of(names):
-                places = found.setdefault((subject, text), [])
+            ipc = getattr(names, "ipc", "")
+            for problem in self._of(names):
+                about = (_subject(names), problem) if isinstance(problem, str) else problem
+                places = found.setdefault(about, [])
                 places += [] if ipc in ("", *places) else [ipc]
         return [f"{subject}{_at(ipcs)}: {text}" for (subject, text), ipcs in found.items()]
 
@@ -80,7 +84,7 @@ class Fit:
                 wildcards.rule = job.rule
                 yield wildcards
 
-    def _of(self, names: Wildcards) -> Iterator[str]:
+    def _of(self, names: Wildcards) -> Problems:
         try:
             yield from PROBLEMS[names.rule](self, names)
         except UsageError as error:
@@ -96,10 +100,10 @@ class Fit:
         """Return the options of a whole dataset."""
         return self.resolver.dataset(self.resolver.whole(dataset))
 
-    def network(self, name: str, dataset: str, batch: int | None = None) -> Iterator[str]:
+    def network(self, name: str, dataset: str, batch: int | None = None) -> Problems:
         """Yield why a network does not fit a dataset; `batch`: the images of its smallest batch."""
         if problem := self.build(self.resolver.network(name, dataset), self.known(dataset), batch):
-            yield problem
+            yield f"network {name} on {dataset}", problem
 
 
 def _subject(names: Wildcards) -> str:
@@ -113,21 +117,18 @@ def _subject(names: Wildcards) -> str:
     if names.rule == "nas_real":
         return f"search {names.search} on all images of {names.dataset}"
     what = {
-        "distill": "",
-        "evaluate": f"network {getattr(names, 'network', '')} on ",
-        "variants": f"network {getattr(names, 'network', '')} on ",
         "continual": f"protocol {getattr(names, 'protocol', '')} with ",
         "nas": f"search {getattr(names, 'search', '')} with ",
         "analysis": f"measurement {getattr(names, 'what', '')} of ",
     }
-    return f"{what[names.rule]}{names.method} on {names.dataset}"
+    return f"{what.get(names.rule, '')}{names.method} on {names.dataset}"
 
 
 def _at(ipcs: list[str]) -> str:
     return f" at ipc {', '.join(ipcs)}" if ipcs else ""
 
 
-def _images(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _images(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with a dataset."""
     options, contents = fit.options(names.dataset), fit.contents(names.dataset)
     kept, known = options.classes, CLASSES.get(options.source)
@@ -154,7 +155,7 @@ def _images(fit: Fit, names: Wildcards) -> Iterator[str]:
         )
 
 
-def _experts(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _experts(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with experts."""
     recipe, contents = fit.resolver.experts(names.experts, names.dataset), fit.known(names.dataset)
     batch = None
@@ -165,7 +166,7 @@ def _experts(fit: Fit, names: Wildcards) -> Iterator[str]:
         yield "experts of one class learn nothing, expected at least 2 classes; use fewer steps"
 
 
-def _distill(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _distill(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with a distillation."""
     cell, values = cell_of(names), fit.resolver.method(cell_of(names))
     recipe, options = recipe_of(values), method_options(values)
@@ -220,13 +221,13 @@ def _too_few(contents: Contents, ipc: int) -> Iterator[str]:
         yield f"{ipc} training images of each class are needed, {named}{more}; use a smaller ipc, or leave them out"
 
 
-def _training(fit: Fit, options: EvaluateOptions, dataset: str) -> Iterator[str]:
+def _training(fit: Fit, options: EvaluateOptions, dataset: str) -> Problems:
     """Yield whether training and testing need held-out images that the dataset does not have."""
     searched = options.lr == "searched" and options.lr_images == "validation"
     used = {"split 'validation'": options.split == "validation", "lr 'searched' on 'validation' images": searched}
     if not fit.options(dataset).validation:
         yield from (
-            f"{what} needs held-out images; set validation above 0 in dataset {fit.resolver.whole(dataset)}"
+            (f"networks on {dataset}", f"{what} needs held-out images; set validation above 0 in its options")
             for what, needed in used.items()
             if needed
         )
@@ -236,7 +237,7 @@ def _smallest_batch(count: int, size: int) -> int:
     return count % size or min(count, size)
 
 
-def _evaluate(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _evaluate(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with the evaluation of a set, or of all real images."""
     options, contents = schedule(fit.resolver, names), fit.known(names.dataset)
     if names.rule == "full":
@@ -250,7 +251,7 @@ def _evaluate(fit: Fit, names: Wildcards) -> Iterator[str]:
     yield from _training(fit, options, names.dataset)
 
 
-def _continual(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _continual(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with learning classes step by step."""
     options, contents = fit.resolver.learning(names.protocol, cell_of(names)), fit.known(names.dataset)
     yield from _training(fit, options, names.dataset)
@@ -262,7 +263,7 @@ def _continual(fit: Fit, names: Wildcards) -> Iterator[str]:
     yield from fit.network(options.network, names.dataset)
 
 
-def _search(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _search(fit: Fit, names: Wildcards) -> Problems:
     """Yield what is wrong with an architecture search."""
     options, contents = fit.resolver.search(names.search), fit.known(names.dataset)
     yield from _training(fit, options.real if names.rule == "nas_real" else options.proxy, names.dataset)
@@ -270,7 +271,7 @@ def _search(fit: Fit, names: Wildcards) -> Iterator[str]:
         sample(fitting(contents.size, options.width_factor), options.sample, options.sample_seed)
 
 
-def _analysis(fit: Fit, names: Wildcards) -> Iterator[str]:
+def _analysis(fit: Fit, names: Wildcards) -> Problems:
     """Yield why a measurement does not apply to a set's method."""
     cell = cell_of(names)
     values, measured = fit.resolver.method(cell), fit.resolver.analysis(cell)
@@ -294,7 +295,7 @@ def _analysis(fit: Fit, names: Wildcards) -> Iterator[str]:
             yield "the rho of this measurement is that of the entry 'satm', another method here; rename it"
 
 
-PROBLEMS: dict[str, Callable[[Fit, Wildcards], Iterator[str]]] = {
+PROBLEMS: dict[str, Callable[[Fit, Wildcards], Problems]] = {
     "images": _images,
     "experts_part": _experts,
     "distill": _distill,
