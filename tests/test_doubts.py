@@ -168,12 +168,15 @@ def test_one_class_needs_one_label() -> None:
 
 def test_classes_without_labels_are_counted() -> None:
     [doubt] = label_doubts(torch.tensor([0, 0, 0, 2]), 2, ["a", "b", "c"])
-    assert doubt == "of 3 classes 1 have no label and 3 not 2 of them ('a' 3, 'b' 0, 'c' 1); check the labels"
+    assert doubt == "3 of 3 classes: 1 have no label, the others not 2 each ('a' 3, 'b' 0, 'c' 1); check the labels"
     assert label_doubts(torch.tensor([2, 1, 0]), 1, ["a", "b", "c"]) == []
-    [doubt] = label_doubts(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), 1, ["a", "b"])
-    assert doubt == "of 2 classes 1 are the most probable class of no image ('b' 0); check the labels"
+    [doubt] = label_doubts(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), 1, ["a", "b"])
+    assert doubt == "1 of 2 classes: no image has them with more than 1 / 2 ('b' 0); check the labels"
+    # Learned labels: the third class is nowhere the most probable one, and still taught.
+    learned = torch.tensor([[0.6, 0.0, 0.4], [0.0, 1.0, 0.0], [0.5, 0.1, 0.4]]).log()
+    assert label_doubts(learned, 1, ["a", "b", "c"]) == []
     [doubt] = label_doubts(torch.zeros(100, dtype=torch.int64), 1, [f"k{number}" for number in range(100)])
-    assert "99 have no label and 100 not 1 of them ('k0' 100, 'k1' 0" in doubt and "and 90 more" in doubt
+    assert "99 have no label, the others not 1 each ('k0' 100, 'k1' 0" in doubt and "and 90 more" in doubt
 
 
 def test_copies_are_counted() -> None:
@@ -220,6 +223,9 @@ def test_permuted_labels_are_noticed_and_right_ones_are_not(digits: ImageData, e
     swapped = torch.tensor([0, 1, 2, 7, 4, 5, 6, 3, 8, 9])
     [doubt] = mapping(digits, swapped[labels], preprocessor, images)
     assert "if '7' should be '3', '3' should be '7'; check" in doubt
+    soft = 3 * torch.nn.functional.one_hot(labels, 10).float()
+    assert mapping(digits, soft, preprocessor, images) == []
+    assert mapping(digits, soft.roll(1, 1), preprocessor, images)[0].endswith("check the order of the classes")
     assert mapping(digits, labels.clamp_max(8), preprocessor, images) == []  # a class without images is told elsewhere
 
 

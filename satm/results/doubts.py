@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from satm.data.images import Preprocessor
 
@@ -142,19 +142,25 @@ def _numbers(values: Sequence[float]) -> str:
 def label_doubts(labels: Tensor, ipc: int, names: Sequence[str]) -> list[str]:
     """Return a reason to doubt the labels if classes have different numbers of images, or none.
 
-    `labels` are `[n]` int64 or `[n, K]` soft ones; of the latter a class may be the most probable one of any number of
-    images, but of some. `names` are those of the classes.
+    `labels` are `[n]` int64 or `[n, K]` logits; of the latter, a class needs an image that has it with more than 1 / K.
+    `names` are those of the classes.
     """
-    soft = labels.ndim == 2
-    counts = (labels.argmax(1) if soft else labels).bincount(minlength=len(names)).tolist()
-    odd = [
-        f"{names[label]!r} {count}" for label, count in enumerate(counts) if not count or (count != ipc and not soft)
-    ]
-    if not odd:
+    classes = len(names)
+    if labels.ndim == 2:
+        counts = (labels.softmax(1) > 1 / classes).sum(0).tolist()
+        what, wrong = (
+            f"no image has them with more than 1 / {classes}",
+            [n for n, count in enumerate(counts) if not count],
+        )
+    else:
+        counts = labels.bincount(minlength=classes).tolist()
+        what = f"{counts.count(0)} have no label, the others not {ipc} each"
+        wrong = [label for label, count in enumerate(counts) if count != ipc]
+    if not wrong:
         return []
-    shown = ", ".join(odd[:COUNTED]) + (f" and {len(odd) - COUNTED} more" if len(odd) > COUNTED else "")
-    what = "are the most probable class of no image" if soft else f"have no label and {len(odd)} not {ipc} of them"
-    return [f"of {len(names)} classes {counts.count(0)} {what} ({shown}); check the labels"]
+    texts = [f"{names[label]!r} {counts[label]}" for label in wrong]
+    shown = ", ".join(texts[:COUNTED]) + (f" and {len(texts) - COUNTED} more" if len(texts) > COUNTED else "")
+    return [f"{len(wrong)} of {classes} classes: {what} ({shown}); check the labels"]
 
 
 def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
@@ -170,7 +176,7 @@ def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def mapping_doubts(
-    images: Tensor, classes: Tensor, real: Tensor, real_classes: Tensor, names: Sequence[str]
+    images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, names: Sequence[str]
 ) -> list[str]:
     """Return a reason to doubt the labels if another assignment of classes agrees far better with real images.
 
@@ -178,28 +184,29 @@ def mapping_doubts(
     mean. The assignment is fitted on every second real image (`scipy.optimize.linear_sum_assignment`) and compared on
     the others, so that a weak classifier gives no other assignment by chance.
 
-    `images` and `real` are in the space of training; `classes`, `[n]`, and `real_classes`, `[m]`, are int64.
+    `images` and `real` are in the space of training; `labels` are `[n]` int64, or `[n, K]` logits, whose probabilities
+    are weights of the means; `real_labels` are `[m]` int64.
     """
     count = len(names)
-    if len(classes.unique()) < count:
+    weights = one_hot(labels, count).float() if labels.ndim == 1 else labels.softmax(1)
+    if not bool((total := weights.sum(0)).all()):  # a class without images
         return []
-    flat, real = images.flatten(1), real.flatten(1)
-    means = torch.stack([flat[classes == label].mean(0) for label in range(count)])
+    means, real = (weights / total).T @ images.flatten(1), real.flatten(1)
     nearest = (normalize(real - real.mean(0), dim=1) @ normalize(means - means.mean(0), dim=1).T).argmax(1)
     fit, test = (
-        torch.bincount(real_classes[part] * count + nearest[part], minlength=count**2).reshape(count, count)
+        torch.bincount(real_labels[part] * count + nearest[part], minlength=count**2).reshape(count, count)
         for part in (slice(0, None, 2), slice(1, None, 2))
     )
     best = torch.from_numpy(linear_sum_assignment(fit.numpy(), maximize=True)[1])
     label = torch.arange(count)
     moved = best != label
-    stated, other, total = (int(part[moved].sum()) for part in (test[label, label], test[label, best], test.sum(1)))
+    stated, other, tested = (int(part[moved].sum()) for part in (test[label, label], test[label, best], test.sum(1)))
     if other < TWICE * stated or other - stated < SURE * (other + stated) ** 0.5 or not other:
         return []
     pairs = [f"{names[to]!r} should be {names[at]!r}" for at, to in enumerate(best.tolist()) if at != to]
     return [
-        f"of {total} real images of the classes concerned, {stated / total:.0%} agree with the labels, but "
-        f"{other / total:.0%} if {some(pairs)}; check the order of the classes"
+        f"of {tested} real images of the classes concerned, {stated / tested:.0%} agree with the labels, but "
+        f"{other / tested:.0%} if {some(pairs)}; check the order of the classes"
     ]
 
 
