@@ -18,7 +18,7 @@ from satm.data.images import numbered
 from satm.data.listing import natural_order
 from satm.errors import UsageError
 from satm.results.distilled import load_distilled, save_distilled
-from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, space_doubts
+from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import read_set
 from satm.results.fitting import fit_labels, name_labels
 
@@ -229,6 +229,19 @@ def test_permuted_labels_are_noticed_and_right_ones_are_not(digits: ImageData, e
     assert mapping(digits, labels.clamp_max(8), preprocessor, images) == []  # a class without images is told elsewhere
 
 
+def test_classes_that_alternate_are_noticed(digits: ImageData) -> None:
+    """Without labels, images are taken to be sorted by class; here they are 0, 1, 2, …, 0, 1, 2, …"""
+    preprocessor, (images, labels) = preprocessors(digits)["normalised"], first_images(digits, 4)
+    real, alternating = preprocessor.apply(digits.train.images), torch.arange(40).reshape(10, 4).T.reshape(-1)
+    images = preprocessor.apply(images)
+    assert sorting_doubts(images, labels, real, digits.train.labels, 10) == []
+    [doubt] = sorting_doubts(images[alternating], labels, real, digits.train.labels, 10)
+    assert re.search(
+        r"1?\d% of real images agree with images sorted by class, but [78]\d% if their classes alternate", doubt
+    )
+    assert sorting_doubts(images[alternating], labels[alternating], real, digits.train.labels, 10) == []
+
+
 def in_space(images: Tensor, space: str, known: dict[str, Preprocessor]) -> Tensor:
     scaled = images.float() / 255
     if space == "[-1, 1]":
@@ -260,9 +273,11 @@ def test_space_of_digits(digits: ImageData, space: str, taken: str, text: str | 
             assert re.search(text, doubts[0])
 
 
-def test_pixels_that_were_cut_to_0_and_1_are_noticed(digits: ImageData) -> None:
-    preprocessor = preprocessors(digits)["normalised"]
-    stored = (first_images(digits)[0] > 99).to(torch.uint8)
+@pytest.mark.parametrize("twice", [False, True])
+def test_pixels_of_a_smaller_scale_are_noticed(digits: ImageData, twice: bool) -> None:
+    """Pixels 0 and 1 of 255, and pixels that were divided by 255 twice."""
+    preprocessor, images = preprocessors(digits)["normalised"], first_images(digits)[0]
+    stored = images / 255**2 if twice else (images > 99).to(torch.uint8)
     [doubt] = space_doubts(stored, preprocessor.apply(stored), "pixels", preprocessor, digits.train.images)
     assert doubt.startswith("the images' contrast is 0.00")
 

@@ -180,19 +180,16 @@ def mapping_doubts(
 ) -> list[str]:
     """Return a reason to doubt the labels if another assignment of classes agrees far better with real images.
 
-    Real images are classified by the nearest mean of a class of the set, by the angle between images without their
-    mean. The assignment is fitted on every second real image (`scipy.optimize.linear_sum_assignment`) and compared on
-    the others, so that a weak classifier gives no other assignment by chance.
+    The assignment is fitted on every second real image (`scipy.optimize.linear_sum_assignment`) and compared on the
+    others, so that a weak classifier gives no other assignment by chance.
 
-    `images` and `real` are in the space of training; `labels` are `[n]` int64, or `[n, K]` logits, whose probabilities
-    are weights of the means; `real_labels` are `[m]` int64.
+    `images` and `real` are in the space of training; `labels` are `[n]` int64 or `[n, K]` logits, `real_labels` `[m]`
+    int64.
     """
     count = len(names)
-    weights = one_hot(labels, count).float() if labels.ndim == 1 else labels.softmax(1)
-    if not bool((total := weights.sum(0)).all()):  # a class without images
+    if labels.ndim == 1 and len(labels.unique()) < count:
         return []
-    means, real = (weights / total).T @ images.flatten(1), real.flatten(1)
-    nearest = (normalize(real - real.mean(0), dim=1) @ normalize(means - means.mean(0), dim=1).T).argmax(1)
+    nearest = _nearest(images, labels, real, count)
     fit, test = (
         torch.bincount(real_labels[part] * count + nearest[part], minlength=count**2).reshape(count, count)
         for part in (slice(0, None, 2), slice(1, None, 2))
@@ -201,13 +198,45 @@ def mapping_doubts(
     label = torch.arange(count)
     moved = best != label
     stated, other, tested = (int(part[moved].sum()) for part in (test[label, label], test[label, best], test.sum(1)))
-    if other < TWICE * stated or other - stated < SURE * (other + stated) ** 0.5 or not other:
+    if not _far_more(other, stated):
         return []
     pairs = [f"{names[to]!r} should be {names[at]!r}" for at, to in enumerate(best.tolist()) if at != to]
     return [
         f"of {tested} real images of the classes concerned, {stated / tested:.0%} agree with the labels, but "
         f"{other / tested:.0%} if {some(pairs)}; check the order of the classes"
     ]
+
+
+def sorting_doubts(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, classes: int) -> list[str]:
+    """Return a reason to doubt images sorted by class: classes that alternate agree far better with real images.
+
+    Arguments are as in `mapping_doubts`.
+    """
+    label = torch.arange(classes)
+    by_class, alternating = (spread(len(images) // classes) for spread in (label.repeat_interleave, label.repeat))
+    if labels.ndim == 2 or torch.equal(by_class, alternating) or not torch.equal(labels, by_class):
+        return []
+    stated, other = (
+        int((_nearest(images, given, real, classes) == real_labels).sum()) for given in (by_class, alternating)
+    )
+    if not _far_more(other, stated):
+        return []
+    shares = f"{stated / len(real):.0%} of real images agree with images sorted by class, but {other / len(real):.0%}"
+    return [f"{shares} if their classes alternate (0, 1, 2, …, 0, 1, 2, …); check the labels"]
+
+
+def _nearest(images: Tensor, labels: Tensor, real: Tensor, classes: int) -> Tensor:
+    """Return the class of each real image, `[m]` int64, by the nearest mean image of a class of the set.
+
+    The angle between images without their mean counts. Probabilities of soft labels are weights of the means.
+    """
+    weights = one_hot(labels, classes).float() if labels.ndim == 1 else labels.softmax(1)
+    means, real = (weights / weights.sum(0).clamp_min(1e-12)).T @ images.flatten(1), real.flatten(1)
+    return (normalize(real - real.mean(0), dim=1) @ normalize(means - means.mean(0), dim=1).T).argmax(1)
+
+
+def _far_more(other: int, stated: int) -> bool:
+    return other > TWICE * stated and other - stated > SURE * (other + stated) ** 0.5
 
 
 def copy_doubts(images: Tensor) -> list[str]:

@@ -13,7 +13,7 @@ from satm.methods.external import FilesOptions
 from satm.methods.parts.method import DOUBTS, Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, space_doubts
+from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
 from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
 from satm.storage.identity import differing_field, hash_file
@@ -98,7 +98,8 @@ class External(Method[FilesOptions]):
             doubts += space_doubts(images, fitted, space, preprocessor, few)
             doubts += label_doubts(labels, problem.ipc, names)
         prepared = preprocessor.to(problem.device).apply(real.images).cpu()
-        return [*doubts, *mapping_doubts(fitted, labels, prepared, real.labels, names)]
+        doubts += mapping_doubts(fitted, labels, prepared, real.labels, names)
+        return doubts + sorting_doubts(fitted, labels, prepared, real.labels, len(names))
 
     def _labels(self, external: ExternalSet) -> tuple[Tensor, str, list[str]]:
         """Return the labels, a description of them, and doubts about their order."""
