@@ -18,7 +18,7 @@ from satm.data.images import numbered
 from satm.data.listing import natural_order
 from satm.errors import UsageError
 from satm.results.distilled import load_distilled, save_distilled
-from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, space_doubts
+from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import read_set
 from satm.results.fitting import fit_labels, name_labels
 
@@ -168,12 +168,15 @@ def test_one_class_needs_one_label() -> None:
 
 def test_classes_without_labels_are_counted() -> None:
     [doubt] = label_doubts(torch.tensor([0, 0, 0, 2]), 2, ["a", "b", "c"])
-    assert doubt == "of 3 classes 1 have no label and 3 not 2 of them ('a' 3, 'b' 0, 'c' 1); check the labels"
+    assert doubt == "3 of 3 classes: 1 have no label, the others not 2 each ('a' 3, 'b' 0, 'c' 1); check the labels"
     assert label_doubts(torch.tensor([2, 1, 0]), 1, ["a", "b", "c"]) == []
-    [doubt] = label_doubts(torch.tensor([[0.9, 0.1], [0.8, 0.2]]), 1, ["a", "b"])
-    assert doubt == "of 2 classes 1 are the most probable class of no image ('b' 0); check the labels"
+    [doubt] = label_doubts(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log(), 1, ["a", "b"])
+    assert doubt == "1 of 2 classes: no image has them with more than 1 / 2 ('b' 0); check the labels"
+    # Learned labels: the third class is nowhere the most probable one, and still taught.
+    learned = torch.tensor([[0.6, 0.0, 0.4], [0.0, 1.0, 0.0], [0.5, 0.1, 0.4]]).log()
+    assert label_doubts(learned, 1, ["a", "b", "c"]) == []
     [doubt] = label_doubts(torch.zeros(100, dtype=torch.int64), 1, [f"k{number}" for number in range(100)])
-    assert "99 have no label and 100 not 1 of them ('k0' 100, 'k1' 0" in doubt and "and 90 more" in doubt
+    assert "99 have no label, the others not 1 each ('k0' 100, 'k1' 0" in doubt and "and 90 more" in doubt
 
 
 def test_copies_are_counted() -> None:
@@ -220,7 +223,23 @@ def test_permuted_labels_are_noticed_and_right_ones_are_not(digits: ImageData, e
     swapped = torch.tensor([0, 1, 2, 7, 4, 5, 6, 3, 8, 9])
     [doubt] = mapping(digits, swapped[labels], preprocessor, images)
     assert "if '7' should be '3', '3' should be '7'; check" in doubt
+    soft = 3 * torch.nn.functional.one_hot(labels, 10).float()
+    assert mapping(digits, soft, preprocessor, images) == []
+    assert mapping(digits, soft.roll(1, 1), preprocessor, images)[0].endswith("check the order of the classes")
     assert mapping(digits, labels.clamp_max(8), preprocessor, images) == []  # a class without images is told elsewhere
+
+
+def test_classes_that_alternate_are_noticed(digits: ImageData) -> None:
+    """Without labels, images are taken to be sorted by class; here they are 0, 1, 2, …, 0, 1, 2, …"""
+    preprocessor, (images, labels) = preprocessors(digits)["normalised"], first_images(digits, 4)
+    real, alternating = preprocessor.apply(digits.train.images), torch.arange(40).reshape(10, 4).T.reshape(-1)
+    images = preprocessor.apply(images)
+    assert sorting_doubts(images, labels, real, digits.train.labels, 10) == []
+    [doubt] = sorting_doubts(images[alternating], labels, real, digits.train.labels, 10)
+    assert re.search(
+        r"1?\d% of real images agree with images sorted by class, but [78]\d% if their classes alternate", doubt
+    )
+    assert sorting_doubts(images[alternating], labels[alternating], real, digits.train.labels, 10) == []
 
 
 def in_space(images: Tensor, space: str, known: dict[str, Preprocessor]) -> Tensor:
@@ -254,9 +273,11 @@ def test_space_of_digits(digits: ImageData, space: str, taken: str, text: str | 
             assert re.search(text, doubts[0])
 
 
-def test_pixels_that_were_cut_to_0_and_1_are_noticed(digits: ImageData) -> None:
-    preprocessor = preprocessors(digits)["normalised"]
-    stored = (first_images(digits)[0] > 99).to(torch.uint8)
+@pytest.mark.parametrize("twice", [False, True])
+def test_pixels_of_a_smaller_scale_are_noticed(digits: ImageData, twice: bool) -> None:
+    """Pixels 0 and 1 of 255, and pixels that were divided by 255 twice."""
+    preprocessor, images = preprocessors(digits)["normalised"], first_images(digits)[0]
+    stored = images / 255**2 if twice else (images > 99).to(torch.uint8)
     [doubt] = space_doubts(stored, preprocessor.apply(stored), "pixels", preprocessor, digits.train.images)
     assert doubt.startswith("the images' contrast is 0.00")
 

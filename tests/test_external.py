@@ -472,6 +472,8 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (labelled(HARD, space="trained", std=(0.5,)), r"std \(0.5,\) has no effect with space 'trained'"),
     (labelled(HARD, space="normalised", std=(0.5,)), "mean None and std .* must have a number for each of 1 channels"),
     (labelled(HARD, space="normalised", mean=(0.5,), std=(0.0,)), "those of std above 0; give both"),
+    (labelled(HARD, space="normalised", mean=(125.3,), std=(63.0,)), "must be those of images in .0, 1.; divide those"),
+    (labelled(HARD, space="normalised", mean=(-0.1,), std=(0.3,)), "must be those of images in .0, 1."),
     (labelled(HARD, label_column="l"), "label_column 'l' has no effect with .*, which is not parquet"),
     (folder_of(PAIRS, space="normalised"), "holds pictures, which are pixels, space is 'normalised'; leave space out"),
     (folder_of(PAIRS, pictures(3)), "are 3 x 8 x 8"),

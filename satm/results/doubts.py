@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, one_hot
 
 from satm.data.images import Preprocessor
 
@@ -142,19 +142,25 @@ def _numbers(values: Sequence[float]) -> str:
 def label_doubts(labels: Tensor, ipc: int, names: Sequence[str]) -> list[str]:
     """Return a reason to doubt the labels if classes have different numbers of images, or none.
 
-    `labels` are `[n]` int64 or `[n, K]` soft ones; of the latter a class may be the most probable one of any number of
-    images, but of some. `names` are those of the classes.
+    `labels` are `[n]` int64 or `[n, K]` logits; of the latter, a class needs an image that has it with more than 1 / K.
+    `names` are those of the classes.
     """
-    soft = labels.ndim == 2
-    counts = (labels.argmax(1) if soft else labels).bincount(minlength=len(names)).tolist()
-    odd = [
-        f"{names[label]!r} {count}" for label, count in enumerate(counts) if not count or (count != ipc and not soft)
-    ]
-    if not odd:
+    classes = len(names)
+    if labels.ndim == 2:
+        counts = (labels.softmax(1) > 1 / classes).sum(0).tolist()
+        what, wrong = (
+            f"no image has them with more than 1 / {classes}",
+            [n for n, count in enumerate(counts) if not count],
+        )
+    else:
+        counts = labels.bincount(minlength=classes).tolist()
+        what = f"{counts.count(0)} have no label, the others not {ipc} each"
+        wrong = [label for label, count in enumerate(counts) if count != ipc]
+    if not wrong:
         return []
-    shown = ", ".join(odd[:COUNTED]) + (f" and {len(odd) - COUNTED} more" if len(odd) > COUNTED else "")
-    what = "are the most probable class of no image" if soft else f"have no label and {len(odd)} not {ipc} of them"
-    return [f"of {len(names)} classes {counts.count(0)} {what} ({shown}); check the labels"]
+    texts = [f"{names[label]!r} {counts[label]}" for label in wrong]
+    shown = ", ".join(texts[:COUNTED]) + (f" and {len(texts) - COUNTED} more" if len(texts) > COUNTED else "")
+    return [f"{len(wrong)} of {classes} classes: {what} ({shown}); check the labels"]
 
 
 def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
@@ -170,37 +176,67 @@ def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def mapping_doubts(
-    images: Tensor, classes: Tensor, real: Tensor, real_classes: Tensor, names: Sequence[str]
+    images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, names: Sequence[str]
 ) -> list[str]:
     """Return a reason to doubt the labels if another assignment of classes agrees far better with real images.
 
-    Real images are classified by the nearest mean of a class of the set, by the angle between images without their
-    mean. The assignment is fitted on every second real image (`scipy.optimize.linear_sum_assignment`) and compared on
-    the others, so that a weak classifier gives no other assignment by chance.
+    The assignment is fitted on every second real image (`scipy.optimize.linear_sum_assignment`) and compared on the
+    others, so that a weak classifier gives no other assignment by chance.
 
-    `images` and `real` are in the space of training; `classes`, `[n]`, and `real_classes`, `[m]`, are int64.
+    `images` and `real` are in the space of training; `labels` are `[n]` int64 or `[n, K]` logits, `real_labels` `[m]`
+    int64.
     """
     count = len(names)
-    if len(classes.unique()) < count:
+    if labels.ndim == 1 and len(labels.unique()) < count:
         return []
-    flat, real = images.flatten(1), real.flatten(1)
-    means = torch.stack([flat[classes == label].mean(0) for label in range(count)])
-    nearest = (normalize(real - real.mean(0), dim=1) @ normalize(means - means.mean(0), dim=1).T).argmax(1)
+    nearest = _nearest(images, labels, real, count)
     fit, test = (
-        torch.bincount(real_classes[part] * count + nearest[part], minlength=count**2).reshape(count, count)
+        torch.bincount(real_labels[part] * count + nearest[part], minlength=count**2).reshape(count, count)
         for part in (slice(0, None, 2), slice(1, None, 2))
     )
     best = torch.from_numpy(linear_sum_assignment(fit.numpy(), maximize=True)[1])
     label = torch.arange(count)
     moved = best != label
-    stated, other, total = (int(part[moved].sum()) for part in (test[label, label], test[label, best], test.sum(1)))
-    if other < TWICE * stated or other - stated < SURE * (other + stated) ** 0.5 or not other:
+    stated, other, tested = (int(part[moved].sum()) for part in (test[label, label], test[label, best], test.sum(1)))
+    if not _far_more(other, stated):
         return []
     pairs = [f"{names[to]!r} should be {names[at]!r}" for at, to in enumerate(best.tolist()) if at != to]
     return [
-        f"of {total} real images of the classes concerned, {stated / total:.0%} agree with the labels, but "
-        f"{other / total:.0%} if {some(pairs)}; check the order of the classes"
+        f"of {tested} real images of the classes concerned, {stated / tested:.0%} agree with the labels, but "
+        f"{other / tested:.0%} if {some(pairs)}; check the order of the classes"
     ]
+
+
+def sorting_doubts(images: Tensor, labels: Tensor, real: Tensor, real_labels: Tensor, classes: int) -> list[str]:
+    """Return a reason to doubt images sorted by class: classes that alternate agree far better with real images.
+
+    Arguments are as in `mapping_doubts`.
+    """
+    label = torch.arange(classes)
+    by_class, alternating = (spread(len(images) // classes) for spread in (label.repeat_interleave, label.repeat))
+    if labels.ndim == 2 or torch.equal(by_class, alternating) or not torch.equal(labels, by_class):
+        return []
+    stated, other = (
+        int((_nearest(images, given, real, classes) == real_labels).sum()) for given in (by_class, alternating)
+    )
+    if not _far_more(other, stated):
+        return []
+    shares = f"{stated / len(real):.0%} of real images agree with images sorted by class, but {other / len(real):.0%}"
+    return [f"{shares} if their classes alternate (0, 1, 2, …, 0, 1, 2, …); check the labels"]
+
+
+def _nearest(images: Tensor, labels: Tensor, real: Tensor, classes: int) -> Tensor:
+    """Return the class of each real image, `[m]` int64, by the nearest mean image of a class of the set.
+
+    The angle between images without their mean counts. Probabilities of soft labels are weights of the means.
+    """
+    weights = one_hot(labels, classes).float() if labels.ndim == 1 else labels.softmax(1)
+    means, real = (weights / weights.sum(0).clamp_min(1e-12)).T @ images.flatten(1), real.flatten(1)
+    return (normalize(real - real.mean(0), dim=1) @ normalize(means - means.mean(0), dim=1).T).argmax(1)
+
+
+def _far_more(other: int, stated: int) -> bool:
+    return other > TWICE * stated and other - stated > SURE * (other + stated) ** 0.5
 
 
 def copy_doubts(images: Tensor) -> list[str]:

@@ -202,7 +202,7 @@ def fit_statistics(mean: PerChannel | None, std: PerChannel | None, data: ImageD
     The defaults are those of MTT's public code (CIFAR) for three channels, else those of the dataset.
 
     Raises:
-        UsageError: not one number per channel, or a std that is not positive.
+        UsageError: not one number per channel, a std that is not positive, or numbers of another scale.
     """
     if mean is None and std is None:
         return (CIFAR_MEAN, CIFAR_STD) if data.channels == 3 else (data.mean, data.std)
@@ -210,6 +210,10 @@ def fit_statistics(mean: PerChannel | None, std: PerChannel | None, data: ImageD
         raise UsageError(
             f"mean {mean} and std {std} must have a number for each of {data.channels} channels, those of std above 0; "
             "give both"
+        )
+    if not (0 <= min(mean or ()) <= max(mean or ()) <= 1 and max(std or ()) <= 1):
+        raise UsageError(
+            f"mean {mean} and std {std} must be those of images in [0, 1]; divide those of 0 to 255 by 255"
         )
     return mean or (), std or ()
 

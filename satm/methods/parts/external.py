@@ -13,7 +13,7 @@ from satm.methods.external import FilesOptions
 from satm.methods.parts.method import DOUBTS, Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import Recipe
-from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, space_doubts
+from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
 from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
 from satm.storage.identity import differing_field, hash_file
@@ -84,16 +84,17 @@ class External(Method[FilesOptions]):
     def _doubts(self, external: ExternalSet, images: Tensor, fitted: Tensor, space: str, labels: Tensor) -> list[str]:
         """Return all doubts about the set: images in their own space and in that of training, `fitted`, and labels."""
         problem, names = self.problem, self.problem.data.class_names
-        classes = labels if labels.ndim == 1 else labels.argmax(1)
         train, preprocessor = problem.data.train, problem.preprocessor
         count = min(COMPARED, len(train), max(1, COMPARED_NUMBERS // images[0].numel()))
         real = train.select(torch.linspace(0, len(train) - 1, count).long())
-        doubts = [*copy_doubts(images), *label_doubts(labels, problem.ipc, names)]
-        if external.distilled is None:
+        doubts = copy_doubts(images)
+        if external.distilled is None:  # else its file states the space, and its labels are as they were learned
             few = real.images[:: max(1, len(real) // LOOKED_AT)]
-            doubts = [*space_doubts(images, fitted, space, preprocessor, few), *doubts]
+            doubts += space_doubts(images, fitted, space, preprocessor, few)
+            doubts += label_doubts(labels, problem.ipc, names)
         prepared = preprocessor.to(problem.device).apply(real.images).cpu()
-        return [*doubts, *mapping_doubts(fitted.cpu(), classes, prepared, real.labels, names)]
+        doubts += mapping_doubts(fitted, labels, prepared, real.labels, names)
+        return doubts + sorting_doubts(fitted, labels, prepared, real.labels, len(names))
 
     def _labels(self, external: ExternalSet) -> tuple[Tensor, str, list[str]]:
         """Return the labels, a description of them, and doubts about their order."""
