@@ -27,7 +27,7 @@ from satm.methods.parts.boosting import check_blocks
 from satm.methods.parts.segments import check
 from satm.results.distilled import DistilledDataset
 
-ROOT = Path(satm.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config" / "figures-cpu.yaml"
 STORED = ROOT / "results" / "reference" / "figures-cpu"
 RESOLVER = load_campaign(CONFIG)
