@@ -183,7 +183,7 @@ def test_what_is_in_the_way_of_results_is_named(
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_may_not_be_written_to_is_said_to_be_the_wrong_one(tmp_path: Path, number: int) -> None:
     with (
-        pytest.raises(RunError, match=r"cannot write .*it: .*; results are written below the current folder; start in"),
+        pytest.raises(RunError, match=r"cannot write .*it: .*; name a folder that you may write to; results go below"),
         explain_disk(tmp_path / "it"),
     ):
         raise OSError(number, os.strerror(number))
