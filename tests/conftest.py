@@ -61,14 +61,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             hypothesis.seed(SEED)(item.function)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    """Make each test's random numbers the same whatever ran before it."""
-    seed_everything()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
+    torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> None:
+    """Make each test's random numbers and threads the same, whatever ran before it."""
+    seed_everything()
     torch.set_num_threads(THREADS)
 
 

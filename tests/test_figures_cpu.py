@@ -26,7 +26,7 @@ from satm.methods import resolve
 from satm.methods.checks import blocks, segments
 from satm.results.distilled import DistilledDataset
 
-ROOT = Path(satm.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "config" / "figures-cpu.yaml"
 STORED = ROOT / "results" / "reference" / "figures-cpu"
 RESOLVER = load_campaign(CONFIG)

@@ -50,7 +50,10 @@ def test_folders_are_made_and_others_may_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(errno.ENOSPC, "No space left on device; free some space"), (errno.EACCES, "Permission denied; check that the")],
+    [
+        (errno.ENOSPC, "No space left on device; free some space"),
+        (errno.EACCES, "Permission denied; name a folder that you may write to"),
+    ],
 )
 def test_a_full_or_closed_disk_is_told(tmp_path: Path, number: int, text: str) -> None:
     write_record(tmp_path / "file.json", {"old": 1})
@@ -62,7 +65,7 @@ def test_a_full_or_closed_disk_is_told(tmp_path: Path, number: int, text: str) -
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write .*; check that the folder exists"):
+    with pytest.raises(RunError, match=r"cannot write .*; .*/file is no folder, nor a link to one; remove it"):
         write_record(tmp_path / "file" / "below.json", {})
 
 

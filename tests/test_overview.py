@@ -13,14 +13,13 @@ import pytest
 from conftest import Refuse
 from tolerances import WRITTEN
 
-import satm
 from satm.cli import main
 from satm.config import load_campaign
 from satm.results.columns import CONTINUAL
 from satm.results.rows import write_rows
 from satm.tables.overview import agreement, markdown, overview, page
 
-ROOT = Path(satm.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 NAN = math.nan
 
 

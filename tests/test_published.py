@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas
 import pytest
 
-import satm
 from satm.config import Resolver, load_campaign
 from satm.tables.accuracy import AccuracyTable
 from satm.tables.base import table_of
@@ -16,7 +15,7 @@ from satm.tables.reader import Reader
 from satm.tables.run_metrics import RunMetricsTable
 from satm.tables.search import METRICS, SearchTable
 
-ROOT = Path(satm.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 
 Number = tuple[str, str, str, str, str, str, float]
 """Source and table, dataset, ipc, method, network, metric, value as printed."""

@@ -91,10 +91,14 @@ class Generations:
         self._last = number
         return True
 
-    def load(self) -> tuple[dict[str, Tensor], Content] | None:
-        """Return the last intact state; None if there is none, or with a warning if it has another identity."""
+    def load(self, which: object = None) -> tuple[dict[str, Tensor], Content] | None:
+        """Return the last intact state if it is of `which`, else None; with a warning if it is of another run."""
         state = self.load_any()
-        if state is None or not _fits(self.identity, state[1]["identity"], f"{self.name} state"):
+        if (
+            state is None
+            or state[1].get("which") != which
+            or not _fits(self.identity, state[1]["identity"], f"{self.name} state")
+        ):
             return None
         _compare_backend(self.backend, state[1].get("backend", ""))
         return state
@@ -298,10 +302,8 @@ class NetworkState:
 
     def load(self) -> tuple[int, dict[str, Tensor]] | None:
         """Return the number of completed epochs and the tensors after them; None if nothing of them is stored."""
-        state = self._files.load()
-        if state is None or state[1].get("which") != self._which:
-            return None
-        return int(state[1]["epoch"]), state[0]
+        state = self._files.load(self._which)
+        return (int(state[1]["epoch"]), state[0]) if state else None
 
     def save(self, epoch: int, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         """Store the state after some epochs, unless the last one is recent and no stop is requested."""

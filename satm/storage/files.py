@@ -60,7 +60,7 @@ def explain_disk(path: Path) -> Iterator[None]:
         elif blocks := [parent for parent in path.parents if os.path.lexists(parent) and not parent.is_dir()]:
             advice = f"{blocks[0]} is no folder, nor a link to one; remove it, or make the folder that it links to"
         elif error.errno in DENIED:
-            advice = "results are written below the current folder; start in one that you may write to"
+            advice = "name a folder that you may write to; results go below the one in which a command starts"
         raise RunError(f"cannot write {path}: {error.strerror or error}; {advice}") from error
     except SafetensorError as error:  # its writer wraps the system's error in another text
         raise RunError(f"cannot write {path}: {error}; free space or check the folder, then start again") from error
