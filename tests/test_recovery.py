@@ -13,7 +13,7 @@ import pytest
 from checkouts import make_checkout
 from resuming import audited, no_links
 
-from satm.config import Cell, Layout, place_of
+from satm.config import Campaign, Cell, Layout, Resolver, place_of
 from satm.results.circumstances import run_metadata
 from satm.results.columns import EVALUATION
 from satm.results.rows import write_rows
@@ -39,7 +39,7 @@ NAMES = {"dataset": "digits", "recipe": "strong", "network": "convnet"}
 
 
 def job_of(folder: Path, identity: dict[str, Any]) -> Job:
-    return Job(Layout(str(folder)), "full", NAMES, identity, EVALUATION)
+    return Job(Resolver(Campaign(), (), str(folder)), "full", NAMES, identity, EVALUATION)
 
 
 def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
@@ -49,7 +49,7 @@ def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
     result = outcome(Path(Layout(str(tmp_path)).full(*NAMES.values())), {"a": 1})
     monkeypatch.delenv(IN_WORKFLOW, raising=False)
     with job_of(tmp_path, {"a": 1}) as job:
-        assert not job.done
+        assert job.done
     assert not state.exists()
     monkeypatch.setenv(IN_WORKFLOW, "yes")
     for _ in range(2):
@@ -65,6 +65,7 @@ def test_a_job_of_the_workflow_keeps_its_results_and_puts_them_back(
     assert result.stat().st_ino == (state / KEPT / result.name).stat().st_ino
     with (state / KEPT / result.name).open("r+b") as file:
         file.write(b"damaged")
+    result.unlink()
     with job_of(tmp_path, {"a": 1}) as job:
         assert not job.done
 
@@ -75,6 +76,7 @@ def test_without_space_for_a_second_name_the_result_is_there(tmp_path: Path, mon
     with job_of(tmp_path, {}) as job:
         (job.folder / KEPT).write_text("no folder can be made here")
     assert result.is_file()
+    result.unlink()
     with job_of(tmp_path, {}) as job:
         assert not job.done
 
