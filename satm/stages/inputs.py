@@ -160,12 +160,13 @@ class Inputs:
         distilled = load_distilled(path)
         if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
             raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
-        here = {"preprocessing": self.preprocessor.identity, "class_names": self.data.class_names}
-        if difference := differing_field(here, {name: getattr(distilled, name) for name in here}):
+        if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
             raise UsageError(
-                f"{path} was made with another preprocessing or other classes: {difference}; distil again, or use the "
-                "dataset's options that it was made with"
+                f"{path} was made with another preprocessing: {difference}; distil again, or use the dataset's options "
+                "that it was made with"
             )
+        if difference := differing_field(self.data.class_names, distilled.class_names, "class_names"):
+            raise UsageError(f"{path} was made for other classes or another order of them: {difference}; distil again")
         return distilled, hash_file(path)
 
 
