@@ -80,10 +80,15 @@ def experts(arguments: Sequence[str]) -> None:
     if sum((flags.collect, flags.measure_difficulty, flags.part is not None)) > 1:
         raise UsageError("--part, --collect and --measure-difficulty exclude each other; give one of them")
     rule = "experts" if flags.collect else "difficulty" if flags.measure_difficulty else "experts_part"
-    place = place_of("experts", dataset=flags.dataset, experts=flags.experts)
-    resolver = place_results(resolver, flags, recipe, *place)
-    with command(resolver, rule, flags, flags.options):
-        which = (resolver, flags.dataset, flags.experts, flags.options)
+    trains = not (flags.collect or flags.measure_difficulty)
+    place = place_of("experts", dataset=flags.dataset, experts=flags.experts) if trains else ()
+    resolver, options = place_results(resolver, flags, recipe, *place), flags.options
+    if not trains and options == recipe:
+        options = resolver.experts(
+            flags.experts, flags.dataset
+        )  # those of the run by hand, if they were trained by hand
+    with command(resolver, rule, flags, options):
+        which = (resolver, flags.dataset, flags.experts, options)
         if flags.collect:
             collect_experts(*which)
         elif flags.measure_difficulty:

@@ -145,7 +145,7 @@ def place_results(
     usual = {**campaign.model_dump(mode="json"), **further}
     values = {**flags.options.model_dump(mode="json"), **{name: getattr(flags, name) for name in further}}
     changed = {name: value for name, value in values.items() if value != usual.get(name)}
-    name = flags.run or (resolver.path.stem if resolver.path and changed else None)
+    name = resolver.path.stem if flags.run is None and resolver.path and changed else flags.run
     if name is not None:
         try:
             check_name(name)

@@ -21,7 +21,7 @@ from satm.results.distilled import load_distilled, save_distilled
 from satm.results.rows import read_rows, read_rows_metadata, write_rows
 from satm.tables.reader import Reader
 from satm.workflow.asked import Chosen, wildcards
-from satm.workflow.provenance import Provenance, differing_option
+from satm.workflow.provenance import Provenance, differing_options
 from satm.workflow.rules import RULES
 
 CONFIG = ("--config", "tiny.yaml", "--dataset", "digits")
@@ -336,18 +336,18 @@ def test_results_of_versions_that_state_less_are_shown(whole: Path) -> None:
     assert found is not None and "options.flat_rho: expected 0.1, found 0.0" in found
 
 
-def test_the_first_difference_is_named_with_both_values() -> None:
+def test_every_difference_is_named_with_both_values() -> None:
     resolver = load_campaign(None)
     options = Chosen(resolver.experts("sgd", "digits"), {"lr", "epochs"}, {"name": "it"})
     stated = {"name": "it", **resolver.experts("sgd", "digits").model_dump(mode="json", include={"lr", "epochs"})}
-    assert differing_option({"recipe": options}, {"recipe": stated}) is None
-    assert differing_option({"recipe": options}, {}) is None
-    assert differing_option({"recipe": options}, {"recipe": {**stated, "batch_size": 1}}) is None
-    assert differing_option({"recipe": options}, {"recipe": {**stated, "name": "her"}}) == (
+    assert differing_options({"recipe": options}, {"recipe": stated}) == []
+    assert differing_options({"recipe": options}, {}) == []
+    assert differing_options({"recipe": options}, {"recipe": {**stated, "batch_size": 1}}) == []
+    assert differing_options({"recipe": options}, {"recipe": {**stated, "name": "her"}}) == [
         "recipe.name: expected 'it', found 'her'"
-    )
-    told = differing_option({"recipe": options}, {"recipe": {**stated, "lr": 3.0}})
-    assert told is not None and told.endswith("found 3.0")
-    assert differing_option({"recipe": options}, {"recipe": None}) is not None
-    assert differing_option({"experts": None}, {"experts": {"lr": 1}}) is not None
-    assert differing_option({"axes": ("digits", 1)}, {"axes": ["digits", 1]}) is None
+    ]
+    told = differing_options({"recipe": options}, {"recipe": {**stated, "lr": 3.0}})
+    assert len(told) == 1 and told[0].endswith("found 3.0")
+    assert differing_options({"recipe": options}, {"recipe": None})
+    assert differing_options({"experts": None}, {"experts": {"lr": 1}})
+    assert differing_options({"axes": ("digits", 1)}, {"axes": ["digits", 1]}) == []

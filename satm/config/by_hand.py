@@ -30,6 +30,8 @@ class ByHand:
     """Place of the experts or the synthetic set that the current command makes."""
     changed: Mapping[str, Any] = field(default_factory=dict)
     """Options of the current command that differ from the campaign's, as JSON values."""
+    recalls: bool = True
+    """Whether stored options apply; not to the defaults of a command's flags."""
 
     @property
     def root(self) -> str:
@@ -40,7 +42,7 @@ class ByHand:
         """Return the options, by name, with which experts or a synthetic set differ from the campaign's."""
         if (place := place_of(rule, **names)) == self.current:
             return self.changed
-        for root in filter(None, (self.root, self.base)):
+        for root in filter(None, (self.root, self.base) if self.recalls else ()):
             if (path := Path(Layout(root).by_hand(*place))).is_file():
                 options: dict[str, Any] = read_record(path, "options of a run by hand", {"options": dict})["options"]
                 return options

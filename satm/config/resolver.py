@@ -228,7 +228,7 @@ def load_campaign(path: Path | None) -> Resolver:
         UsageError: the file is missing, is not YAML, or has an unknown name or an unusable value.
     """
     if path is None:
-        run = ByHand(UNNAMED, None)
+        run = ByHand(UNNAMED, None, recalls=False)
         return Resolver(Campaign(), load_presets(), run.root).for_hand(run)
     root = root_of(path)
     return Resolver(parse(Campaign, load_yaml(path), str(path)), load_presets(), root, path)

@@ -8,6 +8,7 @@ from satm.experts.store import (
     describe_shard,
     read_shards,
     shard_identity,
+    shard_name,
     write_manifest,
     write_shard,
 )

@@ -33,7 +33,8 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     inputs = _Sets(resolver, cell, options, device)
     names, settings = {**cell.axes, "protocol": protocol}, options.model_dump(mode="json")
     made = inputs.distillations(*(cell._replace(dataset=name) for name in inputs.sets))
-    identity = inputs.identify("continual", sets=inputs.hashes, **made, options=settings, network=inputs.values)
+    network = inputs.network_identity(options.network)
+    identity = inputs.identify("continual", sets=inputs.hashes, **made, options=settings, network=network)
     with Job(resolver, "continual", names, identity, CONTINUAL, device) as job:
         if job.done:
             return
@@ -89,7 +90,7 @@ class _Sets(Inputs):
             self.sets[name], self.hashes[name] = self.distilled(cell._replace(dataset=name))
             names, expected = self.sets[name].class_names, tuple(data.class_names[label] for label in labels)
             if names != expected:
-                path = resolver.layout.distilled(cell._replace(dataset=name))
+                path = resolver.file(resolver.layout.distilled(cell._replace(dataset=name)))
                 raise UsageError(
                     f"{path} has the classes {', '.join(names)}, expected {', '.join(expected)}; distil again"
                 )

@@ -7,10 +7,9 @@ from satm.config import Resolver
 from satm.data import fit_whitening, load_dataset, load_images, load_whitening, save_images, save_whitening
 from satm.data.images import numbered
 from satm.errors import UsageError
-from satm.run.lock import in_workflow
 from satm.stages.fit import check_images
 from satm.stages.inputs import stored_images
-from satm.stages.job import account_of
+from satm.stages.job import account_of, may_replace
 from satm.workflow.asked import of_images, wildcards
 
 LOG = logging.getLogger("satm")
@@ -57,5 +56,5 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
 
 def _refuse(resolver: Resolver, path: Path, reason: str) -> None:
     """Refuse to replace a file, unless the command or the workflow says so."""
-    if not (resolver.overwrite or in_workflow()):
+    if not may_replace(resolver):
         raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")

@@ -47,7 +47,7 @@ def make_distilled(
         options=resolved,
         experts=None if experts is None else experts.identity,
         experts_count=None if experts is None else len(experts),
-        network=inputs.network(network),
+        network=inputs.network_identity(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )
     with Job(resolver, "distill", cell.axes, identity, METRICS, device) as job:

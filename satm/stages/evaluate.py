@@ -57,7 +57,8 @@ def make_evaluation(
                 labels = expert_labels(problem, store, distilled.images.to(device), distilled.classes.to(device))
             rule, forms = "variants", label_variants(distilled, labels, options, device)
     real, values = inputs.images(options.split), inputs.network(network)
-    identity = inputs.identify("evaluate", **about, options=options.model_dump(mode="json"), network=values)
+    about |= {"options": options.model_dump(mode="json"), "network": inputs.network_identity(network)}
+    identity = inputs.identify("evaluate", **about)
 
     def axes(_: int, repeat: int) -> Axes:
         return (*cell, network, repeat, options.network_seed)

@@ -23,13 +23,13 @@ from satm.experts import (
     read_shards,
     save_difficulty,
     shard_identity,
+    shard_name,
     train_expert,
     write_manifest,
     write_shard,
 )
 from satm.networks.training import measure
 from satm.params import load_flat
-from satm.run.lock import in_workflow
 from satm.run.machine import describe_backend
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
@@ -37,9 +37,10 @@ from satm.stages.checkpoint import ExpertState
 from satm.stages.dry_step import check_step
 from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
-from satm.stages.job import OTHERWISE, Job, account_of
+from satm.stages.job import OTHERWISE, Job, account_of, may_replace
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import differences, differing_field
+from satm.workflow.provenance import stated_identity
 
 LOG = logging.getLogger("satm")
 
@@ -53,7 +54,14 @@ def make_experts(
     if part is not None and part not in known:
         raise UsageError(f"unknown part {part!r} of experts {experts}; known: {', '.join(known)}")
     folder = Path(resolver.layout.experts(dataset, experts))
-    for name in known if part is None else [part]:
+    chosen = known if part is None else [part]
+    for index in (index for name in chosen for index in numbers(name)):
+        stored = stated_identity(folder / shard_name(index))
+        if stored and (found := differences(identity, stored["identity"])) and not may_replace(resolver):
+            raise UsageError(f"expert {index} in {folder} is trained, but differs: {'; '.join(found)}; {OTHERWISE}")
+    if resolver.by_hand:
+        resolver.by_hand.remember()
+    for name in chosen:
         names = {"dataset": dataset, "experts": experts, "part": name}
         with Job(resolver, "experts_part", names, identity) as job:
             shards = _train_part(inputs, experts, options, difficulty, folder, job, numbers(name))
@@ -125,13 +133,11 @@ def _train_part(
     for index in indices:
         stored = shard_identity(folder, index)
         if stored is not None and (found := differences(identity, stored)):
-            difference = "; ".join(found)
-            if not (inputs.resolver.overwrite or in_workflow()):
-                raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {OTHERWISE}")
-            LOG.info("expert %d on disk has other options and is replaced: %s", index, difference)
+            LOG.info("expert %d on disk has other options and is replaced: %s", index, "; ".join(found))
         if stored != identity:
             missing.append(index)
     if not missing:
+        LOG.info("experts %d to %d are trained already", indices[0], indices[-1])
         mark_complete()
     else:
         check_images(inputs.resolver, inputs.whole)

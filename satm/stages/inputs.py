@@ -16,12 +16,12 @@ from satm.methods import Recipe
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem
 from satm.networks import build
-from satm.networks import resolve as resolve_network
 from satm.networks.training import TrainingImages
 from satm.params import buffer_names
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
+from satm.workflow import asked
 from satm.workflow.provenance import Provenance
 
 
@@ -70,6 +70,10 @@ class Inputs:
         """Return `{"network": registered name, option: value…}` for this dataset."""
         return self.resolver.network(name, self.dataset)
 
+    def network_identity(self, name: str) -> dict[str, Any]:
+        """Return a network with all its options, for identities: its defaults may change."""
+        return asked.network(self.resolver, name, self.dataset).values
+
     def module(self, network: str, seed: int = 0) -> nn.Module:
         """Return a network for this dataset on the device, initialised from a seed."""
         shape = (self.data.channels, self.data.classes, self.data.size)
@@ -103,14 +107,13 @@ class Inputs:
                 experts.
         """
         difficulty = self.difficulty(experts, options)
-        network, settings = resolve_network(self.network(options.network))
         return {
             "dataset": self.dataset,
             **self.identity,
             **({} if options.augment else {"augmentation": None}),
-            "network": {"network": network, **settings.model_dump(mode="json")},
+            "network": self.network_identity(options.network),
             "experts": experts,
-            "recipe": options.model_dump(mode="json", exclude={"network", "count", "per_job", "difficulty_count"}),
+            "recipe": options.model_dump(mode="json", exclude=asked.UNSTATED),
             "difficulty": difficulty.hash if difficulty else None,
             # Experts of the first revision do not state it.
             **({"revision": REVISIONS["experts"]} if REVISIONS["experts"] > 1 else {}),
@@ -174,12 +177,14 @@ class Inputs:
         distilled = load_distilled(path)
         if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
             raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
-        here = {"preprocessing": self.preprocessor.identity, "class_names": self.data.class_names}
-        if difference := differing_field(here, {name: getattr(distilled, name) for name in here}):
+        if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
             raise UsageError(
-                f"{path} was made with another preprocessing or other classes: {difference}; distil again, or use the "
-                "dataset's options that it was made with"
+                f"{path} was made with another preprocessing: {difference}; distil again, or use the dataset's options "
+                "that it was made with"
             )
+        names = {"class_names": self.data.class_names}
+        if difference := differing_field(names, {"class_names": distilled.class_names}):
+            raise UsageError(f"{path} was made for other classes or another order of them: {difference}; distil again")
         if difference := Provenance(self.resolver).difference("distill", **cell.axes):
             raise UsageError(
                 f"{path} is not the set that is asked for: {difference}; make it again with "

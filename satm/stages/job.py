@@ -43,6 +43,11 @@ def account_of(layout: Layout, rule: str, **names: object) -> contextlib.Abstrac
     return account(Path(layout.account(*place_of(rule, **names))))
 
 
+def may_replace(resolver: Resolver) -> bool:
+    """Return whether a finished result may be replaced: the command says so, or the workflow runs the job again."""
+    return resolver.overwrite or in_workflow()
+
+
 class Job:
     """One run of a stage; while the context is open, no other process works on it.
 
@@ -100,7 +105,7 @@ class Job:
             stack.enter_context(self._account)
             self._lock = stack.enter_context(exclusive(self.folder, f"the {self._name} job"))
             self.done = bool(self._results) and self._find_results()
-            if not self.done and self._resolver.by_hand:
+            if not self.done and self._results and self._resolver.by_hand:
                 self._resolver.by_hand.remember()
             self._stack = stack.pop_all()
         return self
@@ -199,7 +204,13 @@ class Job:
         # The workflow deletes the results of a job that it runs, unless another process makes them in the meantime.
         if not finished or (self._resolver.overwrite and not self._lock.waited):
             return False
-        if difference := self._difference(self._results):
+        try:
+            difference = self._difference(self._results)
+        except UsageError as error:  # it is damaged
+            if not in_workflow():
+                raise
+            difference = str(error)
+        if difference:
             if in_workflow():
                 LOG.warning("%s is replaced: %s", self.path, difference)
                 return False

@@ -48,7 +48,7 @@ class Provenance:
     def __init__(self, resolver: Resolver) -> None:
         self._resolver = resolver
         # Many results share their inputs.
-        self._stated: Callable[[Path], Identity | None] = cache(_stated)
+        self._stated: Callable[[Path], Identity | None] = cache(stated_identity)
         self._hash: Callable[[Path], str] = cache(hash_file)
         self._known: dict[tuple[object, ...], str | None] = {}
 
@@ -116,7 +116,7 @@ class Provenance:
         return None
 
 
-def _stated(path: Path) -> Identity | None:
+def stated_identity(path: Path) -> Identity | None:
     """Return the identity that a result states; None if it does not exist, or is damaged, which its reader will say."""
     if not path.is_file():
         return None

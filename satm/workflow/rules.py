@@ -8,7 +8,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, PATTERN, Exhibit, Layout, Resolver, StepsOptions, parts
+from satm.config import (
+    ACCOUNTING,
+    ANALYSES,
+    OVERVIEW,
+    PATTERN,
+    Exhibit,
+    FigureOptions,
+    Layout,
+    Resolver,
+    StepsOptions,
+    parts,
+)
 from satm.workflow import asked
 from satm.workflow.asked import Asked, Wildcards, cell_of, sets_of
 from satm.workflow.options import experts_of
@@ -83,10 +94,13 @@ def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
     else:
         entry = resolver.figure(names.figure)
         files = resolver.figure(names.figure).files(resolver.layout, resolver.campaign.tables)
-    sets = entry.runs()
-    if isinstance(entry, StepsOptions):
-        sets = [cell._replace(dataset=source) for cell in sets for source in entry.sources(cell.dataset)]
-    return list(dict.fromkeys([*files, *map(resolver.layout.distilled, sets)]))
+    shown = entry.tables_shown(resolver.campaign.tables).values() if isinstance(entry, FigureOptions) else ()
+    for one in (entry, *shown):
+        steps = isinstance(one, StepsOptions)
+        for cell in one.runs():
+            sources = one.sources(cell.dataset) if steps else [cell.dataset]
+            files += [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
+    return list(dict.fromkeys(files))
 
 
 def _tables(resolver: Resolver, names: Wildcards) -> list[str]:
