@@ -10,7 +10,6 @@ from typing import Any
 import pandas
 import pytest
 from conftest import Refuse
-from tolerances import WRITTEN
 
 import satm
 from satm.cli import main
@@ -236,7 +235,8 @@ def test_the_account_of_a_real_campaign(campaign: Path) -> None:
     assert rules.loc[list(done), "done"].to_dict() == done and rules["unknown"].sum() == 0
     kept = find_record(Path("results/tiny/logs/evaluate/digits/ipc-1/satm/seed-0/convnet.json"))
     assert kept is not None and kept.attempts[0].seconds is not None
-    assert rules.loc["evaluate", "run_hours"] == pytest.approx(kept.attempts[0].seconds / 3600, rel=WRITTEN)
+    # The copy in the result was written before the job ended.
+    assert rules.loc["evaluate", "run_hours"] == pytest.approx(kept.attempts[0].seconds / 3600, rel=0.5)
     assert rules.loc["evaluate", "peak_host_gb"] > 0.01 and set(rules["devices"].dropna()) == {"cpu"}
     text = Path("results/tiny/accounting.md").read_text()
     assert "Finished jobs with a record: 6 of 6." in text and "| table2 | digits | 1 | satm |" in text
