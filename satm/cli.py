@@ -84,9 +84,7 @@ def experts(arguments: Sequence[str]) -> None:
     place = place_of("experts", dataset=flags.dataset, experts=flags.experts) if trains else ()
     resolver, options = place_results(resolver, flags, recipe, *place), flags.options
     if not trains and options == recipe:
-        options = resolver.experts(
-            flags.experts, flags.dataset
-        )  # those of the run by hand, if they were trained by hand
+        options = resolver.experts(flags.experts, flags.dataset)  # those that a run by hand trained
     with command(resolver, rule, flags, options):
         which = (resolver, flags.dataset, flags.experts, options)
         if flags.collect:

@@ -152,7 +152,7 @@ def hash_images(*splits: Split) -> str:
 
 
 def save_images(path: Path, data: ImageData, options: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Write a dataset as safetensors, atomically, with the options that it was decoded with; images stay uint8."""
+    """Write a dataset as safetensors, atomically, with its options if they are known; the images stay uint8."""
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         split: Split = getattr(data, part)
