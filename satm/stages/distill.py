@@ -50,7 +50,8 @@ def make_distilled(
         network=inputs.network_identity(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )
-    with Job(resolver, "distill", cell.axes, identity, METRICS, device) as job:
+    doubts = [*inputs.data.doubts, *filter(None, [method.caution])]
+    with Job(resolver, "distill", cell.axes, identity, METRICS, device, doubts=doubts) as job:
         if job.done:
             return
         if method.iterative:

@@ -62,6 +62,7 @@ class Job:
         identity: everything that determines the results.
         columns: columns of the result's rows, if it has rows.
         device: device of the run, for the metadata of rows.
+        doubts: signs that the data or the experts are not what they should be, for the metadata of rows.
         is_ours: checks that tensors are of this run, else returns False or raises a `UsageError`; None: rows are
             checked by their metadata.
 
@@ -87,6 +88,7 @@ class Job:
         columns: Columns | None = None,
         device: torch.device | None = None,
         is_ours: Callable[[Path], bool] | None = None,
+        doubts: Sequence[str] = (),
     ) -> None:
         place, outputs, layout = place_of(rule, **names), RULES[rule].outputs.values(), resolver.layout
         self._outputs = [Path(pattern.format(root=layout.root, **names)) for pattern in outputs]
@@ -95,6 +97,7 @@ class Job:
         self.identity, self.folder = identity, Path(layout.state(*place))
         self._account, self._name = account_of(layout, rule, **names), place[0]
         self.progress = partial(Progress, self._name)
+        self._doubts = {"doubts": list(doubts)} if doubts else {}
         self._columns, self._device, self._is_ours = columns, device or torch.device("cpu"), is_ours
         self._backend, self._kept = describe_backend(self._device), 0
         self._rows = Generations(self.folder, "rows", identity, self._backend)
@@ -180,7 +183,7 @@ class Job:
         """Write the rows to the result that is a parquet file."""
         path, columns = next(path for path in self._outputs if path.suffix == ".parquet"), self._columns
         assert columns is not None
-        self.write(lambda: write_rows(path, rows, columns, run_metadata(self.identity, self._device)))
+        self.write(lambda: write_rows(path, rows, columns, run_metadata(self.identity, self._device) | self._doubts))
 
     def _find_results(self) -> bool:
         """Return whether the results exist already, after restoring kept ones.

@@ -68,7 +68,8 @@ def make_search(
             return {**common, "split": recipe.split, "epochs": recipe.epochs}
 
         names = {**cell.axes, "search": search, "part": name}
-        with Job(resolver, "nas" if cell.ipc else "nas_real", names, identity, NAS, device) as job:
+        rule = "nas" if cell.ipc else "nas_real"
+        with Job(resolver, rule, names, identity, NAS, device, doubts=data.doubts) as job:
             if job.done:
                 continue
             tasks = [(partial(task, candidate), f" of candidate {candidate}") for candidate in own]
