@@ -31,6 +31,7 @@ from satm.flags import (
 )
 from satm.methods import resolve as resolve_method
 from satm.run import record, slurm, stopping
+from satm.run.log import complain
 from satm.run.machine import process_age
 from satm.version import __version__
 
@@ -329,7 +330,7 @@ def _stopped(stop: stopping.Stop) -> int:
 
 def _fail(text: str, code: int = 1) -> int:
     """Print an error as one line and return the exit code."""
-    print(f"satm: error: {' '.join(text.split())}", file=sys.stderr)
+    complain(f"satm: error: {' '.join(text.split())}")
     return code
 
 

@@ -27,11 +27,11 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(
-    folder: Path, index: int, snapshots: Sequence[Tensor], identity: Identity, test_accuracy: float
+    folder: Path, index: int, snapshots: Sequence[Tensor], identity: Identity, test_accuracy: float, device: str = ""
 ) -> None:
-    """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images)."""
+    """Write all snapshots of one expert, the last one's accuracy (a fraction of the test images), and the device."""
     tensors = {str(epoch): weights for epoch, weights in enumerate(snapshots)}
-    about = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
+    about = {"index": index, "identity": identity, "test_accuracy": test_accuracy, "device": device}
     write_tensors(folder / shard_name(index), tensors, about)
 
 
@@ -56,8 +56,9 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     """
     path = folder / shard_name(index)
     with open_tensors(path, "shard") as file:
-        count, accuracy = len(file.keys()), _checked(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
-    about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": accuracy}
+        count, metadata = len(file.keys()), _checked(read_metadata(file, path, "shard"), index, path)
+    about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": metadata["test_accuracy"]}
+    about |= {"device": metadata.get("device", "")}
     return {**about, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
@@ -86,6 +87,7 @@ class Shard(Options):
     test_accuracy: float
     bytes: int
     sha256: str
+    device: str = ""
 
 
 def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from satm.experts import (
 )
 from satm.networks.training import measure
 from satm.params import load_flat
+from satm.run.machine import device_name
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
@@ -139,6 +140,8 @@ def _train_part(
                 load_flat(module, snapshots[-1].to(inputs.device))
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
-                job.write(partial(write_shard, folder, index, snapshots, identity, accuracy))
+                job.write(
+                    partial(write_shard, folder, index, snapshots, identity, accuracy, device_name(inputs.device))
+                )
                 state.clear()
     return [describe_shard(folder, index) for index in indices]
