@@ -238,7 +238,7 @@ class Stutter:
         """What Snakemake has printed so far."""
         return (self.folder / "printed").read_text()
 
-    def wait_for(self, happened: Callable[[], object], seconds: float = 60) -> None:
+    def wait_for(self, happened: Callable[[], object], seconds: float = 120) -> None:
         """Wait until something has happened."""
         until = time.monotonic() + seconds
         while not happened():
@@ -251,7 +251,7 @@ class Stutter:
         lines = [line for line in state.splitlines() if f"WorkDir={self.folder}" in line]
         return [dict(re.findall(r"(\S+?)=(\S+)", line)) for line in lines]
 
-    def succeed(self, run: subprocess.Popen[str], seconds: float = 150) -> None:
+    def succeed(self, run: subprocess.Popen[str], seconds: float = 300) -> None:
         """Wait for a good end; each job was submitted once and done once, with the memory of the first attempt."""
         assert run.wait(seconds) == 0, self.printed
         assert len(list((self.folder / "done").iterdir())) == 6
@@ -280,7 +280,7 @@ def test_a_controller_that_is_stopped_and_started_loses_no_job(tmp_path: Path) -
     stutter.wait_for(lambda: len(list(tmp_path.glob("memory-*"))) == 3)
     with cluster.no_controller():
         time.sleep(15)
-    assert run.wait(150) == 0, stutter.printed
+    assert run.wait(300) == 0, stutter.printed
     assert {size for path in tmp_path.glob("memory-*") for size in path.read_text().split()} == {"600"}
 
 
@@ -295,7 +295,7 @@ def test_an_interrupt_leaves_no_job_behind(tmp_path: Path, database: bool, durin
     asked = tmp_path / f"calls-{status}"
     stutter.wait_for(asked.is_file if during == "query" else stutter.jobs)
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 1, stutter.printed
+    assert run.wait(120) == 1, stutter.printed
     assert "Terminating processes on user request" in stutter.printed and "Traceback" not in stutter.printed
     assert stutter.jobs() and {job["JobState"] for job in stutter.jobs()} == {"CANCELLED"}, stutter.printed
     assert not (tmp_path / "done").exists()
@@ -327,7 +327,7 @@ def test_lack_of_memory_and_a_log_that_cannot_be_written_are_named(tmp_path: Pat
     try:
         with contextlib.suppress(OSError), (logs / "filler").open("wb") as file:
             file.write(bytes(1 << 20))
-        assert stutter.start().wait(150) == 1
+        assert stutter.start().wait(300) == 1
     finally:
         subprocess.run(["umount", "--lazy", str(logs)], check=True)
     for name, count in (("distill", 2), ("evaluate", 1), ("nas", 2)):

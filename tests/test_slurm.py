@@ -175,7 +175,7 @@ def test_another_plugin_ends_in_one_line(
         slurm.open_site()
     assert ended.value.code == 2
     line = capsys.readouterr().err
-    assert line.startswith("satm: error: the profile slurm needs snakemake-executor-plugin-slurm <2.9,>=2.8, " + told)
+    assert line.startswith("satm: error: the profile slurm needs snakemake-executor-plugin-slurm >=2.8,<2.9, " + told)
     assert line.count("\n") == 1 and "pip install" in line
 
 

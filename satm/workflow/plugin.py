@@ -18,12 +18,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
-
 from satm.run.disk import why_unwritable
 from satm.run.slurm import PASSING, run
 
-NAME, VERSIONS = "snakemake-executor-plugin-slurm", SpecifierSet(">=2.8,<2.9")
+NAME, VERSIONS = "snakemake-executor-plugin-slurm", ">=2.8,<2.9"
 """The plugin, and the versions that `repair` is made for; earlier ones also lack options of the profile."""
 
 PAUSES = (5.0, 10.0, 20.0, 40.0, 60.0)

@@ -17,6 +17,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from satm.config import Site, load_yaml, parse
 from satm.errors import UsageError, pick, short
 from satm.run.slurm import PASSING, duration, run
@@ -51,7 +53,7 @@ def open_site() -> Site:
     with contextlib.suppress(PackageNotFoundError):
         installed = version(NAME)
     try:
-        if installed == "none" or not VERSIONS.contains(installed, prereleases=True):
+        if installed == "none" or not SpecifierSet(VERSIONS).contains(installed, prereleases=True):
             raise UsageError(
                 f"the profile slurm needs {NAME} {VERSIONS}, got {installed}; install it with "
                 "`pip install '.[workflow]' -c constraints.txt`"
