@@ -231,7 +231,8 @@ class Stutter:
         command = [sys.executable, "-m", "snakemake", "-s", "Stutter", "--profile", "slurm", "--retries", "0"]
         command += ["--slurm-init-seconds-before-status-checks", "3", "--max-jobs-per-timespan", "1000/1s", *self.flags]
         told = (self.folder / "printed").open("w")
-        return subprocess.Popen(command, cwd=self.folder, env=alike, stdout=told, stderr=subprocess.STDOUT, text=True)
+        where = {"cwd": self.folder, "env": alike, "start_new_session": True}
+        return subprocess.Popen(command, stdout=told, stderr=subprocess.STDOUT, text=True, **where)
 
     @property
     def printed(self) -> str:
@@ -284,9 +285,12 @@ def test_a_controller_that_is_stopped_and_started_loses_no_job(tmp_path: Path) -
     assert {size for path in tmp_path.glob("memory-*") for size in path.read_text().split()} == {"600"}
 
 
-@pytest.mark.parametrize("during", ["query", "submission"])
+@pytest.mark.parametrize("during", ["query", "submission", "submission, in a terminal"])
 def test_an_interrupt_leaves_no_job_behind(tmp_path: Path, database: bool, during: str) -> None:
-    """While the status is asked for, or while jobs are submitted whose number is not known yet."""
+    """While the status is asked for, or while jobs are submitted whose number is not known yet.
+
+    In a terminal all processes get the signal, also sbatch, which then never says the number.
+    """
     status = "sacct" if database else "squeue"
     slow = 'case "$*" in *--test-only*) ;; *) $real "$@"; sleep 8; exit 0;; esac'
     faults = {status: "sleep 4"} if during == "query" else {"sbatch": slow}
@@ -294,7 +298,10 @@ def test_an_interrupt_leaves_no_job_behind(tmp_path: Path, database: bool, durin
     run = stutter.start()
     asked = tmp_path / f"calls-{status}"
     stutter.wait_for(asked.is_file if during == "query" else stutter.jobs)
-    run.send_signal(signal.SIGINT)
+    if during.endswith("terminal"):
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        run.send_signal(signal.SIGINT)
     assert run.wait(120) == 1, stutter.printed
     assert "Terminating processes on user request" in stutter.printed and "Traceback" not in stutter.printed
     assert stutter.jobs() and {job["JobState"] for job in stutter.jobs()} == {"CANCELLED"}, stutter.printed

@@ -150,7 +150,7 @@ def test_an_unknown_device_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
     with pytest.raises(UsageError, match=r"unknown device .* known: auto, cpu, cuda, cuda:N"):
         choose_device(name)
     monkeypatch.setenv(DEVICE, "gpu")
-    with pytest.raises(UsageError, match=r"unknown device 'gpu' \(\$SATM_DEVICE\)"):
+    with pytest.raises(UsageError, match=r"unknown device 'gpu' \(from \$SATM_DEVICE\); known"):
         choose_device("auto")
 
 

@@ -356,8 +356,16 @@ def test_a_default_account_that_a_partition_excludes_is_refused(cluster: Cluster
     slurm.check_jobs(job(slurm_partition="members"))
 
 
-def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster) -> None:
-    cluster.answer("sbatch", "allocation failure: Required node not available (down, drained or reserved)", fails=1)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "allocation failure: Required node not available (down, drained or reserved)",
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit\nallocation failure: Job violates accounting/QOS policy (job submit limit)",
+    ],
+)
+def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    monkeypatch.setattr(slurm, "PAUSES", ())
+    cluster.answer("sbatch", words, fails=1)
     slurm.check_jobs(job())
 
 

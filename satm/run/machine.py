@@ -36,9 +36,9 @@ def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> torch
         if threads < 1:
             raise UsageError(f"--threads must be at least 1, got {threads}; leave it out or use a larger number")
         torch.set_num_threads(threads)
-    where = "--device"
+    source = ""
     if name == "auto" and (chosen := os.environ.get(DEVICE, "").strip()):
-        name, where = chosen, f"${DEVICE}"
+        name, source = chosen, f" (from ${DEVICE})"
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -51,12 +51,14 @@ def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> torch
         return torch.device("cpu")
     kind, _, index = ("cuda" if name == "auto" else name).partition(":")
     if kind != "cuda" or not (index == "" or index.isdigit()):
-        raise UsageError(f"unknown device {name!r} ({where}); known: auto, cpu, cuda, cuda:N")
+        raise UsageError(f"unknown device {name!r}{source}; known: auto, cpu, cuda, cuda:N")
     if not count:
-        raise UsageError(f"{where} {name} needs a GPU, torch finds 0 on this machine: {_why_no_gpu()}; or use cpu")
+        raise UsageError(
+            f"--device {name}{source} needs a GPU, torch finds 0 on this machine: {_why_no_gpu()}; or use --device cpu"
+        )
     if int(index or 0) >= count:
         last = f" to cuda:{count - 1}" if count > 1 else ""
-        raise UsageError(f"{where} {name} is not there, torch finds {count} on this machine; use cuda:0{last}")
+        raise UsageError(f"--device {name}{source} is not there, torch finds {count} on this machine; use cuda:0{last}")
     device = torch.device(kind, int(index or 0))
     try:
         torch.ones(1, device=device).sum().item()

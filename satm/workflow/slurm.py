@@ -29,7 +29,7 @@ from satm.workflow.rules import RULES
 PROFILE = CHECKOUT / "workflow" / "profiles" / "slurm"
 """Folder of the profile in a checkout; `slurm` in its root is a link to it."""
 
-LATER = re.compile(r"busy|not available \(|not available now|temporarily", re.IGNORECASE)
+LATER = re.compile(r"busy|not available \(|not available now|temporarily|maxsubmitjob", re.IGNORECASE)
 """SLURM's words for a job that waits although it could run."""
 
 
@@ -196,9 +196,10 @@ def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int]
         answer = run("sbatch", "--test-only", *flags, "--wrap=true", pauses=PAUSES)
         if len(checked) == 1:
             _note_banner(answer.stdout)
-        if answer.returncode and PASSING.search(answer.stderr):
-            raise UsageError(f"SLURM does not answer ({_words(answer)}); try `sinfo` until it does, then start again")
-        if answer.returncode and not LATER.search(words := _words(answer)):
+        if answer.returncode and not LATER.search(answer.stderr):
+            words = _words(answer)
+            if PASSING.search(answer.stderr):
+                raise UsageError(f"SLURM does not answer ({words}); try `sinfo` until it does, then start again")
             mine = _from_database("associations", "user", "account") if "account" in words.lower() else []
             yours = f", yours: {_list(mine)}" if mine else ""
             raise UsageError(

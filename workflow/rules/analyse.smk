@@ -20,7 +20,7 @@ rule analysis:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm analyse --config {params.config:q} --what {wildcards.what} --dataset {wildcards.dataset}"
-        " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu}"
+        " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule expert_sharpness:
@@ -44,4 +44,4 @@ rule expert_sharpness:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm analyse --config {params.config:q} --what expert-sharpness --dataset {wildcards.dataset}"
-        " --experts {wildcards.experts} --threads {threads} --gpus {resources.gpu}"
+        " --experts {wildcards.experts} --threads {threads} --gpus {resources.gpu:q}"

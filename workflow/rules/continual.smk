@@ -19,4 +19,4 @@ rule continual:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads} --gpus {resources.gpu}"
+        " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads} --gpus {resources.gpu:q}"

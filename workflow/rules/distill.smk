@@ -19,4 +19,4 @@ rule distill:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm distill --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu}"
+        " --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu:q}"

@@ -19,7 +19,7 @@ rule evaluate:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm evaluate --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads} --gpus {resources.gpu}"
+        " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule variants:
@@ -44,7 +44,7 @@ rule variants:
         "SATM_LOG={log:q}"
         " python -m satm evaluate --config {params.config:q} --what variants --dataset {wildcards.dataset}"
         " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network}"
-        " --threads {threads} --gpus {resources.gpu}"
+        " --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule full:
@@ -68,4 +68,4 @@ rule full:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm evaluate --config {params.config:q} --what full --dataset {wildcards.dataset}"
-        " --recipe {wildcards.recipe} --network {wildcards.network} --threads {threads} --gpus {resources.gpu}"
+        " --recipe {wildcards.recipe} --network {wildcards.network} --threads {threads} --gpus {resources.gpu:q}"

@@ -21,7 +21,7 @@ rule experts_part:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
-        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu}"
+        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule experts:
@@ -69,4 +69,4 @@ rule difficulty:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
-        " --measure-difficulty --threads {threads} --gpus {resources.gpu}"
+        " --measure-difficulty --threads {threads} --gpus {resources.gpu:q}"

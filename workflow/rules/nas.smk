@@ -20,7 +20,7 @@ rule nas:
         "SATM_LOG={log:q}"
         " python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --search {wildcards.search} --part {wildcards.part}"
-        " --threads {threads} --gpus {resources.gpu}"
+        " --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule nas_real:
@@ -44,4 +44,4 @@ rule nas_real:
     shell:
         "SATM_LOG={log:q}"
         " python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --real --search {wildcards.search}"
-        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu}"
+        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu:q}"
