@@ -360,7 +360,7 @@ def test_a_default_account_that_a_partition_excludes_is_refused(cluster: Cluster
     "words",
     [
         "allocation failure: Required node not available (down, drained or reserved)",
-        "sbatch: error: QOSMaxSubmitJobPerUserLimit\nallocation failure: Job violates accounting/QOS policy (job submit limit)",
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit\nallocation failure: Job violates accounting/QOS policy",
     ],
 )
 def test_a_job_that_has_to_wait_is_not_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
