@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from satm.run.disk import why_unwritable
-from satm.run.log import FILE
+from satm.run.log import FILE, _new_log
 
 
 def satm(log: Path | str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -29,11 +30,34 @@ def test_the_output_goes_into_the_log_and_an_earlier_one_is_kept(tmp_path: Path)
     assert Path(f"{path}.1").read_text().endswith("the earlier run\n")
 
 
+def test_starts_at_the_same_time_have_a_file_each(tmp_path: Path) -> None:
+    """All but the last two are unlinked while their processes write."""
+    path, ready = tmp_path / "run.log", threading.Barrier(8)
+    files = []
+
+    def start() -> None:
+        ready.wait()
+        files.append(_new_log(path))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({os.fstat(file).st_ino for file in files}) == 8
+    for file in files:
+        os.close(file)
+
+
 def test_a_log_that_cannot_be_opened_ends_the_job_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = satm("file/run.log", "--version", cwd=tmp_path)
     told = "satm: error: cannot write the log file/run.log: File exists; check the disk and start again\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
+    (tmp_path / "link.log").symlink_to("nowhere/run.log")
+    assert (
+        "cannot write the log link.log: No such file or directory" in satm("link.log", "--version", cwd=tmp_path).stderr
+    )
     (tmp_path / "folder.log").mkdir()
     assert "cannot write the log folder.log: Is a directory" in satm("folder.log", "--version", cwd=tmp_path).stderr
 

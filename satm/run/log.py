@@ -35,9 +35,7 @@ def open_log() -> None:
     path = Path(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            path.replace(f"{path}.1")
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        log = _new_log(path)
     except OSError as error:
         reason = error.strerror or error
         print(f"satm: error: cannot write the log {path}: {reason}; check the disk and start again", file=sys.stderr)
@@ -46,6 +44,17 @@ def open_log() -> None:
     for output in (1, 2):
         os.dup2(log, output)
     os.close(log)
+
+
+def _new_log(path: Path) -> int:
+    """Open a log that no other process has; a device or a link, such as /dev/null, is opened as it is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    while not path.is_symlink() and (path.is_file() or not path.exists()):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            path.replace(f"{path}.1")
+        with contextlib.suppress(FileExistsError):
+            return os.open(path, flags | os.O_EXCL, 0o666)
+    return os.open(path, flags, 0o666)
 
 
 def close_log() -> None:
