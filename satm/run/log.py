@@ -6,6 +6,7 @@ A job of the workflow writes its whole output into its log (`open_log`). Nothing
 import contextlib
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,12 +50,16 @@ def open_log() -> None:
 def _new_log(path: Path) -> int:
     """Open a log that no other process has; a device or a link, such as /dev/null, is opened as it is."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    while not path.is_symlink() and (path.is_file() or not path.exists()):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+    while True:
+        mode = stat.S_IFREG
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            return os.open(path, flags, 0o666)
+        with contextlib.suppress(FileNotFoundError):
             path.replace(f"{path}.1")
-        with contextlib.suppress(FileExistsError):
+        with contextlib.suppress(FileExistsError):  # another process was faster
             return os.open(path, flags | os.O_EXCL, 0o666)
-    return os.open(path, flags, 0o666)
 
 
 def close_log() -> None:
