@@ -388,6 +388,10 @@ def test_a_job_whose_step_could_not_start_is_submitted_again(plugin: Any, tmp_pa
         report(executor, info, msg="SLURM status is: 'FAILED'")
     executor._job_submission_executor.shutdown()
     assert again == [info.job] * repairs.TRIES and failed == [1]
+    log.write_text("srun: error: Timed out waiting for job step to complete\n")
+    info.job = type("Job", (), {"name": "distill", "resources": {}, "log": ()})()
+    report(executor, info, msg="SLURM status is: 'FAILED'")
+    assert failed == [1, 1]
     assert said[0] == f"SLURM job 5 of distill: Unable to confirm allocation for job 5: {away}; it is submitted again"
 
 

@@ -47,8 +47,8 @@ MEMORY = re.compile(
 KILLED = re.compile(r"\bKilled\b|signal 9\b|SIGKILL")
 """A shell's words for a process that was killed without notice."""
 
-STEP, TRIES = re.compile(r"^srun: error: .*", re.MULTILINE), 5
-"""Lines of `srun`, which starts the steps of a job, and how often a job is submitted again because of them."""
+STEP, TRIES = re.compile(r"^srun: error: Unable to (?:confirm allocation|create step) .*", re.MULTILINE), 5
+"""Lines of `srun` about a step that did not start, and how often a job is submitted again because of them."""
 
 OWN = re.compile(r"^satm: error: .*", re.MULTILINE)
 """A line of satm that its log could not take."""
@@ -213,9 +213,10 @@ def _explained(original: Any, stopped: threading.Event) -> Any:
         if log is not None and not log.is_file():  # an array's logs lie in the folder of the rule
             log = log.parent.parent / log.name
             options |= {"aux_logs": [str(log)]} if options.get("aux_logs") else {}
-        who, text = f"SLURM job {info.external_jobid} of {info.job.name}", _end_of(log) if log else ""
+        number = f"SLURM job {info.external_jobid}" if info.external_jobid else "a job"
+        who, text = f"{number} of {info.job.name}", _end_of(log) if log else ""
         step = [line for line in STEP.findall(text) if PASSING.search(line)]
-        if step and tries[info.job] < TRIES and not stopped.is_set():
+        if step and "'FAILED'" in (msg or "") and tries[info.job] < TRIES and not stopped.is_set():
             tries[info.job] += 1
             _say(f"{who}: {_last(step[-1])}; it is submitted again")
             executor._job_submission_executor.submit(executor.run_job, info.job)
