@@ -2,6 +2,12 @@
 
 import sys
 
-from satm.cli import main
+from satm.run.log import close_log, open_log
 
-sys.exit(main())
+if __name__ == "__main__":
+    open_log()
+    from satm.cli import main  # after the log is open, so that an error of this import is in it
+
+    code = main()
+    close_log()
+    sys.exit(code)

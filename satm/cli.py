@@ -33,7 +33,7 @@ from satm.flags import (
 )
 from satm.methods import resolve as resolve_method
 from satm.run import record, slurm, stopping
-from satm.run.log import mend_streams
+from satm.run.log import complain, mend_streams
 from satm.run.machine import process_age
 from satm.version import __version__
 from satm.workflow.asked import TEACHER
@@ -351,7 +351,7 @@ def _stopped(stop: stopping.Stop) -> int:
 
 def _fail(text: str, code: int = 1) -> int:
     """Print an error as one line and return the exit code."""
-    print(f"satm: error: {' '.join(text.split())}", file=sys.stderr)
+    complain(f"satm: error: {' '.join(text.split())}")
     return code
 
 

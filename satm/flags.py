@@ -22,7 +22,7 @@ import tyro
 from satm.config import UNNAMED, ByHand, Options, Resolver, check_name, load_campaign, place_of
 from satm.errors import UsageError
 from satm.run.log import logged
-from satm.run.machine import choose_device
+from satm.run.machine import choose_device, describe_backend
 from satm.run.record import account, computes_on
 from satm.run.stopping import limit
 from satm.version import __version__
@@ -55,7 +55,8 @@ OVERWRITE = flag("overwrite", bool, "Replace a finished result.", False)
 COMPUTE = [
     flag("run", str | None, RUN, None),
     OVERWRITE,
-    flag("device", str, "auto, cpu, cuda or cuda:N.", "auto"),
+    flag("device", str, "auto, cpu, cuda or cuda:N; auto: $SATM_DEVICE, or a GPU if there is one.", "auto"),
+    flag("gpus", int, "GPUs that the workflow gave to this run; above 0, auto does not fall back to the CPU.", 0),
     flag("threads", int | None, "CPU threads; None: torch's choice.", None),
     flag("time_limit", float | None, TIME_LIMIT, None),
 ]
@@ -120,7 +121,8 @@ def parse_flags(
 
 def open_device(flags: Any) -> torch.device:
     """Return the device that the flags ask for, with the threads and the time limit set."""
-    device = choose_device(flags.device, flags.threads)
+    device = choose_device(flags.device, flags.threads, flags.gpus)
+    LOG.info("computing on %s", describe_backend(device))
     computes_on(device)
     if (seconds := limit(flags.time_limit)) is not None:
         LOG.info("this run may take %.3g minutes; before that limit it stops with its state saved", seconds / 60)

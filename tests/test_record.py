@@ -197,6 +197,7 @@ def test_a_command_that_cannot_run_leaves_the_account_of_the_one_that_did(campai
 
 
 SQUEUE = """#!/bin/sh
+test "$SLURM_TIME_FORMAT" = %s || exit 1
 echo "$@" > asked
 echo "{told}"
 """
@@ -208,7 +209,7 @@ def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
-    program.write_text(SQUEUE.format(told="2026-01-31T23:59:50,2026-02-01T00:30:00"))
+    program.write_text(SQUEUE.format(told="1769921990,1769923800"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("TZ", "America/New_York")

@@ -13,7 +13,7 @@ import pytest
 
 from satm.errors import UsageError
 from satm.run.disk import patiently
-from satm.run.slurm import requeue, seconds_left
+from satm.run.slurm import duration, requeue, seconds_left
 from satm.run.stopping import (
     LIMIT,
     Stop,
@@ -30,7 +30,7 @@ from satm.storage.files import explain_disk
 
 @pytest.fixture(autouse=True)
 def _outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME", LIMIT):
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME", "SLURM_ARRAY_JOB_ID", LIMIT):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -154,30 +154,64 @@ def program(folder: Path, name: str, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+NOW = 1_800_000_000
+"""The controller's clock; this machine's shows another time."""
+
+
 @pytest.mark.parametrize(
     ("told", "seconds"),
     [
-        ("59", 59),
-        ("1:05", 65),
-        ("2:01:05", 7265),
-        ("3-02:01:05", 3 * 86400 + 7265),
-        ("UNLIMITED", None),
-        ("NOT_SET", None),
-        ("INVALID", None),
+        (f"{NOW + 59},1:00", 59),
+        (f"{NOW + 7265},3:00:00", 7265),
+        (f"{NOW + 266465},UNLIMITED", None),
+        (f"{NOW + 90},1:00", 60),  # no job has more than its limit
+        ("N/A,NOT_SET", None),
         ("", None),
     ],
 )
-def test_the_time_that_slurm_leaves(
+def test_the_time_that_slurm_leaves_is_counted_on_the_controllers_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, seconds: float | None
 ) -> None:
     program(tmp_path, "squeue", f"test \"$3\" = 17 && echo '{told}'")
+    program(tmp_path, "scontrol", f'test "$SLURM_TIME_FORMAT" = %s && echo "Configuration data as of {NOW}"')
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert seconds_left() is None
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert seconds_left() == seconds
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 500))
-    assert 490 < (seconds_left() or 0) <= 500
-    assert limit(5) == 300
+    assert limit(5) == min(300, seconds or 300)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("59", 59), ("1:05", 65), ("2:01:05", 7265), ("3-02:01:05", 266465), ("UNLIMITED", None), ("INVALID", None)],
+)
+def test_times_of_slurm(text: str, seconds: float | None) -> None:
+    assert duration(text) == seconds
+
+
+def test_without_squeue_the_end_in_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "squeue", "exit 1")
+    program(tmp_path, "scontrol", f"echo 'Configuration data as of {NOW}'")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(NOW + 500))
+    assert seconds_left() == 500
+    program(tmp_path, "scontrol", "exit 1")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 740))  # this machine's clock is four minutes late
+    monkeypatch.setenv("SLURM_JOB_START_TIME", str(int(time.time()) + 240))
+    assert seconds_left() == 500
+
+
+def test_the_controller_is_asked_again_while_it_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = "echo 'scontrol: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    program(tmp_path, "scontrol", f"echo >> {tmp_path}/calls; test $(wc -l < {tmp_path}/calls) = 3 || {{ {away}; }}")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert not requeue(pauses=[0])
+    assert requeue(pauses=[0])
+    program(tmp_path, "scontrol", f"echo >> {tmp_path}/calls; echo 'Requested operation is disabled' >&2; exit 1")
+    assert not requeue(pauses=[0, 0])
+    assert (tmp_path / "calls").read_text().count("\n") == 4
 
 
 def test_slurm_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

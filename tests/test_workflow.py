@@ -217,7 +217,7 @@ def test_an_old_plugin_is_reported_before_the_usage_message(tmp_path: Path) -> N
     about.write_text("Metadata-Version: 2.1\nName: snakemake-executor-plugin-slurm\nVersion: 2.0.0\n")
     done = snakemake(folder, "--dry-run", "--profile", "slurm", SET)
     assert done.returncode == 2
-    assert "snakemake-executor-plugin-slurm 2.8 or newer, got 2.0.0; install it with" in done.stdout.splitlines()[1]
+    assert "snakemake-executor-plugin-slurm >=2.8,<2.9, got 2.0.0; install it with" in done.stdout.splitlines()[1]
 
 
 def play(folder: Path, refusal: str) -> Path:

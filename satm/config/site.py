@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from satm.config.base import Options
 
@@ -41,6 +41,8 @@ class Site(Options):
     resources: dict[str, dict[str, Resource]] = {}
     """Resources by rule that replace those of the workflow."""
 
+    _given: dict[str, dict[str, Resource]] = PrivateAttr(default_factory=dict)
+
     @field_validator("gpu_partition", "cpu_partition", "account", "qos", "constraint", "gpu_model", mode="before")
     @classmethod
     def _name(cls, value: object) -> object:
@@ -72,16 +74,23 @@ class Site(Options):
         """Resources of every job, without unset ones, which Snakemake would evaluate for each job."""
         return _texts(slurm_partition=self.cpu_partition, slurm_account=self.account, qos=self.qos)
 
+    @property
+    def given(self) -> dict[str, dict[str, Resource]]:
+        """Resources that `gpu` and `other` have returned, by rule."""
+        return self._given
+
     def gpu(self, rule: str) -> dict[str, Resource]:
         """Return the resources of a rule whose jobs need a GPU each."""
         own = _texts(slurm_partition=self.gpu_partition, constraint=self.constraint, gpu_model=self.gpu_model)
-        return {"gpu": 1, **own, **self.other(rule)}
+        self._given[rule] = {"gpu": 1, **own, **self.other(rule)}
+        return self._given[rule]
 
     def other(self, rule: str) -> dict[str, Resource]:
         """Return the resources that replace those of a rule."""
         resources = dict(self.resources.get(rule, {}))
         if isinstance(memory := resources.get("mem_mb"), int):
             resources["mem_mb"] = f"{memory} * attempt"  # retries get more memory, as in the rules
+        self._given[rule] = resources
         return resources
 
     @property

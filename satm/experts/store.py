@@ -39,15 +39,16 @@ def write_shard(
     identity: Identity,
     test_accuracy: float,
     buffers: Sequence[Mapping[str, Tensor]] = (),
+    device: str = "",
 ) -> None:
-    """Write all snapshots of one expert, and the accuracy of the last one (a fraction of the test images).
+    """Write all snapshots of one expert, the last one's accuracy (a fraction of the test images), and the device.
 
     `buffers` are those of the network at each snapshot, by name.
     """
     tensors = {str(epoch): weights for epoch, weights in enumerate(snapshots)}
     for epoch, each in enumerate(buffers):
         tensors |= {f"{epoch}/{name}": tensor for name, tensor in each.items()}
-    about = {"index": index, "identity": identity, "test_accuracy": test_accuracy}
+    about = {"index": index, "identity": identity, "test_accuracy": test_accuracy, "device": device}
     write_tensors(folder / shard_name(index), tensors, about)
 
 
@@ -73,8 +74,9 @@ def describe_shard(folder: Path, index: int) -> dict[str, Any]:
     path = folder / shard_name(index)
     with open_tensors(path, "shard") as file:
         count = sum(name.isdecimal() for name in file.keys())  # noqa: SIM118
-        accuracy = _checked(read_metadata(file, path, "shard"), index, path)["test_accuracy"]
-    about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": accuracy}
+        metadata = _checked(read_metadata(file, path, "shard"), index, path)
+    about = {"file": path.name, "index": index, "snapshots": count, "test_accuracy": metadata["test_accuracy"]}
+    about |= {"device": metadata.get("device", "")}
     return {**about, "bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
@@ -105,6 +107,7 @@ class Shard(Options):
     """Accuracy of the best constant prediction, if the expert's is not clearly above it; else None."""
     bytes: int
     sha256: str
+    device: str = ""
 
 
 def read_shards(records: Sequence[object], where: str, indices: Sequence[int]) -> list[dict[str, Any]]:

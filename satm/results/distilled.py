@@ -30,7 +30,7 @@ STORED, HISTORY = "stored.", "history."
 """Prefixes of tensor names in a file: tensors that the images are computed from, and earlier states of the set."""
 
 STATED: Mapping[str, type] = {
-    **dict.fromkeys(("dataset", "method", "selection", "average"), str),
+    **dict.fromkeys(("dataset", "method", "selection", "average", "device_name"), str),
     **dict.fromkeys(("ipc", "seed", "iteration"), int),
     **dict.fromkeys(("preprocessing", "options"), dict),
     "class_names": list,
@@ -96,6 +96,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """Tensors by name that raw images are computed from, such as basis and weights; empty: images are learned."""
     history: History | None = None
     """Earlier states, kept by the option `snapshots` of a distillation."""
+    device_name: str = ""
+    """Device of the distillation: a GPU's name, or `cpu`; empty: unknown."""
 
     def __post_init__(self) -> None:
         """Raise a UsageError if a shape, a type or a label does not fit the others."""
@@ -267,7 +269,7 @@ def load_distilled(path: Path | str) -> DistilledDataset:
     if metadata.get("kind") != "distilled" or set(tensors) - set(RAW_PARTS) != {"images", "labels", "step_size"}:
         kind = metadata.get("kind", "something else")
         raise UsageError(f"{path} holds {kind}, expected a synthetic set; give a distilled.safetensors")
-    values = expect({"average": "raw", **metadata}, STATED, where)
+    values = expect({"average": "raw", "device_name": "", **metadata}, STATED, where)
     expect(values["preprocessing"], {"space": str, "mean": list, "std": list, "whitening_hash": object}, where)
     if not all(isinstance(text, str) for text in [*values["class_names"], values["whitening_path"] or ""]):
         raise UsageError(f"{where}: class_names and whitening_path must be text; {AGAIN}")

@@ -1,8 +1,11 @@
-"""Waiting for space on a full disk."""
+"""Waiting for space on a full disk, and why a file cannot be written."""
 
 import logging
+import os
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from satm.errors import RunError
 from satm.run.stopping import check_stop
@@ -34,3 +37,18 @@ def patiently(write: Callable[[], object], wait: float | None = None) -> None:
                 logged = True
             check_stop()
             time.sleep(min(1.0, wait / 10))
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Return why a file cannot be written, in the system's words; None: it can."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

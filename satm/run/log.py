@@ -1,18 +1,89 @@
-"""The log of one command: on the standard output and in a file."""
+"""The log of one command: on the standard output and in a file.
+
+A job of the workflow writes its whole output into its log (`open_log`). Nothing here imports torch.
+"""
 
 import contextlib
 import io
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from satm.errors import RunError, UsageError
 from satm.run.stopping import Stop
 from satm.storage.files import explain_disk
 
 LOG = logging.getLogger("satm")
+
+FILE = "SATM_LOG"
+"""Environment variable of the workflow: the file for the whole output of a job."""
+
+_outside: tuple[TextIO, Path] | None = None
+"""The standard error before `open_log`, and the log."""
+
+
+def open_log() -> None:
+    """Write the output of this process into the file that `$SATM_LOG` names, if there is one.
+
+    An earlier log becomes `NAME.1`: a process that a killed workflow has left behind may still write into it. If the
+    file cannot be written, the process ends with a line that says why.
+    """
+    global _outside
+    if not (name := os.environ.pop(FILE, "")):
+        return
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = _new_log(path)
+    except OSError as error:
+        reason = error.strerror or error
+        print(f"satm: error: cannot write the log {path}: {reason}; check the disk and start again", file=sys.stderr)
+        sys.exit(1)
+    _outside = os.fdopen(os.dup(2), "w"), path
+    for output in (1, 2):
+        os.dup2(log, output)
+    os.close(log)
+
+
+def _new_log(path: Path) -> int:
+    """Open a log that no other process has; a device or a link, such as /dev/null, is opened as it is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    while True:
+        mode = stat.S_IFREG
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            return os.open(path, flags, 0o666)
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(f"{path}.1")
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def close_log() -> None:
+    """Write the rest of the output; a log that cannot be written does not make a complete run a failed one."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if _outside and stream is sys.stdout:
+                told = f"satm: warning: the log {_outside[1]} is incomplete: {error.strerror}"
+                print(told, file=_outside[0], flush=True)
+
+
+def complain(line: str) -> None:
+    """Print a line on the standard error; if that is a log that cannot be written, on the one before."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError as error:
+        if _outside is None:
+            raise
+        print(f"{line} (its log {_outside[1]}: {error.strerror})", file=_outside[0], flush=True)
 
 
 def mend_streams() -> None:

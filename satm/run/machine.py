@@ -1,39 +1,100 @@
 """Devices, threads and memory of the machine that a job runs on."""
 
 import os
+import re
 import resource
 import sys
 import time
 
 import torch
 
-from satm.errors import UsageError
+from satm.errors import RunError, UsageError
 from satm.run.lock import process_start
 
+DEVICE = "SATM_DEVICE"
+"""Environment variable: the device of `auto`, such as `cpu` for jobs that cannot use the GPU that they were given."""
 
-def choose_device(name: str, threads: int | None = None) -> torch.device:
+ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_GPUS")
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""Environment variables that say which GPUs, or how many, this process was given."""
+
+NONE = ("", "-1", "none", "void", "nodevfiles")
+"""Values of these variables for no GPU; where they are numbers of GPUs, also 0."""
+
+
+def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
-    `threads` sets the number of CPU threads; None leaves it unchanged.
+    `threads` sets the number of CPU threads; None leaves it unchanged. A process that was given GPUs, by the workflow
+    (`gpus`, their number) or by the environment, and sees none does not compute on the CPU unless it is asked to.
 
     Raises:
         UsageError: another name, a GPU that this machine or this build of torch lacks, or fewer than one thread.
+        RunError: the GPU is there and cannot be used.
     """
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads must be at least 1, got {threads}; leave it out or use a larger number")
         torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+    source = ""
+    if name == "auto" and (chosen := os.environ.get(DEVICE, "").strip()):
+        name, source = chosen, f" (from ${DEVICE})"
     if name == "cpu":
         return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or not (index == "" or index.isdigit()):
-        raise UsageError(f"unknown device {name!r}; known: auto, cpu, cuda, cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not count:
+        if how := f"--gpus {gpus}" if gpus > 0 else _allocation():
+            raise UsageError(
+                f"this job was given a GPU ({how}), and torch finds none: {_why_no_gpu()}; to compute on the CPU use "
+                f"--device cpu, or {DEVICE}=cpu for all jobs"
+            )
+        return torch.device("cpu")
+    kind, _, index = ("cuda" if name == "auto" else name).partition(":")
+    if kind != "cuda" or not (index == "" or index.isdigit()):
+        raise UsageError(f"unknown device {name!r}{source}; known: auto, cpu, cuda, cuda:N")
+    if not count:
+        raise UsageError(
+            f"--device {name}{source} needs a GPU, torch finds 0 on this machine: {_why_no_gpu()}; or use --device cpu"
+        )
     if int(index or 0) >= count:
-        raise UsageError(f"--device {name} needs a GPU, torch finds {count} on this machine; use --device cpu")
-    return torch.device(kind, int(index or 0))
+        last = f" to cuda:{count - 1}" if count > 1 else ""
+        raise UsageError(f"--device {name}{source} is not there, torch finds {count} on this machine; use cuda:0{last}")
+    device = torch.device(kind, int(index or 0))
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError as error:
+        what = f"{torch.cuda.get_device_name(device)} cannot be used by torch {torch.__version__}"
+        raise RunError(f"{what}: {_sentence(error)}; see nvidia-smi for other processes, or use another GPU") from error
+    return device
+
+
+def _allocation() -> str:
+    """Return the setting of the environment that gives this process a GPU; empty without one."""
+    for name in (*ALLOCATED, *VISIBLE):
+        value = os.environ.get(name, "").strip()
+        if value.lower() not in NONE and not (value == "0" and name in ("SLURM_GPUS_ON_NODE", "SLURM_GPUS")):
+            return f"{name}={value}"
+    return ""
+
+
+def _why_no_gpu() -> str:
+    """Return why torch finds no GPU, and what to check."""
+    if not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is built without CUDA; install a build with it (pytorch.org)"
+    for name in VISIBLE:
+        if name in os.environ and (value := os.environ[name].strip()).lower() in NONE:
+            return f"{name} is {value!r}, which hides them; unset it"
+    reason = "no reason given"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = _sentence(error)
+    return f"{reason}; check the driver (nvidia-smi) and, in a container, its flag for GPUs (--nv, --gpus all)"
+
+
+def _sentence(error: Exception) -> str:
+    """Return the first sentence of torch's words about a GPU."""
+    return re.split(r"[.:]?\s*\n|\. ", str(error).strip())[0].rstrip(".")
 
 
 def describe_backend(device: torch.device) -> str:

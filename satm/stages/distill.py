@@ -18,7 +18,7 @@ from satm.methods.parts.problem import Synthetic
 from satm.networks.training import TrainingImages
 from satm.results.columns import METRICS
 from satm.results.distilled import DistilledDataset, History, save_distilled
-from satm.run.machine import describe_backend
+from satm.run.machine import describe_backend, device_name
 from satm.stages.checkpoint import RunState
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job
@@ -78,6 +78,7 @@ def make_distilled(
             raw_labels=None if raw is None else raw.labels.cpu(),
             stored={name: tensor.cpu() for name, tensor in result.numbers.items()},
             history=history,
+            device_name=device_name(device),
         )
         job.write_rows(rows)
         job.write(lambda: save_distilled(job.path, distilled))

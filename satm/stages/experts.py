@@ -30,7 +30,7 @@ from satm.experts import (
 )
 from satm.networks.training import measure
 from satm.params import load_flat
-from satm.run.machine import describe_backend
+from satm.run.machine import describe_backend, device_name
 from satm.run.record import mark_complete
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import ExpertState
@@ -168,6 +168,7 @@ def _train_part(
                 accuracy, _ = measure(module, test)
                 LOG.info("expert %d: test accuracy %.4f after %d epochs", index, accuracy, options.epochs)
                 weights, buffers = [each.weights for each in snapshots], [each.buffers for each in snapshots]
-                job.write(partial(write_shard, folder, index, weights, identity, accuracy, buffers))
+                about = (identity, accuracy, buffers, device_name(inputs.device))
+                job.write(partial(write_shard, folder, index, weights, *about))
                 state.clear()
     return [describe_shard(folder, index) for index in indices]

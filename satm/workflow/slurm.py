@@ -9,30 +9,38 @@ import getpass
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 
 from satm.config import Site, load_yaml, parse
-from satm.errors import UsageError, pick
-from satm.run.slurm import duration
+from satm.errors import UsageError, pick, short
+from satm.run.slurm import PASSING, duration, run
 from satm.version import CHECKOUT
+from satm.workflow.plugin import NAME, NUMBER, VERSIONS
 from satm.workflow.rules import RULES
-
-PLUGIN, OLDEST = "snakemake-executor-plugin-slurm", "2.8"
-"""The plugin and its oldest usable version; earlier ones lack options of the profile."""
 
 PROFILE = CHECKOUT / "workflow" / "profiles" / "slurm"
 """Folder of the profile in a checkout; `slurm` in its root is a link to it."""
 
-LATER = re.compile(r"busy|not available \(|not available now|temporarily", re.IGNORECASE)
+LATER = re.compile(r"busy|not available \(|not available now|temporarily|maxsubmitjob", re.IGNORECASE)
 """SLURM's words for a job that waits although it could run."""
+
+
+PAUSES = (5.0, 10.0, 20.0)
+"""Seconds before a check is repeated while the controller is away."""
+
+SUMMED = ("mem_mb", "runtime")
+"""Resources whose value depends on the attempt, or on the jobs that share one."""
+
+_profile: list[Site] = []
+"""The settings that the profile of this process was made of, if it is the one for SLURM."""
 
 
 def open_site() -> Site:
@@ -43,11 +51,11 @@ def open_site() -> Site:
     path = next((path for folder in (Path("slurm"), PROFILE) if (path := folder / "site.yaml").is_file()), None)
     installed = "none"
     with contextlib.suppress(PackageNotFoundError):
-        installed = version(PLUGIN)
+        installed = version(NAME)
     try:
-        if installed == "none" or Version(installed) < Version(OLDEST):
+        if installed == "none" or not SpecifierSet(VERSIONS).contains(installed, prereleases=True):
             raise UsageError(
-                f"the profile slurm needs {PLUGIN} {OLDEST} or newer, got {installed}; install it with "
+                f"the profile slurm needs {NAME} {VERSIONS}, got {installed}; install it with "
                 "`pip install '.[workflow]' -c constraints.txt`"
             )
         site = load_site(path) if path else Site()
@@ -63,27 +71,8 @@ def open_site() -> Site:
     source = f"from {path}" if path else "the cluster's defaults; slurm/site.example.yaml shows how to change them"
     limit = f"; at most {site.memory} MB for a job" if site.memory else ""
     print(f"satm: SLURM settings: {source}{limit}", file=sys.stderr)
+    _profile[:] = [site]
     return site
-
-
-def keep_nodes() -> None:
-    """Make the plugin exclude only the nodes that the user names from later jobs, for the profile.
-
-    After a lost node, the plugin (2.8) excludes the nodes that `sacct` reports for its job. The job is in the queue
-    again by then, so this is "None assigned", with which `sbatch` refuses every later job, or the job's new, good node.
-    SLURM gives a lost node no jobs anyway.
-    """
-    import snakemake_executor_plugin_slurm as plugin  # type: ignore[import-untyped]  # optional
-
-    original = getattr(plugin, "get_submit_command", None)
-    if original is None:
-        return
-
-    def command(*arguments: Any, **options: Any) -> Any:
-        nodes = (options["settings"].exclude_failed_nodes or "").split(",")
-        return original(*arguments, **{**options, "failed_nodes": {node.strip() for node in nodes if node.strip()}})
-
-    plugin.get_submit_command = command
 
 
 def load_site(path: Path) -> Site:
@@ -118,10 +107,37 @@ def check_cluster(workflow: Any) -> None:
     try:
         if kinds:
             check_programs()
+            check_profile(kinds)
             check_status(settings.status_command, settings.init_seconds_before_status_checks)
             check_jobs(kinds, shared)
     except UsageError as error:
         raise WorkflowError(str(error)) from None
+
+
+def check_profile(kinds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise a UsageError if options of the command line have replaced what the profile sets for these jobs.
+
+    Snakemake takes `--default-resources` and `--set-resources` in place of the profile's whole section, and with it
+    partition, account or GPU are lost. What the command line itself names for a job may be missing.
+    """
+    lost: dict[str, list[str]] = {}
+    for site in _profile:
+        for rule, resources in sorted(kinds.items()):
+            for name, value in {**site.everywhere, **site.given.get(rule, {})}.items():
+                named = re.compile(rf"(?:^|=)(?:{rule}:)?{name}=")
+                same = resources.get(name) if name == "gpu" else str(resources.get(name)) == str(value).strip("'")
+                if value and name not in SUMMED and not same and not any(map(named.search, sys.argv)):
+                    lost.setdefault(name, []).append(rule)
+    if lost:
+        options = {"--default-resources": "--default-resources", "--default-res": "--default-resources"}
+        options |= {"--set-resources": "--set-resources"}
+        used = dict.fromkeys(options[flag] for arg in sys.argv if (flag := arg.split("=")[0]) in options)
+        culprit = " and ".join(used) or "another profile"
+        what = ", ".join(f"{name} of {_list(rules)}" for name, rules in lost.items())
+        raise UsageError(
+            f"{culprit} replaced a section of the profile slurm, and so these are not set: {what}; leave it out and "
+            "write the resources into slurm/site.yaml"
+        )
 
 
 def check_programs() -> None:
@@ -132,19 +148,17 @@ def check_programs() -> None:
                 f"{name} is not on PATH, so nothing can be submitted to SLURM from here; start Snakemake on a login "
                 "node of the cluster, or on this machine alone with --profile local"
             )
-    if (answer := _ask("sinfo", "-h")).returncode:
+    if (answer := run("sinfo", "-h")).returncode:
         raise UsageError(f"SLURM does not answer ({_words(answer)}); try `sinfo` until it does, then start again")
 
 
 def cancel_waiting(jobs: Collection[str]) -> None:
     """Cancel those of the named jobs that are still in the queue and were submitted from this folder."""
-    answer = _ask(
-        "squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--states=PENDING", "--format=%i|%Z"
-    )
+    answer = run("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--states=PENDING", "--format=%i|%Z")
     queued = dict(line.split("|", 1) for line in answer.stdout.splitlines() if "|" in line)
     # The number alone may belong to another job, where the cluster has restarted its count.
     if mine := sorted(job for job in jobs if queued.get(job) == str(Path.cwd())):
-        _ask("scancel", "--state=PENDING", *mine)
+        run("scancel", "--state=PENDING", *mine)
 
 
 def check_status(command: str | None, seconds: int) -> None:
@@ -156,7 +170,7 @@ def check_status(command: str | None, seconds: int) -> None:
             "sacct cannot report the end of jobs, because this cluster has no accounting database; write "
             "`status_command: squeue` into slurm/site.yaml"
         )
-    age = re.search(r"MinJobAge\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout)
+    age = re.search(r"MinJobAge\s*=\s*(\d+)", run("scontrol", "show", "config").stdout)
     if age and int(age[1]) < 3 * seconds:
         raise UsageError(
             f"SLURM forgets a job {age[1]} seconds after its end (MinJobAge) and is asked every {seconds} seconds, "
@@ -179,8 +193,13 @@ def check_jobs(kinds: Mapping[str, Mapping[str, Any]], shared: Mapping[str, int]
         checked.add(flags)
         if known and (reason := _reason(rule, resources, known, (shared or {}).get(rule, 1))):
             raise UsageError(f"{reason} in slurm/site.yaml")
-        answer = _ask("sbatch", "--test-only", *flags, "--wrap=true")
-        if answer.returncode and not LATER.search(words := _words(answer)):
+        answer = run("sbatch", "--test-only", *flags, "--wrap=true", pauses=PAUSES)
+        if len(checked) == 1:
+            _note_banner(answer.stdout)
+        if answer.returncode and not LATER.search(answer.stderr):
+            words = _words(answer)
+            if PASSING.search(answer.stderr):
+                raise UsageError(f"SLURM does not answer ({words}); try `sinfo` until it does, then start again")
             mine = _from_database("associations", "user", "account") if "account" in words.lower() else []
             yours = f", yours: {_list(mine)}" if mine else ""
             raise UsageError(
@@ -229,7 +248,7 @@ class Partition:
 def partitions() -> dict[str, Partition]:
     """Return the partitions of this cluster by name."""
     known: dict[str, Partition] = {}
-    for line in _ask("scontrol", "-ao", "show", "partition").stdout.splitlines():
+    for line in run("scontrol", "-ao", "show", "partition").stdout.splitlines():
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)
         accounts = values.get("AllowAccounts", "ALL")
         if "PartitionName" in values:
@@ -238,7 +257,7 @@ def partitions() -> dict[str, Partition]:
                 () if accounts == "ALL" else tuple(accounts.split(",")),
                 _minutes(values.get("MaxTime", "UNLIMITED")),
             )
-    for line in _ask("sinfo", "-ahe", "-o", "%R|%m|%c|%G").stdout.splitlines():
+    for line in run("sinfo", "-ahe", "-o", "%R|%m|%c|%G").stdout.splitlines():
         name, *node = line.split("|")
         if (here := known.get(name)) is not None and len(node) == 3:
             memory, processors = max(here.memory, int(node[0])), max(here.processors, int(node[1]))
@@ -293,10 +312,16 @@ def _reasons(
     ):
         if isinstance(amount, int) and limit is not None and amount > limit:
             who = f"{shared} jobs of {rule} in one" if shared > 1 else f"jobs of {rule}"
-            yield (
-                f"{who} ask for {amount} {unit}, partition {name} gives at most {limit}; set another partition, or "
-                f"`resources: {{{rule}: {{{resource}: {limit // each}}}}}`,"
-            )
+            # Not 0, which SLURM takes for no limit.
+            fits = f", or `resources: {{{rule}: {{{resource}: {limit // each}}}}}`," if limit >= each else ""
+            yield f"{who} ask for {amount} {unit}, partition {name} gives at most {limit}; set another partition{fits}"
+
+
+def _note_banner(output: str) -> None:
+    """Say that `sbatch` prints something besides the number of a job, which `--test-only` does not print."""
+    if lines := [line.strip() for line in output.splitlines() if line.strip()]:
+        what = "one of them is a number, so SLURM is asked for each job's" if NUMBER.search(output) else "ignored"
+        print(f"satm: sbatch prints {short(lines[0])} and such besides the number of a job: {what}", file=sys.stderr)
 
 
 def _processors(resources: Mapping[str, Any]) -> Any:
@@ -315,29 +340,19 @@ def _other_account(account: str | None, accounts: Collection[str]) -> str | None
 
 def _from_database(table: str, key: str, column: str) -> list[str]:
     """Return values of this user in SLURM's accounting database; empty without a database."""
-    answer = _ask("sacctmgr", "-nP", "show", table, "where", f"{key}={getpass.getuser()}", f"format={column}")
+    answer = run("sacctmgr", "-nP", "show", table, "where", f"{key}={getpass.getuser()}", f"format={column}")
     return sorted(set(answer.stdout.split())) if answer.returncode == 0 else []
 
 
 def _has_database() -> bool:
     """Return whether SLURM keeps finished jobs in an accounting database."""
-    return "accounting_storage/slurmdbd" in _ask("scontrol", "show", "config").stdout
+    return "accounting_storage/slurmdbd" in run("scontrol", "show", "config").stdout
 
 
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM; a missing or silent command counts as failed, with a text that says why."""
-    try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=60)
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]} is not on PATH")
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"{command[0]} gave no answer for a minute")
-
-
-def _words(answer: subprocess.CompletedProcess[str]) -> str:
+def _words(answer: CompletedProcess[str]) -> str:
     """Return the last line of a command's output, without its prefix."""
     lines = (answer.stderr.strip() or answer.stdout.strip() or f"exit status {answer.returncode}").splitlines()
-    return re.sub(r"^(sbatch|sinfo|allocation failure|error|slurm_load_\w+): *", "", lines[-1]).strip()
+    return re.sub(r"^((sbatch|sinfo|allocation failure|error|slurm_load_\w+): *)+", "", lines[-1]).strip()
 
 
 def _list(names: Iterable[str]) -> str:

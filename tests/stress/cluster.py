@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 FOLDER = Path("/var/tmp/satm-slurm")
@@ -77,7 +77,10 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={FOLDER}/completed.txt
-JobAcctGatherType=jobacct_gather/none
+# A job that takes more memory than it asked for is killed, and its log says so.
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill,UsePss
 # Without a database squeue is asked how a job ended, so that must be remembered.
 MinJobAge=600
 PreemptType=preempt/partition_prio
@@ -100,7 +103,6 @@ ACCOUNTING = {
 AccountingStorageHost=localhost
 AccountingStoragePort=16819
 AccountingStoragePass={FOLDER}/munge.socket""",
-    "JobAcctGatherType=jobacct_gather/none": "JobAcctGatherType=jobacct_gather/linux",
 }
 """What is written instead of what where there is a database."""
 
@@ -187,6 +189,18 @@ def start(database: bool = False) -> None:
     for node in NODES:
         _run("slurmd", "-N", node)
     _wait(lambda: states() == ["idle"] * len(NODES), "nodes", FOLDER / "slurmd-node1.log")
+
+
+@contextlib.contextmanager
+def no_controller() -> Iterator[None]:
+    """Stop the controller, and start it again afterwards; the nodes and their jobs stay."""
+    pid = int((FOLDER / "slurmctld.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    _wait(lambda: not Path(f"/proc/{pid}").exists(), "end of the controller", FOLDER / "slurmctld.log")
+    try:
+        yield
+    finally:
+        _run("slurmctld")
 
 
 def _start_database() -> None:

@@ -18,8 +18,9 @@ rule analysis:
     params:
         **jobs.analysis.params,
     shell:
-        "python -m satm analyse --config {params.config:q} --what {wildcards.what} --dataset {wildcards.dataset}"
-        " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm analyse --config {params.config:q} --what {wildcards.what} --dataset {wildcards.dataset}"
+        " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule expert_sharpness:
@@ -41,5 +42,6 @@ rule expert_sharpness:
     params:
         **jobs.expert_sharpness.params,
     shell:
-        "python -m satm analyse --config {params.config:q} --what expert-sharpness --dataset {wildcards.dataset}"
-        " --experts {wildcards.experts} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm analyse --config {params.config:q} --what expert-sharpness --dataset {wildcards.dataset}"
+        " --experts {wildcards.experts} --threads {threads} --gpus {resources.gpu:q}"

@@ -17,6 +17,6 @@ rule continual:
     params:
         **jobs.continual.params,
     shell:
-        "python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads}"
-        " > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm continual --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        " --method {wildcards.method} --seed {wildcards.seed} --protocol {wildcards.protocol} --threads {threads} --gpus {resources.gpu:q}"

@@ -17,7 +17,8 @@ rule images:
     params:
         **jobs.images.params,
     shell:
-        "python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make images > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make images"
 
 
 rule zca:
@@ -39,4 +40,5 @@ rule zca:
     params:
         **jobs.zca.params,
     shell:
-        "python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make zca > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm data --config {params.config:q} --dataset {wildcards.dataset} --make zca"

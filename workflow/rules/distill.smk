@@ -17,5 +17,6 @@ rule distill:
     params:
         **jobs.distill.params,
     shell:
-        "python -m satm distill --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm distill --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        " --method {wildcards.method} --seed {wildcards.seed} --threads {threads} --gpus {resources.gpu:q}"

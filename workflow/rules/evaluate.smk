@@ -17,9 +17,9 @@ rule evaluate:
     params:
         **jobs.evaluate.params,
     shell:
-        "python -m satm evaluate --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
-        " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads}"
-        " > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm evaluate --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        " --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule variants:
@@ -41,9 +41,10 @@ rule variants:
     params:
         **jobs.variants.params,
     shell:
-        "python -m satm evaluate --config {params.config:q} --what variants --dataset {wildcards.dataset}"
+        "SATM_LOG={log:q}"
+        " python -m satm evaluate --config {params.config:q} --what variants --dataset {wildcards.dataset}"
         " --ipc {wildcards.ipc} --method {wildcards.method} --seed {wildcards.seed} --network {wildcards.network}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule full:
@@ -65,5 +66,6 @@ rule full:
     params:
         **jobs.full.params,
     shell:
-        "python -m satm evaluate --config {params.config:q} --what full --dataset {wildcards.dataset}"
-        " --recipe {wildcards.recipe} --network {wildcards.network} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm evaluate --config {params.config:q} --what full --dataset {wildcards.dataset}"
+        " --recipe {wildcards.recipe} --network {wildcards.network} --threads {threads} --gpus {resources.gpu:q}"

@@ -19,8 +19,9 @@ rule experts_part:
     params:
         **jobs.experts_part.params,
     shell:
-        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
-        " --part {wildcards.part} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule experts:
@@ -42,8 +43,9 @@ rule experts:
     params:
         **jobs.experts.params,
     shell:
-        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
-        " --collect > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --collect"
 
 
 rule difficulty:
@@ -65,5 +67,6 @@ rule difficulty:
     params:
         **jobs.difficulty.params,
     shell:
-        "python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
-        " --measure-difficulty --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm experts --config {params.config:q} --dataset {wildcards.dataset} --experts {wildcards.experts}"
+        " --measure-difficulty --threads {threads} --gpus {resources.gpu:q}"

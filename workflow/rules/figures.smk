@@ -24,7 +24,8 @@ rule figure:
     params:
         **jobs.figure.params,
     shell:
-        "python -m satm figure --config {params.config:q} --name {wildcards.figure} {params.partial} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm figure --config {params.config:q} --name {wildcards.figure} {params.partial}"
 
 
 rule all_figures:

@@ -17,9 +17,10 @@ rule nas:
     params:
         **jobs.nas.params,
     shell:
-        "python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
+        "SATM_LOG={log:q}"
+        " python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --ipc {wildcards.ipc}"
         " --method {wildcards.method} --seed {wildcards.seed} --search {wildcards.search} --part {wildcards.part}"
-        " --threads {threads} > {log} 2>&1"
+        " --threads {threads} --gpus {resources.gpu:q}"
 
 
 rule nas_real:
@@ -41,5 +42,6 @@ rule nas_real:
     params:
         **jobs.nas_real.params,
     shell:
-        "python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --real --search {wildcards.search}"
-        " --part {wildcards.part} --threads {threads} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm nas --config {params.config:q} --dataset {wildcards.dataset} --real --search {wildcards.search}"
+        " --part {wildcards.part} --threads {threads} --gpus {resources.gpu:q}"

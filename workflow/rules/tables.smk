@@ -26,7 +26,8 @@ rule table:
     params:
         **jobs.table.params,
     shell:
-        "python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial} > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm table --config {params.config:q} --name {wildcards.table} {params.partial}"
 
 
 # The progress of all tables, for the first page of the report.
@@ -56,7 +57,8 @@ rule overview:
     params:
         **jobs.overview.params,
     shell:
-        "python -m satm table --config {params.config:q} --name overview > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm table --config {params.config:q} --name overview"
 
 
 # The cost of the jobs so far. It is made after all tables, so that it covers the jobs behind them.
@@ -87,4 +89,5 @@ rule accounting:
     params:
         **jobs.accounting.params,
     shell:
-        "python -m satm table --config {params.config:q} --name accounting > {log} 2>&1"
+        "SATM_LOG={log:q}"
+        " python -m satm table --config {params.config:q} --name accounting"
