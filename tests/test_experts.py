@@ -361,7 +361,7 @@ def test_experts_near_chance_are_said_and_said_again_where_they_are_matched(camp
     assert [shard["near_chance"] for shard in json.loads(manifest.read_text())["shards"]] == [pytest.approx(0.1)] * 2
     error = refused("distill", *cell, "--ipc", "1", "--method", "mtt", "--experts", "other", code=1)
     assert told.search(error) and "before anything was learned" in error and "step_size" not in error
-    log = (run / "logs/distill/digits/ipc-1/mtt/seed-0.log").read_text()
+    log = Path("results/hand/tiny/logs/distill/digits/ipc-1/mtt/seed-0.log").read_text()
     assert "method mtt uses 2 of 2 experts with a test accuracy near chance" in log
 
 

@@ -134,14 +134,13 @@ def stated_fields(
 
 
 def lacking(asked: Mapping[str, Any], stated: Mapping[str, Any], place: str = "") -> list[str]:
-    """Return the fields and options that are asked for and not stated; of networks those without a default."""
+    """Return the fields and options that are asked for and not stated."""
     found = []
     for name, value in asked.items():
         if name not in stated:
             found.append(place + name)
         elif isinstance(value, Chosen):
-            known = {**value.defaults, **stated[name]} if name == "network" else stated[name]
-            found += [f"{place}{name}.{each}" for each in value.values if each not in known]
+            found += [f"{place}{name}.{each}" for each in value.values if each not in stated[name]]
         elif isinstance(value, Mapping):
             found += lacking(value, stated[name], f"{place}{name}.")
     return found
@@ -163,6 +162,39 @@ def test_a_result_states_everything_that_is_asked_of_it(whole: Path) -> None:
             if path.name == "distilled.safetensors":
                 missed = [field for field in missed if field not in NOT_IN_SETS]
             assert missed == [], (path, missed)
+
+
+def leaves(asked: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the place of every value that is asked for."""
+    for name, value in asked.items():
+        inner = value.values if isinstance(value, Chosen) else value
+        if isinstance(inner, Mapping) and inner:
+            yield from leaves(inner, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def test_every_value_that_is_asked_for_is_compared(whole: Path) -> None:
+    """Each one that a result states is changed, alone; nothing else is."""
+    resolver = tiny()
+    count = 0
+    for rule, names in ALL.items():
+        options = RULES[rule].options
+        assert options is not None
+        asked = options(resolver, wildcards(names))
+        for path, stated in stated_fields(resolver, rule, names):
+            assert differing_options(asked, stated) == []
+            for *outer, last in leaves(asked):
+                changed = json.loads(json.dumps(stated))
+                inner = changed
+                for name in outer:
+                    inner = inner.get(name, {}) if isinstance(inner, dict) else {}
+                if last in inner:
+                    inner[last] = "another"
+                    [told] = differing_options(asked, changed)
+                    assert ".".join([*outer, last]) in told and "found 'another'" in told, path
+                    count += 1
+    assert count > 800
 
 
 @pytest.mark.parametrize("rule", [*MADE_BEFORE, *JOBS])
