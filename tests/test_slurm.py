@@ -93,6 +93,16 @@ def test_every_rule_that_is_submitted_is_in_the_profile() -> None:
     assert all(first == second for first, second in re.findall(r'^  (\w+): \?site\.\w+\("(\w+)"\)', text, re.MULTILINE))
 
 
+def test_every_rule_says_how_many_gpus_it_was_given() -> None:
+    """Otherwise its jobs could compute on the CPU although they hold a GPU."""
+    profile = (PROFILE / "profile.yaml").read_text()
+    text = "\n".join(path.read_text() for path in (PROFILE.parent.parent / "rules").glob("*.smk"))
+    rules = dict(re.findall(r"^rule (\w+):\n(.*?)(?=^rule |\Z)", text, re.MULTILINE | re.DOTALL))
+    for rule in re.findall(r"site\.gpu\(\"(\w+)\"\)", profile):
+        assert "--gpus {resources.gpu:q}" in rules[rule], rule
+    assert all('"SATM_LOG={log:q}"' in rule for rule in rules.values() if "shell:" in rule)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
