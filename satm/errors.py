@@ -10,9 +10,6 @@ T = TypeVar("T")
 LONGEST = 200
 """Largest number of characters of a value in a message."""
 
-MOST = 30
-"""Largest number of problems in a message."""
-
 SHOWN = 10
 """Largest number of items in a message."""
 
@@ -44,8 +41,8 @@ def refuse(problems: Iterable[str], where: str = "") -> None:
         return
     text = found[0]
     if len(found) > 1:
-        numbered = [f"({number}) {problem}" for number, problem in enumerate(found[:MOST], 1)]
-        rest = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
+        numbered = [f"({number}) {problem}" for number, problem in enumerate(found[:SHOWN], 1)]
+        rest = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         text = f"{len(found)} problems: {'; '.join([*numbered, *rest])}"
     raise UsageError(f"{where}: {text}" if where else text)
 

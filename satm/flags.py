@@ -221,8 +221,8 @@ def _dashed(match: re.Match[str]) -> str:
 
 def _one_line(box: str) -> str:
     """Return the text in tyro's box as one line: the mistake and the nearest flag."""
-    lines = [line.strip(" │─╭╮╰╯") for line in box.splitlines()]
-    text = " ".join(line for line in lines[1:] if line and not line.startswith("For full helptext"))
+    lines = [line.strip(" │|") for line in box.splitlines()[1:] if not set(line) <= set(" │|╭╮╰╯+─-")]
+    text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
     for pattern, replacement in (
         (r"For further information visit \S+", ""),
         (r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)"),

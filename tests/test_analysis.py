@@ -120,9 +120,9 @@ def test_the_rho_of_sharpness_is_that_of_the_entry_satm(campaign: Path, refused:
     assert main(["analyse", *cell, "--segments", "1"]) == 0
     path = Path("results/hand/tiny/analysis/digits/ipc-1/mtt/seed-0/sharpness.parquet")
     assert set(read_rows(path, SHARPNESS).rho) == {0.07}
+    assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
     other = text.replace("  - {method: satm, options: {rho: 0.05, gamma: 0.001, keep_divisor: 2}}\n", "")
     Path("tiny.yaml").write_text(other + "methods: {satm: {method: mtt}}\n")
-    assert main(["data", "--config", "tiny.yaml", "--dataset", "held"]) == 0
     cell[cell.index("digits")] = "held"  # without presets for the entry satm
     assert "the entry 'satm', another method here; rename it" in refused("analyse", *cell)
 

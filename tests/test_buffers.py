@@ -186,7 +186,7 @@ SHARD = Path("results/tiny/experts/digits/sgd/expert-000.safetensors")
 
 def test_an_expert_that_was_stopped_has_the_accuracy_and_the_bytes_of_one_that_was_not(campaign: Path) -> None:
     (campaign / "tiny.yaml").write_text(BATCH)
-    assert main(EXPERTS) == 0  # the finished campaign's expert has another network, so it is replaced
+    assert main([*EXPERTS, "--overwrite"]) == 0  # the finished campaign's expert has another network
     whole = SHARD.read_bytes()
     assert read_tensors(SHARD, "shard")[1]["test_accuracy"] > 0.2
     for epochs in (1, 3, 4):  # 4: stopped after the last one
@@ -199,7 +199,7 @@ def test_an_expert_that_was_stopped_has_the_accuracy_and_the_bytes_of_one_that_w
 
 def test_experts_of_an_earlier_version_are_trained_again(campaign: Path, refused: Refuse) -> None:
     (campaign / "tiny.yaml").write_text(BATCH)
-    everything = EXPERTS[:-2]
+    everything = [*EXPERTS[:-2], "--overwrite"]
     assert main(everything) == 0
     tensors, metadata = read_tensors(SHARD, "shard")
     identity = dict(metadata["identity"])  # type: ignore[call-overload]

@@ -37,7 +37,7 @@ def change_network(campaign: Path) -> None:
 
 def change_images(campaign: Path) -> None:
     change(campaign, "digits: {source: digits,", "digits: {source: digits, validation: 5,")
-    assert main(["data", "--config", "tiny.yaml", "--dataset", "digits"]) == 0
+    assert main(["data", "--config", "tiny.yaml", "--dataset", "digits", "--overwrite"]) == 0
 
 
 @pytest.fixture
@@ -86,6 +86,9 @@ def test_rows_of_another_schedule_and_images_are_not_taken(campaign: Path, capsy
     with stopped_after(1, "/rows-"):
         assert main([*EVALUATE, "--repeats", "3"]) == 75
     change_network(campaign)
+    for stage in ("experts", "distill"):
+        method = ("--method", "satm", *CELL[4:]) if stage == "distill" else ()
+        assert main([stage, *CELL[:4], *method, "--overwrite"]) == 0
     line = warning(capsys, *EVALUATE, "--repeats", "3", "--epochs", "4")
     assert NETWORK in line and "options.epochs: expected 4, found 3" in line and "data" not in line
 

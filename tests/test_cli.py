@@ -80,9 +80,18 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
         (("distill", *CELL, "--method", "mt"), ("unknown method 'mt'", "Did you mean 'mtt'?")),
         (("distill", *CELL, "--method", "satm", "--roh", "0.1"), ("--roh", "rho")),
         (("distill", *CELL, "--method", "mtt", "--selection", "best"), ("selection", "best")),
-        (("distill", *CELL, "--method", "mtt", "--step-size", "0"), ("step_size", "greater than 0", "0.0")),
-        (("distill", *CELL, "--method", "random", "--step-size", "-1"), ("step_size", "greater than 0")),
-        (("distill", *CELL, "--method", "mtt", "--step-size", "nan"), ("step_size", "finite number (got nan)")),
+        (
+            ("distill", *CELL, "--method", "mtt", "--step-size", "0"),
+            ("option --step-size: ", "greater than 0", "0.0"),
+        ),
+        (
+            ("distill", *CELL, "--method", "random", "--step-size", "-1"),
+            ("option --step-size: ", "greater than 0"),
+        ),
+        (
+            ("distill", *CELL, "--method", "mtt", "--step-size", "nan"),
+            ("option --step-size: ", "finite number (got nan)"),
+        ),
         (("distill", *CELL, "--method", "mtt", "--seed", "x"), ("--seed", "'x'")),
         (("distill", *CELL[:-1], "x", "--method", "mtt"), ("--ipc", "'x'")),
         (("distill", *CELL[:-1], "0", "--method", "random"), ("ipc", "at least 1, got 0")),
@@ -224,7 +233,7 @@ def test_images_and_sets_of_others_in_their_place_are_refused(campaign: Path, re
     assert "is another synthetic set: method: expected 'satm', found 'random'" in told
     text = Path("tiny.yaml").read_text()
     Path("tiny.yaml").write_text(text.replace("white: {source: digits,", "white: {source: digits, validation: 5,"))
-    assert main(["data", *CONFIG, "--dataset", "white", "--make", "images"]) == 0
+    assert main(["data", *CONFIG, "--dataset", "white", "--make", "images", "--overwrite"]) == 0
     told = refused("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random")
     assert "zca.safetensors was fitted on other images" in told
 
@@ -325,7 +334,9 @@ def test_experts_of_another_revision_are_others(
 
 def test_other_images_are_other_experts(campaign: Path, refused: Refuse) -> None:
     edit(campaign, "{source: digits, augment", "{source: digits, validation: 3, augment")
-    assert main(["data", *CONFIG, "--dataset", "digits"]) == 0
+    assert "were made with other options: options.validation" in refused("distill", *CELL, "--method", "mtt")
+    assert "add --overwrite to replace it" in refused("data", *CONFIG, "--dataset", "digits")
+    assert main(["data", *CONFIG, "--dataset", "digits", "--overwrite"]) == 0
     assert "data: expected " in refused("distill", *CELL, "--method", "mtt")
 
 

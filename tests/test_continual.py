@@ -47,6 +47,7 @@ from satm.results.rows import read_rows
 from satm.tables.base import table_of
 from satm.tables.continual import by_order
 from satm.tables.reader import Reader
+from satm.workflow import asked
 from satm.workflow.campaigns import Campaigns
 from satm.workflow.check import check
 
@@ -630,7 +631,8 @@ def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refu
     data = load_images(path)
     kept = data.test.labels != 4
     test = replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept])
-    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)))
+    options = asked.of_images(load_campaign(Path("tiny.yaml")), asked.wildcards({"dataset": "digits"}))["options"]
+    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)), options.values)
     assert "class 4 (4) of digits has no test images to be tested on" in refused("continual", *CELL)
 
 

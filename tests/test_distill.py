@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 from satm.config.methods import IterativeOptions
 from satm.distill import SAFE_EVERY, Look, Outcome, Run, begin, distill, kept_iterations
 from satm.errors import RunError
+from satm.methods.checks import Facts
 from satm.methods.parts.method import Method
 from satm.methods.parts.problem import Problem, Synthetic
 from satm.methods.recipe import SELECTED, Recipe
@@ -30,6 +32,10 @@ from satm.stages.checkpoint import RunState
 Script = Callable[[Synthetic, int], OuterGradient]
 
 
+NO_PROBLEM: Any = SimpleNamespace(facts=Facts(ipc=1), experts=None)
+"""What a method needs of a problem that it never looks at."""
+
+
 class Scripted(Method[Any]):
     """A method that follows a function."""
 
@@ -38,7 +44,7 @@ class Scripted(Method[Any]):
         self.begun = begun or Synthetic(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]), torch.tensor(0.1))
         defaults: dict[str, Any] = {"iterations": 5, "lr_images": 0.1, "lr_step_size": 0.1, "momentum": 0.0}
         recipe = Recipe("scripted", SELECTED, IterativeOptions, None, None, {})
-        super().__init__(recipe, IterativeOptions(**{**defaults, **options}), None)  # type: ignore[arg-type]
+        super().__init__(recipe, IterativeOptions(**{**defaults, **options}), NO_PROBLEM)
 
     def start(self) -> Synthetic:
         return self.begun

@@ -44,20 +44,20 @@ def test_names_with_numbers_are_sorted_by_value(names: list[str], expected: list
     assert sorted(names, key=natural_order) == sorted(backwards, key=natural_order) == expected
 
 
-def write_classes(folder: Path, names: list[str], each: int = 1) -> Path:
-    """A grey level for each class, in the order of the names."""
+def write_classes(folder: Path, names: list[str], each: int = 1, first: int = 0) -> Path:
+    """A grey level for each class, in the order of the names; images differ by their numbers, from `first` on."""
     for level, name in enumerate(names):
         for index in range(each):
             path = folder / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode((pixels(index, grey=True) // 32 + 20 * level).astype("uint8")))
+            path.write_bytes(encode((pixels(first + index, grey=True) // 32 + 20 * level).astype("uint8")))
     return folder
 
 
 @pytest.mark.parametrize("names", [TWELVE, [f"class{number}" for number in range(1, 13)], ["2b", "10a", "20"]])
 def test_class_folders_are_in_natural_order(names: list[str], tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        write_classes(tmp_path / part, names)
+    for first, part in enumerate(("train", "test")):
+        write_classes(tmp_path / part, names, first=first)
     data = load_dataset("own", DatasetOptions(source="folder", path=str(tmp_path)))
     assert data.class_names == tuple(names)
     levels = [float(image.float().mean()) for image in data.train.images]
@@ -66,8 +66,8 @@ def test_class_folders_are_in_natural_order(names: list[str], tmp_path: Path) ->
 
 def test_order_of_classes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for part in ("train", "test"):
-        write_classes(tmp_path / "images" / part, TWELVE)
+    for first, part in enumerate(("train", "test")):
+        write_classes(tmp_path / "images" / part, TWELVE, first=first)
     Path("c.yaml").write_text("datasets: {own: {source: folder, path: images, augment: ''}}\n")
     assert main(["data", "--config", "c.yaml", "--dataset", "own", "--make", "images"]) == 0
     log = next(Path("results").rglob("*.log")).read_text()
@@ -318,15 +318,17 @@ def test_space_of_photographs(photographs: ImageData, space: str, taken: str, te
 
 
 CELL = ("--config", "tiny.yaml", "--ipc", "1", "--dataset")
-RUN = Path("results/tiny")
+RUN, HAND = Path("results/tiny"), Path("results/hand/tiny")
 
 
 def distil(folder: Path, images: Tensor, dataset: str = "digits", **more: Tensor) -> tuple[Mapping[str, str], str]:
     """Return the notes of an imported set, and the log."""
     torch.save({"images": images, **more}, folder / "set.pt")
-    assert main(["distill", *CELL, dataset, "--method", "files", "--images", str(folder / "set.pt")]) == 0
-    made = load_distilled(RUN / f"distilled/{dataset}/ipc-1/files/seed-0/distilled.safetensors")
-    return made.options["notes"], (RUN / f"logs/distill/{dataset}/ipc-1/files/seed-0.log").read_text()
+    assert (
+        main(["distill", *CELL, dataset, "--method", "files", "--images", str(folder / "set.pt"), "--overwrite"]) == 0
+    )
+    made = load_distilled(HAND / f"distilled/{dataset}/ipc-1/files/seed-0/distilled.safetensors")
+    return made.options["notes"], (HAND / f"logs/distill/{dataset}/ipc-1/files/seed-0.log").read_text()
 
 
 def test_doubts_are_in_the_log_and_in_the_set(campaign: Path, tmp_path: Path, digits: ImageData) -> None:
@@ -360,8 +362,8 @@ def test_labels_that_contradict_the_folders_are_doubted(campaign: Path, tmp_path
     for given, told in ((labels, False), (labels.roll(1), True)):
         torch.save(torch.nn.functional.one_hot(given, 10).float(), tmp_path / "soft.pt")
         options = ("--images", str(tmp_path / "set"), "--labels-from", str(tmp_path / "soft.pt"))
-        assert main(["distill", *CELL, "digits", "--method", "files", *options]) == 0
-        log = (RUN / "logs/distill/digits/ipc-1/files/seed-0.log").read_text()
+        assert main(["distill", *CELL, "digits", "--method", "files", *options, "--overwrite"]) == 0
+        log = (HAND / "logs/distill/digits/ipc-1/files/seed-0.log").read_text()
         assert ("soft.pt gives 10 of 10 images another class than set does; check the order" in log) == told
 
 

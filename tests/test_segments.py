@@ -133,7 +133,7 @@ class Untouched:
     """Experts that only say how many and how long they are; whatever else is asked of them fails."""
 
     def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+        self.epochs, self.near_chance = epochs, None
 
     def __len__(self) -> int:
         return 2

@@ -63,7 +63,7 @@ assert load_images(Path("results/tiny/data/fruit/images.safetensors")).class_nam
 def pictures(folder: Path, count: int) -> list[bytes]:
     """Write random pictures and return their files' contents."""
     folder.mkdir(parents=True)
-    drawn = numpy_generator(len(str(folder))).integers(0, 256, (count, 8, 8, 3), dtype=numpy.uint8)
+    drawn = numpy_generator(sum(str(folder).encode())).integers(0, 256, (count, 8, 8, 3), dtype=numpy.uint8)
     for index, one in enumerate(drawn):
         Image.fromarray(one).save(folder / f"ö {index}.png")
     return [(folder / f"ö {index}.png").read_bytes() for index in range(count)]

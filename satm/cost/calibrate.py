@@ -54,6 +54,7 @@ class RandomExperts(TrajectoryStore):
 
     def __init__(self, module: nn.Module) -> None:
         self._start, self._buffers = flatten(module), stored_buffers(module)
+        self.shards = []
         self._direction = 1e-3 * torch.randn(self._start.shape, generator=make_generator("pace", "experts"))
 
     def __len__(self) -> int:

@@ -157,9 +157,8 @@ def save_images(path: Path, data: ImageData, options: Mapping[str, object] = Map
     for part in PARTS:
         split: Split = getattr(data, part)
         tensors |= {f"{part}.images": split.images, f"{part}.labels": split.labels}
-    write_tensors(
-        path, tensors, {"kind": "images", "options": dict(options), **{field: getattr(data, field) for field in FIELDS}}
-    )
+    fields = {field: getattr(data, field) for field in FIELDS}
+    write_tensors(path, tensors, {"kind": "images", **({"options": dict(options)} if options else {}), **fields})
 
 
 def load_images(path: Path) -> ImageData:

@@ -63,8 +63,8 @@ Asked = Mapping[str, Any]
 TEACHER = "sgd"
 """Experts that give soft labels to sets without any."""
 
-INPUTS = ("distillations", "experts")
-"""Fields with what is asked of a job's inputs."""
+INPUTS = ("distillations", "experts", "experts_count")
+"""Fields with what is asked of a job's inputs; `experts` with a name is no such field."""
 
 
 def params(asked: object) -> Any:
@@ -76,7 +76,7 @@ def params(asked: object) -> Any:
         return asked.changed
     if not isinstance(asked, Mapping):
         return asked
-    return {name: params(value) for name, value in asked.items() if not (name in INPUTS and isinstance(value, Mapping))}
+    return {name: params(value) for name, value in asked.items() if name not in INPUTS or isinstance(value, str)}
 
 
 def wildcards(names: Mapping[str, object]) -> Wildcards:

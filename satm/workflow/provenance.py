@@ -125,7 +125,7 @@ def stated_identity(path: Path) -> Identity | None:
             metadata = parquet.read_schema(path).metadata or {}
             content: Any = json.loads(metadata[METADATA_KEY])["options"]
         elif path.suffix == ".json":
-            content = json.loads(path.read_text())["identity"]
+            content = json.loads(path.read_text(encoding="utf-8"))["identity"]
         else:
             with safe_open(path, framework="numpy") as file:
                 content = json.loads(file.metadata()["satm"])

@@ -128,29 +128,37 @@ class Reader:
     loose: bool = False
 
 
-STATE = (f"{ROOT}/state/**/*",)
+DISTILLED = f"{SET}/distilled.safetensors"
+STATE = ("results/hand/f/state/**/*",)
 IMAGES = f"{ROOT}/data/digits/images.safetensors"
 SHARDS = (f"{EXPERTS}/manifest.json", f"{EXPERTS}/expert-*.safetensors")
 DISTIL = ("distill", *CELL, "satm", "--seed", "2", "--iterations", "25", "--checkpoint-seconds", "0")
 
+AGAIN = "--overwrite"
+"""Flag of commands whose result is finished, so that they read their inputs."""
+
 READERS: dict[str, Reader] = {
-    "zca": Reader(("data", *CONFIG, "--dataset", "white", "--make", "zca"), (f"{ROOT}/data/white/images.safetensors",)),
-    "experts": Reader(("experts", *DIGITS), (f"{EXPERTS}/*[0-9].safetensors", f"{EXPERTS}/*.json")),
-    "collect": Reader(("experts", *DIGITS, "--collect"), (f"{EXPERTS}/part-*.json", IMAGES)),
-    "difficulty": Reader(("experts", *DIGITS, "--measure-difficulty"), SHARDS),
-    "curriculum": Reader(("experts", *DIGITS, "--experts", "curriculum"), (f"{EXPERTS}/difficulty.safetensors",)),
-    "distill": Reader(("distill", *CELL, "satm"), (*SHARDS, IMAGES)),
-    "whitened": Reader(
-        ("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random"), (f"{ROOT}/data/white/*",)
+    "zca": Reader(
+        ("data", *CONFIG, "--dataset", "white", "--make", "zca", AGAIN), (f"{ROOT}/data/white/images.safetensors",)
     ),
-    "evaluate": Reader(("evaluate", *CELL, "satm"), (f"{SET}/distilled.safetensors", IMAGES)),
-    "averaged": Reader(("evaluate", *CELL, "boosted"), (f"{BOOSTED}/seed-0/*.safetensors",)),
-    "variants": Reader(("evaluate", *CELL, "satm", "--what", "variants"), (f"{SET}/distilled.safetensors", *SHARDS)),
-    "nas": Reader(("nas", *CELL, "satm", "--search", "few"), (f"{SET}/distilled.safetensors",)),
-    "continual": Reader(("continual", *CELL, "satm", "--protocol", "two"), (f"{SET}/distilled.safetensors",)),
-    "sharpness": Reader(("analyse", *CELL, "satm"), (f"{SET}/distilled.safetensors", *SHARDS)),
-    "trajectory": Reader(("analyse", *CELL, "satm", "--what", "trajectory"), (f"{SET}/distilled.safetensors", *SHARDS)),
-    "expert-sharpness": Reader(("analyse", *DIGITS, "--what", "expert-sharpness", "--experts", "sgd"), SHARDS),
+    "experts": Reader(("experts", *DIGITS, AGAIN), (f"{EXPERTS}/*[0-9].safetensors", f"{EXPERTS}/*.json")),
+    "collect": Reader(("experts", *DIGITS, "--collect"), (f"{EXPERTS}/part-*.json", IMAGES)),
+    "difficulty": Reader(("experts", *DIGITS, "--measure-difficulty", AGAIN), SHARDS),
+    "curriculum": Reader(
+        ("experts", *DIGITS, "--experts", "curriculum", AGAIN), (f"{EXPERTS}/difficulty.safetensors",)
+    ),
+    "distill": Reader(("distill", *CELL, "satm", AGAIN), (*SHARDS, IMAGES)),
+    "whitened": Reader(
+        ("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random", AGAIN), (f"{ROOT}/data/white/*",)
+    ),
+    "evaluate": Reader(("evaluate", *CELL, "satm", AGAIN), (DISTILLED, IMAGES)),
+    "averaged": Reader(("evaluate", *CELL, "boosted", AGAIN), (f"{BOOSTED}/seed-0/*.safetensors",)),
+    "variants": Reader(("evaluate", *CELL, "satm", "--what", "variants", AGAIN), (DISTILLED, *SHARDS)),
+    "nas": Reader(("nas", *CELL, "satm", "--search", "few", AGAIN), (DISTILLED,)),
+    "continual": Reader(("continual", *CELL, "satm", "--protocol", "two", AGAIN), (DISTILLED,)),
+    "sharpness": Reader(("analyse", *CELL, "satm", AGAIN), (DISTILLED, *SHARDS)),
+    "trajectory": Reader(("analyse", *CELL, "satm", "--what", "trajectory", AGAIN), (DISTILLED, *SHARDS)),
+    "expert-sharpness": Reader(("analyse", *DIGITS, "--what", "expert-sharpness", "--experts", "sgd", AGAIN), SHARDS),
     "table": Reader(
         ("table", *CONFIG, "--name", "table2"),
         tuple(
@@ -171,9 +179,7 @@ READERS: dict[str, Reader] = {
         loose=True,
     ),
     "losses": Reader(("figure", *CONFIG, "--name", "losses"), (f"{SET}/metrics.parquet",)),
-    "sets": Reader(
-        ("figure", *CONFIG, "--name", "sets"), (f"{SET}/distilled.safetensors", f"{BOOSTED}/seed-0/*.safetensors")
-    ),
+    "sets": Reader(("figure", *CONFIG, "--name", "sets"), (DISTILLED, f"{BOOSTED}/seed-0/*.safetensors")),
     "resumed experts": Reader(("experts", *DIGITS, "--seed", "3"), STATE, stopped=3),
     "resumed distill": Reader(DISTIL, STATE, stopped=2),
     "resumed evaluate": Reader(("evaluate", *CELL, "satm", "--epochs", "3"), STATE, stopped=6),
@@ -332,7 +338,8 @@ def listed(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted((folder / "results").rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and not name.startswith((f"{ROOT}/logs/", f"{ROOT}/state/")) and path.suffix != ".pdf":
+        passing = {"logs", "state"} & set(path.relative_to(folder).parts)
+        if path.is_file() and not passing and path.suffix != ".pdf":
             try:
                 frame = pandas.read_parquet(path)
                 frame = frame.drop(columns=[name for name in MEASURED if name in frame])
@@ -404,7 +411,7 @@ EPOCHS = f"{ROOT}/state/experts/"
 
 SWAPS = [
     *(IMAGES, f"{ROOT}/data/white/zca.safetensors", f"{ROOT}/data/other/zca.safetensors"),
-    *(f"{ROOT}/data/other/images.safetensors", f"{SET}/distilled.safetensors", f"{SET}/metrics.parquet"),
+    *(f"{ROOT}/data/other/images.safetensors", DISTILLED, f"{SET}/metrics.parquet"),
     *(f"{EXPERTS}/manifest.json", f"{EXPERTS}/expert-001.safetensors", f"{EXPERTS}/part-1-1.json"),
     *(f"{ROOT}/experts/digits/again/{name}" for name in ("manifest.json", "expert-000.safetensors", "part-0-0.json")),
     f"{EXPERTS}/difficulty.safetensors",
