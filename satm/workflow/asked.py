@@ -64,7 +64,7 @@ TEACHER = "sgd"
 """Experts that give soft labels to sets without any."""
 
 INPUTS = ("distillations", "experts", "experts_count")
-"""Fields with what is asked of a job's inputs; `experts` with a name is no such field."""
+"""Fields with what is asked of a job's inputs; experts that are a name or a number are none."""
 
 
 def params(asked: object) -> Any:
@@ -76,7 +76,11 @@ def params(asked: object) -> Any:
         return asked.changed
     if not isinstance(asked, Mapping):
         return asked
-    return {name: params(value) for name, value in asked.items() if name not in INPUTS or isinstance(value, str)}
+    return {
+        name: params(value)
+        for name, value in asked.items()
+        if name not in INPUTS or (name == "experts" and isinstance(value, str | int))
+    }
 
 
 def wildcards(names: Mapping[str, object]) -> Wildcards:
