@@ -40,7 +40,8 @@ def flag(name: str, kind: Any, text: str, *default: Any) -> Flag:
     return (name, Annotated[kind, tyro.conf.arg(help=text)], *(dataclasses.field(default=value) for value in default))
 
 
-CONFIG = flag("config", Path | None, "Campaign (YAML), which determines the results folder. None: `results/`.", None)
+CAMPAIGN = "Campaign (YAML), which determines the results folder. None: the presets, with results in results/hand/."
+CONFIG = flag("config", Path | None, CAMPAIGN, None)
 """Flag of every stage."""
 
 TIME_LIMIT = "Minutes after which the run stops with its state saved; None: $SATM_TIME_LIMIT, or the SLURM job's."
@@ -158,7 +159,7 @@ def place_results(
         own = name in (None, UNNAMED)
         resolver = resolver.for_hand(unnamed if own else ByHand(str(name), unnamed.root, place, changed))
     elif name is not None:
-        resolver = resolver.for_hand(ByHand(name, resolver.layout.root, place, changed))
+        resolver = resolver.for_hand(ByHand(name, resolver.layout.root, place, changed, named=flags.run is not None))
     else:
         resolver = copy.copy(resolver)
     resolver.overwrite = flags.overwrite
@@ -193,7 +194,7 @@ def command(
             campaign = f"from {resolver.path}" if resolver.path else "from the presets"
             LOG.info("by hand: options that differ %s: %s; results below %s", campaign, differing, run.root)
             if run.name != UNNAMED:
-                LOG.info("--run %s makes the next command use them", run.name)
+                LOG.info("commands with --run %s read these results", run.name)
         yield
 
 

@@ -145,6 +145,20 @@ def test_without_the_name_of_the_run_commands_use_the_sets_of_the_campaign(campa
     assert set_evaluated(RUN) != hash_of_set(HAND / "tiny")
 
 
+def test_without_its_name_a_run_by_hand_reads_the_campaign_alone(
+    campaign: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another option of an evaluation does not exchange the set for the one that lies in the same run."""
+    assert main([*OTHER]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *SATM, "--repeats", "1"]) == 0
+    assert set_evaluated(HAND / "tiny") == hash_of_set(RUN) != hash_of_set(HAND / "tiny")
+    assert f"synthetic set: {RUN / SET}" in capsys.readouterr().out
+    assert main(["evaluate", *SATM, "--repeats", "1", "--run", "tiny", "--overwrite"]) == 0
+    assert set_evaluated(HAND / "tiny") == hash_of_set(HAND / "tiny")
+    assert f"synthetic set: {HAND / 'tiny' / SET}" in capsys.readouterr().out
+
+
 def test_the_tables_of_a_campaign_do_not_see_runs_by_hand(campaign: Path) -> None:
     text = Path("tiny.yaml").read_text().replace("methods: [random, mtt, satm]", "methods: [satm]")
     Path("tiny.yaml").write_text(text)

@@ -359,6 +359,29 @@ def test_a_campaign_in_a_folder_with_an_odd_name(checkout: Path, tmp_path: Path)
         assert shlex.split(command)[5] == str(path), command
 
 
+@pytest.mark.parametrize("missing", ["distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors", None])
+def test_a_table_is_made_again_if_what_it_shows_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str | None
+) -> None:
+    """Snakemake asks for the inputs of a table that exists only if the table itself is to be made."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    campaigns, forced = Campaigns(ROOT, [Path("tiny.yaml")]), list[str]()
+    names = {"root": "results/tiny", "table": "table2"}
+    outputs = [pattern.format(**names) for pattern in rules.RULES["table"].outputs.values()]
+    inputs = [path for paths in campaigns.inputs("table", SimpleNamespace(**names)).values() for path in paths]
+    for path in map(Path, (*outputs, *inputs)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if missing:
+        Path("results/tiny", missing).unlink()
+    campaigns.force = forced.extend
+    snakemakes = SimpleNamespace(**names, items=names.items)
+    assert campaigns.planned_inputs("table", snakemakes)["measured"] == inputs
+    assert forced == (outputs if missing else [])
+    assert (f"{missing} is missing" in capsys.readouterr().err) == bool(missing)
+
+
 def test_a_number_in_a_path_is_written_in_one_way() -> None:
     constraints = Campaigns(ROOT).constraints()
     for name, form in (("ipc", "{}"), ("seed", "{}"), ("part", "{}-{}")):

@@ -30,8 +30,15 @@ class ByHand:
     """Place of the experts or the synthetic set that the current command makes."""
     changed: Mapping[str, Any] = field(default_factory=dict)
     """Options of the current command that differ from the campaign's, as JSON values."""
+    named: bool = True
+    """Whether the command names the run, and so reads its earlier results; else it reads those that it builds on."""
     recalls: bool = True
     """Whether stored options apply; not to the defaults of a command's flags."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Folders of the results that it reads, in the order of preference."""
+        return (self.root,) if self.base is None else (self.root, self.base) if self.named else (self.base,)
 
     @property
     def root(self) -> str:
@@ -42,7 +49,7 @@ class ByHand:
         """Return the options, by name, with which experts or a synthetic set differ from the campaign's."""
         if (place := place_of(rule, **names)) == self.current:
             return self.changed
-        for root in filter(None, (self.root, self.base) if self.recalls else ()):
+        for root in self.folders if self.recalls else ():
             if (path := Path(Layout(root).by_hand(*place))).is_file():
                 options: dict[str, Any] = read_record(path, "options of a run by hand", {"options": dict})["options"]
                 return options

@@ -57,11 +57,10 @@ class Resolver:
 
     def file(self, path: str) -> Path:
         """Return an input file of a job: in a run by hand, the run's own, or else that of the results it builds on."""
-        own = Path(path)
-        if self.by_hand is None or self.by_hand.base is None or own.exists():
-            return own
-        other = Path(self.by_hand.base + path.removeprefix(self.layout.root))
-        return other if other.exists() else own
+        if self.by_hand is None:
+            return Path(path)
+        found = [Path(root + path.removeprefix(self.layout.root)) for root in self.by_hand.folders]
+        return next((each for each in found if each.exists()), found[0])
 
     def dataset(self, name: str) -> DatasetOptions:
         """Return the options of a dataset, or of a step of one such as `digits-order-0-step-1-of-5`."""

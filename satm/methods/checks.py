@@ -106,7 +106,8 @@ def segments(options: MatchingOptions, epochs: int | None) -> Iterator[str]:
             f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
             f"{last_fixed}, max_start_epoch is {below}; lower concurrent or distance"
         )
-    starts = {"max_start_epoch": below - 1, "start_epoch": options.start_epoch or 0, "monitor": options.monitor - 1}
+    starts = {"max_start_epoch": below - 1, "start_epoch": options.start_epoch or 0}
+    starts |= {"monitor": options.monitor - 1} if options.monitor else {}
     for option, start in {**starts, "concurrent, distance": last_fixed}.items():
         if epochs is not None and start + length > epochs:
             yield (

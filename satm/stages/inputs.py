@@ -1,5 +1,6 @@
 """Inputs of the stages: a dataset ready for training, experts, synthetic sets; each checked against the campaign."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
 from satm.workflow import asked
 from satm.workflow.provenance import Provenance
+
+LOG = logging.getLogger("satm")
 
 
 class Inputs:
@@ -191,6 +194,7 @@ class Inputs:
                 f"{path} is not the set that is asked for: {difference}; make it again with "
                 f"{_command(self.resolver, 'distill', **cell.axes, overwrite='')}"
             )
+        LOG.info("synthetic set: %s", path)
         return distilled, hash_file(path)
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,16 +114,24 @@ class Campaigns:
     def planned_inputs(self, rule: str, wildcards: Any) -> dict[str, list[str]]:
         """Return the input files of a job of Snakemake; a result that differs from what is asked for is made again.
 
-        Snakemake itself notices neither a result that it did not make nor one that was replaced.
+        Snakemake itself notices neither a result that it did not make, nor one that was replaced, nor a missing input
+        of a table that exists.
         """
-        if self.force is not None and not RULES[rule].gathers:
+        inputs = self.inputs(rule, wildcards)
+        if self.force is not None and rule in ("table", "figure"):
+            missing = [path for path in chain.from_iterable(inputs.values()) if not Path(path).is_file()]
+            outputs = [pattern.format(**dict(wildcards.items())) for pattern in RULES[rule].outputs.values()]
+            if missing and all(Path(path).is_file() for path in outputs):
+                self.force(outputs)
+                print(f"satm: {outputs[0]} is made again: {missing[0]} is missing", file=sys.stderr)
+        elif self.force is not None and not RULES[rule].gathers:
             names = dict(wildcards.items())
             provenance = self._provenance.setdefault(names["root"], Provenance(self.of(names["root"])))
             if difference := provenance.difference(rule, **names):
                 outputs = [pattern.format(**names) for pattern in RULES[rule].outputs.values()]
                 self.force(outputs)
                 print(f"satm: {outputs[0]} is made again: {difference}", file=sys.stderr)
-        return self.inputs(rule, wildcards)
+        return inputs
 
     def options(self, rule: str, wildcards: Wildcards) -> str:
         """Return the options that a job's result depends on beside its inputs, as one JSON text; raises as `inputs`."""
