@@ -130,7 +130,7 @@ def test_a_differing_option_leaves_the_campaign_as_it_is(campaign: Path, capsys:
     assert main(list(OTHER)) == 0
     told = capsys.readouterr().out
     assert "by hand: options that differ from tiny.yaml: iterations; results below results/hand/tiny" in told
-    assert "--run tiny makes the next command use them" in told
+    assert "commands with --run tiny read these results" in told
     assert main(["evaluate", *SATM, "--run", "tiny"]) == 0
     assert contents(RUN) == before
     assert iteration(HAND / "tiny") == 2 and iteration(RUN) == 3

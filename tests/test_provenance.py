@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import TINY, Refuse
+from drawing import torch_generator
 from safetensors import safe_open
 
 from satm.cli import main
@@ -146,7 +148,7 @@ def lacking(asked: Mapping[str, Any], stated: Mapping[str, Any], place: str = ""
     return found
 
 
-NOT_IN_SETS = {"axes", "network", "looks", "experts", "experts_count", "augmentation"}
+NOT_IN_SETS = {"axes", "network", "looks", "experts", "experts_count", "augmentation", "images"}
 """Fields that only the metrics beside a synthetic set state."""
 
 
@@ -207,6 +209,7 @@ AUGMENTED = ("digits: {source: digits, augment: crop_scale_rotate}", "digits: {s
 RECIPE = ("epochs: 3, lr: 0.05", "epochs: 3, lr: 0.06")
 RHO = ("rho: 0.05", "rho: 0.06")
 """Changes of the campaign, each of one value."""
+MORE_EXPERTS = ("count: 2, epochs: 3", "count: 3, epochs: 3")
 WATCHED = ("repeats: 2, epochs: 3", "repeats: 2, epochs: 4")
 AT_SET = ("evaluate", "variants", "continual", "nas", "analysis")
 
@@ -242,7 +245,10 @@ AT_SET = ("evaluate", "variants", "continual", "nas", "analysis")
         ("nas_real", RECIPE, None),
         ("nas", WATCHED, "its synthetic set "),
         ("experts", ("count: 2, epochs: 3", "count: 3, epochs: 3"), None),
-        *((rule, ("count: 2, epochs: 3", "count: 3, epochs: 3"), "experts_count") for rule in ("distill", "evaluate")),
+        *(
+            (rule, ("count: 2, epochs: 3", "count: 3, epochs: 3"), "experts_count")
+            for rule in ("distill", "evaluate", "variants")
+        ),
         *((rule, ("per_job: 1", "per_job: 2"), None) for rule in ("experts", "distill", "evaluate")),
         *((rule, ("methods: [random, mtt, satm]", "methods: [satm]"), None) for rule in JOBS),
     ],
@@ -366,6 +372,31 @@ def test_results_of_versions_that_state_less_are_shown(whole: Path) -> None:
     flat = tiny(("repeats: 2, epochs: 3", "repeats: 2, flat_rho: 0.1, epochs: 3"))
     found = Provenance(flat).difference("evaluate", **names)
     assert found is not None and "options.flat_rho: expected 0.1, found 0.0" in found
+
+
+def test_options_of_the_images_are_compared_where_the_images_are_not(whole: Path) -> None:
+    """As after results were copied to another machine."""
+    shutil.rmtree(Path(tiny().layout.root, "data"))
+    for rule in ("evaluate", "full", "continual", "nas", "nas_real", "analysis"):
+        assert difference(rule, tiny()) is None
+        found = difference(rule, tiny(("digits: {source: digits,", "digits: {source: digits, validation: 3,")))
+        assert found is not None and "images.validation: expected 3, found 0" in found
+
+
+def test_the_file_that_a_set_was_read_from_is_compared(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = Path("tiny.yaml").read_text()
+    Path("tiny.yaml").write_text(f"{text}methods: {{theirs: {{method: files, images: theirs.pt}}}}\n")
+    cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "theirs")
+    torch.save(torch.randn(10, 1, 8, 8, generator=torch_generator(1)), "theirs.pt")
+    assert main(["distill", *cell]) == 0 and main(["evaluate", *cell]) == 0
+    names = {"dataset": "digits", "ipc": 1, "method": "theirs", "seed": 0, "network": "convnet"}
+    resolver = load_campaign(Path("tiny.yaml"))
+    assert Provenance(resolver).difference("evaluate", **names) is None
+    torch.save(torch.randn(10, 1, 8, 8, generator=torch_generator(2)), "theirs.pt")
+    found = Provenance(resolver).difference("evaluate", **names)
+    assert found is not None and "it was read from another file than theirs.pt is today" in found
+    Path("theirs.pt").unlink()
+    assert Provenance(resolver).difference("evaluate", **names) is None, "nothing to compare with"
 
 
 def test_every_difference_is_named_with_both_values() -> None:

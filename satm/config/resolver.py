@@ -62,6 +62,11 @@ class Resolver:
         found = [Path(root + path.removeprefix(self.layout.root)) for root in self.by_hand.folders]
         return next((each for each in found if each.exists()), found[0])
 
+    def data_file(self, path: str) -> Path:
+        """Return a file of prepared images, which a run by hand does not make itself."""
+        run = self.by_hand
+        return Path(path if run is None or run.base is None else run.base + path.removeprefix(self.layout.root))
+
     def dataset(self, name: str) -> DatasetOptions:
         """Return the options of a dataset, or of a step of one such as `digits-order-0-step-1-of-5`."""
         options = pick(self.whole(name), self.datasets, "dataset")

@@ -98,7 +98,8 @@ def easiest(order: Tensor, fraction: float) -> Tensor:
 
 def save_difficulty(path: Path, difficulty: Difficulty, identity: Identity, experts: int) -> None:
     """Write a difficulty with the number of its experts and their identity, which includes the hash of the images."""
-    write_tensors(path, vars(difficulty), {"kind": "difficulty", "identity": identity, "experts": experts})
+    about = {"kind": "difficulty", "identity": identity, "experts": experts}
+    write_tensors(path, vars(difficulty), {**about, "hash": difficulty.hash})
 
 
 def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -> Difficulty:

@@ -52,7 +52,7 @@ def make_evaluation(
             about["teacher"] = labels = None
             if not distilled.labels.is_floating_point():
                 about["teacher"], store = teacher, inputs.experts(teacher)
-                about["experts"] = store.identity
+                about |= {"experts": store.identity, "experts_count": len(store)}
                 problem = inputs.problem(cell, resolver.experts(teacher, cell.dataset).network, store)
                 labels = expert_labels(problem, store, distilled.images.to(device), distilled.classes.to(device))
             rule, forms = "variants", label_variants(distilled, labels, options, device)

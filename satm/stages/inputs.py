@@ -46,7 +46,7 @@ class Inputs:
                     "name the labels to keep in its option classes"
                 )
             self.data = keep_classes(whole, dataset, step.labels(classes))
-        whitening, self.whitening_path = None, resolver.file(resolver.layout.zca(name)) if options.zca else None
+        whitening, self.whitening_path = None, resolver.data_file(resolver.layout.zca(name)) if options.zca else None
         if path := self.whitening_path:
             _require(path, "the whitening", resolver, "data", dataset=name)
             whitening = load_whitening(path, whole.hash)
@@ -67,7 +67,9 @@ class Inputs:
 
     def identify(self, stage: str, **values: Any) -> dict[str, Any]:
         """Return the identity of a stage's result: its revision, these values and the images."""
-        return {"revision": REVISIONS[stage], **values, **self.identity}
+        whole = asked.wildcards({"dataset": self.resolver.whole(self.dataset)})
+        images = {"images": asked.of_images(self.resolver, whole)["options"].values, "whole": self.whole.hash}
+        return {"revision": REVISIONS[stage], **values, **images, **self.identity}
 
     def network(self, name: str) -> dict[str, Any]:
         """Return `{"network": registered name, option: value…}` for this dataset."""
@@ -206,7 +208,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
     """
     resolver.dataset(dataset)
     whole = resolver.whole(dataset)
-    path = resolver.file(resolver.layout.images(whole))
+    path = resolver.data_file(resolver.layout.images(whole))
     _require(path, "the image file", resolver, "data", dataset=whole)
     data = load_images(path)
     if data.name != whole:
@@ -228,6 +230,7 @@ def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = 
 
 def _command(resolver: Resolver, stage: str, **flags: object) -> str:
     config = f" --config {resolver.path}" if resolver.path else ""
-    run = f" --run {resolver.by_hand.name}" if resolver.by_hand and resolver.by_hand.name != UNNAMED else ""
+    by_hand = resolver.by_hand if stage != "data" else None
+    run = f" --run {by_hand.name}" if by_hand and by_hand.name != UNNAMED else ""
     given = "".join(f" --{name} {value}".rstrip() for name, value in flags.items())
     return f"`python -m satm {stage}{given}{config}{run}`"

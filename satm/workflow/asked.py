@@ -22,6 +22,9 @@ DECODING = {
 }
 """Options of a dataset that determine its stored images; they reach later stages through that file."""
 
+MEANING = DECODING - {"path", "train", "test", "image_column", "label_column"}
+"""Those of them that hold wherever the files lie."""
+
 WHITENING = ("eps", "per_image", "relative")
 """Options of a dataset's whitening, without the `zca_` before each name."""
 
@@ -63,7 +66,7 @@ Asked = Mapping[str, Any]
 TEACHER = "sgd"
 """Experts that give soft labels to sets without any."""
 
-INPUTS = ("distillations", "experts", "experts_count")
+INPUTS = ("distillations", "experts", "experts_count", "count", "images")
 """Fields with what is asked of a job's inputs; experts that are a name or a number are none."""
 
 
@@ -116,13 +119,18 @@ def network(resolver: Resolver, name: str, dataset: str) -> Chosen:
     return Chosen(network_options(values), more={"network": values["network"]})
 
 
-def _training(resolver: Resolver, dataset: str) -> Asked:
+def _space(resolver: Resolver, dataset: str) -> Asked:
     """Return space and augmentation of the images that networks are trained on."""
     options = resolver.dataset(dataset)
     return {
         "preprocessing": {"space": "whitened" if options.zca else "normalised"},
         "augmentation": [options.augment, options.augment_share],
     }
+
+
+def _training(resolver: Resolver, dataset: str) -> Asked:
+    """Return source, space and augmentation of the images; experts state a hash of them alone."""
+    return {"images": Chosen(resolver.dataset(resolver.whole(dataset)), MEANING), **_space(resolver, dataset)}
 
 
 def experts(resolver: Resolver, dataset: str, name: str) -> Asked:
@@ -133,7 +141,7 @@ def experts(resolver: Resolver, dataset: str, name: str) -> Asked:
         "network": network(resolver, recipe.network, dataset),
         "experts": name,
         "recipe": Chosen(recipe, set(ExpertsOptions.model_fields) - UNSTATED),
-        **_training(resolver, dataset),
+        **_space(resolver, dataset),
         **({} if recipe.augment else {"augmentation": None}),
     }
 
@@ -228,7 +236,12 @@ def of_evaluation(resolver: Resolver, names: Wildcards) -> Asked:
 
 def of_variants(resolver: Resolver, names: Wildcards) -> Asked:
     """Return what is asked of accuracies with hard and soft labels, which experts give unless the set has its own."""
-    return {**of_evaluation(resolver, names), "experts": experts(resolver, names.dataset, TEACHER)}
+    count = resolver.experts(TEACHER, names.dataset).count
+    return {
+        **of_evaluation(resolver, names),
+        "experts": experts(resolver, names.dataset, TEACHER),
+        "experts_count": count,
+    }
 
 
 def of_continual(resolver: Resolver, names: Wildcards) -> Asked:
@@ -252,11 +265,13 @@ def of_analysis(resolver: Resolver, names: Wildcards) -> Asked:
     cell, options = cell_of(names), resolver.analysis(cell_of(names))
     values, own = resolver.method(cell), options.experts if "experts" in ANALYSES[names.what] else None
     name = own or experts_of(values)
+    count = resolver.experts(name, cell.dataset).count if name else 0
     return {
         "options": method(values),
         "measurement": Chosen(options, set(ANALYSES[names.what])),
         **({"rho": shared_rho(resolver, cell)} if names.what in ("sharpness", "bounds") else {}),
         **({"experts": experts(resolver, cell.dataset, name)} if name else {}),
+        **({"count": min(options.count, count)} if names.what == "trajectory" else {}),
         **distillations(resolver, cell),
         **_training(resolver, cell.dataset),
     }

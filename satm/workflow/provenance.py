@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pyarrow import ArrowException, parquet
 from safetensors import SafetensorError, safe_open
 
-from satm.config import REVISIONS, Cell, Resolver
+from satm.config import REVISIONS, Cell, Resolver, expand
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differences, differing_field, hash_file
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
@@ -95,6 +95,7 @@ class Provenance:
         whitening = self._stated(self._resolver.file(layout.zca(whole))) or {}
         # A step of a dataset has images of its own, in the space of the whole dataset.
         today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
+        today |= {"whole": images["hash"]} if "hash" in images else {}
         today["preprocessing"] = {name: images[name] for name in ("mean", "std") if name in images}
         if "hash" in whitening and self._resolver.dataset(whole).zca:
             today["preprocessing"]["whitening_hash"] = whitening["hash"]
@@ -108,12 +109,45 @@ class Provenance:
                 return f"it is of another synthetic set than {path}"
             if difference := self.difference("distill", **cell.axes):
                 return f"its synthetic set {path} differs: {difference}"
+        if difference := self._differing_source(stated):
+            return difference
+        for own in filter(_is_rated, (stated, stated.get("experts"))):
+            if difference := self._differing_difficulty(dataset, own):
+                return difference
         if isinstance(experts := stated.get("experts"), Mapping) and "experts" in experts:
             path = self._resolver.file(layout.manifest(dataset, str(experts["experts"])))
             manifest = self._stated(path)
             if manifest and (difference := differing_field(manifest, experts)):
                 return f"it is of other experts than {path}: {difference}"
         return None
+
+    def _differing_difficulty(self, dataset: str, experts: Identity) -> str | None:
+        """Return in what the difficulty by which experts were trained differs from the one of today."""
+        rater = self._resolver.experts(str(experts["experts"]), dataset).difficulty
+        path = self._resolver.file(self._resolver.layout.difficulty(dataset, rater))
+        if (today := self._stated(path) or {}).get("hash", experts["difficulty"]) != experts["difficulty"]:
+            return f"its experts were trained by another difficulty than {path}"
+        if today and (difference := self.difference("difficulty", dataset=dataset, experts=rater)):
+            return f"its experts were trained by the difficulty {path}, which differs: {difference}"
+        return None
+
+    def _differing_source(self, stated: Identity) -> str | None:
+        """Return whether the file that an imported set was read from is another one today."""
+        options = stated.get("options")
+        notes = options.get("notes", {}) if isinstance(options, Mapping) else {}
+        if not isinstance(options, Mapping) or "images" not in options or "sha256" not in notes:
+            return None
+        path = expand(str(options["images"]))
+        if path.is_file() and f"{path.name} {self._hash(path)}" not in str(notes["sha256"]):
+            return f"it was read from another file than {path} is today"
+        return None
+
+
+def _is_rated(identity: object) -> TypeGuard[Identity]:
+    """Return whether an identity is that of experts that were trained in an order of difficulty."""
+    return (
+        isinstance(identity, Mapping) and isinstance(identity.get("experts"), str) and bool(identity.get("difficulty"))
+    )
 
 
 def stated_identity(path: Path) -> Identity | None:
