@@ -189,7 +189,7 @@ def command(
             LOG.info("satm %s %s", __version__, type(flags).__name__)
             for name, value in {**values, **options.model_dump(mode="json")}.items():
                 LOG.info("  %s: %s", name.replace("_", "-"), value)
-        if run := resolver.by_hand:
+        if (run := resolver.by_hand) and options is not None:
             differing = ", ".join(name.replace("_", "-") for name in run.changed) or "none"
             campaign = f"from {resolver.path}" if resolver.path else "from the presets"
             LOG.info("by hand: options that differ %s: %s; results below %s", campaign, differing, run.root)

@@ -162,7 +162,7 @@ class Resolver:
 
     def table(self, name: str) -> TableOptions:
         """Return a table of this campaign, of any kind."""
-        return pick(name, self.campaign.tables, "table", str(self.path or "the built-in campaign"))
+        return pick(name, self.campaign.tables, "table", self._where())
 
     def search(self, name: str) -> SearchOptions:
         """Return an architecture search; without a campaign every name has the defaults, for runs by hand."""
@@ -187,7 +187,11 @@ class Resolver:
 
     def figure(self, name: str) -> FigureOptions:
         """Return a figure of this campaign, of any kind."""
-        return pick(name, self.figures, "figure", str(self.path or "the built-in campaign"))
+        return pick(name, self.figures, "figure", self._where())
+
+    def _where(self) -> str:
+        """Return the place of tables and figures, for messages."""
+        return str(self.path or "the presets (a campaign, named with --config, has tables and figures)")
 
     def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
         """Return the names by which settings select a cell: its own and the methods that its method builds on."""
