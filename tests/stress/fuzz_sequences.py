@@ -126,7 +126,7 @@ class Sequences:
             folder.mkdir(exist_ok=True)
             (folder / "it.yaml").write_text(campaign)
             self._flow(folder)
-            self._fresh[campaign] = pandas.read_csv(folder / RUN / "table2.csv")[NUMBERS]
+            self._fresh[campaign] = pandas.read_csv(folder / RUN / "table2.csv")[NUMBERS].astype({"n": float})
         return self._fresh[campaign]
 
     def _folder(self, campaign: str) -> Path:
@@ -169,7 +169,7 @@ class Sequences:
     def _compare(self, folder: Path, values: dict[str, str], by: str, partial: bool = False) -> None:
         """Compare the table with that of a fresh run; if it is partial, only what it shows."""
         expected = self.fresh(CAMPAIGN.format(**values))
-        actual = pandas.read_csv(folder / RUN / "table2.csv")[NUMBERS]
+        actual = pandas.read_csv(folder / RUN / "table2.csv")[NUMBERS].astype({"n": float})
         if partial:
             shown = actual.set_index(NUMBERS[:3]).dropna(subset="accuracy_mean")
             expected, actual = expected.set_index(NUMBERS[:3]).loc[shown.index], shown
