@@ -53,9 +53,9 @@ def short(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
 
-def some(items: Sequence[str], total: int | None = None) -> str:
-    """Return the first ten of many items for a message, and the number of the others; `total`: of all, if not given."""
-    shown = items[:SHOWN]
+def some(items: Sequence[str], total: int | None = None, most: int = SHOWN) -> str:
+    """Return the first of many items for a message, and the number of the others; `total`: of all, if not given."""
+    shown = items[:most]
     others = (len(items) if total is None else total) - len(shown)
     return ", ".join(shown) + (f" and {others} more" if others > 0 else "")
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from satm.data.images import Preprocessor
+from satm.errors import some
 
-SHOWN, COUNTED = 3, 10
-"""Classes of another mapping, and classes with their numbers of images, that a doubt names."""
+SHOWN = 3
+"""Classes of another mapping that a doubt names."""
 
 LEAST_CONTRAST, MOST_CONTRAST, LIKENESS, MEAN, BEYOND = 0.6, 1.6, 0.8, 0.15, 0.005
 """Bounds of images that look like real ones: contrast and likeness as multiples, differences of mean and far."""
@@ -159,8 +160,7 @@ def label_doubts(labels: Tensor, ipc: int, names: Sequence[str]) -> list[str]:
     if not wrong:
         return []
     texts = [f"{names[label]!r} {counts[label]}" for label in wrong]
-    shown = ", ".join(texts[:COUNTED]) + (f" and {len(texts) - COUNTED} more" if len(texts) > COUNTED else "")
-    return [f"{len(wrong)} of {classes} classes: {what} ({shown}); check the labels"]
+    return [f"{len(wrong)} of {classes} classes: {what} ({some(texts)}); check the labels"]
 
 
 def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
@@ -172,7 +172,8 @@ def number_doubts(classes: Tensor, names: Sequence[str]) -> list[str]:
     moved = [f"label {label} is class {name!r}" for label, name in enumerate(names) if name != str(label)]
     if not moved or not used <= set(names):
         return []
-    return [f"the classes are named by other numbers than their labels: {some(moved)}; renumber labels that are names"]
+    listed = some(moved, most=SHOWN)
+    return [f"the classes are named by other numbers than their labels: {listed}; renumber labels that are names"]
 
 
 def mapping_doubts(
@@ -203,7 +204,7 @@ def mapping_doubts(
     pairs = [f"{names[to]!r} should be {names[at]!r}" for at, to in enumerate(best.tolist()) if at != to]
     return [
         f"of {tested} real images of the classes concerned, {stated / tested:.0%} agree with the labels, but "
-        f"{other / tested:.0%} if {some(pairs)}; check the order of the classes"
+        f"{other / tested:.0%} if {some(pairs, most=SHOWN)}; check the order of the classes"
     ]
 
 
@@ -244,9 +245,3 @@ def copy_doubts(images: Tensor) -> list[str]:
     if (different := len({image.tobytes() for image in images.cpu().numpy()})) == len(images):
         return []
     return [f"only {different} of {len(images)} images differ; check the file"]
-
-
-def some(texts: Sequence[str]) -> str:
-    """Join the first texts of a list, and say how many more there are."""
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return ", ".join(texts[:SHOWN]) + more

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from satm.data.images import ImageData, Preprocessor
-from satm.errors import UsageError
-from satm.results.doubts import some
+from satm.errors import UsageError, some
+from satm.results.doubts import SHOWN
 from satm.results.external import ExternalSet
 
 PerChannel = tuple[float, ...]
@@ -133,7 +133,8 @@ def _match_names(
         return {label: int(name) for label, name in used.items()}, "by the classes' names, which are numbers", []
     pairs = [f"{name!r} = {class_names[label]!r}" for label, name in used.items() if label < len(class_names)]
     how = "in the order of the classes, as the dataset has other names"
-    return {label: label for label in used}, how, [f"its classes are taken {how}: {some(pairs)}; check the order"]
+    doubt = f"its classes are taken {how}: {some(pairs, most=SHOWN)}; check the order"
+    return {label: label for label in used}, how, [doubt]
 
 
 def fit_labels(labels: Tensor | None, kind: str, ipc: int, classes: int, where: str) -> tuple[Tensor, str]:

@@ -37,6 +37,7 @@ class Inputs:
 
     def __init__(self, resolver: Resolver, dataset: str, device: torch.device) -> None:
         self.resolver, self.dataset, self.device = resolver, dataset, device
+        self._provenance = Provenance(resolver)  # reads and hashes each file once
         options, name = resolver.dataset(dataset), resolver.whole(dataset)
         self.data = self.whole = whole = stored_images(resolver, dataset)
         if step := resolver.step(dataset):
@@ -168,7 +169,7 @@ class Inputs:
 
     def distillations(self, *cells: Cell) -> dict[str, Any]:
         """Return how stored synthetic sets were made, by dataset, for the identity of results at them."""
-        return {"distillations": {cell.dataset: Provenance(self.resolver).distillation(cell) for cell in cells}}
+        return {"distillations": {cell.dataset: self._provenance.distillation(cell) for cell in cells}}
 
     def distilled(self, cell: Cell) -> tuple[DistilledDataset, str]:
         """Return a synthetic set and the hash of its file.
@@ -191,7 +192,7 @@ class Inputs:
         own = cell.dataset == self.dataset  # a step of it has fewer classes
         if own and (difference := differing_field(names, {"class_names": distilled.class_names})):
             raise UsageError(f"{path} was made for other classes or another order of them: {difference}; distil again")
-        if difference := Provenance(self.resolver).difference("distill", **cell.axes):
+        if difference := self._provenance.difference("distill", **cell.axes):
             raise UsageError(
                 f"{path} is not the set that is asked for: {difference}; make it again with "
                 f"{_command(self.resolver, 'distill', **cell.axes, overwrite='')}"
