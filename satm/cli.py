@@ -295,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage.
 
     Returns:
-        Exit code: 0: done; 2: unusable input; 1: a failure of the run or the machine; both after one line of
-        explanation; 75: stopped, the same command resumes.
+        Exit code: 0: done; 2: unusable input; 1: a failure of the run or the machine; both after a line of
+        explanation, or a line for each of several problems; 75: stopped, the same command resumes.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
     logging.getLogger("satm").setLevel(logging.INFO)
@@ -316,8 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stage(rest)
     except stopping.Stop as stop:
         return _stopped(stop)
-    except (UsageError, RunError) as error:
-        return _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+    except UsageError as error:
+        return _fail(error.listed, 2)
+    except RunError as error:
+        return _fail(str(error))
     except (MemoryError, torch.OutOfMemoryError):
         return _fail("out of memory; use fewer images per step, or a larger machine")
     except KeyboardInterrupt:  # a second one, or one before the signal handlers are installed
@@ -350,8 +352,8 @@ def _stopped(stop: stopping.Stop) -> int:
 
 
 def _fail(text: str, code: int = 1) -> int:
-    """Print an error as one line and return the exit code."""
-    complain(f"satm: error: {' '.join(text.split())}")
+    """Print an error and return the exit code."""
+    complain(f"satm: error: {text}")
     return code
 
 

@@ -14,16 +14,43 @@ SHOWN = 10
 """Largest number of items in a message."""
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks, and with control characters as escapes."""
+    text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class _OneLine(Exception):
     """An error with a message of one line, without control characters, whatever names it quotes."""
 
     def __init__(self, text: str) -> None:
-        text = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text).strip()
-        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text))
+        super().__init__(one_line(text))
 
 
 class UsageError(_OneLine, ValueError):
-    """Unusable input; the message says what was expected, what was found and what to do. The command exits with 2."""
+    """Unusable input; the message says what was expected, what was found and what to do. The command exits with 2.
+
+    Args:
+        text: the message.
+        problems: several problems, if the message is about several.
+        where: begin of the message, for all of them.
+    """
+
+    def __init__(self, text: str, problems: Sequence[str] = (), where: str = "") -> None:
+        super().__init__(text)
+        self._where, self._found = where, [*map(one_line, problems)]
+
+    @property
+    def problems(self) -> list[str]:
+        """Each problem as a message of its own."""
+        return [_joined(self._where, problem) for problem in self._found] or [str(self)]
+
+    @property
+    def listed(self) -> str:
+        """The message, with each of several problems in a line of its own."""
+        if len(self._found) < 2:
+            return str(self)
+        return "\n  ".join([f"{_joined(self._where, f'{len(self._found)} problems')}:", *_numbered(self._found)])
 
 
 class MissingRun(UsageError):
@@ -39,12 +66,18 @@ def refuse(problems: Iterable[str], where: str = "") -> None:
     """Raise a UsageError with all problems in one line, each once; `where` begins it. Do nothing without problems."""
     if not (found := list(dict.fromkeys(problems))):
         return
-    text = found[0]
-    if len(found) > 1:
-        numbered = [f"({number}) {problem}" for number, problem in enumerate(found[:SHOWN], 1)]
-        rest = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
-        text = f"{len(found)} problems: {'; '.join([*numbered, *rest])}"
-    raise UsageError(f"{where}: {text}" if where else text)
+    text = found[0] if len(found) == 1 else f"{len(found)} problems: {'; '.join(_numbered(found))}"
+    raise UsageError(_joined(where, text), found, where)
+
+
+def _joined(where: str, text: str) -> str:
+    return f"{where}: {text}" if where else text
+
+
+def _numbered(problems: Sequence[str]) -> list[str]:
+    """Return the first problems, numbered, and the number of the others."""
+    numbered = [f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1)]
+    return [*numbered, f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else numbered
 
 
 def short(value: object) -> str:
@@ -60,10 +93,15 @@ def some(items: Sequence[str], total: int | None = None, most: int = SHOWN) -> s
     return ", ".join(shown) + (f" and {others} more" if others > 0 else "")
 
 
-def suggest(name: str, known: Mapping[str, object] | list[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like a name, or None if none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 def pick(name: str, known: Mapping[str, T], what: str, where: str = "") -> T:

@@ -119,14 +119,18 @@ Refuse = Callable[..., str]
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
-    """Run a command in this process; it must end with the exit code and one line on the standard error."""
+    """Run a command in this process; it must end with the exit code and one line on the standard error.
+
+    Each of several problems has an indented line of its own.
+    """
 
     def run(*arguments: str, code: int = 2) -> str:
         capsys.readouterr()
         found = main(list(arguments))
         told = capsys.readouterr().err
         assert found == code, (found, told)
-        assert told.count("\n") == 1 and told.startswith("satm: error: "), told
+        assert told.startswith("satm: error: ") and told.endswith("\n"), told
+        assert all(line.startswith("  ") for line in told.splitlines()[1:]), told
         assert "Traceback" not in told
         return told
 

@@ -48,6 +48,35 @@ def resolver(presets: tuple[Setting, ...] = (), **content: object) -> Resolver:
 TABLE = {"table2": {"datasets": {"digits": [1]}, "methods": ["random", "mtt"]}}
 
 
+def test_all_mistakes_in_a_campaign_are_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("""
+tables:
+  t: {datasets: {digits: [1]}, metods: [mtt], seeds: 0, kidn: accuracy}
+  u: {datasets: {digits: [0]}}
+experts: {sgd: {count: x, epochs: 2}, mine: {lr: true}}
+datasets: {d: {source: folder, sise: 3}, e: {source: folder, zca_relative: true}}
+tabels: {}
+""")
+    with pytest.raises(UsageError) as caught:
+        load_campaign(path)
+    told = [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+    assert [text.partition(";")[0].partition(". Did")[0] for text in told] == [
+        "unknown option 'tabels'",
+        "unknown option 'datasets.d.sise'",
+        "datasets.e: zca_relative changes the whitening, but zca is false",
+        "experts.sgd.count: input should be a valid integer, got 'x'",
+        "experts.mine: lr is True, expected a number instead of true or false",
+        "unknown option 'tables.t.metods'",
+        "unknown option 'tables.t.kidn'",
+        "tables.t.seeds: input should be a list, got 0",
+        "tables.u.datasets.digits.0: input should be greater than or equal to 1, got 0",
+        "tables.u.methods is missing",
+    ]
+    assert caught.value.listed.splitlines()[0] == f"{path}: 10 problems:"
+    assert caught.value.listed.splitlines()[10] == f"  (10) {told[9]}"
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

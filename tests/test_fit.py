@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from satm.cli import main
-from satm.config import Campaign, Resolver, load_campaign, load_presets, parse
+from satm.config import Campaign, Resolver, Setting, load_campaign, load_presets, parse
 from satm.config.datasets import AUGMENTATIONS, SOURCE_CONTENTS, stated_contents
 from satm.data import load_dataset
 from satm.data.augment import FAMILIES
@@ -263,7 +263,7 @@ PLANNED: list[tuple[str, dict[str, Any], str]] = [
     (
         "a search",
         {"tables": {"t": {"kind": "search", "datasets": {"digits": [1]}, "methods": ["random"], "sample": 720}}},
-        r"search t with random on digits at ipc 1: sample asks for 720 candidates, \d+ fit the images",
+        r"search t on all images of digits: sample asks for 720 candidates, \d+ fit the images",
     ),
     (
         "raters with a curriculum",
@@ -353,6 +353,48 @@ def test_every_wrong_name_is_said_at_once() -> None:
     for text in ("settings.0: unknown method 'satn'", "unknown dataset 'digitz'", "unknown method 'mttt'"):
         assert told.count(text) == 1, told
     assert told.startswith("test.yaml: 5 problems: ")
+
+
+def test_jobs_with_the_same_problem_are_named_together() -> None:
+    content = {"tables": table("random", "mtt", ipc=200)}
+    with pytest.raises(UsageError, match=r"^test.yaml: mtt on digits at ipc 200, random on digits at ipc 200: 200 tr"):
+        check(resolver(**content))
+
+
+def test_epochs_of_options_that_are_not_set_are_not_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        check(resolver(**mine("mtt", max_start_epoch=2, expert_epochs=9)))
+    (problem,) = caught.value.problems
+    assert "mine on digits at ipc 1: max_start_epoch: a segment from epoch 1" in problem
+
+
+SETTINGS = [
+    {"stage": "evaluate", "options": {"lr": "learnt", "epoch": 3, "epochs": "x"}},
+    {"options": {"iterations": 3}},
+    {"method": "random", "options": {"step_size": 1}},
+]
+
+
+def test_a_row_of_settings_is_named_for_the_methods_that_it_does_not_suit() -> None:
+    with pytest.raises(UsageError) as caught:
+        check(resolver(settings=SETTINGS, tables=table("mtt", "random", "herding")))
+    first, second, third, *others = caught.value.problems
+    assert first.startswith("test.yaml: settings.0: unknown option 'epoch'") and first.endswith("mean 'epochs'?")
+    assert second == "test.yaml: settings.0: epochs: input should be a valid integer, got 'x'"
+    expected = "input should be a valid number or 'learned' or 'searched', got 'learnt'"
+    assert third == f"test.yaml: settings.0: lr: {expected}"
+    assert ["unknown option 'iterations'" in other for other in others] == [True, True]
+    for other in others:
+        assert other.endswith(" (set by settings.1, which names no method and so applies to all)")
+
+
+def test_methods_with_the_same_problem_are_named_together() -> None:
+    settings = [{"stage": "evaluate", "method": ["mtt", "random"], "network": "x", "options": {"lr": 1}}]
+    presets = [{"stage": "evaluate", "options": {"epochs": 0}}]
+    campaign = resolver(settings=settings, tables=table("mtt", "random"))
+    campaign.settings = (*(Setting.model_validate(row) for row in presets), *campaign.settings)
+    with pytest.raises(UsageError, match=r"table t: mtt, random on digits at ipc 1: evaluate: epochs: input should be"):
+        check(campaign)
 
 
 def test_a_message_stays_readable() -> None:

@@ -12,7 +12,6 @@ from satm.config.base import (
     canonical,
     check_name,
     idle_options,
-    parse,
     refuse_idle,
     refuse_many,
 )
@@ -32,6 +31,7 @@ from satm.config.datasets import (
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of
+from satm.config.parsing import parse
 from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, root_of
 from satm.config.site import Site
 from satm.config.training import (

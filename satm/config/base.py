@@ -4,12 +4,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from satm.errors import UsageError, refuse, short, suggest
+from satm.errors import refuse, short
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9-]*"
 """Pattern of names in a campaign, which become parts of paths and Snakemake wildcards."""
@@ -29,7 +29,9 @@ REVISIONS = {
 }
 """Revision by stage, stored in its results: raise it when numbers change, as the workflow does not see code changes."""
 
-M = TypeVar("M", bound="Options")
+
+UNKNOWN = "unknown_option"
+"""Type of pydantic's error about an option that a model lacks; its context has the `name` and the `known` ones."""
 
 
 class Options(BaseModel):
@@ -41,22 +43,50 @@ class Options(BaseModel):
     @classmethod
     def _as_written(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         raw = values if isinstance(values, Mapping) else {}
-        for name in raw:
-            if name not in cls.model_fields:
-                known = sorted(cls.model_fields)
-                raise PydanticCustomError("unknown_option", "unknown option", {"name": str(name), "known": known})
-        # Pydantic's strict mode rejects too much: 1e3 for an integer, a list for a tuple, a mapping for options.
-        options = validate(values)
-        for name, value in raw.items():
-            parsed = getattr(options, name)
-            if lost := _count(bool, value) - _count(bool, parsed):
-                expected = "a number instead of true or false" if lost > 0 else "true or false"
-                raise ValueError(f"{name} is {short(value)}, expected {expected}")
-            if _count(str, value) > _count(str, parsed):
-                raise ValueError(f"{name} is {short(value)}, expected a number without quotes")
-            if problem := unusable(value):
-                raise ValueError(f"{name} has {problem}")
+        known = {name: value for name, value in raw.items() if name in cls.model_fields}
+        problems = [_unknown(str(name), cls) for name in raw if name not in known]
+        try:
+            options = validate(known if problems else values)
+        except ValidationError as error:
+            if not problems:
+                raise
+            problems += map(_again, error.errors())
+        else:
+            for name, value in known.items():
+                if text := _mixed_up(name, value, getattr(options, name)):
+                    problems.append(_error("value_error", text))
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
         return options
+
+
+def _error(
+    kind: str, text: str, context: dict[str, Any] | None = None, place: tuple[int | str, ...] = (), value: object = None
+) -> InitErrorDetails:
+    custom: Any = PydanticCustomError  # its type asks for texts that are literals
+    return InitErrorDetails(type=custom(kind, text, context), loc=place, input=value)
+
+
+def _unknown(name: str, model: type[Options]) -> InitErrorDetails:
+    return _error(UNKNOWN, "unknown option", {"name": name, "known": sorted(model.model_fields)})
+
+
+def _again(error: ErrorDetails) -> InitErrorDetails:
+    """Return a reported error in the form in which errors are raised."""
+    return _error(error["type"], error["msg"], error.get("ctx"), error["loc"], error["input"])
+
+
+def _mixed_up(name: str, value: object, parsed: object) -> str | None:
+    """Return what is wrong with the types in a parsed value, or None.
+
+    Pydantic's strict mode rejects too much: 1e3 for an integer, a list for a tuple, a mapping for options.
+    """
+    if lost := _count(bool, value) - _count(bool, parsed):
+        expected = "a number instead of true or false" if lost > 0 else "true or false"
+        return f"{name} is {short(value)}, expected {expected}"
+    if _count(str, value) > _count(str, parsed):
+        return f"{name} is {short(value)}, expected a number without quotes"
+    return f"{name} has {problem}" if (problem := unusable(value)) else None
 
 
 def _count(kind: type, value: object) -> int:
@@ -108,30 +138,6 @@ def idle_options(options: Options, idle: Mapping[str, Sequence[str]], prefix: st
 def refuse_idle(options: Options, idle: Mapping[str, Sequence[str]], prefix: str = "") -> None:
     """Raise a UsageError if options without effect are set (arguments: `idle_options`)."""
     refuse(idle_options(options, idle, prefix))
-
-
-def parse(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """Return values by option name as checked options; `where` begins the message.
-
-    Raises:
-        UsageError: an unknown option (the message suggests the nearest) or an unusable value, the first one.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
-        if first["type"] == "unknown_option":
-            name, known = first["ctx"]["name"], first["ctx"]["known"]
-            whole = ".".join([*([place] if place else []), name])
-            hint = f"; known: {', '.join(known) or 'none'}.{suggest(name, known)}"
-            raise UsageError(f"{where}: unknown option {short(whole)}{hint}") from error
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: {place} is missing; give it a value") from error
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        got = "" if first["type"] == "value_error" else f", got {short(first['input'])}"
-        raise UsageError(": ".join(part for part in (where, place, f"{message}{got}") if part)) from error
 
 
 def canonical(values: Mapping[str, Any] | BaseModel) -> str:

@@ -6,13 +6,13 @@ of that name, a flag on the command line.
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from satm.config.analysis import AnalyseOptions
-from satm.config.base import check_name, parse
+from satm.config.base import check_name
 from satm.config.by_hand import HAND, UNNAMED, ByHand
 from satm.config.campaign import Campaign, Setting
 from satm.config.cell import Cell
@@ -21,6 +21,7 @@ from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
 from satm.config.exhibits import FIGURES, FigureOptions, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.config.layout import Layout
+from satm.config.parsing import parse
 from satm.config.training import FULL, EvaluateOptions, LearnOptions, SearchOptions, StepsOptions
 from satm.config.yaml_file import load_yaml
 from satm.errors import UsageError, pick
@@ -54,6 +55,13 @@ class Resolver:
         resolver = copy.copy(self)
         resolver.by_hand, resolver.layout = run, Layout(run.root)
         return resolver
+
+    def without_settings(self, indices: Collection[int]) -> "Resolver":
+        """Return the resolver of the same campaign with some rows of its settings empty, to find what they cause."""
+        campaign, empty = self.campaign.settings, Setting(options={})
+        rows = tuple(empty if index in indices else row for index, row in enumerate(campaign))
+        presets = self.settings[: len(self.settings) - len(self.campaign.settings)]
+        return Resolver(self.campaign.model_copy(update={"settings": rows}), presets, self.layout.root, self.path)
 
     def file(self, path: str) -> Path:
         """Return an input file of a job: in a run by hand, the run's own, or else that of the results it builds on."""

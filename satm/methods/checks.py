@@ -106,10 +106,11 @@ def segments(options: MatchingOptions, epochs: int | None) -> Iterator[str]:
             f"concurrent {count} segments at a distance of {distance} from min_start_epoch {least} on reach epoch "
             f"{last_fixed}, max_start_epoch is {below}; lower concurrent or distance"
         )
-    starts = {"max_start_epoch": below - 1, "start_epoch": options.start_epoch or 0}
+    starts = {"max_start_epoch": below - 1, "start_epoch": options.start_epoch}
     starts |= {"monitor": options.monitor - 1} if options.monitor else {}
-    for option, start in {**starts, "concurrent, distance": last_fixed}.items():
-        if epochs is not None and start + length > epochs:
+    starts |= {"concurrent, distance": last_fixed} if count else {}
+    for option, start in starts.items():
+        if epochs is not None and start is not None and start + length > epochs:
             yield (
                 f"{option}: a segment from epoch {start} over {length} epochs ends at epoch {start + length}, the "
                 f"experts have {epochs}; lower {option} or expert_epochs, or train longer experts"

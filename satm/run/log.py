@@ -124,7 +124,7 @@ def logged(path: Path) -> Iterator[None]:
     except (UsageError, RunError, Stop) as error:
         LOG.removeHandler(handlers[0])
         level, text = (logging.WARNING, "stopped by %s") if isinstance(error, Stop) else (logging.ERROR, "error: %s")
-        LOG.log(level, text, error)
+        LOG.log(level, text, error.listed if isinstance(error, UsageError) else error)
         raise
     finally:
         for handler in handlers:

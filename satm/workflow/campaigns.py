@@ -195,5 +195,5 @@ def open_campaigns(workflow: Any) -> Campaigns:
         if workflow.is_main_process:
             campaigns.force = lambda paths: workflow.dag.forcefiles.update(paths)
     except UsageError as error:
-        raise WorkflowError(str(error)) from None
+        raise WorkflowError(error.listed) from None
     return campaigns

@@ -3,16 +3,21 @@
 Nothing here imports torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from satm.config import Cell, EvaluateOptions, Exhibit, Options, Resolver, Setting, parse, stated_contents
 from satm.config.analysis import AnalyseOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
-from satm.errors import UsageError, pick, refuse
+from satm.config.resolver import at_epoch
+from satm.errors import UsageError, pick, refuse, some
 from satm.networks import NETWORKS
 from satm.workflow.fit import Fit
 from satm.workflow.graph import Single
 from satm.workflow.options import experts_of, method_options, network_options
+
+MOST = 5
+"""Largest number of methods in a message."""
 
 
 def check(resolver: Resolver) -> None:
@@ -27,25 +32,33 @@ def check(resolver: Resolver) -> None:
 
 
 def _names(resolver: Resolver) -> Iterator[str]:
-    """Yield what is wrong with the names and options of a campaign."""
+    """Yield what is wrong with the names and options of a campaign, once for each place where it is written."""
     campaign = resolver.campaign
-    for name, entry in campaign.networks.items():
-        yield from _attempt(f"networks.{name}", network_options, {"network": name, **entry})
-    for name, entry in campaign.methods.items():
-        yield from _attempt(f"methods.{name}", method_options, {"method": name, **entry})
-    for index, setting in enumerate(campaign.settings):
-        yield from _attempt("", _check_setting, resolver, setting, f"settings.{index}")
+    wrong: dict[str, set[str]] = {}
+    for kind, checked in (("network", network_options), ("method", method_options)):
+        entries: Mapping[str, Mapping[str, Any]] = getattr(campaign, f"{kind}s")
+        problems = {
+            name: [*_attempt(f"{kind}s.{name}", checked, {kind: name, **entry})] for name, entry in entries.items()
+        }
+        wrong[kind] = {name for name, texts in problems.items() if texts}
+        yield from (text for texts in problems.values() for text in texts)
+    rows = [
+        [*_attempt("", _check_setting, resolver, setting, f"settings.{index}")]
+        for index, setting in enumerate(campaign.settings)
+    ]
+    yield from (text for texts in rows for text in texts)
+    usable = resolver.without_settings({index for index, texts in enumerate(rows) if texts})
     for kind, exhibits in (("table", campaign.tables), ("figure", campaign.figures)):
         for name, exhibit in exhibits.items():
-            yield from _exhibit(resolver, exhibit, f"{kind} {name}")
+            yield from _exhibit(usable, exhibit, f"{kind} {name}", wrong)
 
 
 def _attempt(where: str, action: Callable[..., object], *arguments: object) -> Iterator[str]:
-    """Yield the problem that a function raises, if any, after `where`."""
+    """Yield the problems that a function raises, each after `where`."""
     try:
         action(*arguments)
     except UsageError as error:
-        yield f"{where}: {error}" if where else str(error)
+        yield from (f"{where}: {problem}" if where else problem for problem in error.problems)
 
 
 def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
@@ -74,23 +87,40 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
             refuse(_attempt(where, checked, {**setting.options, kind: base}))
 
 
-def _exhibit(resolver: Resolver, entry: Exhibit, where: str) -> list[str]:
-    """Return what is wrong with the synthetic sets and networks that a table or figure needs, each once."""
+def _exhibit(resolver: Resolver, entry: Exhibit, where: str, wrong: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Yield what is wrong with the synthetic sets and networks that a table or figure needs, each once.
+
+    `wrong` has the names of networks and methods whose entries are wrong.
+    """
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
-    problems: dict[tuple[str, str], str] = {}  # by method, if one is meant, and text
+    problems: dict[str, None] = {}
     for dataset in dict.fromkeys([*getattr(entry, "datasets", ()), *(cell.dataset for cell in cells)]):
-        for problem in _attempt("", pick, dataset, resolver.datasets, "dataset", where):
-            problems["", problem] = problem
-        if dataset in resolver.datasets:
-            for network in entry.tested_networks():
-                for problem in _attempt(where, network_options, resolver.network(network, dataset)):
-                    problems["", problem] = problem
+        problems |= dict.fromkeys(_attempt("", pick, dataset, resolver.datasets, "dataset", where))
+        for network in entry.tested_networks() if dataset in resolver.datasets else ():
+            if network not in wrong["network"]:
+                problems |= dict.fromkeys(_attempt(where, network_options, resolver.network(network, dataset)))
+    places: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.dataset in resolver.datasets or resolver.step(cell.dataset):
+        known = cell.dataset in resolver.datasets or resolver.step(cell.dataset)
+        if known and at_epoch(cell.method, resolver.campaign.methods)[0] not in wrong["method"]:
             for problem in _attempt("", _check_cell, resolver, cell):
-                place = f"{where}: {cell.method} on {cell.dataset} at ipc {cell.ipc}"
-                problems.setdefault((cell.method, problem), f"{place}: {problem}")
-    return [*problems.values()] or [*_attempt(where, entry.check, resolver)]
+                places.setdefault(problem, []).append(cell)
+    yield from problems
+    for problem, at in places.items():
+        methods = some(list(dict.fromkeys(cell.method for cell in at)), most=MOST)
+        cause = _cause(resolver, at[0], problem)
+        yield f"{where}: {methods} on {at[0].dataset} at ipc {at[0].ipc}: {problem}{cause}"
+    if not problems and not places:
+        yield from _attempt(where, entry.check, resolver)
+
+
+def _cause(resolver: Resolver, cell: Cell, problem: str) -> str:
+    """Return the row of the campaign's settings to which a cell owes a problem, if there is one, for a message."""
+    for index, setting in enumerate(resolver.campaign.settings):
+        if problem not in _attempt("", _check_cell, resolver.without_settings({index}), cell):
+            every = "" if setting.method else ", which names no method and so applies to all"
+            return f" (set by settings.{index}{every})"
+    return ""
 
 
 def _check_cell(resolver: Resolver, cell: Cell) -> None:

@@ -13,7 +13,7 @@ from satm.config.analysis import kept_steps
 from satm.config.class_order import split_classes
 from satm.config.datasets import CLASSES, LARGEST_WHITENED
 from satm.config.methods import IterativeOptions, MatchingOptions, MethodOptions, UnrolledOptions
-from satm.errors import UsageError
+from satm.errors import UsageError, some
 from satm.evaluation.candidates import fitting
 from satm.evaluation.search import sample
 from satm.methods import Recipe
@@ -32,6 +32,9 @@ Problems = Iterator[str | tuple[str, str]]
 
 Build = Callable[[Values, Contents, int | None], str | None]
 """`(network, contents, images of its smallest batch or None) -> problem`."""
+
+MOST = 5
+"""Largest number of jobs in a message."""
 
 SHOWN = 3
 """Largest number of classes in a message."""
@@ -63,7 +66,7 @@ class Fit:
     build: Build = by_options
 
     def problems(self, jobs: Iterable[Job]) -> list[str]:
-        """Return what is wrong, each problem once, with the images per class at which it occurs."""
+        """Return what is wrong, each problem once, with the jobs and the images per class at which it occurs."""
         found: dict[tuple[str, str], list[str]] = {}
         for names in self._kinds(jobs):
             ipc = getattr(names, "ipc", "")
@@ -71,7 +74,10 @@ class Fit:
                 about = (_subject(names), problem) if isinstance(problem, str) else problem
                 places = found.setdefault(about, [])
                 places += [] if ipc in ("", *places) else [ipc]
-        return [f"{subject}{_at(ipcs)}: {text}" for (subject, text), ipcs in found.items()]
+        subjects: dict[str, list[str]] = {}
+        for (subject, text), ipcs in found.items():
+            subjects.setdefault(text, []).append(f"{subject}{_at(ipcs)}")
+        return [f"{some(about, most=MOST)}: {text}" for text, about in subjects.items()]
 
     def _kinds(self, jobs: Iterable[Job]) -> Iterator[Wildcards]:
         """Yield the wildcards of one job of each kind, with its rule: seeds and parts do not differ in options."""
@@ -88,7 +94,7 @@ class Fit:
         try:
             yield from PROBLEMS[names.rule](self, names)
         except UsageError as error:
-            yield str(error)
+            yield from error.problems
 
     def known(self, dataset: str) -> Contents:
         """Return what is known of a dataset's images, or of those of a step."""
@@ -218,7 +224,8 @@ def _too_few(contents: Contents, ipc: int) -> Iterator[str]:
     if lacking:
         named = ", ".join(f"{contents.called(label)} has {(contents.train or ())[label]}" for label in lacking[:SHOWN])
         more = f", and {len(lacking) - SHOWN} more classes have too few" if len(lacking) > SHOWN else ""
-        yield f"{ipc} training images of each class are needed, {named}{more}; use a smaller ipc, or leave them out"
+        advice = "use a smaller ipc, or keep other labels (option classes)"
+        yield f"{ipc} training images of each class are needed, {named}{more}; {advice}"
 
 
 def _training(fit: Fit, options: EvaluateOptions, dataset: str) -> Problems:

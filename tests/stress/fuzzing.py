@@ -81,7 +81,9 @@ def command(*arguments: str, run: Callable[[list[str]], int] = main) -> tuple[in
         raise Wrong(f"exit code {code}")
     if "Traceback" in text + out.getvalue():
         raise Wrong(f"a traceback in the output: {text[-300:]}")
-    if code and not (text.startswith("satm: error: ") and text.count("\n") == 1 and len(text) < 3000):
+    first, *rest = text.splitlines() or [""]
+    listed = text.endswith("\n") and all(line.startswith("  ") and len(line) < 3000 for line in rest)
+    if code and not (first.startswith("satm: error: ") and len(first) < 3000 and listed):
         raise Wrong(f"exit code {code} and no clear line: {text[:500]!r}")
     if "out of memory" in text:
         raise Wrong("all of the memory")
