@@ -1,17 +1,21 @@
 """Stored states that do not fit name everything that differs: of distillations, rows, networks, experts."""
 
+import json
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Refuse
 from resuming import stopped_after
 
 from satm.cli import main
 from satm.config import REVISIONS
 from satm.experts import Snapshot
+from satm.run.lock import exclusive
 from satm.stages.checkpoint import ExpertState, Generations, NetworkState
 
 CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1")
@@ -48,10 +52,11 @@ def begun(campaign: Path) -> Path:
     return campaign
 
 
-def warning(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a stage to its end and return its first line on another run."""
-    capsys.readouterr()
-    assert main(list(arguments)) == 0
+def warning(capsys: pytest.CaptureFixture[str], refused: Refuse, *arguments: str) -> str:
+    """Run a stage to its end, which it refuses without --overwrite, and return its first line on another run."""
+    told = refused(*arguments)
+    assert "has the state of an unfinished run that differs (" in told and "add --overwrite to discard it" in told
+    assert main([*arguments, "--overwrite"]) == 0
     line, *_ = (line for line in capsys.readouterr().out.splitlines() if "belongs to another run" in line)
     assert line.endswith("; starting from the beginning")
     return line
@@ -61,7 +66,11 @@ def warning(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     "changed", [(NETWORK,), (IMAGES,), (REVISION,), (OPTIONS,), (NETWORK, IMAGES, REVISION, OPTIONS)]
 )
 def test_a_distillations_checkpoint_names_all_that_differs(
-    begun: Path, changed: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    begun: Path,
+    changed: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    refused: Refuse,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if NETWORK in changed:
         change_network(begun)
@@ -69,9 +78,41 @@ def test_a_distillations_checkpoint_names_all_that_differs(
         change_images(begun)
     if REVISION in changed:
         monkeypatch.setitem(REVISIONS, "distill", 2)
-    line = warning(capsys, *DISTILL, *(("--lr-images", "0.5") if OPTIONS in changed else ()))
+    line = warning(capsys, refused, *DISTILL, *(("--lr-images", "0.5") if OPTIONS in changed else ()))
     for part in (NETWORK, IMAGES, REVISION, OPTIONS):
         assert bool(re.search(part, line)) == (part in changed), (part, line)
+
+
+def test_experts_refuse_the_state_of_others_before_the_first_part(
+    campaign: Path, refused: Refuse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(campaign / "results/tiny/experts")
+    state = campaign / "results/tiny/state/experts/digits/sgd/part-1-1/expert-001"
+    ExpertState(state, {"recipe": {"lr": 0.1}}).save(Snapshot(0, torch.zeros(3), None, float("nan")))
+    told = refused("experts", *CELL[:4])
+    assert "part-1-1 has the state of an unfinished run that differs (augmentation: expected" in told
+    assert not (campaign / "results/tiny/experts").exists()
+    assert main(["experts", *CELL[:4], "--overwrite"]) == 0
+    assert "state of an expert belongs to another run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_process_that_was_killed_before_it_saved_anything_is_told(
+    campaign: Path, saved: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if saved:
+        with stopped_after(2, "/checkpoint-"):
+            assert main(list(DISTILL)) == 75
+    folder = campaign / "results/hand/tiny/state/distill/digits/ipc-1/dm/seed-0"
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder, "it"):
+        owner = json.loads((folder / ".lock-000001").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".lock-000001").write_text(json.dumps({**owner, "began": "another process of this number"}))
+    assert main(list(DISTILL)) == 0
+    told = capsys.readouterr().out
+    assert ("an earlier process was killed here before it saved anything" in told) == (not saved)
+    assert ("resuming after iteration" in told) == saved
 
 
 def test_another_number_of_threads_is_told_and_gone_on_with(begun: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,14 +123,16 @@ def test_another_number_of_threads_is_told_and_gone_on_with(begun: Path, capsys:
     assert re.search(r"resuming after iteration 2\d", told) and "another run" not in told
 
 
-def test_rows_of_another_schedule_and_images_are_not_taken(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_of_another_schedule_and_images_are_not_taken(
+    campaign: Path, capsys: pytest.CaptureFixture[str], refused: Refuse
+) -> None:
     with stopped_after(1, "/rows-"):
         assert main([*EVALUATE, "--repeats", "3"]) == 75
     change_network(campaign)
     for stage in ("experts", "distill"):
         method = ("--method", "satm", *CELL[4:]) if stage == "distill" else ()
         assert main([stage, *CELL[:4], *method, "--overwrite"]) == 0
-    line = warning(capsys, *EVALUATE, "--repeats", "3", "--epochs", "4")
+    line = warning(capsys, refused, *EVALUATE, "--repeats", "3", "--epochs", "4")
     assert NETWORK in line and "options.epochs: expected 4, found 3" in line and "data" not in line
 
 

@@ -572,7 +572,9 @@ def test_a_kill_at_any_moment_changes_nothing(
     same_files(tmp_path / "whole" / "results", tmp_path / "killed" / "results")
 
 
-def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_other_options_is_not_gone_on_with(
+    campaign: Path, capsys: pytest.CaptureFixture[str], refused: Refuse
+) -> None:
     arguments = ["distill", *CELL, "--method", "mtt", "--iterations", "21", "--checkpoint-seconds", "0"]
 
     with stopped_after(2, "/checkpoint-"):
@@ -581,9 +583,11 @@ def test_a_checkpoint_of_other_options_is_not_gone_on_with(campaign: Path, capsy
     assert read_tensors(state, "it")[1]["iterations"] == {"now": 20, "safe": 10, "recent": 20}
     content = state.read_bytes()
     capsys.readouterr()
-    assert main([*arguments, "--lr-images", "2"]) == 0
+    differs = "options.lr_images: expected 2.0, found 1.0"
+    assert f"has the state of an unfinished run that differs ({differs})" in refused(*arguments, "--lr-images", "2")
+    assert main([*arguments, "--lr-images", "2", "--overwrite"]) == 0
     told = capsys.readouterr().out
-    assert "belongs to another run (options.lr_images: expected 2.0, found 1.0); starting from the beginning" in told
+    assert f"belongs to another run ({differs}); starting from the beginning" in told
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_bytes(content)
     assert main([*arguments, "--overwrite"]) == 0

@@ -63,10 +63,19 @@ def in_workflow() -> bool:
 
 
 class Lock:
-    """This process's lock on a folder; `waited`: it waited for another process to end."""
+    """This process's lock on a folder.
 
-    def __init__(self, folder: Path, what: str, number: int, waited: bool, times: Times) -> None:
-        self.folder, self.what, self.waited, self._times = folder, what, waited, times
+    Args:
+        folder: the folder.
+        what: what the process does there, for messages.
+        number: number of the lock; that of a dead owner is lower.
+        waited: whether it waited for another process to end.
+        inherited: whether an earlier owner died.
+        times: waiting times.
+    """
+
+    def __init__(self, folder: Path, what: str, number: int, waited: bool, inherited: bool, times: Times) -> None:
+        self.folder, self.what, self.waited, self.inherited, self._times = folder, what, waited, inherited, times
         self.path, self.number, self._owner = _path(folder, number), number, _describe()
         self._ended = threading.Event()
         self._clear = False
@@ -217,7 +226,7 @@ def _acquire(folder: Path, what: str, times: Times) -> Lock:
                 LOG.info("waiting for pid %s on %s, which runs %s", owner.get("pid"), owner.get("host"), what)
             time.sleep(times.look)
             continue
-        lock = Lock(folder, what, number + 1, waited, times)
+        lock = Lock(folder, what, number + 1, waited, owner is not None, times)
         if lock._take(number, owner):
             for lower in numbers:
                 _path(folder, lower).unlink(missing_ok=True)

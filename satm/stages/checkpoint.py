@@ -9,7 +9,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from satm.experts import Snapshot
 from satm.methods.parts.problem import Synthetic
 from satm.run import stopping
 from satm.run.disk import patiently
+from satm.run.lock import KEPT
 from satm.storage.files import disk_is_full
 from satm.storage.identity import Identity, differences
 from satm.storage.tensors import TensorFile, open_tensors, read_metadata, write_tensors
@@ -44,13 +45,19 @@ def _fits(expected: object, found: object, what: str) -> bool:
     if not isinstance(found, Mapping):
         LOG.warning("the existing %s is of an earlier version; starting from the beginning", what)
         return False
-    if not (told := differences(expected, found)):
+    if (told := _differing(expected, found)) is None:
         return True
+    LOG.warning("the existing %s belongs to another run (%s); starting from the beginning", what, told)
+    return False
+
+
+def _differing(expected: object, found: object) -> str | None:
+    """Return everything in which a stored identity differs, as a text; None: in nothing."""
+    if not (told := differences(expected, found)):
+        return None
     told = [f"{MEANINGS[name]}, {each}" if (name := each.split(":")[0]) in MEANINGS else each for each in told]
     more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
-    text = "the existing %s belongs to another run (%s%s); starting from the beginning"
-    LOG.warning(text, what, "; ".join(told[:MOST]), more)
-    return False
+    return f"{'; '.join(told[:MOST])}{more}"
 
 
 def _compare_backend(here: str, found: str) -> None:
@@ -139,6 +146,29 @@ def _content(file: TensorFile, path: Path, name: str) -> Content:
     if not file.hashed or not {"identity", name} <= set(content):
         raise UsageError(f"state {path} is damaged: it lacks its hashes, identity or {name}")
     return content
+
+
+def has_state(folder: Path) -> bool:
+    """Return whether a stage has stored a state in a folder."""
+    return any(_identities(folder))
+
+
+def other_state(folder: Path, identity: Identity) -> str | None:
+    """Return in what a state that a stage has stored in a folder belongs to another run; None: in nothing."""
+    own = json.loads(json.dumps(identity))  # in the form that is read back
+    return next(filter(None, (_differing(own, found) for found in _identities(folder))), None)
+
+
+def _identities(folder: Path) -> Iterator[Identity]:
+    """Yield the identity of the last intact state in a folder, and in each folder in it."""
+    for place in (folder, *filter(Path.is_dir, folder.glob("*"))):
+        files = sorted(place.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in () if place.name == KEPT else files:
+            with contextlib.suppress(UsageError), open_tensors(path, "state") as file:
+                found = _content(file, path, "identity")["identity"]
+                if isinstance(found, Mapping):  # else it is of an earlier version
+                    yield found
+                break
 
 
 class RunState:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from satm.config import ExpertsOptions, Resolver, parts
+from satm.config import ExpertsOptions, Resolver, parts, place_of
 from satm.config.base import numbers
 from satm.data import Augmentation
 from satm.errors import UsageError
@@ -37,7 +37,7 @@ from satm.stages.checkpoint import ExpertState
 from satm.stages.dry_step import check_step
 from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
-from satm.stages.job import OTHERWISE, Job, account_of, may_replace
+from satm.stages.job import OTHERWISE, Job, account_of, may_replace, refuse_other_state
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import differences, differing_field
 from satm.workflow.provenance import stated_identity
@@ -59,11 +59,14 @@ def make_experts(
         stored = stated_identity(folder / shard_name(index))
         if stored and (found := differences(identity, stored["identity"])) and not may_replace(resolver):
             raise UsageError(f"expert {index} in {folder} is trained, but differs: {'; '.join(found)}; {OTHERWISE}")
+    names = {"dataset": dataset, "experts": experts}
+    for name in chosen:  # before the first part is trained
+        state = resolver.layout.state(*place_of("experts_part", **names, part=name))
+        refuse_other_state(resolver, Path(state), identity)
     if resolver.by_hand:
         resolver.by_hand.remember()
     for name in chosen:
-        names = {"dataset": dataset, "experts": experts, "part": name}
-        with Job(resolver, "experts_part", names, identity) as job:
+        with Job(resolver, "experts_part", {**names, "part": name}, identity) as job:
             shards = _train_part(inputs, experts, options, difficulty, folder, job, numbers(name))
             job.write(partial(write_record, job.path, {"identity": identity, "shards": shards}))
     if part is None:

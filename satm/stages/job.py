@@ -24,7 +24,7 @@ from satm.run.progress import Progress
 from satm.run.record import account, mark_complete
 from satm.run.stopping import check_stop, saved
 from satm.seeds import derive_seed
-from satm.stages.checkpoint import Content, Generations, NetworkState
+from satm.stages.checkpoint import Content, Generations, NetworkState, has_state, other_state
 from satm.storage.identity import Identity, differing_field
 from satm.storage.tensors import read_tensors
 from satm.workflow.rules import RULES
@@ -48,6 +48,24 @@ def may_replace(resolver: Resolver) -> bool:
     return resolver.overwrite or in_workflow()
 
 
+def refuse_other_state(resolver: Resolver, folder: Path, identity: Identity) -> None:
+    """Refuse to replace the state of an unfinished run by hand; a workflow replaces it.
+
+    Args:
+        resolver: the campaign.
+        folder: folder of the state.
+        identity: identity of the run that would replace it.
+
+    Raises:
+        UsageError: the state is of another run.
+    """
+    if not may_replace(resolver) and (difference := other_state(folder, identity)):
+        raise UsageError(
+            f"{folder} has the state of an unfinished run that differs ({difference}); finish that run, or add "
+            "--overwrite to discard it, or --run NAME to keep both"
+        )
+
+
 class Job:
     """One run of a stage; while the context is open, no other process works on it.
 
@@ -67,8 +85,8 @@ class Job:
             checked by their metadata.
 
     Raises:
-        UsageError: (on entering) another process works on this run, or its result is finished with another identity
-            and is not to be overwritten.
+        UsageError: (on entering) another process works on this run, or a finished result or an unfinished state has
+            another identity and is not to be overwritten.
         RunError: (on entering) the state folder cannot be written.
     """
 
@@ -108,6 +126,10 @@ class Job:
             stack.enter_context(self._account)
             self._lock = stack.enter_context(exclusive(self.folder, f"the {self._name} job"))
             self.done = bool(self._results) and self._find_results()
+            if not self.done:
+                refuse_other_state(self._resolver, self.folder, self.identity)
+                if self._lock.inherited and not has_state(self.folder):
+                    LOG.info("an earlier process was killed here before it saved anything; starting from the beginning")
             if not self.done and self._results and self._resolver.by_hand:
                 self._resolver.by_hand.remember()
             self._stack = stack.pop_all()
