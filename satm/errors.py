@@ -82,7 +82,11 @@ def _numbered(problems: Sequence[str]) -> list[str]:
 
 def short(value: object) -> str:
     """Return `repr(value)` for a message, without the middle if it is longer than `LONGEST`."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is longer than `LONGEST`."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
 

@@ -1,6 +1,7 @@
 """Tables refuse results that differ from the campaign, or whose inputs do, and say in what."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,13 +17,14 @@ from safetensors import safe_open
 from satm.cli import main
 from satm.config import REVISIONS, Cell, Resolver, load_campaign, parse
 from satm.config.campaign import Setting
+from satm.data.images import load_images, save_images
 from satm.errors import MissingRun
 from satm.results.columns import CONTINUAL, EVALUATION, METRICS, NAS, SHARPNESS
 from satm.results.distilled import load_distilled, save_distilled
 from satm.results.rows import read_rows, read_rows_metadata, write_rows
 from satm.tables.reader import Reader
 from satm.workflow.asked import Chosen, wildcards
-from satm.workflow.provenance import Provenance, differing_options
+from satm.workflow.provenance import Provenance, differing_options, stated_identity
 from satm.workflow.rules import RULES
 
 CONFIG = ("--config", "tiny.yaml", "--dataset", "digits")
@@ -397,6 +399,51 @@ def test_the_file_that_a_set_was_read_from_is_compared(campaign: Path, capsys: p
     assert found is not None and "it was read from another file than theirs.pt is today" in found
     Path("theirs.pt").unlink()
     assert Provenance(resolver).difference("evaluate", **names) is None, "nothing to compare with"
+
+
+def test_experts_that_were_rated_otherwise_are_noticed(campaign: Path) -> None:
+    """A curriculum depends on the difficulty of the images for other experts."""
+    curriculum = "{count: 1, epochs: 1, order: curriculum, difficulty: sgd}"
+    text = Path("tiny.yaml").read_text().replace("{count: 1, epochs: 1}", curriculum)
+    Path("tiny.yaml").write_text(text)
+    digits, names = ("--config", "tiny.yaml", "--dataset", "digits"), {"dataset": "digits", "experts": "other"}
+    difficulty = ("experts", *digits, "--experts", "sgd", "--measure-difficulty")
+    assert main(list(difficulty)) == 0 and main(["experts", *digits, "--experts", "other"]) == 0
+
+    def found() -> str | None:
+        resolver = load_campaign(Path("tiny.yaml"))
+        return Provenance(resolver).difference("experts", **names)
+
+    assert found() is None
+    Path("tiny.yaml").write_text(text.replace("sgd: {count: 2,", "sgd: {count: 2, difficulty_count: 1,"))
+    assert "difficulty.safetensors, which differs: experts: expected 1, found 2" in str(found())
+    assert main([*difficulty, "--overwrite"]) == 0
+    assert "its experts were trained by another difficulty than results/tiny/experts/digits/sgd/" in str(found())
+    assert main(["experts", *digits, "--experts", "other", "--overwrite"]) == 0
+    assert found() is None
+
+
+def test_doubts_reach_the_log_the_metadata_and_the_table(campaign: Path) -> None:
+    images = Path("results/tiny/data/digits/images.safetensors")
+    stated = stated_identity(images)
+    assert stated is not None
+    save_images(images, replace(load_images(images), doubts=("they are odd",)), stated["options"])
+    cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
+    assert main(["evaluate", *cell, "--overwrite"]) == 0
+    path = Path("results/tiny/evaluation/digits/ipc-1/satm/seed-0/convnet.parquet")
+    assert read_rows_metadata(path, EVALUATION)["doubts"] == ["images of digits: they are odd"]
+    log = Path("results/tiny/logs/evaluate/digits/ipc-1/satm/seed-0/convnet.log").read_text()
+    assert re.search(r"^\d\d:\d\d:\d\d warning: images of digits: they are odd$", log, re.MULTILINE)
+    assert main(["table", "--config", "tiny.yaml", "--partial"]) == 0
+    assert "Doubtful: images of digits: they are odd." in Path("results/tiny/table2.md").read_text()
+
+
+def test_results_whose_sets_are_missing_are_marked_in_the_table(campaign: Path) -> None:
+    path = "results/tiny/distilled/digits/ipc-1/satm/seed-0/distilled.safetensors"
+    Path(path).unlink()
+    assert main(["table", "--config", "tiny.yaml", "--partial"]) == 0
+    told = f"Missing synthetic sets: 1, so their results could not be compared with them. First: {path}."
+    assert told in Path("results/tiny/table2.md").read_text()
 
 
 def test_every_difference_is_named_with_both_values() -> None:

@@ -104,6 +104,17 @@ def mend_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+class _Lines(logging.Formatter):
+    """Writes lines of a log: time and message, with `warning:` before a warning."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(mark)s%(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.mark = "warning: " if record.levelno == logging.WARNING else ""
+        return super().format(record)
+
+
 @contextlib.contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Log to the standard output and to a file, unless the output is that file already.
@@ -117,13 +128,13 @@ def logged(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             handlers.append(logging.FileHandler(path, encoding="utf-8", errors="backslashreplace"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Lines())
         LOG.addHandler(handler)
     try:
         yield
     except (UsageError, RunError, Stop) as error:
         LOG.removeHandler(handlers[0])
-        level, text = (logging.WARNING, "stopped by %s") if isinstance(error, Stop) else (logging.ERROR, "error: %s")
+        level, text = (logging.INFO, "stopped by %s") if isinstance(error, Stop) else (logging.ERROR, "error: %s")
         LOG.log(level, text, error.listed if isinstance(error, UsageError) else error)
         raise
     finally:

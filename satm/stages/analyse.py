@@ -212,7 +212,7 @@ def make_measurement(resolver: Resolver, cell: Cell, what: str, options: Analyse
     own = {"options": settings, "measurement": used, **measurement.identity, **subject.distillations(cell)}
     identity = subject.identify("analyse", distilled=subject.stored[1], **own)
     steps = ([{**axes, **row} for row in step] for step in measurement.steps)
-    job = Job(resolver, "analysis", {**axes, "what": what}, identity, columns, device, doubts=subject.data.doubts)
+    job = Job(resolver, "analysis", {**axes, "what": what}, identity, columns, device, doubts=subject.doubts)
     replace(measurement, steps=steps).run(job)
 
 
@@ -251,5 +251,5 @@ def make_expert_sharpness(
         return f"mean sharpness after training began: {', '.join(means)}"
 
     identity, total = {"revision": REVISIONS["analyse"], **about}, min(count, len(store)) * (store.epochs + 1)
-    job = Job(resolver, "expert_sharpness", names, identity, EXPERT_SHARPNESS, device, doubts=data.doubts)
+    job = Job(resolver, "expert_sharpness", names, identity, EXPERT_SHARPNESS, device, doubts=inputs.doubts)
     Measurement(steps, total, ("expert", "epoch", "sharpness"), identity, summary).run(job)

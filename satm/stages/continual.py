@@ -35,7 +35,7 @@ def make_continual(resolver: Resolver, cell: Cell, protocol: str, options: Learn
     made = inputs.distillations(*(cell._replace(dataset=name) for name in inputs.sets))
     network = inputs.network_identity(options.network)
     identity = inputs.identify("continual", sets=inputs.hashes, **made, options=settings, network=network)
-    with Job(resolver, "continual", names, identity, CONTINUAL, device, doubts=inputs.data.doubts) as job:
+    with Job(resolver, "continual", names, identity, CONTINUAL, device, doubts=inputs.doubts) as job:
         if job.done:
             return
         results = _learn(inputs, job)

@@ -50,7 +50,8 @@ def make_distilled(
         network=inputs.network_identity(network),
         looks=schedule.model_dump(mode="json") if schedule else None,
     )
-    doubts = [*inputs.data.doubts, *filter(None, [method.caution])]
+    stated = [method.notes[DOUBTS]] if DOUBTS in method.notes else []
+    doubts = [*inputs.doubts, *(f"{cell.method} on {cell.dataset} at ipc {cell.ipc}: {doubt}" for doubt in stated)]
     with Job(resolver, "distill", cell.axes, identity, METRICS, device, doubts=doubts) as job:
         if job.done:
             return

@@ -85,7 +85,7 @@ def make_evaluation(
             "epochs": options.epochs,
         }
 
-    with Job(resolver, rule, names, identity, EVALUATION, device, doubts=inputs.data.doubts) as job:
+    with Job(resolver, rule, names, identity, EVALUATION, device, doubts=inputs.doubts) as job:
         if job.done:
             return
         tasks = [(partial(task, form), form.text) for form in forms]

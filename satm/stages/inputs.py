@@ -1,5 +1,6 @@
 """Inputs of the stages: a dataset ready for training, experts, synthetic sets; each checked against the campaign."""
 
+import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,9 @@ from satm.methods.parts.problem import Problem
 from satm.networks import build
 from satm.networks.training import TrainingImages
 from satm.params import buffer_names
+from satm.results.columns import METRICS
 from satm.results.distilled import DistilledDataset, load_distilled
+from satm.results.rows import read_rows_metadata
 from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
 from satm.workflow import asked
@@ -56,6 +59,14 @@ class Inputs:
                     raise UsageError(f"{path} was made with {field} {value}, zca_{field} is {expected}; make it again")
         self.preprocessor = Preprocessor(self.data.mean, self.data.std, whitening)
         self.augmentation = Augmentation(options.augment, options.augment_share)
+        self._doubts = {f"images of {name}: {doubt}": None for doubt in whole.doubts}
+        for doubt in self._doubts:
+            LOG.warning("%s", doubt)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Signs that the images, experts or synthetic sets used so far are not what they should be."""
+        return [*self._doubts]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -146,6 +157,8 @@ class Inputs:
         store = TrajectoryStore(path, self.expert_identity(name, options))
         if len(store) != options.count:
             raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; train the experts again")
+        if near := store.near_chance:
+            self._doubts[f"experts {name} on {self.dataset}: {near}"] = None
         return store
 
     def problem(self, cell: Cell, network: str, experts: TrajectoryStore | None) -> Problem:
@@ -198,7 +211,18 @@ class Inputs:
                 f"{_command(self.resolver, 'distill', **cell.axes, overwrite='')}"
             )
         LOG.info("synthetic set: %s", path)
+        for doubt in _stated_doubts(self.resolver.file(self.resolver.layout.metrics(cell))):
+            if doubt not in self._doubts:
+                LOG.warning("%s", doubt)
+                self._doubts[doubt] = None
         return distilled, hash_file(path)
+
+
+def _stated_doubts(metrics: Path) -> list[str]:
+    """Return the doubts that a distillation states; none if its metrics are missing or damaged."""
+    with contextlib.suppress(UsageError):
+        return [str(doubt) for doubt in read_rows_metadata(metrics, METRICS).get("doubts", [])]
+    return []
 
 
 def stored_images(resolver: Resolver, dataset: str) -> ImageData:

@@ -69,7 +69,7 @@ def make_search(
 
         names = {**cell.axes, "search": search, "part": name}
         rule = "nas" if cell.ipc else "nas_real"
-        with Job(resolver, rule, names, identity, NAS, device, doubts=data.doubts) as job:
+        with Job(resolver, rule, names, identity, NAS, device, doubts=inputs.doubts) as job:
             if job.done:
                 continue
             tasks = [(partial(task, candidate), f" of candidate {candidate}") for candidate in own]

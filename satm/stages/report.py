@@ -88,8 +88,10 @@ def _warn(reader: Reader) -> None:
     for text in dict.fromkeys(reader.missing):
         LOG.warning("left out: %s", text)
     if missing := list(dict.fromkeys(reader.unchecked)):
-        text = "%d synthetic sets are missing, so results could not be compared with them; first %s"
+        text = "%d synthetic sets are missing, so their results could not be compared with them; first %s"
         LOG.warning(text, len(missing), missing[0])
+    for doubt in reader.doubts:
+        LOG.warning("%s", doubt)
 
 
 def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import pandas
 
 from satm.config import Cell, Resolver, place_of
-from satm.errors import MissingRun, UsageError
+from satm.errors import MissingRun, UsageError, shortened
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.rows import read_run
 from satm.storage.files import expect
@@ -43,6 +43,9 @@ class Reader:
 
     unchecked: list[str] = field(default_factory=list, init=False)
     """Missing synthetic sets of results, which could therefore not be compared with them."""
+
+    doubts: dict[str, None] = field(default_factory=dict, init=False)
+    """Doubts about images, experts and synthetic sets that the results state, each once."""
 
     def __post_init__(self) -> None:
         """Prepare the comparison of results with the campaign."""
@@ -91,6 +94,9 @@ class Reader:
                 raise UsageError(f"{what} is of {name} {other[name].iloc[0]}, expected {value}; make it again")
         refuse_repeats({str(path): frame}, columns)
         self._compare(what, rule, names)
+        self.doubts |= dict.fromkeys(
+            map(str, expect({"doubts": [], **circumstances}, {"doubts": list}, what)["doubts"])
+        )
         options: dict[str, Any] = expect({"options": {}, **circumstances}, {"options": dict}, what)["options"]
         return frame, options
 
@@ -216,10 +222,20 @@ class Reader:
 
     @property
     def notes(self) -> list[str]:
-        """The remarks, and the number of runs that were left out, with the command of the first."""
-        missing = list(dict.fromkeys(self.missing))
+        """The remarks, and what makes the numbers doubtful or incomplete.
+
+        These are doubts about images, experts and synthetic sets, sets that are missing, and the number of runs that
+        were left out, with the command of the first.
+        """
+        missing, unchecked = list(dict.fromkeys(self.missing)), list(dict.fromkeys(self.unchecked))
         more = f" {len(missing) - 1} more are missing." if len(missing) > 1 else ""
-        return [*self.remarks, *(f"Left out: {first}.{more}" for first in missing[:1])]
+        gone = f"Missing synthetic sets: {len(unchecked)}, so their results could not be compared with them."
+        return [
+            *self.remarks,
+            *(f"Doubtful: {shortened(doubt)}." for doubt in self.doubts),
+            *(f"{gone} First: {first}." for first in unchecked[:1]),
+            *(f"Left out: {first}.{more}" for first in missing[:1]),
+        ]
 
 
 def refuse_repeats(files: Mapping[str, pandas.DataFrame], columns: Columns) -> None:
