@@ -210,7 +210,10 @@ def test_experts_of_an_earlier_version_are_trained_again(campaign: Path, refused
         write_shard(folder, index, [tensors[str(epoch)] for epoch in range(4)], identity, 0.5)
     write_manifest(folder / "manifest.json", identity, [describe_shard(folder, index) for index in (0, 1)])
     herding = ["distill", "--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "herding"]
-    assert "buffers: expected 'stored', found None; train them again" in refused(*herding)
+    assert (
+        "buffers: expected 'stored', found None; use the options they were trained with, or train them again: `"
+        in refused(*herding)
+    )
     assert main(everything) == 0 and main(herding) == 0
 
 

@@ -165,16 +165,24 @@ def test_an_unusable_campaign_is_one_line(tmp_path: Path, refused: Refuse, text:
         (
             "data",
             ("experts", *CONFIG, "--dataset", "digits"),
-            "python -m satm data --dataset digits --config",
+            "python -m satm data --config tiny.yaml --dataset digits`",
         ),
-        ("data", ("evaluate", *CELL, "--method", "satm"), "python -m satm data --dataset digits --config"),
+        ("data", ("evaluate", *CELL, "--method", "satm"), "python -m satm data --config tiny.yaml --dataset digits`"),
         (
             "experts",
             ("distill", *CELL, "--method", "mtt"),
-            "python -m satm experts --dataset digits --experts sgd",
+            "python -m satm experts --config tiny.yaml --dataset digits --experts sgd`",
         ),
-        ("distilled", ("evaluate", *CELL, "--method", "satm"), "python -m satm distill --dataset digits --ipc 1 --met"),
-        ("distilled", ("analyse", *CELL, "--method", "satm"), "python -m satm distill --dataset digits --ipc 1 --met"),
+        (
+            "distilled",
+            ("evaluate", *CELL, "--method", "satm"),
+            "python -m satm distill --config tiny.yaml --dataset digits --ipc 1",
+        ),
+        (
+            "distilled",
+            ("analyse", *CELL, "--method", "satm"),
+            "python -m satm distill --config tiny.yaml --dataset digits --ipc 1",
+        ),
         (
             "none",
             ("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random"),
@@ -193,7 +201,7 @@ def test_a_missing_file_names_the_command_that_makes_it(
 def test_a_missing_whitening_names_its_command(campaign: Path, refused: Refuse) -> None:
     assert main(["data", *CONFIG, "--dataset", "white", "--make", "images"]) == 0
     told = refused("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random")
-    assert "zca.safetensors does not exist" in told and "python -m satm data --dataset white" in told
+    assert "zca.safetensors does not exist" in told and "satm data --config tiny.yaml --dataset white`" in told
 
 
 @pytest.mark.parametrize(

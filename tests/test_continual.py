@@ -450,11 +450,12 @@ def test_a_run_goes_on_where_it_was_stopped(steps: Path) -> None:
     assert measured(FOUND) == whole and not STATE.exists()
 
 
-def test_a_state_of_other_options_is_not_gone_on_with(steps: Path) -> None:
+def test_a_state_of_other_options_is_not_gone_on_with(steps: Path, refused: Refuse) -> None:
     with stopped_after(3, "/rows-"):
         assert main(["continual", *CELL]) == 75
     (steps / "tiny.yaml").write_text((steps / "tiny.yaml").read_text().replace("repeats: 2, epochs: 3", "epochs: 2"))
-    assert main(["continual", *CELL]) == 0
+    assert "unfinished run that differs (options.epochs: expected 2, found 3)" in refused("continual", *CELL)
+    assert main(["continual", *CELL, "--overwrite"]) == 0
     found = measured(FOUND)
     FOUND.unlink()
     assert main(["continual", *CELL]) == 0
@@ -612,7 +613,10 @@ def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(steps: 
         (("table", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
         (("figure", *CONFIG, "--name", "tow"), "unknown figure 'tow' in tiny.yaml; .* Did you mean 'two'"),
         (("figure", *CONFIG, "--name", "two"), "missing; make it with: python -m satm continual .*--protocol two"),
-        (("experts", *CONFIG, "--dataset", "white-order-0-step-1-of-2"), "satm data --dataset white --config"),
+        (
+            ("experts", *CONFIG, "--dataset", "white-order-0-step-1-of-2"),
+            "satm data --config tiny.yaml --dataset white",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(
@@ -623,7 +627,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
 
 def test_a_set_of_other_classes_is_refused(steps: Path, refused: Refuse) -> None:
     save_distilled(SET, replace(load_distilled(SET), class_names=tuple("abcdefghij")))
-    assert "was made for other classes or another order of them: class_names" in refused("continual", *CELL)
+    assert "was made for other classes or in another order: class_names" in refused("continual", *CELL)
 
 
 def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refuse) -> None:

@@ -203,7 +203,7 @@ def test_experts_other_than_asked_for_are_refused_by_the_field(folder: Path, cha
         },
     }
     assert rounded != IDENTITY and differing_field(IDENTITY, rounded) is None
-    with pytest.raises(UsageError, match=f"not the ones asked for: {text}.*; train them again") as caught:
+    with pytest.raises(UsageError, match=f"not the ones asked for: {text}.*, or train them again") as caught:
         TrajectoryStore(folder / "manifest.json", {**IDENTITY, **change})
     assert "\n" not in str(caught.value)
 

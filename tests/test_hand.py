@@ -257,5 +257,18 @@ def test_a_campaign_cannot_have_the_folder_of_runs_by_hand(campaign: Path, refus
 
 def test_a_missing_input_of_a_run_names_the_command_with_the_run(campaign: Path, refused: Refuse) -> None:
     told = refused("evaluate", *CONFIG, *CELL, "mtt", "--run", "mine")
-    assert "python -m satm distill --dataset digits --ipc 1 --method mtt --seed 0" in told
-    assert "--config tiny.yaml --run mine`" in told
+    assert "distill --config tiny.yaml --dataset digits --ipc 1 --method mtt --seed 0 --run mine`" in told
+
+
+def test_a_manifest_is_not_replaced_by_one_of_fewer_experts(campaign: Path, refused: Refuse) -> None:
+    manifest = Path("results/tiny/experts/digits/sgd/manifest.json")
+    text, before = Path("tiny.yaml").read_text(), manifest.read_bytes()
+    Path("tiny.yaml").write_text(text.replace("sgd: {count: 2,", "sgd: {count: 1,"))
+    digits = ("experts", *CONFIG, "--dataset", "digits")
+    for more in ((), ("--collect",)):
+        told = refused(*digits, *more)
+        assert "manifest.json lists 2 experts, count is 1; add --overwrite to replace it, or --run NAME" in told
+    assert manifest.read_bytes() == before
+    assert main([*digits, "--overwrite"]) == 0 and len(json.loads(manifest.read_text())["shards"]) == 1
+    Path("tiny.yaml").write_text(text)
+    assert main([*digits]) == 0 and manifest.read_bytes() == before, "more experts are added"

@@ -337,9 +337,9 @@ def test_a_table_refuses_what_differs_with_the_command_that_makes_it(whole: Path
     resolver = tiny(AUGMENTED)
     with pytest.raises(MissingRun, match=r"is not what the campaign asks for: (experts\.)?augmentation: ") as caught:
         Reader(resolver).run(rule, COLUMNS[rule], names)
-    told = str(caught.value).partition("; make it with: ")[2].split()
-    # A set comes before what is measured at it.
-    assert told[:4] == ["python", "-m", "satm", "distill" if rule in AT_SET else command[0]]
+    told = str(caught.value).partition(" with: ")[2].split()
+    # Experts come before the sets that match them, and before what is measured at these.
+    assert told[:4] == ["python", "-m", "satm", "experts" if rule in ("distill", *AT_SET) else command[0]]
     assert told[-1] == "--overwrite" and "\n" not in str(caught.value)
     partial = Reader(resolver, partial=True)
     assert partial.attempt(partial.run, rule, COLUMNS[rule], names) is None
@@ -351,7 +351,7 @@ def test_what_a_refused_table_says_to_do_mends_it(whole: Path, refused: Refuse) 
     tiny(change, WATCHED, ("watch: test, ", ""))
     for stage in ("distill", "evaluate"):
         told = refused("table", "--config", "tiny.yaml")
-        command = told.partition("make it with: python -m satm ")[2].split()
+        command = told.partition(" with: python -m satm ")[2].split()
         assert command[0] == stage and command[-1] == "--overwrite", told
         assert main(command) == 0
     assert main(["table", "--config", "tiny.yaml"]) == 0

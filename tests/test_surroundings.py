@@ -106,7 +106,7 @@ def test_a_locale_without_the_letters_of_its_paths_changes_nothing(finished: Pat
 
 
 def run(*command: str, folder: Path, **options: object) -> "subprocess.CompletedProcess[bytes]":
-    environment = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.run(command, cwd=folder, env=environment, check=False, **options)  # type: ignore[call-overload]
 
 

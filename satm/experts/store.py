@@ -172,7 +172,7 @@ class TrajectoryStore:
         if expected is not None and (difference := differing_field(expected, self.identity)):
             raise UsageError(
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "
-                "train them again, or use the options they were trained with"
+                "use the options they were trained with, or train them again"
             )
         self.shards = read_shards(content["shards"], f"manifest of experts {manifest}", range(len(content["shards"])))
         for shard in self.shards:

@@ -1,5 +1,6 @@
 """The stage `experts`: trajectory stores."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,7 @@ from satm.data import Augmentation
 from satm.errors import UsageError
 from satm.experts import (
     Difficulty,
+    TrajectoryStore,
     chance_level,
     describe_near_chance,
     describe_shard,
@@ -59,6 +61,8 @@ def make_experts(
         stored = stated_identity(folder / shard_name(index))
         if stored and (found := differences(identity, stored["identity"])) and not may_replace(resolver):
             raise UsageError(f"expert {index} in {folder} is trained, but differs: {'; '.join(found)}; {OTHERWISE}")
+    if part is None:
+        _refuse_fewer(resolver, dataset, experts, options)
     names = {"dataset": dataset, "experts": experts}
     for name in chosen:  # before the first part is trained
         state = resolver.layout.state(*place_of("experts_part", **names, part=name))
@@ -76,6 +80,7 @@ def make_experts(
 
 def collect_experts(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
     """Join the parts of a trajectory store into its manifest."""
+    _refuse_fewer(resolver, dataset, experts, options)
     inputs = Inputs(resolver, dataset, torch.device("cpu"))
     identity, labels = inputs.expert_identity(experts, options), inputs.data.test.labels
     shards: list[Mapping[str, Any]] = []
@@ -92,6 +97,17 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
     LOG.info("%d experts of %d epochs, mean test accuracy %.4f -> %s", len(shards), options.epochs, mean, path)
     if near := [shard for shard in shards if shard["near_chance"] is not None]:
         LOG.warning("experts %s of %s: %s", experts, dataset, describe_near_chance(near, len(shards)))
+
+
+def _refuse_fewer(resolver: Resolver, dataset: str, experts: str, options: ExpertsOptions) -> None:
+    """Refuse by hand to replace a manifest by one that lists fewer experts."""
+    path = Path(resolver.layout.manifest(dataset, experts))
+    listed = 0
+    with contextlib.suppress(UsageError):  # a damaged one may be replaced
+        if path.is_file():
+            listed = len(TrajectoryStore(path))
+    if listed > options.count and not may_replace(resolver):
+        raise UsageError(f"{path} lists {listed} experts, count is {options.count}; {OTHERWISE}")
 
 
 def make_difficulty(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from satm.config import REVISIONS, UNNAMED, Cell, ExpertsOptions, Resolver
+from satm.config import REVISIONS, Cell, ExpertsOptions, Resolver
 from satm.config.methods import MethodOptions
 from satm.data import Augmentation, ImageData, Preprocessor, Split, keep_classes, load_images, load_whitening
 from satm.errors import UsageError
@@ -26,6 +26,7 @@ from satm.results.rows import read_rows_metadata
 from satm.seeds import make_generator
 from satm.storage.identity import differing_field, hash_file
 from satm.workflow import asked
+from satm.workflow.commands import command_of, remedy
 from satm.workflow.provenance import Provenance
 
 LOG = logging.getLogger("satm")
@@ -52,11 +53,12 @@ class Inputs:
             self.data = keep_classes(whole, dataset, step.labels(classes))
         whitening, self.whitening_path = None, resolver.data_file(resolver.layout.zca(name)) if options.zca else None
         if path := self.whitening_path:
-            _require(path, "the whitening", resolver, "data", dataset=name)
-            whitening = load_whitening(path, whole.hash)
-            for field in ("eps", "per_image", "relative"):
-                if (value := getattr(whitening, field)) != (expected := getattr(options, f"zca_{field}")):
-                    raise UsageError(f"{path} was made with {field} {value}, zca_{field} is {expected}; make it again")
+            _require(path, "the whitening", resolver, "zca", dataset=name)
+            with remedy(command_of(resolver, "zca", {"dataset": name}, overwrite=True)):
+                whitening = load_whitening(path, whole.hash)
+                for field in ("eps", "per_image", "relative"):
+                    if (value := getattr(whitening, field)) != (asks := getattr(options, f"zca_{field}")):
+                        raise UsageError(f"{path} was made with {field} {value}, zca_{field} is {asks}; make it again")
         self.preprocessor = Preprocessor(self.data.mean, self.data.std, whitening)
         self.augmentation = Augmentation(options.augment, options.augment_share)
         self._doubts = {f"images of {name}: {doubt}": None for doubt in whole.doubts}
@@ -143,20 +145,26 @@ class Inputs:
         if (measured := self.resolver.difficulty(experts, self.dataset, options)) is None:
             return None
         path = self.resolver.file(self.resolver.layout.difficulty(self.dataset, measured))
-        flags = {"dataset": self.dataset, "experts": f"{measured} --measure-difficulty"}
-        _require(path, "the difficulty", self.resolver, "experts", verb="measure", **flags)
+        names = {"dataset": self.dataset, "experts": measured}
+        _require(path, "the difficulty", self.resolver, "difficulty", **names)
         recipe = self.resolver.experts(measured, self.dataset)
         count, images = min(recipe.difficulty_count, recipe.count), len(self.data.train)
-        return load_difficulty(path, self.expert_identity(measured, recipe), count, images)
+        identity = self.expert_identity(measured, recipe)
+        with remedy(command_of(self.resolver, "difficulty", names, overwrite=True)):
+            return load_difficulty(path, identity, count, images)
 
     def experts(self, name: str, options: ExpertsOptions | None = None) -> TrajectoryStore:
         """Return the trajectory store of some experts; without options, of the campaign's recipe."""
         options = options or self.resolver.experts(name, self.dataset)
         path = self.resolver.file(self.resolver.layout.manifest(self.dataset, name))
-        _require(path, f"the manifest of experts {name}", self.resolver, "experts", dataset=self.dataset, experts=name)
-        store = TrajectoryStore(path, self.expert_identity(name, options))
-        if len(store) != options.count:
-            raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; train the experts again")
+        names = {"dataset": self.dataset, "experts": name}
+        _require(path, f"the manifest of experts {name}", self.resolver, "experts", **names)
+        with remedy(command_of(self.resolver, "experts", names, overwrite=True)):
+            store = TrajectoryStore(path, self.expert_identity(name, options))
+            if len(store) != options.count:
+                raise UsageError(
+                    f"{path} lists {len(store)} experts, count is {options.count}; train the experts again"
+                )
         if near := store.near_chance:
             self._doubts[f"experts {name} on {self.dataset}: {near}"] = None
         return store
@@ -193,23 +201,24 @@ class Inputs:
         """
         path = self.resolver.file(self.resolver.layout.distilled(cell))
         _require(path, "the synthetic set", self.resolver, "distill", **cell.axes)
-        distilled = load_distilled(path)
-        if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
-            raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
-        if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
-            raise UsageError(
-                f"{path} was made with another preprocessing: {difference}; distil again, or use the dataset's options "
-                "that it was made with"
-            )
-        names = {"class_names": self.data.class_names}
-        own = cell.dataset == self.dataset  # a step of it has fewer classes
-        if own and (difference := differing_field(names, {"class_names": distilled.class_names})):
-            raise UsageError(f"{path} was made for other classes or another order of them: {difference}; distil again")
+        with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True)):
+            distilled = load_distilled(path)
+            if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
+                raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
+            if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
+                raise UsageError(
+                    f"{path} was made with another preprocessing: {difference}; use the dataset's options that it was "
+                    "made with, or distil again"
+                )
+            names = {"class_names": self.data.class_names}
+            own = cell.dataset == self.dataset  # a step of it has fewer classes
+            if own and (difference := differing_field(names, {"class_names": distilled.class_names})):
+                raise UsageError(f"{path} was made for other classes or in another order: {difference}; distil again")
         if difference := self._provenance.difference("distill", **cell.axes):
-            raise UsageError(
-                f"{path} is not the set that is asked for: {difference}; make it again with "
-                f"{_command(self.resolver, 'distill', **cell.axes, overwrite='')}"
-            )
+            first, of = self._provenance.first("distill", **cell.axes)
+            made = "it again" if first == "distill" else "what it depends on again"
+            command = command_of(self.resolver, first, of, overwrite=True)
+            raise UsageError(f"{path} is not the set that is asked for: {difference}; make {made}: `{command}`")
         LOG.info("synthetic set: %s", path)
         for doubt in _stated_doubts(self.resolver.file(self.resolver.layout.metrics(cell))):
             if doubt not in self._doubts:
@@ -234,28 +243,17 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
     resolver.dataset(dataset)
     whole = resolver.whole(dataset)
     path = resolver.data_file(resolver.layout.images(whole))
-    _require(path, "the image file", resolver, "data", dataset=whole)
-    data = load_images(path)
-    if data.name != whole:
-        command = _command(resolver, "data", dataset=whole)
-        raise UsageError(f"the images {path} are of dataset {data.name}; make them again with {command}")
-    if difference := Provenance(resolver).difference("images", dataset=whole):
-        command = _command(resolver, "data", dataset=whole, overwrite="")
-        raise UsageError(
-            f"the images {path} were made with other options: {difference}; make them again with {command}"
-        )
+    _require(path, "the image file", resolver, "images", dataset=whole)
+    with remedy(command_of(resolver, "images", {"dataset": whole}, overwrite=True)):
+        data = load_images(path)
+        if data.name != whole:
+            raise UsageError(f"the images {path} are of dataset {data.name}; make them again")
+        if difference := Provenance(resolver).difference("images", dataset=whole):
+            raise UsageError(f"the images {path} were made with other options: {difference}; make them again")
     return data
 
 
-def _require(path: Path, what: str, resolver: Resolver, stage: str, verb: str = "make", **flags: object) -> None:
+def _require(path: Path, what: str, resolver: Resolver, rule: str, **names: object) -> None:
     """Raise a UsageError, with the command that makes the file, if it is missing."""
     if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist; {verb} it with {_command(resolver, stage, **flags)}")
-
-
-def _command(resolver: Resolver, stage: str, **flags: object) -> str:
-    config = f" --config {resolver.path}" if resolver.path else ""
-    by_hand = resolver.by_hand if stage != "data" else None
-    run = f" --run {by_hand.name}" if by_hand and by_hand.name != UNNAMED else ""
-    given = "".join(f" --{name} {value}".rstrip() for name, value in flags.items())
-    return f"`python -m satm {stage}{given}{config}{run}`"
+        raise UsageError(f"{what} {path} does not exist; make it with `{command_of(resolver, rule, names)}`")

@@ -1,6 +1,5 @@
 """Reading of the files behind tables and figures, with checks that each is of the expected run."""
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from satm.results.rows import read_run
 from satm.storage.files import expect
 from satm.storage.identity import differing_field
 from satm.workflow.asked import sets_of, wildcards
+from satm.workflow.commands import command_of, remedy
 from satm.workflow.provenance import Provenance
 from satm.workflow.rules import RULES
 
@@ -85,14 +85,14 @@ class Reader:
         path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"
         if not path.is_file():
-            raise MissingRun(
-                f"{what} is missing{self._failure(rule, names)}; make it with: {self._command(rule, names)}"
-            )
-        frame, circumstances = read_run(path, columns)
-        for name, value in {**names, **further}.items():
-            if name in frame.columns and len(other := frame[frame[name] != value]):
-                raise UsageError(f"{what} is of {name} {other[name].iloc[0]}, expected {value}; make it again")
-        refuse_repeats({str(path): frame}, columns)
+            command = command_of(self.resolver, rule, names)
+            raise MissingRun(f"{what} is missing{self._failure(rule, names)}; make it with: {command}")
+        with remedy(command_of(self.resolver, rule, names, overwrite=True)):
+            frame, circumstances = read_run(path, columns)
+            for name, value in {**names, **further}.items():
+                if name in frame.columns and len(other := frame[frame[name] != value]):
+                    raise UsageError(f"{what} is of {name} {other[name].iloc[0]}, expected {value}; make it again")
+            refuse_repeats({str(path): frame}, columns)
         self._compare(what, rule, names)
         self.doubts |= dict.fromkeys(
             map(str, expect({"doubts": [], **circumstances}, {"doubts": list}, what)["doubts"])
@@ -126,7 +126,7 @@ class Reader:
             if difference := differing_field(options["options"], stored):
                 raise UsageError(
                     f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
-                    f"make both again with: {self._command('distill', cell.axes)} --overwrite"
+                    f"make both again with: {command_of(self.resolver, 'distill', cell.axes, overwrite=True)}"
                 )
         return frame.drop_duplicates("iteration", keep="last") if len(frame) else frame
 
@@ -176,11 +176,13 @@ class Reader:
         what = f"the synthetic set {path}"
         if not path.is_file():
             failure = self._failure("distill", cell.axes)
-            raise MissingRun(f"{what} is missing{failure}; make it with: {self._command('distill', cell.axes)}")
-        data = load_distilled(path)
-        for axis, value in cell.axes.items():
-            if (actual := getattr(data, axis)) != value:
-                raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
+            command = command_of(self.resolver, "distill", cell.axes)
+            raise MissingRun(f"{what} is missing{failure}; make it with: {command}")
+        with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True)):
+            data = load_distilled(path)
+            for axis, value in cell.axes.items():
+                if (actual := getattr(data, axis)) != value:
+                    raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
         self._compare(what, "distill", cell.axes)
         return data
 
@@ -200,25 +202,15 @@ class Reader:
         return ""
 
     def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
-        """Refuse a result (`what`) that differs from what is asked for, or whose synthetic sets do."""
+        """Refuse a result (`what`) that differs from what is asked for, or whose inputs do."""
         for cell in sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else ():
-            path = self.resolver.layout.distilled(cell)
-            if not Path(path).is_file():
+            if not Path(path := self.resolver.layout.distilled(cell)).is_file():
                 self.unchecked.append(path)
-            self._refuse(f"the synthetic set {path} of {what}", "distill", cell.axes)
-        self._refuse(what, rule, names)
-
-    def _refuse(self, what: str, rule: str, names: Mapping[str, object]) -> None:
         if difference := self._provenance.difference(rule, **names):
-            command = f"{self._command(rule, names)} --overwrite"
-            raise MissingRun(f"{what} is not what the campaign asks for: {difference}; make it with: {command}")
-
-    def _command(self, rule: str, names: Mapping[str, object]) -> str:
-        """Return the command that makes a result."""
-        config = f" --config {shlex.quote(str(self.resolver.path))}" if self.resolver.path else ""
-        what = {"full": " --what full", "variants": " --what variants", "nas_real": " --real"}.get(rule, "")
-        flags = "".join(f" --{name} {value}" for name, value in names.items())
-        return f"python -m satm {RULES[rule].stage}{what}{config}{flags}"
+            first, of = self._provenance.first(rule, **names)
+            made = "it" if first == rule else "what it depends on"
+            command = command_of(self.resolver, first, of, overwrite=True)
+            raise MissingRun(f"{what} is not what the campaign asks for: {difference}; make {made} with: {command}")
 
     @property
     def notes(self) -> list[str]:

@@ -17,6 +17,7 @@ from satm.config import REVISIONS, Cell, Resolver, expand
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differences, differing_field, hash_file
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
+from satm.workflow.graph import Graph, Single
 from satm.workflow.rules import RULES
 
 
@@ -63,6 +64,20 @@ class Provenance:
         if key not in self._known:
             self._known[key] = self._compare(rule, names)
         return self._known[key]
+
+    def first(self, rule: str, **names: object) -> tuple[str, dict[str, Any]]:
+        """Return rule and wildcards of the first job, in the order of the work, whose results differ.
+
+        It is one of those behind a job, or the job itself (arguments: `difference`).
+        """
+        graph, pattern = Graph(Single(self._resolver)), next(iter(RULES[rule].outputs.values()))
+        jobs = graph.behind([pattern.format(**{**names, "root": self._resolver.layout.root})])
+        order = list(RULES)
+        for job in sorted(jobs, key=lambda job: (order.index(job.rule), job)):
+            own = {name: value for name, value in job.names if name != "root"}
+            if job.rule != rule and self.difference(job.rule, **own):
+                return job.rule, own
+        return rule, names
 
     def distillation(self, cell: Cell) -> dict[str, Any]:
         """Return options and experts of a stored synthetic set, for the identity of results at it."""

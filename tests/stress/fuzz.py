@@ -96,7 +96,6 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
     )
     parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
     flags = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         if flags.case is not None and flags.what == "configs":
@@ -126,4 +125,5 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     sys.exit(main())

@@ -1,0 +1,48 @@
+"""The command that makes a result. Nothing here imports torch."""
+
+import contextlib
+import shlex
+from collections.abc import Iterator, Mapping
+
+from satm.config import UNNAMED, Resolver
+from satm.errors import UsageError
+from satm.workflow.rules import RULES
+
+KINDS = {
+    "full": "--what full",
+    "variants": "--what variants",
+    "nas_real": "--real",
+    "expert_sharpness": "--what expert-sharpness",
+    "difficulty": "--measure-difficulty",
+}
+"""Flags of the rules that are not their stage's usual one."""
+
+TOGETHER = ("experts_part", "experts")
+"""Rules whose jobs one command does together."""
+
+
+def command_of(resolver: Resolver, rule: str, names: Mapping[str, object], overwrite: bool = False) -> str:
+    """Return the command that makes the results of a job, for messages.
+
+    Args:
+        resolver: the campaign, or a run by hand with it.
+        rule: key of the table of jobs (`satm.workflow.rules.RULES`).
+        names: the job's wildcards.
+        overwrite: whether the results exist and are to be replaced.
+    """
+    stage, run = RULES[rule].stage, resolver.by_hand
+    words = [f"python -m satm {stage}", *([KINDS[rule]] if rule in KINDS else [])]
+    words += [f"--config {shlex.quote(str(resolver.path))}"] if resolver.path else []
+    left_out = {"root", *(["part"] if rule in TOGETHER else [])}
+    words += [f"--{name} {value}" for name, value in names.items() if name not in left_out]
+    words += [f"--run {run.name}"] if run and run.name != UNNAMED and stage != "data" else []
+    return " ".join([*words, *(["--overwrite"] if overwrite else [])])
+
+
+@contextlib.contextmanager
+def remedy(command: str) -> Iterator[None]:
+    """Add a command to the message of a `UsageError`."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{error}: `{command}`") from error
