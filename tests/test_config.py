@@ -98,6 +98,7 @@ tabels: {}
         ("methods: {my_method: {method: mtt}}", "methods: the name 'my_method' must have letters, digits and '-' only"),
         ("settings: [{stage: distil, options: {}}]", "settings.0.stage: .*got 'distil'"),
         ("[1, 2]", "holds a list, expected a mapping"),
+        ("", "is empty, expected a mapping"),
         ("tables: {", "is not usable YAML: line 1: .*correct it"),
     ],
 )

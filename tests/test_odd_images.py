@@ -300,15 +300,19 @@ def test_everything_in_the_way_is_refused_at_once(tmp_path: Path) -> None:
     write_folders(tmp_path, {**images(1), "train/a/deep/1.png": b"", "train/loose.png": b"", "test/A/1.png": b""})
     (tmp_path / "train/a/gone.png").symlink_to("nowhere")
     (tmp_path / "train/a/loop.png").symlink_to("loop.png")
+    (tmp_path / "train/a/up").symlink_to("..")
+    (tmp_path / "train/round").symlink_to("round")
     os.mkfifo(tmp_path / "train/a/pipe.png")
     (tmp_path / "train" / os.fsdecode(b"\xff")).mkdir()
     with pytest.raises(
-        UsageError, match=r"1 of 2 classes have no training images: .*; 8 of 10 images cannot be used: "
+        UsageError, match=r"1 of 2 classes have no training images: .*; 10 of 12 images cannot be used: "
     ) as caught:
         load(tmp_path, "folder")
     for fault in (
         *("train/a/deep (a folder among images)", "train/loose.png (not in a class folder)"),
-        *("test/A, test/loose.png (not a class of train/)", "train/a/gone.png, train/a/loop.png (a broken link)"),
+        "test/A, test/loose.png (not a class of train/)",
+        "train/round, train/a/gone.png, train/a/loop.png (a link to nothing or to itself)",
+        "train/a/up (a link to a folder)",
         *("train/a/pipe.png (not a file)", r"train/\udcff (its name is not UTF-8)"),
     ):
         assert fault in str(caught.value), fault

@@ -53,7 +53,9 @@ def test_the_overview_of_a_campaign_that_is_run_in_part(campaign: Path) -> None:
     memory = max(part["peak_memory_bytes"].max() for part in rows) / 1e9
     assert frame.loc["all", "peak_memory_gb"] == pytest.approx(memory, rel=WRITTEN)
     assert len(found.missing) == 2 and "python -m satm evaluate --config tiny.yaml" in found.missing[0]
-    assert "1 of 3 cells of 1 tables" in markdown(found, "x") and "&lt;x&gt;" in page(found, "<x>")
+    assert "Measured cells of tables below x: 1 of 3; not run: 2." in markdown(found, "x") and "&lt;x&gt;" in page(
+        found, "<x>"
+    )
     assert Path("results/tiny/overview.md").is_file() and Path("results/tiny/overview.html").is_file()
 
 
@@ -160,7 +162,7 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
     try:
         shown.get(report.as_uri())
         text = wait.until(lambda page: page.find_element(By.ID, "satm-overview")).text
-        assert "Overview of results/tiny" in text and "1 of 3 cells" in text
+        assert "Overview of results/tiny" in text and "results/tiny: 1 of 3;" in text
         choose("Tables", "table2")
         shown.switch_to.frame(wait.until(lambda page: page.find_element(By.TAG_NAME, "iframe")))
         table = wait.until(lambda page: page.find_element(By.TAG_NAME, "table")).text
@@ -178,3 +180,10 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         shown.quit()
     assert severe == []
     assert sent and {each["request"]["url"].split(":")[0] for each in sent} <= {"file", "data", "blob"}
+
+
+def test_a_table_of_an_unknown_dataset_says_so(campaign: Path, refused: Refuse) -> None:
+    Path("tiny.yaml").write_text(
+        Path("tiny.yaml").read_text().replace("{datasets: {digits: [1]}", "{datasets: {digts: [1]}")
+    )
+    assert "unknown dataset 'digts'; known: " in refused("table", "--config", "tiny.yaml")

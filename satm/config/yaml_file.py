@@ -105,5 +105,6 @@ def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
     if content is None and empty:
         return {}
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds a {type(content).__name__}, expected a mapping of names to values; correct it")
+        found = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise UsageError(f"{path} {found}, expected a mapping of names to values; correct it")
     return content

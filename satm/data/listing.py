@@ -97,6 +97,10 @@ def existing_folder(options: DatasetOptions) -> Path:
     return folder
 
 
+BROKEN = "a link to nothing or to itself"
+"""What is wrong with a link that cannot be followed."""
+
+
 @dataclass
 class Walk:
     """A walk over folders of images, which remembers what it leaves out and what is in the way."""
@@ -116,9 +120,11 @@ class Walk:
         entries = self.entries(folder)
         for path in entries:
             if path.is_dir():
-                self.faults.append(Fault(str(path), "a folder among images"))
+                self.faults.append(
+                    Fault(str(path), "a link to a folder" if path.is_symlink() else "a folder among images")
+                )
             elif not path.is_file():
-                self.faults.append(Fault(str(path), "a broken link" if path.is_symlink() else "not a file"))
+                self.faults.append(Fault(str(path), BROKEN if path.is_symlink() else "not a file"))
         return [path for path in entries if path.is_file()]
 
 

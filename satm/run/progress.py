@@ -18,10 +18,10 @@ LINE_SECONDS = 20.0
 
 
 class Progress:
-    """A context that counts the steps of some work; an earlier run has completed `done` of them."""
+    """A context that counts the steps of some work, of which an earlier run has done some; `unit` says what they are."""
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
-        self._what, self._total, self._done = what, total, done
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "") -> None:
+        self._what, self._total, self._done = f"{what}, {unit}" if unit else what, total, done
         self._begun_at, self._started, self._logged = done, time.monotonic(), 0.0
         self._bar: Bar | None = None
 

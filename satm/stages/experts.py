@@ -165,7 +165,7 @@ def _train_part(
         augmentation = inputs.augmentation if options.augment else Augmentation("", "image")
         labels = data.train.labels if options.order == "balanced-curriculum" else None
         order = difficulty.order(labels) if difficulty else None
-        with job.progress(len(missing) * options.epochs) as progress:
+        with job.progress(len(missing) * options.epochs, unit="epochs") as progress:
             for index in missing:
                 # Not the recipe's own name: recipes are compared on the same initialisations and batches.
                 axes = ("experts", data.name, "sgd", options.seed, index)

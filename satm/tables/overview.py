@@ -126,17 +126,20 @@ def _grid(state: Overview) -> Grid:
     return Grid("", headings, lines, headings[:1], ())
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+
+
 def sentences(state: Overview, root: str) -> list[str]:
     """Return the overview in sentences."""
     total = state.frame.iloc[-1]
     texts = [
-        f"{total['measured']} of {total['cells']} cells of {len(state.frame) - 1} tables below {root} are measured, "
-        f"{total['missing']} have not been run.",
-        f"{total['published']} measured cells have a published number: {total['within one']} lie within one published "
-        f"standard deviation, {total['within two']} within two, {total['outside']} outside; {total[AGREEMENT[3]]} were "
-        "printed without one.",
-        f"Their jobs took {total['hours']:.1f} hours, of these {total['gpu_hours']:.1f} on a GPU; peak "
-        f"memory was {total['peak_memory_gb']:.1f} GB. Devices: {', '.join(state.devices) or 'none'}.",
+        f"Measured cells of tables below {root}: {total['measured']} of {total['cells']}; not run: {total['missing']}.",
+        f"Measured cells with a published number: {total['published']}. Within one published standard deviation: "
+        f"{total['within one']}; within two: {total['within two']}; outside: {total['outside']}; published without a "
+        f"deviation: {total[AGREEMENT[3]]}.",
+        f"Time of their jobs: {_hours(total['hours'])}, on a GPU: {_hours(total['gpu_hours'])}; peak memory: "
+        f"{total['peak_memory_gb']:.1f} GB; devices: {', '.join(state.devices) or 'none'}.",
     ]
     if state.missing:
         texts.append(f"First missing file: {state.missing[0]}")

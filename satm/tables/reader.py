@@ -81,6 +81,7 @@ class Reader:
                 options or inputs than the campaign asks for; the text has the command that makes it.
             UsageError: the file is broken, of another run, or has duplicate rows.
         """
+        self.resolver.dataset(str(names["dataset"]))  # an unknown name has no results
         patterns = RULES[rule].outputs.values()
         path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"

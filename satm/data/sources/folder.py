@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
-from satm.data.listing import Fault, Listing, Walk, class_name, existing_folder, natural_order, paths_part
+from satm.data.listing import BROKEN, Fault, Listing, Walk, class_name, existing_folder, natural_order, paths_part
 from satm.data.sources import DATASETS
 from satm.errors import UsageError, suggest
 
@@ -27,7 +27,7 @@ def folder(options: DatasetOptions) -> Listing:
     def items(part: Path) -> list[tuple[Path, int]]:
         for entry in inside[part]:
             if not entry.is_dir():
-                walk.faults.append(Fault(str(entry), "not in a class folder"))
+                walk.faults.append(Fault(str(entry), "not in a class folder" if entry.exists() else BROKEN))
             elif (name := class_name(entry)) not in names:
                 near = suggest(name, list(names))
                 walk.faults.append(Fault(str(entry), f"not a class of train/{near and f'.{near}'}"))

@@ -57,8 +57,8 @@ class External(Method[FilesOptions]):
         self.selection = options.selection
         if options.selection == "auto":
             self.selection = "test" if external.distilled is None else external.distilled.selection
-            stated = "taken to be" if external.distilled is None else "as the file states:"
-            notes["selection"] = f"{stated} {self.selection}, decided (selection auto)"
+            assumed = "assumed, as the MTT family's code selects on test images; set selection if it is another"
+            notes["selection"] = f"{self.selection}, {assumed if external.distilled is None else 'as the file states'}"
         self.notes = notes
 
     def start(self) -> Synthetic:
