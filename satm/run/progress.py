@@ -18,7 +18,7 @@ LINE_SECONDS = 20.0
 
 
 class Progress:
-    """A context that counts the steps of some work, of which an earlier run has done some; `unit` says what they are."""
+    """A context that counts the steps of some work, of which an earlier run has done some; `unit` is what they are."""
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "") -> None:
         self._what, self._total, self._done = f"{what}, {unit}" if unit else what, total, done
