@@ -587,5 +587,5 @@ def test_notes_and_doubts_are_logged(
     with caplog.at_level(logging.INFO, logger="satm"):
         make_images(load_campaign(Path("f.yaml")), "mine")
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert ("INFO", "mine: 1 of 5 images with a palette: its colours were looked up") in said
+    assert ("INFO", "mine: 1 of 5 images with a palette, converted to its colours") in said
     assert ("WARNING", "mine: 1 of 2 classes have no test images: b") in said

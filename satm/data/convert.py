@@ -29,7 +29,7 @@ FORMATS = {
 }
 """Pillow's names of formats of pixels. Others, such as EPS, would run a program or are no pictures."""
 
-PALETTE = "with a palette: its colours were looked up"
+PALETTE = "with a palette, converted to its colours"
 BITMAP = "of 1 bit: black and white"
 CMYK = "in CMYK: converted without colour profiles"
 CLEAR = "with transparency: put over white"
