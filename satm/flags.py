@@ -20,7 +20,7 @@ import torch
 import tyro
 
 from satm.config import UNNAMED, ByHand, Options, Resolver, check_name, load_campaign, place_of
-from satm.errors import UsageError
+from satm.errors import UsageError, nearest
 from satm.run.log import logged
 from satm.run.machine import choose_device, describe_backend
 from satm.run.record import account, computes_on
@@ -103,7 +103,8 @@ def peek(arguments: Sequence[str], **axes: Any) -> tuple[argparse.Namespace, Res
     try:
         known = parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:
-        raise UsageError(f"{error}; see --help") from error
+        text = re.sub(r"argument (--[\w-]+): invalid int value: ", r"\1: expected a whole number, got ", str(error))
+        raise UsageError(f"{text}; see --help") from error
     return known, load_campaign(known.config)
 
 
@@ -220,10 +221,18 @@ def _dashed(match: re.Match[str]) -> str:
     return f"--{match[1].replace('_', '-')}: "
 
 
+def _unknown(match: re.Match[str]) -> str:
+    """Return what is unknown, with the nearest of the flags that tyro lists with their texts."""
+    before, known = match.string[: match.start()].strip(), re.findall(r"--[a-z][\w-]*", match.string)
+    name = match[1].split()[0].rstrip(",")
+    near = nearest(name, [flag for flag in known if flag != name])
+    return f"{'; ' if before else ''}unknown: {match[1].strip()}{f' (the nearest flag is {near})' if near else ''}"
+
+
 def _one_line(box: str) -> str:
     """Return the text in tyro's box as one line: the mistake and the nearest flag."""
     lines = [line.strip(" │|") for line in box.splitlines()[1:] if not set(line) <= set(" │|╭╮╰╯+─-")]
-    text = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+    text = " ".join(word for line in lines if not line.startswith("For full helptext") for word in line.split())
     for pattern, replacement in (
         (r"For further information visit \S+", ""),
         (r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
@@ -232,6 +241,18 @@ def _one_line(box: str) -> str:
         (r"Missing from python -m satm [\w ]+:", "missing:"),
         (r"python -m satm [\w ]+ --help", ""),
         (r"Argument helptext.*", ""),
+        (r"(--[\w-]+)[^()]*\(required\)", r"\1"),
+        (r" ?Unrecognized options: (.*?)(?: Perhaps you meant: .*)?$", _unknown),
+        (r"Error parsing (--[\w-]+): invalid literal for int\(\) with base 10: ", r"\1: expected a whole number, got "),
+        (r"Error parsing (--[\w-]+): could not convert string to float: ", r"\1: expected a number, got "),
+        (
+            r"Error parsing (--[\w-]+): no type matching (\S+) could be instantiated from \[(.*?)\]\..*",
+            r"\1: expected \2, got \3",
+        ),
+        (
+            r"invalid choice (.*?) for argument '(--[\w-]+)'\. Expected one of \((.*?) ?\) ?\.",
+            r"\2: expected one of \3, got \1",
+        ),
     ):
         text = re.sub(pattern, replacement, text)
     return f"{' '.join(text.split())}; see --help"

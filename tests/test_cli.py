@@ -620,3 +620,31 @@ def test_parts_of_experts_are_joined_to_the_same_store(campaign: Path) -> None:
     assert main(["experts", *CONFIG, "--dataset", "digits", "--collect"]) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert json.loads(before["manifest.json"])["identity"]["recipe"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("--iteration 3", "unknown: --iteration, 3 (the nearest flag is --iterations); see --help"),
+        ("--no-augmentt", "unknown: --no-augmentt (the nearest flag is --no-augment); see --help"),
+        ("extra", "unknown: extra; see --help"),
+        ("--iterations x", "--iterations: expected a whole number, got 'x'; see --help"),
+        ("--momentum x", "--momentum: expected a number, got 'x'; see --help"),
+        ("--ipc x", "--ipc: expected a whole number, got 'x'; see --help"),
+        ("--engine exact", "--engine: expected one of 'mixed', 'reverse', 'tesla', got 'exact'; see --help"),
+        ("--ema x", "--ema: expected "),
+    ],
+)
+def test_a_mistake_in_a_flag_is_told_without_the_texts_of_other_flags(
+    refused: Refuse, arguments: str, told: str
+) -> None:
+    found = refused("distill", "--dataset", "digits", "--ipc", "1", "--method", "mtt", *arguments.split())
+    assert found.startswith(f"satm: error: {told}") and len(found) < 120, found
+
+
+def test_a_missing_flag_is_told_beside_an_unknown_one(refused: Refuse) -> None:
+    found = refused("distill", "--datset", "digits", "--ipc", "1", "--method", "mtt")
+    assert (
+        found
+        == "satm: error: missing: --dataset; unknown: --datset digits (the nearest flag is --dataset); see --help\n"
+    )

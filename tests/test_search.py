@@ -392,11 +392,12 @@ def test_every_network_has_a_start_of_its_own(folder: Path) -> None:
     assert len(losses) == len(set(losses)) == 4 * 3 * 2
 
 
-def test_rows_of_another_recipe_are_not_kept(folder: Path) -> None:
+def test_rows_of_another_recipe_are_not_kept(folder: Path, refused: Refuse) -> None:
     with stopped_after(1, "/rows-"):
         assert main(["nas", *CELL, "--part", "0-1"]) == 75
     Path("search.yaml").write_text(SEARCH.replace("epochs: 4", "epochs: 2"))
-    assert main(["nas", *CELL, "--part", "0-1"]) == 0
+    assert "options.epochs: expected 2, found 4" in refused("nas", *CELL, "--part", "0-1")
+    assert main(["nas", *CELL, "--part", "0-1", "--overwrite"]) == 0
     assert set(read_rows(PART, NAS)["epochs"]) == {2}
 
 
@@ -421,7 +422,7 @@ def test_parts_beyond_the_candidates_that_fit_are_empty(folder: Path) -> None:
         ((*CONFIG, "--real", "--seed", "1"), ("--seed has no effect with --real; leave it out",)),
         ((*CONFIG, "--ipc", "2"), ("needs --ipc and --method of a synthetic set, or --real for all real images",)),
         ((*CELL, "--part", "0-2"), ("unknown part '0-2' of search quick; known: 0-1, 2-2",)),
-        ((*CELL[:-1], "mtt"), ("synthetic set", "does not exist", "satm distill --dataset few --ipc 2 --method mtt")),
+        ((*CELL[:-1], "mtt"), ("synthetic set", "does not exist", "distill --config search.yaml --dataset few")),
         ((*CELL, "--sample", "601"), ("sample asks for 601 candidates, 600 fit the images",)),
         ((*CELL, "--sample", "721"), ("search quick: sample", "less than or equal to 720")),
         ((*CELL, "--split", "validation"), ("holds out no validation images",)),
