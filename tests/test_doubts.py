@@ -373,4 +373,4 @@ def test_a_set_of_another_order_of_classes_is_refused(campaign: Path, refused: R
     made = load_distilled(path)
     save_distilled(path, dataclasses.replace(made, class_names=(*made.class_names[:8], "9", "8")))
     told = refused("evaluate", *CELL, "digits", "--method", "satm")
-    assert "was made for other classes or another order of them: class_names: expected" in told
+    assert "was made for other classes or in another order: class_names: expected" in told

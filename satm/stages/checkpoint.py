@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from satm.distill import Best, Outcome, Run, State
-from satm.errors import RunError, UsageError
+from satm.errors import RunError, UsageError, shortened
 from satm.experts import Snapshot
 from satm.methods.parts.problem import Synthetic
 from satm.run import stopping
@@ -56,6 +56,7 @@ def _differing(expected: object, found: object) -> str | None:
     if not (told := differences(expected, found)):
         return None
     told = [f"{MEANINGS[name]}, {each}" if (name := each.split(":")[0]) in MEANINGS else each for each in told]
+    told = [shortened(each) for each in told]
     more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
     return f"{'; '.join(told[:MOST])}{more}"
 
@@ -165,9 +166,11 @@ def _identities(folder: Path) -> Iterator[Identity]:
         files = sorted(place.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in () if place.name == KEPT else files:
             with contextlib.suppress(UsageError), open_tensors(path, "state") as file:
-                found = _content(file, path, "identity")["identity"]
-                if isinstance(found, Mapping):  # else it is of an earlier version
-                    yield found
+                content = _content(file, path, "identity")
+                if not {"generation", "loss"} & set(content):
+                    continue  # another kind of file
+                if isinstance(content["identity"], Mapping):  # else it is of an earlier version
+                    yield content["identity"]
                 break
 
 
