@@ -48,6 +48,15 @@ def resolver(presets: tuple[Setting, ...] = (), **content: object) -> Resolver:
 TABLE = {"table2": {"datasets": {"digits": [1]}, "methods": ["random", "mtt"]}}
 
 
+def test_a_campaign_in_another_encoding_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes("datasets:\n  x: {source: folder, path: Bücher}\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"c.yaml is not UTF-8 text, in line 2; save it as UTF-8$"):
+        load_campaign(path)
+    path.write_bytes("\ufeffdatasets:\n  x: {source: folder, path: Bücher}\n".encode())
+    assert load_campaign(path).dataset("x").path == "Bücher"
+
+
 def test_all_mistakes_in_a_campaign_are_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("""
@@ -204,7 +213,7 @@ def test_yaml_that_is_no_configuration_is_refused_at_once(tmp_path: Path, conten
 @pytest.mark.parametrize("raw", [b"\xff\xfe", "tables: {}".encode("utf-16"), b"a: \xed\xa0\x80"])
 def test_bytes_that_are_no_text_are_no_yaml(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "mine.yaml").write_bytes(raw)
-    with pytest.raises(UsageError, match="is not usable YAML"):
+    with pytest.raises(UsageError, match="mine.yaml is not UTF-8 text, in line 1; save it as UTF-8"):
         load_campaign(tmp_path / "mine.yaml")
 
 

@@ -94,9 +94,12 @@ def load_yaml(path: Path, empty: bool = False) -> dict[str, Any]:
         if len(raw) > LONGEST_FILE:
             raise YAMLError(f"the file has more than {LONGEST_FILE} bytes")
         content = yaml.load(raw.decode())
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path} is not UTF-8 text, in line {line}; save it as UTF-8") from error
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
-    except (RecursionError, YAMLError, ValueError, AssertionError) as error:  # last: not UTF-8, unknown version of YAML
+    except (RecursionError, YAMLError, ValueError, AssertionError) as error:  # last: an unknown version of YAML
         problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         if isinstance(error, MarkedYAMLError):
             text = ", ".join(str(part)[:LONGEST] for part in (error.context, error.problem) if part)
