@@ -461,3 +461,26 @@ def test_every_difference_is_named_with_both_values() -> None:
     assert differing_options({"recipe": options}, {"recipe": None})
     assert differing_options({"experts": None}, {"experts": {"lr": 1}})
     assert differing_options({"axes": ("digits", 1)}, {"axes": ["digits", 1]}) == []
+
+
+@pytest.mark.parametrize("rule", ["evaluate", "distill", "experts", "images", "difficulty"])
+def test_a_damaged_result_or_another_kind_of_file_is_made_again(whole: Path, rule: str) -> None:
+    resolver, names = tiny(), JOBS[rule][0] if rule in JOBS else {"dataset": "digits", "experts": "sgd"}
+    for pattern in RULES[rule].outputs.values():
+        path = Path(pattern.format(**names, root=resolver.layout.root))
+        content = path.read_bytes()
+        for other in (b"", content[: len(content) // 2], Path("tiny.yaml").read_bytes()):
+            path.write_bytes(other)
+            found = Provenance(resolver).difference(rule, **names)
+            assert found == f"{path} is damaged, or a file of another kind"
+        path.write_bytes(content)
+    assert Provenance(resolver).difference(rule, **names) is None
+
+
+def test_a_set_of_another_seed_is_noticed(whole: Path) -> None:
+    resolver = tiny()
+    cells = [Cell("digits", 1, "satm", seed) for seed in (0, 1)]
+    one, other = (Path(resolver.layout.distilled(cell)) for cell in cells)
+    other.parent.mkdir(parents=True)
+    shutil.copy(one, other)
+    assert Provenance(resolver).difference("distill", **cells[1].axes) == "seed: expected 1, found 0"

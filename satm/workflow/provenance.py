@@ -89,8 +89,13 @@ class Provenance:
         entry, asked = RULES[rule], None
         for pattern in entry.outputs.values():
             path = self._resolver.file(pattern.format(**{**names, "root": self._resolver.layout.root}))
-            if entry.gathers or entry.options is None or not (stated := self._stated(path)):
+            if entry.gathers or entry.options is None or not path.is_file():
                 continue
+            if (stated := self._stated(path)) is None:
+                return f"{path} is damaged, or a file of another kind"
+            for axis in sorted({*Cell._fields} & names.keys() & stated.keys()):
+                if str(stated[axis]) != str(names[axis]):
+                    return f"{axis}: expected {names[axis]}, found {stated[axis]}"
             asked = entry.options(self._resolver, wildcards(names)) if asked is None else asked
             revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
             if found := differing_options({**revision, **asked}, {"revision": 1, **stated}):
@@ -166,18 +171,30 @@ def _is_rated(identity: object) -> TypeGuard[Identity]:
 
 
 def stated_identity(path: Path) -> Identity | None:
-    """Return the identity that a result states; None if it does not exist, or is damaged, which its reader will say."""
+    """Return the identity that a result states, empty if it is of an early version.
+
+    None: the result does not exist, is damaged, or is a file of another kind.
+    """
     if not path.is_file():
         return None
     try:
         if path.suffix == ".parquet":
             metadata = parquet.read_schema(path).metadata or {}
-            content: Any = json.loads(metadata[METADATA_KEY])["options"]
+            content: Any = json.loads(metadata[METADATA_KEY]).get("options", {})
         elif path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))["identity"]
         else:
             with safe_open(path, framework="numpy") as file:
                 content = json.loads(file.metadata()["satm"])
-    except (ArrowException, SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (
+        ArrowException,
+        SafetensorError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
     return content if isinstance(content, dict) else None

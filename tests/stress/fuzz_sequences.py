@@ -150,7 +150,7 @@ class Sequences:
                 (folder / rest[0]).unlink()
             elif what == "touch":
                 (folder / rest[0]).touch()
-            else:
+            elif rest[0] != rest[1]:
                 (folder / rest[1]).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(folder / rest[0], folder / rest[1])
 
