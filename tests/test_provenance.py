@@ -246,7 +246,7 @@ AT_SET = ("evaluate", "variants", "continual", "nas", "analysis")
         ("full", RHO, None),
         ("nas_real", RECIPE, None),
         ("nas", WATCHED, "its synthetic set "),
-        ("experts", ("count: 2, epochs: 3", "count: 3, epochs: 3"), None),
+        ("experts", ("count: 2, epochs: 3", "count: 3, epochs: 3"), "it lists 2 experts, expected 3"),
         *(
             (rule, ("count: 2, epochs: 3", "count: 3, epochs: 3"), "experts_count")
             for rule in ("distill", "evaluate", "variants")
@@ -484,3 +484,25 @@ def test_a_set_of_another_seed_is_noticed(whole: Path) -> None:
     other.parent.mkdir(parents=True)
     shutil.copy(one, other)
     assert Provenance(resolver).difference("distill", **cells[1].axes) == "seed: expected 1, found 0"
+
+
+def test_experts_whose_shards_are_others_are_noticed(whole: Path) -> None:
+    resolver, names = tiny(), {"dataset": "digits", "experts": "sgd"}
+    manifest = Path(resolver.layout.manifest("digits", "sgd"))
+    first, second = (manifest.with_name(f"expert-00{index}.safetensors") for index in (0, 1))
+
+    def found() -> str | None:
+        return Provenance(resolver).difference("experts", **names)
+
+    assert found() is None
+    content = second.read_bytes()
+    shutil.copy(first, second)
+    assert found() == f"{second} is another one than it lists"
+    second.unlink()
+    assert found() == f"{second} is missing"
+    second.write_bytes(content)
+    assert found() is None
+    shutil.copy(manifest.with_name("part-0-0.json"), manifest)
+    assert found() == "it lists 1 experts, expected 2"
+    manifest.write_text(json.dumps({"identity": json.loads(manifest.read_text())["identity"], "shards": [1]}))
+    assert found() == f"{manifest} is damaged, or a file of another kind"

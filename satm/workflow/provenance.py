@@ -14,6 +14,7 @@ from pyarrow import ArrowException, parquet
 from safetensors import SafetensorError, safe_open
 
 from satm.config import REVISIONS, Cell, Resolver, expand
+from satm.config.base import numbers
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, differences, differing_field, hash_file
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
@@ -38,6 +39,9 @@ def differing_options(asked: Asked, stated: Identity, path: str = "") -> list[st
             found += differences(json.loads(json.dumps(params(value))), other, place)
     return sorted(found)
 
+
+KINDS = {"images": "images", "zca": "whitening", "difficulty": "difficulty", "distill": "distilled"}
+"""Kind that a file of tensors states, by rule."""
 
 MOST = 5
 """Largest number of differences in a message."""
@@ -91,7 +95,8 @@ class Provenance:
             path = self._resolver.file(pattern.format(**{**names, "root": self._resolver.layout.root}))
             if entry.gathers or entry.options is None or not path.is_file():
                 continue
-            if (stated := self._stated(path)) is None:
+            stated = self._stated(path)
+            if stated is None or (path.suffix == ".safetensors" and stated.get("kind") != KINDS[rule]):
                 return f"{path} is damaged, or a file of another kind"
             for axis in sorted({*Cell._fields} & names.keys() & stated.keys()):
                 if str(stated[axis]) != str(names[axis]):
@@ -101,6 +106,8 @@ class Provenance:
             if found := differing_options({**revision, **asked}, {"revision": 1, **stated}):
                 return "; ".join(found[:MOST])
             if difference := self._differing_input(stated.get("identity", stated), names):
+                return difference
+            if path.suffix == ".json" and (difference := self._differing_shards(path, names)):
                 return difference
         return None
 
@@ -139,6 +146,26 @@ class Provenance:
             manifest = self._stated(path)
             if manifest and (difference := differing_field(manifest, experts)):
                 return f"it is of other experts than {path}: {difference}"
+        return None
+
+    def _differing_shards(self, path: Path, names: Mapping[str, object]) -> str | None:
+        """Return in what a manifest, or a part of it, differs from the experts asked for and from their shards."""
+        count = self._resolver.experts(str(names["experts"]), str(names["dataset"])).count
+        asked = numbers(str(names["part"])) if "part" in names else range(count)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            if (listed := [shard["index"] for shard in content["shards"]]) != [*asked]:
+                return f"it lists {len(listed)} experts, expected {len(asked)}"
+            for shard in content["shards"]:
+                file = path.parent / shard["file"]
+                if not file.is_file():
+                    return f"{file} is missing"
+                stated = self._stated(file) or {}
+                expected = {"index": shard["index"], "identity": content["identity"]}
+                if file.stat().st_size != shard["bytes"] or expected != {name: stated.get(name) for name in expected}:
+                    return f"{file} is another one than it lists"
+        except (LookupError, TypeError, OSError, ValueError):
+            return f"{path} is damaged, or a file of another kind"
         return None
 
     def _differing_difficulty(self, dataset: str, experts: Identity) -> str | None:
