@@ -213,7 +213,7 @@ def test_yaml_that_is_no_configuration_is_refused_at_once(tmp_path: Path, conten
 @pytest.mark.parametrize("raw", [b"\xff\xfe", "tables: {}".encode("utf-16"), b"a: \xed\xa0\x80"])
 def test_bytes_that_are_no_text_are_no_yaml(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "mine.yaml").write_bytes(raw)
-    with pytest.raises(UsageError, match="mine.yaml is not UTF-8 text, in line 1; save it as UTF-8"):
+    with pytest.raises(UsageError, match=r"mine\.yaml is not UTF-8 text, in line 1; save it as UTF-8"):
         load_campaign(tmp_path / "mine.yaml")
 
 
