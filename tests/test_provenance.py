@@ -506,3 +506,12 @@ def test_experts_whose_shards_are_others_are_noticed(whole: Path) -> None:
     assert found() == "it lists 1 experts, expected 2"
     manifest.write_text(json.dumps({"identity": json.loads(manifest.read_text())["identity"], "shards": [1]}))
     assert found() == f"{manifest} is damaged, or a file of another kind"
+
+
+def test_what_comes_first_is_what_differs_or_the_missing_whitening(whole: Path) -> None:
+    names = {"dataset": "digits", "ipc": 1, "method": "satm", "seed": 0, "network": "convnet"}
+    more = tiny(MORE_EXPERTS)
+    assert Provenance(more).first("evaluate", **names) == ("experts", {"dataset": "digits", "experts": "sgd"})
+    white = tiny(("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment"))
+    assert Provenance(white).first("evaluate", **names) == ("zca", {"dataset": "digits"})
+    assert Provenance(tiny()).first("evaluate", **names) == ("evaluate", names)

@@ -162,9 +162,8 @@ class Inputs:
         with remedy(command_of(self.resolver, "experts", names, overwrite=True)):
             store = TrajectoryStore(path, self.expert_identity(name, options))
             if len(store) != options.count:
-                raise UsageError(
-                    f"{path} lists {len(store)} experts, count is {options.count}; train the experts again"
-                )
+                advice = "train the missing ones" if len(store) < options.count else "list the first ones alone"
+                raise UsageError(f"{path} lists {len(store)} experts, count is {options.count}; {advice}")
         if near := store.near_chance:
             self._doubts[f"experts {name} on {self.dataset}: {near}"] = None
         return store

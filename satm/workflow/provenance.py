@@ -43,6 +43,9 @@ def differing_options(asked: Asked, stated: Identity, path: str = "") -> list[st
 KINDS = {"images": "images", "zca": "whitening", "difficulty": "difficulty", "distill": "distilled"}
 """Kind that a file of tensors states, by rule."""
 
+PREPARED = ("images", "zca")
+"""Rules that every other job needs the results of."""
+
 MOST = 5
 """Largest number of differences in a message."""
 
@@ -72,14 +75,15 @@ class Provenance:
     def first(self, rule: str, **names: object) -> tuple[str, dict[str, Any]]:
         """Return rule and wildcards of the first job, in the order of the work, whose results differ.
 
-        It is one of those behind a job, or the job itself (arguments: `difference`).
+        It is one of those behind a job, or the job itself (arguments: `difference`). Missing images count as well.
         """
         graph, pattern = Graph(Single(self._resolver)), next(iter(RULES[rule].outputs.values()))
         jobs = graph.behind([pattern.format(**{**names, "root": self._resolver.layout.root})])
         order = list(RULES)
         for job in sorted(jobs, key=lambda job: (order.index(job.rule), job)):
             own = {name: value for name, value in job.names if name != "root"}
-            if job.rule != rule and self.difference(job.rule, **own):
+            missing = job.rule in PREPARED and not all(self._resolver.file(str(path)).is_file() for path in job.outputs)
+            if job.rule != rule and (missing or self.difference(job.rule, **own)):
                 return job.rule, own
         return rule, names
 
