@@ -42,12 +42,12 @@ class UsageError(_OneLine, ValueError):
 
     @property
     def problems(self) -> list[str]:
-        """Each problem as a message of its own."""
+        """Each problem as a separate message."""
         return [_joined(self._where, problem) for problem in self._found] or [str(self)]
 
     @property
     def listed(self) -> str:
-        """The message, with each of several problems in a line of its own."""
+        """The message, with several problems one per line."""
         if len(self._found) < 2:
             return str(self)
         return "\n  ".join([f"{_joined(self._where, f'{len(self._found)} problems')}:", *_numbered(self._found)])

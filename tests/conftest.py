@@ -121,7 +121,7 @@ Refuse = Callable[..., str]
 def refused(capsys: pytest.CaptureFixture[str]) -> Refuse:
     """Run a command in this process; it must end with the exit code and one line on the standard error.
 
-    Each of several problems has an indented line of its own.
+    Several problems are listed below it, one per indented line.
     """
 
     def run(*arguments: str, code: int = 2) -> str:

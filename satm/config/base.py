@@ -29,7 +29,6 @@ REVISIONS = {
 }
 """Revision by stage, stored in its results: raise it when numbers change, as the workflow does not see code changes."""
 
-
 UNKNOWN = "unknown_option"
 """Type of pydantic's error about an option that a model lacks; its context has the `name` and the `known` ones."""
 

@@ -130,8 +130,8 @@ class Job:
                 refuse_other_state(self._resolver, self.folder, self.identity)
                 if self._lock.inherited and not has_state(self.folder):
                     LOG.info("an earlier process was killed here before it saved anything; starting from the beginning")
-            if not self.done and self._results and self._resolver.by_hand:
-                self._resolver.by_hand.remember()
+                if self._results and self._resolver.by_hand:
+                    self._resolver.by_hand.remember()
             self._stack = stack.pop_all()
         return self
 
