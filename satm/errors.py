@@ -90,11 +90,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 4 :]}"
 
 
-def some(items: Sequence[str], total: int | None = None, most: int = SHOWN) -> str:
+def some(items: Sequence[str], total: int | None = None, most: int = SHOWN, between: str = ", ") -> str:
     """Return the first of many items for a message, and the number of the others; `total`: of all, if not given."""
     shown = items[:most]
     others = (len(items) if total is None else total) - len(shown)
-    return ", ".join(shown) + (f" and {others} more" if others > 0 else "")
+    return between.join(shown) + (f" and {others} more" if others > 0 else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

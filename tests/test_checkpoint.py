@@ -194,3 +194,17 @@ def test_a_long_list_of_differences_is_cut(tmp_path: Path, caplog: pytest.LogCap
     Generations(tmp_path, "rows", {str(number): 0 for number in range(30)}).save({}, {})
     assert Generations(tmp_path, "rows", {str(number): 1 for number in range(30)}).load() is None
     assert caplog.messages[0].count("expected") == 8 and " and 22 more)" in caplog.messages[0]
+
+
+def test_a_refusal_says_that_the_state_beside_a_finished_result_would_go_too(begun: Path, refused: Refuse) -> None:
+    """A result is finished, a run of other options that is to replace it is not; then comes a third."""
+    assert main(list(DISTILL)) == 0
+    longer = [*DISTILL, "--overwrite"]
+    longer[longer.index("31")] = "40"
+    with stopped_after(2, "/checkpoint-"):
+        assert main(longer) == 75
+    assert main(list(DISTILL)) == 0, "the finished result is still there"
+    third = ["50" if each == "31" else each for each in DISTILL]
+    told = refused(*third)
+    assert "options.iterations: expected 50, found 31; add --overwrite" in told
+    assert "; --overwrite also discards the state of an unfinished run, results/hand/" in told

@@ -37,7 +37,7 @@ from satm.networks.training import TrainingImages
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.stages.checkpoint import ExpertState
-from satm.storage.identity import differing_field, hash_file
+from satm.storage.identity import differing_fields, hash_file
 
 IDENTITY: dict[str, Any] = {
     "dataset": "digits",
@@ -191,7 +191,7 @@ def test_one_snapshot_is_read_without_the_others(folder: Path) -> None:
     ],
 )
 def test_experts_other_than_asked_for_are_refused_by_the_field(folder: Path, change: Any, text: str) -> None:
-    assert differing_field(IDENTITY, json.loads(json.dumps(IDENTITY))) is None
+    assert differing_fields(IDENTITY, json.loads(json.dumps(IDENTITY))) is None
     rounded = {
         **IDENTITY,
         "preprocessing": {
@@ -202,7 +202,7 @@ def test_experts_other_than_asked_for_are_refused_by_the_field(folder: Path, cha
             "std": [0.25 * (1 + 4e-16)],
         },
     }
-    assert rounded != IDENTITY and differing_field(IDENTITY, rounded) is None
+    assert rounded != IDENTITY and differing_fields(IDENTITY, rounded) is None
     with pytest.raises(UsageError, match=f"not the ones asked for: {text}.*, or train them again") as caught:
         TrajectoryStore(folder / "manifest.json", {**IDENTITY, **change})
     assert "\n" not in str(caught.value)

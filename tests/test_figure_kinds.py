@@ -34,6 +34,7 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
     def write(**entries: Mapping[str, Any]) -> None:
         methods = {"watched": {"method": "mtt", "monitor": 3}, **{name: {"method": "mtt"} for name in "abc"}}
         content = {"datasets": {"greys": {"source": "digits"}}, "methods": methods, "figures": dict(entries)}
+        content |= {"networks": {name: {"network": "convnet"} for name in ("flat-1", "flat-2")}}
         YAML(typ="safe", pure=True).dump(content, Path("it.yaml"))
 
     return write
@@ -278,7 +279,8 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     metrics("mtt", loss=[1.0])
     measured = path / "seed-0" / "metrics.parquet"
     rows = pandas.read_parquet(measured).to_dict("records")
-    held = dataclasses.replace(synthetic(2, 1), options={**asked("digits"), "notes": {"images": "one"}})
+    options = {**asked("digits"), "notes": {"images": "one"}}
+    held = dataclasses.replace(synthetic(2, 1), dataset="digits", method="mtt", seed=0, options=options)
     save_distilled(path / "seed-0" / "distilled.safetensors", held)
     for seen, told in (
         ({"notes": {"images": "one"}}, None),
@@ -288,7 +290,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
         ),
         (
             {"iterations": 2},
-            r"is not what the campaign asks for: options.iterations: expected \d+, found 2; make it with",
+            r"is not what the campaign asks for: options.iterations: expected \d+, found 2; make what .* with: ",
         ),
     ):
         write_rows(measured, rows, METRICS, {"options": {"options": {**asked("digits"), **seen}}})  # type: ignore[arg-type]
@@ -298,7 +300,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
             with pytest.raises(UsageError, match=told):
                 draw("one")
     write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"metrics .*metrics\.parquet: options is a int, expected a dict"):
+    with pytest.raises(UsageError, match=r"metrics.parquet is damaged, or a file of another kind; make what .* with: "):
         draw("one")
     (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])
@@ -309,7 +311,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     write_rows(kept, rows, EVALUATION, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
     save_distilled(path / "seed-0" / "distilled.safetensors", held)
     with pytest.raises(
-        UsageError, match=r": it is of another synthetic set than .*distilled.safetensors; make it with"
+        UsageError, match=r": it is of another synthetic set than .*distilled.safetensors; make .* with: "
     ):
         draw("two")
 

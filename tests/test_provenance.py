@@ -351,10 +351,30 @@ def test_what_a_refused_table_says_to_do_mends_it(whole: Path, refused: Refuse) 
     tiny(change, WATCHED, ("watch: test, ", ""))
     for stage in ("distill", "evaluate"):
         told = refused("table", "--config", "tiny.yaml")
-        command = told.partition(" with: python -m satm ")[2].split()
+        command = told.partition(" with: python -m satm ")[2].partition(";")[0].split()
         assert command[0] == stage and command[-1] == "--overwrite", told
         assert main(command) == 0
     assert main(["table", "--config", "tiny.yaml"]) == 0
+
+
+def test_a_refused_table_or_figure_says_what_else_can_be_done(whole: Path, refused: Refuse) -> None:
+    tiny(WATCHED)
+    figure = "synthetic-digits-ipc-1"
+    partial, everything = (
+        "; or leave it out with --partial\n",
+        "everything that is missing with: snakemake --profile local",
+    )
+    told = refused("table", "--config", "tiny.yaml")
+    assert told.endswith(partial) and "snakemake" not in told
+    Path("Snakefile").touch()
+    assert f"; or {everything} --configfile tiny.yaml results/tiny/table2.csv{partial}" in refused(
+        "table", "--config", "tiny.yaml"
+    )
+    shutil.rmtree("results/tiny/distilled")
+    assert f"; or {everything} --configfile tiny.yaml results/tiny/figures/{figure}.png{partial}" in refused(
+        "figure", "--config", "tiny.yaml", "--name", figure
+    )
+    assert main(["table", "--config", "tiny.yaml", "--partial"]) == 0
 
 
 def test_results_of_versions_that_state_less_are_shown(whole: Path) -> None:
@@ -510,8 +530,13 @@ def test_experts_whose_shards_are_others_are_noticed(whole: Path) -> None:
 
 def test_what_comes_first_is_what_differs_or_the_missing_whitening(whole: Path) -> None:
     names = {"dataset": "digits", "ipc": 1, "method": "satm", "seed": 0, "network": "convnet"}
-    more = tiny(MORE_EXPERTS)
-    assert Provenance(more).first("evaluate", **names) == ("experts", {"dataset": "digits", "experts": "sgd"})
-    white = tiny(("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment"))
-    assert Provenance(white).first("evaluate", **names) == ("zca", {"dataset": "digits"})
-    assert Provenance(tiny()).first("evaluate", **names) == ("evaluate", names)
+    campaign = "--config tiny.yaml --dataset digits"
+    cell = f"{campaign} --ipc 1 --method satm --seed 0 --network convnet"
+    white = ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment")
+    for changes, told in (
+        (MORE_EXPERTS, f"what it depends on with: python -m satm experts {campaign} --experts sgd --overwrite"),
+        (white, f"what it depends on with: python -m satm data {campaign}"),
+        (None, f"it with: python -m satm evaluate {cell} --overwrite"),
+    ):
+        remedy = Provenance(tiny(*([changes] if changes else []))).remedy("evaluate", **names)
+        assert remedy == f"make {told}"

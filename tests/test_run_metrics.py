@@ -16,7 +16,9 @@ from satm.tables.run_metrics import RunMetric, converged, measure
 
 
 def campaign(root: Path, **tables: Any) -> Resolver:
-    return Resolver(Campaign.model_validate({"tables": tables}), (), str(root / "results"), Path("it.yaml"))
+    methods = {"mtt-cost": {"method": "mtt"}, "satm-cost": {"method": "satm"}}
+    content = Campaign.model_validate({"methods": methods, "tables": tables})
+    return Resolver(content, (), str(root / "results"), Path("it.yaml"))
 
 
 def metrics(resolver: Resolver, method: str, seconds: list[float], dataset: str = "cifar100", ipc: int = 10) -> None:

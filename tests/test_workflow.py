@@ -1,5 +1,6 @@
 """The workflow: what is planned, what a change repeats, and one whole run, each with the real Snakemake."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satm import config
+from satm.cli import main
 from satm.errors import UsageError
 from satm.workflow import asked, rules
 from satm.workflow.campaigns import Campaigns
@@ -75,19 +77,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which the campaign `tiny` counts as made, by empty files; tests restore its file."""
+    """A checkout in which the campaign `tiny` was made, without Snakemake; tests restore its file."""
     folder = make_checkout(tmp_path_factory.mktemp("finished"))
     (folder / "config" / "tiny.yaml").write_text(TINY)
-    resolver = config.load_campaign(folder / "config" / "tiny.yaml")
-    layout = resolver.layout
-    files = [layout.images("digits"), layout.manifest("digits", "sgd")]
-    files += [layout.experts_part("digits", "sgd", part) for part in ("0-0", "1-1")]
-    for cell in resolver.table("table2").cells():
-        files += [layout.distilled(cell), layout.metrics(cell), layout.evaluation(cell, "convnet")]
-    files += [layout.table("table2-paired"), *(layout.table("table2", kind) for kind in ("csv", "md", "tex", "html"))]
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).touch()
+    given = ["--config", "config/tiny.yaml", "--dataset", "digits"]
+    cells = [[*given, "--ipc", "1", "--method", method] for method in ("random", "mtt", "mtt-long")]
+    sets = [[stage, *cell] for stage in ("distill", "evaluate") for cell in cells]
+    with contextlib.chdir(folder):
+        for stage in (["data", *given], ["experts", *given], *sets, ["table", *given[:2], "--name", "table2"]):
+            assert main(stage) == 0, stage
     done = snakemake(folder, "--profile", "local", "--touch", "--forceall", "results/tiny/table2.csv")
     assert done.returncode == 0, done.stdout
     return folder

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from satm.errors import UsageError
 from satm.results.distilled import DistilledDataset
-from satm.storage.identity import differing_field
+from satm.storage.identity import differing_fields
 
 Data = DistilledDataset | tuple[Tensor, Tensor]
 """A synthetic set, or images `[m, C, H, W]` with labels `[m]` int64 or `[m, K]` float32 logits."""
@@ -66,7 +66,7 @@ class Memory:
         members = _members(images, labels, by_place=isinstance(data, DistilledDataset))
         present = tuple(dict.fromkeys(members.tolist()))
         new = present if classes is None else tuple(dict.fromkeys(classes))
-        if self._preprocessing is not None and (differs := differing_field(self._preprocessing, preprocessing)):
+        if self._preprocessing is not None and (differs := differing_fields(self._preprocessing, preprocessing)):
             raise UsageError(f"the images are in another space than those of the memory: {differs}; add sets of one")
         for what, old, added in zip(("images", "labels"), self._data or (), (images, labels), strict=False):
             if (old.shape[1:], old.dtype) != (added.shape[1:], added.dtype):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from satm.errors import UsageError
 from satm.experts.store import TrajectoryStore
 from satm.networks.training import TrainingImages, outputs
-from satm.storage.identity import Identity, differing_field
+from satm.storage.identity import Identity, differing_fields
 from satm.storage.tensors import hash_tensors, read_tensors, write_tensors
 
 
@@ -115,6 +115,6 @@ def load_difficulty(path: Path, identity: Identity, experts: int, images: int) -
         raise UsageError(f"{path} does not hold two numbers for each image; measure the difficulty again")
     expected = {"identity": identity, "experts": experts, "images": images}
     stored = {**metadata, "images": len(tensors["epoch"])}
-    if difference := differing_field(expected, {name: stored.get(name) for name in expected}):
+    if difference := differing_fields(expected, {name: stored.get(name) for name in expected}):
         raise UsageError(f"{path} belongs to other experts: {difference}; measure the difficulty again")
     return Difficulty(**tensors)

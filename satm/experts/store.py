@@ -20,7 +20,7 @@ from satm.config import Options, parse
 from satm.errors import RunError, UsageError
 from satm.params import buffer_names, unflatten
 from satm.storage.files import AGAIN, expect, read_record, write_record
-from satm.storage.identity import Identity, differing_field, hash_file
+from satm.storage.identity import Identity, differing_fields, hash_file
 from satm.storage.tensors import open_tensors, read_metadata, read_tensors, write_tensors
 
 UNLIKELY = 0.01
@@ -169,7 +169,7 @@ class TrajectoryStore:
         if content["format"] != 1 or not content["shards"]:
             raise UsageError(f"{manifest} is not a manifest of experts in format 1; train the experts again")
         self.folder, self.identity = manifest.parent, content["identity"]
-        if expected is not None and (difference := differing_field(expected, self.identity)):
+        if expected is not None and (difference := differing_fields(expected, self.identity)):
             raise UsageError(
                 f"the experts in {self.folder} are not the ones asked for: {difference}; "
                 "use the options they were trained with, or train them again"
@@ -211,7 +211,7 @@ class TrajectoryStore:
                 raise UsageError(f"shard {path} has no snapshot {epoch}; it has {count}")
             weights = file.get_tensor(str(epoch)).clone()
             identity = _checked(read_metadata(file, path, "shard"), self.shards[expert]["index"], path)["identity"]
-        if difference := differing_field(self.identity, identity):
+        if difference := differing_fields(self.identity, identity):
             raise UsageError(f"shard {path} holds another expert than the manifest says: {difference}; {AGAIN}")
         if not torch.isfinite(weights).all():
             raise RunError(f"{path}, epoch {epoch}: weights that are not finite; train with a lower lr")

@@ -41,7 +41,7 @@ from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
 from satm.stages.job import OTHERWISE, Job, account_of, may_replace, refuse_other_state
 from satm.storage.files import read_record, write_record
-from satm.storage.identity import differences, differing_field
+from satm.storage.identity import described, differences, differing_fields
 from satm.workflow.provenance import stated_identity
 
 LOG = logging.getLogger("satm")
@@ -60,7 +60,7 @@ def make_experts(
     for index in (index for name in chosen for index in numbers(name)):
         stored = stated_identity(folder / shard_name(index))
         if stored and (found := differences(identity, stored["identity"])) and not may_replace(resolver):
-            raise UsageError(f"expert {index} in {folder} is trained, but differs: {'; '.join(found)}; {OTHERWISE}")
+            raise UsageError(f"expert {index} in {folder} is trained, but differs: {described(found)}; {OTHERWISE}")
     if part is None:
         _refuse_fewer(resolver, dataset, experts, options)
     names = {"dataset": dataset, "experts": experts}
@@ -87,7 +87,7 @@ def collect_experts(resolver: Resolver, dataset: str, experts: str, options: Exp
     for part in parts(options):
         path = Path(resolver.layout.experts_part(dataset, experts, part))
         content = read_record(path, "part of experts", {"identity": dict, "shards": list})
-        if difference := differing_field(identity, content["identity"]):
+        if difference := differing_fields(identity, content["identity"]):
             raise UsageError(f"{path} holds other experts: {difference}; train that part again")
         shards += read_shards(content["shards"], f"part of experts {path}", numbers(part))
     shards = [{**shard, "near_chance": chance_level(shard["test_accuracy"], labels)} for shard in shards]
@@ -152,7 +152,7 @@ def _train_part(
     for index in indices:
         stored = shard_identity(folder, index)
         if stored is not None and (found := differences(identity, stored)):
-            LOG.info("expert %d on disk has other options and is replaced: %s", index, "; ".join(found))
+            LOG.info("expert %d on disk has other options and is replaced: %s", index, described(found))
         if stored != identity:
             missing.append(index)
     if not missing:

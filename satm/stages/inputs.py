@@ -24,7 +24,7 @@ from satm.results.columns import METRICS
 from satm.results.distilled import DistilledDataset, load_distilled
 from satm.results.rows import read_rows_metadata
 from satm.seeds import make_generator
-from satm.storage.identity import differing_field, hash_file
+from satm.storage.identity import differing_fields, hash_file
 from satm.workflow import asked
 from satm.workflow.commands import command_of, remedy
 from satm.workflow.provenance import Provenance
@@ -202,22 +202,20 @@ class Inputs:
         _require(path, "the synthetic set", self.resolver, "distill", **cell.axes)
         with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True)):
             distilled = load_distilled(path)
-            if difference := differing_field(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
+            if difference := differing_fields(cell.axes, {axis: getattr(distilled, axis) for axis in cell._fields}):
                 raise UsageError(f"{path} is another synthetic set: {difference}; distil it again")
-            if difference := differing_field(self.preprocessor.identity, dict(distilled.preprocessing)):
+            if difference := differing_fields(self.preprocessor.identity, dict(distilled.preprocessing)):
                 raise UsageError(
                     f"{path} was made with another preprocessing: {difference}; use the dataset's options that it was "
                     "made with, or distil again"
                 )
             names = {"class_names": self.data.class_names}
             own = cell.dataset == self.dataset  # a step of it has fewer classes
-            if own and (difference := differing_field(names, {"class_names": distilled.class_names})):
+            if own and (difference := differing_fields(names, {"class_names": distilled.class_names})):
                 raise UsageError(f"{path} was made for other classes or in another order: {difference}; distil again")
         if difference := self._provenance.difference("distill", **cell.axes):
-            first, of = self._provenance.first("distill", **cell.axes)
-            made = "it again" if first == "distill" else "what it depends on again"
-            command = command_of(self.resolver, first, of, overwrite=True)
-            raise UsageError(f"{path} is not the set that is asked for: {difference}; make {made}: `{command}`")
+            todo = self._provenance.remedy("distill", **cell.axes)
+            raise UsageError(f"{path} is not the set that is asked for: {difference}; {todo}")
         LOG.info("synthetic set: %s", path)
         for doubt in _stated_doubts(self.resolver.file(self.resolver.layout.metrics(cell))):
             if doubt not in self._doubts:

@@ -25,7 +25,7 @@ from satm.run.record import account, mark_complete
 from satm.run.stopping import check_stop, saved
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import Content, Generations, NetworkState, has_state, other_state
-from satm.storage.identity import Identity, differing_field
+from satm.storage.identity import Identity, differing_fields
 from satm.storage.tensors import read_tensors
 from satm.workflow.rules import RULES
 
@@ -71,7 +71,8 @@ class Job:
 
     It owns the lock on the state folder, the account of the run's cost, the identity, the state from which a killed run
     resumes, progress and writing. On entering, results that were kept for a killed workflow (`satm.run.lock.KEPT`) are
-    restored, and finished results of the same identity are found. Leaving without an error removes the state.
+    restored, and finished results of the same identity are found. Leaving without an error removes the state, but not
+    one of other options beside results that were finished.
 
     Args:
         resolver: the campaign, with the paths of files.
@@ -136,7 +137,7 @@ class Job:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        if kind is None:
+        if kind is None and not (self.done and self._other_state() and not in_workflow()):
             self._lock.finished(*self._results)
         self._stack.__exit__(kind, *error)
 
@@ -239,10 +240,17 @@ class Job:
             if in_workflow():
                 LOG.warning("%s is replaced: %s", self.path, difference)
                 return False
-            raise UsageError(f"{self.path} is finished, but differs: {difference}; {OTHERWISE}")
+            also = f"; --overwrite also discards the state of an unfinished run, {self.folder}"
+            raise UsageError(
+                f"{self.path} is finished, but differs: {difference}; {OTHERWISE}{also if self._other_state() else ''}"
+            )
         LOG.info("%s is finished already; --overwrite makes it again", self.path)
         mark_complete()
         return True
+
+    def _other_state(self) -> bool:
+        """Return whether an unfinished run of other options, which was to replace the results, has left a state."""
+        return other_state(self.folder, self.identity) is not None
 
     def _difference(self, paths: Sequence[Path]) -> str | None:
         """Return in what results differ from those of this run; None: in nothing. `UsageError` if one is damaged."""
@@ -252,6 +260,6 @@ class Job:
                     return "it belongs to another run"
             elif self._columns is None or path.suffix != ".parquet":
                 read_tensors(path, "synthetic set")
-            elif difference := differing_field(self.identity, read_rows_metadata(path, self._columns)["options"]):
+            elif difference := differing_fields(self.identity, read_rows_metadata(path, self._columns)["options"]):
                 return difference
         return None

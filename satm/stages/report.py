@@ -1,18 +1,21 @@
 """The stages `table`, `figure` and `cost`, whose results people read."""
 
+import contextlib
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from satm.config import ACCOUNTING, OVERVIEW, Resolver, root_of
 from satm.cost.forecast import Pace, cost, cost_grid
 from satm.cost.spent import accounting
 from satm.cost.workload import assumptions
-from satm.errors import UsageError
+from satm.errors import MissingRun, UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
 from satm.results.columns import PACE
 from satm.results.rows import read_rows
+from satm.run.lock import in_workflow
 from satm.run.progress import Progress
 from satm.storage.files import atomic_path
 from satm.tables.base import table_of
@@ -21,6 +24,7 @@ from satm.tables.reader import Reader
 from satm.tables.render import Contents, csv_text, write_forms
 from satm.tables.scale_note import reductions
 from satm.version import shipped
+from satm.workflow.commands import workflow_command
 from satm.workflow.jobs import campaigns_of, jobs
 
 LOG = logging.getLogger("satm")
@@ -32,7 +36,8 @@ PACE_FILE = shipped("pace/h200.parquet", "results/reference/pace/h200.parquet")
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
     """Write a table as csv, md, tex and html, and show it; with `partial` cells that were not run yet are empty."""
     table, reader = table_of(resolver, name), Reader(resolver, partial, reductions(resolver, "tables", name))
-    contents = table.make(reader, name)
+    with _alternatives(resolver, resolver.layout.table(name)):
+        contents = table.make(reader, name)
     contents.write(resolver.layout, name)
     contents.show(Progress.console())
     _warn(reader)
@@ -71,7 +76,8 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
     With `partial`, missing results are left out, and the figure says so.
     """
     figure, reader = figure_of(resolver, name), Reader(resolver, partial, reductions(resolver, "figures", name))
-    drawn = figure.draw(reader)
+    with _alternatives(resolver, resolver.layout.figure(name)):
+        drawn = figure.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
     if drawn.png is None:
@@ -82,6 +88,20 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
         part.write_text(csv_text(drawn.frame), encoding="utf-8")
     _warn(reader)
     LOG.info("figure %s -> %s, %s, %s", name, png, pdf, csv)
+
+
+@contextlib.contextmanager
+def _alternatives(resolver: Resolver, path: str) -> Iterator[None]:
+    """Add to the message about a missing result what else can be done about it than to make that result by hand."""
+    try:
+        yield
+    except MissingRun as error:
+        if in_workflow():
+            raise
+        everything = workflow_command(resolver, path)
+        ways = [f"everything that is missing with: {everything}"] if everything else []
+        text = "; or ".join([str(error), *ways, "leave it out with --partial"])
+        raise MissingRun(text) from error
 
 
 def _warn(reader: Reader) -> None:

@@ -6,15 +6,20 @@ Nothing here imports torch; `satm.storage.tensors` hashes tensors.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from satm.errors import some
 
 Identity = Mapping[str, Any]
 """Everything that determines a result, as JSON values: options, revision, hashes of its inputs."""
 
 ROUNDING = 1e-12
 """Relative difference up to which two numbers of an identity count as equal."""
+
+MOST = 5
+"""Largest number of differences in a message."""
 
 
 def differences(expected: object, found: object, path: str = "") -> list[str]:
@@ -28,9 +33,14 @@ def differences(expected: object, found: object, path: str = "") -> list[str]:
     return [] if _equal(expected, found) else [f"{path}: expected {expected!r}, found {found!r}"]
 
 
-def differing_field(expected: object, found: object) -> str | None:
-    """Return the first of the `differences`; None if there are none."""
-    return next(iter(differences(expected, found)), None)
+def differing_fields(expected: object, found: object) -> str | None:
+    """Return the `differences` for a message; None if there are none."""
+    return described(differences(expected, found))
+
+
+def described(found: Sequence[str]) -> str | None:
+    """Return differences for a message, the first ones if there are many; None if there are none."""
+    return some(found, most=MOST, between="; ") if found else None
 
 
 def _equal(expected: object, found: object) -> bool:

@@ -13,7 +13,7 @@ from satm.errors import MissingRun, UsageError, shortened
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.rows import read_run
 from satm.storage.files import expect
-from satm.storage.identity import differing_field
+from satm.storage.identity import differing_fields
 from satm.workflow.asked import sets_of, wildcards
 from satm.workflow.commands import command_of, remedy
 from satm.workflow.provenance import Provenance
@@ -124,7 +124,7 @@ class Reader:
         if "options" in options and beside.is_file():
             with open_tensors(beside, "synthetic set") as file:
                 stored = read_metadata(file, beside, "synthetic set").get("options")
-            if difference := differing_field(options["options"], stored):
+            if difference := differing_fields(options["options"], stored):
                 raise UsageError(
                     f"metrics {path} and the synthetic set {beside} are of two versions of one run: {difference}; "
                     f"make both again with: {command_of(self.resolver, 'distill', cell.axes, overwrite=True)}"
@@ -208,10 +208,8 @@ class Reader:
             if not Path(path := self.resolver.layout.distilled(cell)).is_file():
                 self.unchecked.append(path)
         if difference := self._provenance.difference(rule, **names):
-            first, of = self._provenance.first(rule, **names)
-            made = "it" if first == rule else "what it depends on"
-            command = command_of(self.resolver, first, of, overwrite=True)
-            raise MissingRun(f"{what} is not what the campaign asks for: {difference}; make {made} with: {command}")
+            todo = self._provenance.remedy(rule, **names)
+            raise MissingRun(f"{what} is not what the campaign asks for: {difference}; {todo}")
 
     @property
     def notes(self) -> list[str]:

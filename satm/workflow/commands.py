@@ -3,6 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from satm.config import UNNAMED, Resolver
 from satm.errors import UsageError
@@ -37,6 +38,18 @@ def command_of(resolver: Resolver, rule: str, names: Mapping[str, object], overw
     words += [f"--{name} {value}" for name, value in names.items() if name not in left_out]
     words += [f"--run {run.name}"] if run and run.name != UNNAMED and stage != "data" else []
     return " ".join([*words, *(["--overwrite"] if overwrite else [])])
+
+
+def workflow_command(resolver: Resolver, path: str) -> str | None:
+    """Return the command by which the workflow makes a result with all that it needs; None: there is no checkout here.
+
+    Args:
+        resolver: a campaign of a file.
+        path: the result.
+    """
+    if resolver.path is None or not Path("Snakefile").is_file():
+        return None
+    return f"snakemake --profile local --configfile {shlex.quote(str(resolver.path))} {shlex.quote(path)}"
 
 
 @contextlib.contextmanager

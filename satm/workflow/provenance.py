@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from satm.config import REVISIONS, Cell, Resolver, expand
 from satm.config.base import numbers
 from satm.results.rows import METADATA_KEY
-from satm.storage.identity import Identity, differences, differing_field, hash_file
+from satm.storage.identity import Identity, described, differences, differing_fields, hash_file
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
+from satm.workflow.commands import command_of
 from satm.workflow.graph import Graph, Single
 from satm.workflow.rules import RULES
 
@@ -46,9 +47,6 @@ KINDS = {"images": "images", "zca": "whitening", "difficulty": "difficulty", "di
 PREPARED = ("images", "zca")
 """Rules that every other job needs the results of."""
 
-MOST = 5
-"""Largest number of differences in a message."""
-
 
 class Provenance:
     """Compares the results below a campaign's root with the campaign and with their inputs, as far as these exist."""
@@ -72,11 +70,21 @@ class Provenance:
             self._known[key] = self._compare(rule, names)
         return self._known[key]
 
-    def first(self, rule: str, **names: object) -> tuple[str, dict[str, Any]]:
-        """Return rule and wildcards of the first job, in the order of the work, whose results differ.
+    def remedy(self, rule: str, **names: object) -> str:
+        """Return what to do about results that differ, for a message: which results to make again, and the command.
 
-        It is one of those behind a job, or the job itself (arguments: `difference`). Missing images count as well.
+        These are the results of the job itself (arguments: `difference`), or of the first of those behind it, in the
+        order of the work, that differ as well or are images or a whitening that is missing.
         """
+        first, of = self._first(rule, names)
+        paths = [
+            pattern.format(**{**of, "root": self._resolver.layout.root}) for pattern in RULES[first].outputs.values()
+        ]
+        exists = any(self._resolver.file(path).is_file() for path in paths)
+        what = "it" if first == rule else "what it depends on"
+        return f"make {what} with: {command_of(self._resolver, first, of, overwrite=exists)}"
+
+    def _first(self, rule: str, names: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
         graph, pattern = Graph(Single(self._resolver)), next(iter(RULES[rule].outputs.values()))
         jobs = graph.behind([pattern.format(**{**names, "root": self._resolver.layout.root})])
         order = list(RULES)
@@ -108,7 +116,7 @@ class Provenance:
             asked = entry.options(self._resolver, wildcards(names)) if asked is None else asked
             revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
             if found := differing_options({**revision, **asked}, {"revision": 1, **stated}):
-                return "; ".join(found[:MOST])
+                return described(found)
             if difference := self._differing_input(stated.get("identity", stated), names):
                 return difference
             if path.suffix == ".json" and (difference := self._differing_shards(path, names)):
@@ -122,7 +130,7 @@ class Provenance:
         path = self._resolver.file(layout.images(whole))
         images = self._stated(path) or {}
         if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
-            return f"the images {path} were made with others: {'; '.join(found)}"
+            return f"the images {path} were made with others: {described(found)}"
         whitening = self._stated(self._resolver.file(layout.zca(whole))) or {}
         # A step of a dataset has images of its own, in the space of the whole dataset.
         today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
@@ -131,7 +139,7 @@ class Provenance:
         if "hash" in whitening and self._resolver.dataset(whole).zca:
             today["preprocessing"]["whitening_hash"] = whitening["hash"]
         if found := differing_options(today, stated):
-            return "; ".join(found)
+            return described(found)
         sets = {dataset: stated["distilled"]} if "distilled" in stated else stated.get("sets", {})
         for source, sha256 in sets.items():
             cell = cell_of(wildcards({**names, "dataset": source}))
@@ -148,7 +156,7 @@ class Provenance:
         if isinstance(experts := stated.get("experts"), Mapping) and "experts" in experts:
             path = self._resolver.file(layout.manifest(dataset, str(experts["experts"])))
             manifest = self._stated(path)
-            if manifest and (difference := differing_field(manifest, experts)):
+            if manifest and (difference := differing_fields(manifest, experts)):
                 return f"it is of other experts than {path}: {difference}"
         return None
 

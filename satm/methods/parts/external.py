@@ -16,7 +16,7 @@ from satm.methods.recipe import Recipe
 from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
 from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
-from satm.storage.identity import differing_field, hash_file
+from satm.storage.identity import differing_fields, hash_file
 from satm.storage.tensors import hash_tensors
 
 COMPARED, LOOKED_AT = 2000, 500
@@ -75,7 +75,7 @@ class External(Method[FilesOptions]):
             return
         here = {"preprocessing": problem.preprocessor.identity, "class_names": problem.data.class_names}
         there = {"preprocessing": dict(external.distilled.preprocessing), "class_names": external.distilled.class_names}
-        if difference := differing_field(here, there):
+        if difference := differing_fields(here, there):
             raise UsageError(
                 f"{self._path} was made for another dataset or another preprocessing: {difference}; use the dataset "
                 "and the options that it was made with"
