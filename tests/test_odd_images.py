@@ -1,5 +1,6 @@
 """Images as people have them, and datasets that are not what they should be."""
 
+import base64
 import io
 import json
 import logging
@@ -53,6 +54,24 @@ LIGHT = 255 - INKS[..., 3:].astype(int)
 FULL = np.full_like(ALPHA, 255)
 DEEP = np.random.default_rng(8).integers(0, 65536, (6, 6, 3))
 
+RAMP = np.linspace(0, 65535, 36).reshape(6, 6).astype(int) >> 8
+"""Grey values from black to white, of the two images that follow, in formats that Pillow does not write."""
+TWELVE_BITS = (
+    "|4;u>051Rl000060000600000000000000600006000000000000RpF0Sf^E3jqQDQUDA90003200aa80smY81VCW_WB?@q0Yh?S"
+    "VRU6=AYyqSPjF>!N>D{dAa-SPb7^mGATlmBE-?R)015yA0000<00IA#-{9C1AK)t(428GLpgPmZQl3SFUy^3YX!(R=r?~XX)#i&;"
+    "=MM7WezO$}`T1ucGo4B)S>3^~Pk?~`*#"
+)
+"""JPEG 2000 in RGB of 12 bits."""
+TEN_BITS = (
+    "0000WW^{RQVRmU|00000VRmU|ZE0pPZE0a<O+hh10002;ZDn*}000000000eXk=`10000000000aA{+7000000000000000Y-wU)"
+    "c4=k+0000EaA|aH000000096103K;<Z({%e002Y)00962000010003R0001}0000eX=!d|000000096102*m-W@Q2Z00001003cj"
+    "Ffl`KY;SS^0001LX>f9I0000>X>en20000KX>)L80000000006000060000GaA|mH000000}2WX0000CVRkV?fgnHt0000JV{dG7"
+    "ZewhC0096E004jh000+haBX1#00000000310R#a8g9HEo0I+RjVRRAz3J5p|tz!WV03b4%0T2KHi`M<hT@c^;d50`lC20&{vM!f2"
+    "bHQ<ms8Mpq=E|?J-T^k-{tPV<+R&3IrIr$uoxNlEi|(jX|NrDzQ^bF+9XN+|F_~bO{Pd@id*W6sd3KfqFp?LMPWBI_H%}Xvkg1DU"
+    "=Q%ntsRs0a_TL_BLyo1mR5mg0<U`=bd#28d0GrlB>lF$pw=+*pZIOZnRWQdYQj`"
+)
+"""AVIF in RGB of 10 bits."""
+
 CONVERTED: dict[str, tuple[bytes, np.ndarray, str]] = {
     "RGBA": (encode(with_alpha(COLOUR, ALPHA)), over_white(COLOUR, ALPHA), "with transparency: put over white"),
     "LA": (encode(with_alpha(GREY, ALPHA)), over_white(GREY, ALPHA), "with transparency"),
@@ -87,11 +106,21 @@ CONVERTED: dict[str, tuple[bytes, np.ndarray, str]] = {
         np.round(LIGHT * (1 - INKS[..., :3] / 255) - 1e-9).astype(np.uint8),
         "in CMYK",
     ),
-    "16-bit grey": (png(DEEP[..., :1], 16, 0), DEEP[..., 0] >> 8, "of 16 bits per channel"),
-    "16-bit grey TIFF": (encode(Image.fromarray(DEEP[..., 0].astype(np.uint16)), "TIFF"), DEEP[..., 0] >> 8, "of 16"),
-    "16-bit RGB": (png(DEEP, 16, 2), DEEP >> 8, "of 16 bits per channel"),
+    "16-bit grey": (png(DEEP[..., :1], 16, 0), DEEP[..., 0] >> 8, "of more than 8 bits"),
+    "16-bit grey TIFF": (
+        encode(Image.fromarray(DEEP[..., 0].astype(np.uint16)), "TIFF"),
+        DEEP[..., 0] >> 8,
+        "of more than 8",
+    ),
+    "16-bit RGB": (png(DEEP, 16, 2), DEEP >> 8, "of more than 8 bits"),
     "PGM up to 100": (b"P5 6 6 100\n" + (GREY % 101).tobytes(), np.round(GREY % 101 / 100 * 255), "in grey"),
-    "16-bit PPM": (b"P6 6 6 65535\n" + DEEP.astype(">u2").tobytes(), np.round(DEEP / 65535 * 255), "of 16 bits"),
+    "16-bit PPM": (b"P6 6 6 65535\n" + DEEP.astype(">u2").tobytes(), np.round(DEEP / 65535 * 255), "of more than 8"),
+    "16-bit grey JPEG 2000": (
+        encode(Image.fromarray(DEEP[..., 0].astype(np.uint16)), "JPEG2000"),
+        DEEP[..., 0] >> 8,
+        "of more than 8 bits",
+    ),
+    "10-bit AVIF": (base64.b85decode(TEN_BITS), np.stack([RAMP] * 3, -1), "of more than 8 bits"),
 }
 
 
@@ -106,7 +135,7 @@ def test_images_with_one_meaning_are_converted_and_counted(tmp_path: Path, kind:
         write_folders(tmp_path, {"train/a/0.PNG": content, "train/a/1.png": encode(rest[0])})
     data = load(tmp_path, layout)
     shown = expected if expected.ndim == 3 else np.stack([expected] * 3, -1)
-    tolerance = 1 if kind == "CMYK" else 0  # Pillow's integers round twice
+    tolerance = 1 if kind in ("CMYK", "10-bit AVIF") else 0  # Pillow's integers round twice
     assert np.abs(data.train.images[0].numpy().transpose(1, 2, 0).astype(int) - shown.astype(int)).max() <= tolerance
     assert any(text.startswith(f"1 of {len(data.train) + len(data.test)} images {note}") for text in data.notes)
     assert not data.doubts or kind == "transparent bit"  # which is white all over
@@ -211,6 +240,7 @@ UNUSABLE: dict[str, tuple[bytes, str]] = {
     "LAB": (encode(Image.fromarray(COLOUR).convert("LAB"), "TIFF"), "mode LAB"),
     "EPS": (encode(COLOUR, "EPS"), "format EPS, expected JPEG, PNG"),
     "CMYK without marker": (without_marker(), "CMYK without Adobe's marker"),
+    "12-bit JPEG 2000": (base64.b85decode(TWELVE_BITS), "JPEG 2000 in colour of more than 8 bits per channel"),
     "16-bit transparent colour": (png(DEEP, 16, 2, bytes(6)), "a transparent colour of 16 bits"),
     "one pixel": (encode(pixels(1, 1, 1)), "1 x 1 pixels, expected at least 4 x 4"),
 }

@@ -7,11 +7,12 @@
 | 1 bit | black and white |
 | CMYK | RGB, by Pillow's formula without colour profiles |
 | transparency | the image over white; an opaque alpha channel is dropped |
-| 16 bits per channel | the upper 8 bits |
+| 10, 12 or 16 bits per channel | the upper 8 bits |
 | an EXIF tag of orientation | the image turned upright |
 
 Refused, because there is more than one meaning: several frames or pages, floating point and 32-bit numbers, other
-colour spaces, CMYK in a JPEG that does not say whether it is inverted. Colour profiles are not applied.
+colour spaces, CMYK in a JPEG that does not say whether it is inverted. Refused as well: JPEG 2000 in colour of more than 8
+bits, whose white Pillow reads as black. Colour profiles are not applied.
 """
 
 import io
@@ -34,7 +35,7 @@ BITMAP = "of 1 bit: black and white"
 CMYK = "in CMYK: converted without colour profiles"
 CLEAR = "with transparency: put over white"
 OPAQUE = "with an opaque alpha channel: it was dropped"
-DEEP = "of 16 bits per channel: the upper 8 were kept"
+DEEP = "of more than 8 bits per channel: the upper 8 were kept"
 TURNED = "with an EXIF tag of orientation: turned upright"
 ENLARGED = "smaller than `size`: enlarged"
 GREY = "in grey among colour: three equal channels"
@@ -57,6 +58,9 @@ TURNS = {
 
 STRETCH = {"L;2": 85, "L;4": 17}
 """Factor from stored grey values of 2 and 4 bits to those of the decoded image."""
+
+SIZ = b"\xff\x4f\xff\x51"
+"""Start of the description of the channels in a JPEG 2000 file."""
 
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"heif", b"mif1", b"msf1"}
 
@@ -82,7 +86,12 @@ def read_image(source: Encoded) -> tuple[Image.Image, list[str]]:
         # The further pictures of an MPO, a JPEG of cameras and phones, are previews.
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise Unusable("several frames or pages, expected one")
-        return _convert(image)
+        deep = isinstance(source, bytes) and _is_deep_coded(image.format, source)
+        if deep and image.format == "JPEG2000" and image.mode != "I;16":
+            raise Unusable(
+                "JPEG 2000 in colour of more than 8 bits per channel, whose white would turn black: convert it"
+            )
+        return _convert(image, deep)
     except UnidentifiedImageError as error:
         assert isinstance(source, bytes)
         raise Unusable(_unknown(source)) from error
@@ -105,12 +114,12 @@ def _unknown(content: bytes) -> str:
     return "not an image, or of an unknown format"
 
 
-def _convert(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _convert(image: Image.Image, deep: bool) -> tuple[Image.Image, list[str]]:
     tiles = getattr(image, "tile", None) or [("",) * 4]
     stored = str(tiles[0][3])  # how the file has the pixels, such as 'L;2'; Pillow forgets it when it reads them
     turned = image.format == "TIFF" and image.getexif().get(ORIENTATION) in TURNS  # by Pillow, when it reads them
     image.load()
-    eight, done = _eight_bits(image, stored)
+    eight, done = _eight_bits(image, stored, deep)
     if image.format != "TIFF" and (turn := TURNS.get(_orientation(image))) is not None:
         eight, turned = eight.transpose(turn), True
     return eight, [*done, TURNED] if turned else done
@@ -124,10 +133,10 @@ def _orientation(image: Image.Image) -> int:
         return 0
 
 
-def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, list[str]]:
+def _eight_bits(image: Image.Image, stored: str, deep_coded: bool) -> tuple[Image.Image, list[str]]:
     """Return a loaded image in mode L or RGB, and what was done to it."""
     mode, clear = image.mode, image.info.get("transparency")
-    deep = [DEEP] if _is_deep(image, stored) else []
+    deep = [DEEP] if deep_coded or _is_deep(image, stored) else []
     if mode in ("L", "RGB", "1") or mode.startswith("I"):
         if mode.startswith("I") and not deep:
             raise Unusable("32 bits per pixel, expected 8 or 16: scale it")
@@ -157,12 +166,21 @@ def _eight_bits(image: Image.Image, stored: str) -> tuple[Image.Image, list[str]
 
 
 def _is_deep(image: Image.Image, stored: str) -> bool:
-    """Return whether an image has 16 bits per channel in its file; of RGB, Pillow reads the upper 8."""
+    """Return whether an image has more than 8 bits per channel; of RGB, Pillow reads the upper 8."""
     if image.format == "PPM":
         largest = re.fullmatch(r"\('\w+', (\d+)\)", stored)
         return int(largest[1]) > 255 if largest else image.mode == "I"
     in_file = image.format in ("PNG", "TIFF", "SGI") and ";16" in stored
     return in_file or image.mode.startswith("I;16") or (image.format == "PNG" and image.mode == "I")
+
+
+def _is_deep_coded(form: str | None, content: bytes) -> bool:
+    """Return whether a JPEG 2000 or AVIF file has more than 8 bits per channel, which Pillow does not tell."""
+    if form == "JPEG2000" and (start := content.find(SIZ)) >= 0:
+        return content[start + 42 : start + 43] > b"\x07"  # one less than the bits of the first channel
+    if form == "AVIF" and (start := content.find(b"av1C")) >= 0:
+        return any(byte & 0x40 for byte in content[start + 6 : start + 7])
+    return False
 
 
 def _without_clear(
