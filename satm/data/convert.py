@@ -11,8 +11,8 @@
 | an EXIF tag of orientation | the image turned upright |
 
 Refused, because there is more than one meaning: several frames or pages, floating point and 32-bit numbers, other
-colour spaces, CMYK in a JPEG that does not say whether it is inverted. Refused as well: JPEG 2000 in colour of more than 8
-bits, whose white Pillow reads as black. Colour profiles are not applied.
+colour spaces, CMYK in a JPEG that does not say whether it is inverted. Refused as well: JPEG 2000 in colour of more
+than 8 bits, whose white Pillow reads as black. Colour profiles are not applied.
 """
 
 import io
