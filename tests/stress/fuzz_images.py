@@ -142,7 +142,7 @@ def draw_alpha(rng: Rng, height: int, width: int) -> Drawn:
     if rng.random() < 0.3:
         joined = np.concatenate([pixels.reshape(height, width, -1), alpha[..., None]], -1).astype(np.int64)
         low = rng.integers(0, 256, joined.shape)
-        return Drawn(png(joined * 256 + low, 16, 4 if grey else 6), expected, ("16 bits", note))
+        return Drawn(png(joined * 256 + low, 16, 4 if grey else 6), expected, ("more than 8 bits", note))
     image = Image.fromarray(pixels)
     image.putalpha(Image.fromarray(alpha))
     return Drawn(encode(image, str(rng.choice(["PNG", "TIFF"]))), expected, (note,))
@@ -161,7 +161,7 @@ def draw_clear(rng: Rng, height: int, width: int) -> Drawn:
     values = rng.integers(0, 2**depth, (height, width))
     eight = values >> 8 if depth == 16 else values * 255 // (2**depth - 1)
     expected = np.where(values == values[1, 1], 255, eight).astype(np.uint8)
-    notes = {1: ("of 1 bit", *note), 16: ("16 bits", *note)}.get(depth, note)
+    notes = {1: ("of 1 bit", *note), 16: ("more than 8 bits", *note)}.get(depth, note)
     return Drawn(png(values[..., None], depth, 0, struct.pack(">H", values[1, 1])), expected, notes)
 
 
@@ -175,12 +175,14 @@ def draw_deep(rng: Rng, height: int, width: int) -> Drawn:
     values = rng.integers(0, 65536, (height, width) if way < 4 else (height, width, 3))
     expected = (values // 256).astype(np.uint8)
     if way == 1:
-        return Drawn(png(values[..., None], 16, 0), expected, ("16 bits",))
+        return Drawn(png(values[..., None], 16, 0), expected, ("more than 8 bits",))
     if way == 2:
-        return Drawn(encode(Image.fromarray(values.astype(np.uint16)), "TIFF"), expected, ("16 bits",))
+        return Drawn(encode(Image.fromarray(values.astype(np.uint16)), "TIFF"), expected, ("more than 8 bits",))
     if way == 3:
-        return Drawn(b"P5 %d %d 65535\n" % (width, height) + values.astype(">u2").tobytes(), expected, ("16 bits",))
-    return Drawn(png(values, 16, 2), expected, ("16 bits",))
+        return Drawn(
+            b"P5 %d %d 65535\n" % (width, height) + values.astype(">u2").tobytes(), expected, ("more than 8 bits",)
+        )
+    return Drawn(png(values, 16, 2), expected, ("more than 8 bits",))
 
 
 def draw_cmyk(rng: Rng, height: int, width: int) -> Drawn:
