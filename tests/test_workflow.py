@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from satm import config
 from satm.cli import main
 from satm.errors import UsageError
+from satm.results.exhibits import page_metadata
 from satm.workflow import asked, rules
 from satm.workflow.campaigns import Campaigns
+from satm.workflow.provenance import Provenance
 
 pytestmark = pytest.mark.workflow
 
@@ -357,27 +360,58 @@ def test_a_campaign_in_a_folder_with_an_odd_name(checkout: Path, tmp_path: Path)
         assert shlex.split(command)[5] == str(path), command
 
 
-@pytest.mark.parametrize("missing", ["distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors", None])
-def test_a_table_is_made_again_if_what_it_shows_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str | None
+PAGE, SHOWN = (
+    Path("results/tiny/table2.html"),
+    Path("results/tiny/distilled/digits/ipc-1/mtt/seed-0/distilled.safetensors"),
+)
+
+
+def rename_methods() -> None:
+    Path("tiny.yaml").write_text(TINY.replace("methods: [random, mtt, mtt-long]", "methods: [random, mtt]"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda: None, ""),
+        (SHOWN.unlink, f"{SHOWN} is missing"),
+        (lambda: SHOWN.write_text("other"), "the results that it shows are others now"),
+        (rename_methods, "entry.methods: expected ['random', 'mtt'], found ['random', 'mtt', 'mtt-long']"),
+        (lambda: PAGE.write_text("<!DOCTYPE html>"), f"{PAGE} does not state what it shows"),
+        (PAGE.unlink, ""),
+    ],
+    ids=["nothing", "a set is gone", "a set is another", "another entry", "an early version", "an output is gone"],
+)
+def test_a_table_that_differs_from_one_made_now_is_made_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[], object],
+    told: str,
 ) -> None:
-    """Snakemake asks for the inputs of a table that exists only if the table itself is to be made."""
+    """Snakemake itself compares neither the inputs of a table that exists nor one that it has no record of."""
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY)
-    campaigns, forced = Campaigns(ROOT, [Path("tiny.yaml")]), list[str]()
     names = {"root": "results/tiny", "table": "table2"}
     outputs = [pattern.format(**names) for pattern in rules.RULES["table"].outputs.values()]
+    campaigns = Campaigns(ROOT, [Path("tiny.yaml")])
     inputs = [path for paths in campaigns.inputs("table", SimpleNamespace(**names)).values() for path in paths]
     for path in map(Path, (*outputs, *inputs)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    if missing:
-        Path("results/tiny", missing).unlink()
-    campaigns.force = forced.extend
-    snakemakes = SimpleNamespace(**names, items=names.items)
-    assert campaigns.planned_inputs("table", snakemakes)["measured"] == inputs
-    assert forced == (outputs if missing else [])
-    assert (f"{missing} is missing" in capsys.readouterr().err) == bool(missing)
+    made = Provenance(campaigns.of("results/tiny")).of_exhibit("table", "table2", partial=False)
+    PAGE.write_text(page_metadata(made))
+    change()
+    planned, forced = Campaigns(ROOT, [Path("tiny.yaml")]), list[str]()
+    planned.force = forced.extend
+    planned.planned_inputs("table", SimpleNamespace(**names, items=names.items))
+    assert forced == (outputs if told else [])
+    assert told in capsys.readouterr().err
+    forced.clear()
+    incomplete = Campaigns(ROOT, [Path("tiny.yaml")], partial=True)
+    incomplete.force = forced.extend
+    incomplete.planned_inputs("table", SimpleNamespace(**names, items=names.items))
+    assert bool(forced) == PAGE.exists(), "a whole table is not the one of existing results"
 
 
 def test_a_number_in_a_path_is_written_in_one_way() -> None:

@@ -14,6 +14,7 @@ from satm.errors import MissingRun, UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
 from satm.results.columns import PACE
+from satm.results.exhibits import state_in_picture
 from satm.results.rows import read_rows
 from satm.run.lock import in_workflow
 from satm.run.progress import Progress
@@ -36,9 +37,10 @@ PACE_FILE = shipped("pace/h200.parquet", "results/reference/pace/h200.parquet")
 def make_table(resolver: Resolver, name: str, partial: bool = False) -> None:
     """Write a table as csv, md, tex and html, and show it; with `partial` cells that were not run yet are empty."""
     table, reader = table_of(resolver, name), Reader(resolver, partial, reductions(resolver, "tables", name))
+    identity = reader.identity("table", name)  # of the files as they are before they are read
     with _alternatives(resolver, resolver.layout.table(name)):
         contents = table.make(reader, name)
-    contents.write(resolver.layout, name)
+    contents.write(resolver.layout, name, identity)
     contents.show(Progress.console())
     _warn(reader)
 
@@ -76,6 +78,7 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
     With `partial`, missing results are left out, and the figure says so.
     """
     figure, reader = figure_of(resolver, name), Reader(resolver, partial, reductions(resolver, "figures", name))
+    identity = reader.identity("figure", name)
     with _alternatives(resolver, resolver.layout.figure(name)):
         drawn = figure.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
@@ -84,6 +87,7 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
         save(drawn.figure, png, drawn.tight)
     else:
         drawn.png(png)
+    state_in_picture(png, identity)
     with atomic_path(csv) as part:
         part.write_text(csv_text(drawn.frame), encoding="utf-8")
     _warn(reader)

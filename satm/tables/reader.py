@@ -13,7 +13,7 @@ from satm.errors import MissingRun, UsageError, shortened
 from satm.results.columns import BOUNDS, EVALUATION, METRICS, SHARPNESS, TRAJECTORY, VARIANCE, Columns
 from satm.results.rows import read_run
 from satm.storage.files import expect
-from satm.storage.identity import differing_fields
+from satm.storage.identity import Identity, differing_fields
 from satm.workflow.asked import sets_of, wildcards
 from satm.workflow.commands import command_of, remedy
 from satm.workflow.provenance import Provenance
@@ -50,6 +50,10 @@ class Reader:
     def __post_init__(self) -> None:
         """Prepare the comparison of results with the campaign."""
         self._provenance = Provenance(self.resolver)
+
+    def identity(self, rule: str, name: str) -> Identity:
+        """Return what a table or figure, made now, states of itself (`Provenance.of_exhibit`)."""
+        return self._provenance.of_exhibit(rule, name, self.partial)
 
     def attempt(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """Return the result of a function that reads files; with `partial`, None if one is missing (`MissingRun`)."""

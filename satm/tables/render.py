@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from satm.config import Layout
+from satm.results.exhibits import page_metadata
 from satm.storage.files import atomic_path
+from satm.storage.identity import Identity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,15 +96,15 @@ class Contents:
     shown: Sequence[Grid] = ()
     """Grids for the terminal; empty: `grids`."""
 
-    def write(self, layout: Layout, name: str) -> None:
-        """Write all forms of the table of this name (errors: `write_forms`)."""
+    def write(self, layout: Layout, name: str, identity: Identity | None = None) -> None:
+        """Write all forms of the table of this name; the page states the identity (errors: `write_forms`)."""
         for added, frame in self.beside.items():
             write_forms(layout, f"{name}{added}", csv=csv_text(frame))
         markdown, latex = ("\n".join(form(grid) for grid in self.grids) for form in (Grid.markdown, Grid.latex))
-        write_forms(layout, name, csv=csv_text(self.frame), md=markdown, tex=latex, html=self.page())
+        write_forms(layout, name, csv=csv_text(self.frame), md=markdown, tex=latex, html=self.page(identity))
 
-    def page(self) -> str:
-        """Return the grids with their notes as one self-contained HTML page."""
+    def page(self, identity: Identity | None = None) -> str:
+        """Return the grids with their notes as one self-contained HTML page, which states the identity, if any."""
         title = html.escape(self.title or self.grids[0].title)
         parts = []
         for grid in self.grids:
@@ -110,7 +112,8 @@ class Contents:
             notes = "\n".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
             parts.append(f"{above}{grid.table()}\n{notes}\n")
         begin = f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        return f"{begin}<style>{STYLE}</style>\n<h1>{title}</h1>\n{''.join(parts)}</html>\n"
+        stated = page_metadata(identity) if identity else ""
+        return f"{begin}{stated}<style>{STYLE}</style>\n<h1>{title}</h1>\n{''.join(parts)}</html>\n"
 
     def show(self, console: "Console") -> None:
         """Print the grids on a terminal."""

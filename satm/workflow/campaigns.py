@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,19 +117,18 @@ class Campaigns:
         of a table that exists.
         """
         inputs = self.inputs(rule, wildcards)
-        if self.force is not None and rule in ("table", "figure"):
-            missing = [path for path in chain.from_iterable(inputs.values()) if not Path(path).is_file()]
-            outputs = [pattern.format(**dict(wildcards.items())) for pattern in RULES[rule].outputs.values()]
-            if missing and all(Path(path).is_file() for path in outputs):
-                self.force(outputs)
-                print(f"satm: {outputs[0]} is made again: {missing[0]} is missing", file=sys.stderr)
-        elif self.force is not None and not RULES[rule].gathers:
-            names = dict(wildcards.items())
-            provenance = self._provenance.setdefault(names["root"], Provenance(self.of(names["root"])))
-            if difference := provenance.difference(rule, **names):
-                outputs = [pattern.format(**names) for pattern in RULES[rule].outputs.values()]
-                self.force(outputs)
-                print(f"satm: {outputs[0]} is made again: {difference}", file=sys.stderr)
+        if self.force is None or rule in (OVERVIEW, ACCOUNTING):
+            return inputs
+        names = dict(wildcards.items())
+        provenance = self._provenance.setdefault(names["root"], Provenance(self.of(names["root"])))
+        if RULES[rule].gathers:
+            difference = provenance.differing_exhibit(rule, names[rule], self._partial)
+        else:
+            difference = provenance.difference(rule, **names)
+        if difference:
+            outputs = [pattern.format(**names) for pattern in RULES[rule].outputs.values()]
+            self.force(outputs)
+            print(f"satm: {outputs[0]} is made again: {difference}", file=sys.stderr)
         return inputs
 
     def options(self, rule: str, wildcards: Wildcards) -> str:

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from satm.config import REVISIONS, Cell, Resolver, expand
 from satm.config.base import numbers
+from satm.results.exhibits import stated_by_exhibit
 from satm.results.rows import METADATA_KEY
-from satm.storage.identity import Identity, described, differences, differing_fields, hash_file
+from satm.storage.identity import Identity, described, differences, differing_fields, hash_file, hash_json
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
 from satm.workflow.commands import command_of
 from satm.workflow.graph import Graph, Single
@@ -69,6 +70,43 @@ class Provenance:
         if key not in self._known:
             self._known[key] = self._compare(rule, names)
         return self._known[key]
+
+    def of_exhibit(self, rule: str, name: str, partial: bool) -> Identity:
+        """Return the identity of a table or figure that is made now: its entry, and the files that it shows.
+
+        Args:
+            rule: `table` or `figure`.
+            name: name of the table or figure.
+            partial: whether missing files are left out.
+        """
+        own, layout = wildcards({rule: name}), self._resolver.layout
+        entry, hashes = RULES[rule], {}
+        for path in sorted(entry.inputs["measured"](self._resolver, own)):
+            file = self._resolver.file(path)
+            hashes[path.removeprefix(layout.root)] = self._hash(file) if file.is_file() else None
+        asked = entry.options(self._resolver, own) if entry.options else {}
+        return {"revision": REVISIONS[entry.stage], "partial": partial, "entry": asked, "files": hash_json(hashes)}
+
+    def differing_exhibit(self, rule: str, name: str, partial: bool) -> str | None:
+        """Return in what a table or figure differs from one made now (arguments: `of_exhibit`).
+
+        None: in nothing, or one of its files does not exist.
+        """
+        layout = self._resolver.layout
+        path = Path(layout.table(name, "html") if rule == "table" else layout.figure(name, "png"))
+        outputs = [Path(pattern.format(**{rule: name}, root=layout.root)) for pattern in RULES[rule].outputs.values()]
+        if not all(output.is_file() for output in outputs):
+            return None
+        shown = RULES[rule].inputs["measured"](self._resolver, wildcards({rule: name}))
+        missing = [file for file in shown if not self._resolver.file(file).is_file()]
+        if missing and not partial:
+            return f"{missing[0]} is missing"
+        if (stated := stated_by_exhibit(path)) is None:
+            return f"{path} does not state what it shows"
+        asked = json.loads(json.dumps(self.of_exhibit(rule, name, partial)))
+        stated, now = {**stated}, asked.pop("files")
+        then = stated.pop("files", None)
+        return differing_fields(asked, stated) or ("the results that it shows are others now" if then != now else None)
 
     def remedy(self, rule: str, **names: object) -> str:
         """Return what to do about results that differ, for a message: which results to make again, and the command.
