@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY, Refuse
 from drawing import torch_generator
+from PIL import Image
 from safetensors import safe_open
 
 from satm.cli import main
@@ -405,20 +406,82 @@ def test_options_of_the_images_are_compared_where_the_images_are_not(whole: Path
         assert found is not None and "images.validation: expected 3, found 0" in found
 
 
-def test_the_file_that_a_set_was_read_from_is_compared(campaign: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def write_picture(path: Path, shade: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), shade).save(path)
+
+
+def write_set(folder: Path, seed: int = 1) -> None:
+    """Write a set as MTT's code does: images, labels and step size in three files."""
+    folder.mkdir(exist_ok=True)
+    torch.save(torch.randn(10, 1, 8, 8, generator=torch_generator(seed)), folder / "images_best.pt")
+    torch.save(torch.arange(10), folder / "labels_best.pt")
+    torch.save(torch.tensor(0.1), folder / "lr_best.pt")
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "told"),
+    [
+        ("images: a/images_best.pt", lambda: write_set(Path("a"), 2), "file than a/images_best.pt"),
+        (
+            "images: a/images_best.pt",
+            lambda: torch.save(torch.arange(10).flip(0), "a/labels_best.pt"),
+            "file than a/labels_best.pt",
+        ),
+        (
+            "images: a/images_best.pt, labels_from: b/labels_best.pt",
+            lambda: torch.save(torch.arange(10).flip(0), "b/labels_best.pt"),
+            "file than b/labels_best.pt",
+        ),
+        (
+            "images: a/images_best.pt, labels_from: b/labels_best.pt",
+            lambda: torch.save(torch.arange(10).flip(0), "a/labels_best.pt"),
+            None,
+        ),
+        (
+            "images: a/images_best.pt, step_size_from: b/lr_best.pt",
+            lambda: torch.save(torch.tensor(0.2), "b/lr_best.pt"),
+            "file than b/lr_best.pt",
+        ),
+        ("images: c", lambda: write_picture(Path("c/3/only.png"), 200), "folder than c"),
+        ("images: a/images_best.pt", lambda: shutil.rmtree("a"), None),  # nothing to compare with
+    ],
+)
+def test_the_files_that_a_set_was_read_from_are_compared(
+    campaign: Path, options: str, change: Callable[[], object], told: str | None
+) -> None:
     text = Path("tiny.yaml").read_text()
-    Path("tiny.yaml").write_text(f"{text}methods: {{theirs: {{method: files, images: theirs.pt}}}}\n")
+    Path("tiny.yaml").write_text(f"{text}methods: {{theirs: {{method: files, {options}}}}}\n")
     cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "theirs")
-    torch.save(torch.randn(10, 1, 8, 8, generator=torch_generator(1)), "theirs.pt")
+    for folder in ("a", "b"):
+        write_set(Path(folder))
+    for number in range(10):
+        write_picture(Path(f"c/{number}/only.png"), 10 * number)
     assert main(["distill", *cell]) == 0 and main(["evaluate", *cell]) == 0
     names = {"dataset": "digits", "ipc": 1, "method": "theirs", "seed": 0, "network": "convnet"}
     resolver = load_campaign(Path("tiny.yaml"))
     assert Provenance(resolver).difference("evaluate", **names) is None
-    torch.save(torch.randn(10, 1, 8, 8, generator=torch_generator(2)), "theirs.pt")
+    change()
     found = Provenance(resolver).difference("evaluate", **names)
-    assert found is not None and "it was read from another file than theirs.pt is today" in found
-    Path("theirs.pt").unlink()
-    assert Provenance(resolver).difference("evaluate", **names) is None, "nothing to compare with"
+    if told is None:
+        assert found is None
+    else:
+        assert found is not None and f"it was read from another {told} is today" in found
+
+
+@pytest.mark.parametrize(("option", "text"), [("zca_eps", "eps"), ("zca_per_image", "per_image")])
+def test_options_of_the_whitening_are_compared(whole: Path, option: str, text: str) -> None:
+    """As soon as they change, not only once the whitening was fitted again."""
+    white = ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment")
+    resolver = tiny(white)
+    cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "random", "--overwrite")
+    assert main(["data", *cell[:4]]) == 0 and main(["distill", *cell]) == 0
+    names = {"dataset": "digits", "ipc": 1, "method": "random", "seed": 0}
+    assert Provenance(resolver).difference("distill", **names) is None
+    value = "0.5" if option == "zca_eps" else "true"
+    changed = tiny((white[0], f"digits: {{source: digits, zca: true, {option}: {value}, augment"))
+    found = Provenance(changed).difference("distill", **names)
+    assert found is not None and f"was fitted with other options: {text}: expected" in found
 
 
 def test_experts_that_were_rated_otherwise_are_noticed(campaign: Path) -> None:

@@ -65,3 +65,11 @@ def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files in a folder, in hexadecimal."""
+    if not path.is_dir():
+        return hash_file(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hash_json({file.relative_to(path).as_posix(): hash_file(file) for file in files})

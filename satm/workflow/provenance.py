@@ -17,8 +17,8 @@ from satm.config import REVISIONS, Cell, Resolver, expand
 from satm.config.base import numbers
 from satm.results.exhibits import stated_by_exhibit
 from satm.results.rows import METADATA_KEY
-from satm.storage.identity import Identity, described, differences, differing_fields, hash_file, hash_json
-from satm.workflow.asked import Asked, Chosen, cell_of, of_images, params, wildcards
+from satm.storage.identity import Identity, described, differences, differing_fields, hash_json, hash_path
+from satm.workflow.asked import Asked, Chosen, cell_of, of_images, of_whitening, params, wildcards
 from satm.workflow.commands import command_of
 from satm.workflow.graph import Graph, Single
 from satm.workflow.rules import RULES
@@ -45,6 +45,9 @@ def differing_options(asked: Asked, stated: Identity, path: str = "") -> list[st
 KINDS = {"images": "images", "zca": "whitening", "difficulty": "difficulty", "distill": "distilled"}
 """Kind that a file of tensors states, by rule."""
 
+SOURCES = ("images", "labels_from", "step_size_from")
+"""Options of an imported set that name files or folders."""
+
 PREPARED = ("images", "zca")
 """Rules that every other job needs the results of."""
 
@@ -56,7 +59,7 @@ class Provenance:
         self._resolver = resolver
         # Many results share their inputs.
         self._stated: Callable[[Path], Identity | None] = cache(stated_identity)
-        self._hash: Callable[[Path], str] = cache(hash_file)
+        self._hash: Callable[[Path], str] = cache(hash_path)
         self._known: dict[tuple[object, ...], str | None] = {}
 
     def difference(self, rule: str, **names: object) -> str | None:
@@ -168,13 +171,18 @@ class Provenance:
         path = self._resolver.file(layout.images(whole))
         images = self._stated(path) or {}
         if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
-            return f"the images {path} were made with others: {described(found)}"
-        whitening = self._stated(self._resolver.file(layout.zca(whole))) or {}
+            return f"the images {path} were made with other options: {described(found)}"
+        whitening: Identity = {}
+        if self._resolver.dataset(whole).zca:
+            path = self._resolver.file(layout.zca(whole))
+            whitening = self._stated(path) or {}
+            if found := differing_options(of_whitening(self._resolver, wildcards({"dataset": whole})), whitening):
+                return f"the whitening {path} was fitted with other options: {described(found)}"
         # A step of a dataset has images of its own, in the space of the whole dataset.
         today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
         today |= {"whole": images["hash"]} if "hash" in images else {}
         today["preprocessing"] = {name: images[name] for name in ("mean", "std") if name in images}
-        if "hash" in whitening and self._resolver.dataset(whole).zca:
+        if "hash" in whitening:
             today["preprocessing"]["whitening_hash"] = whitening["hash"]
         if found := differing_options(today, stated):
             return described(found)
@@ -229,14 +237,19 @@ class Provenance:
         return None
 
     def _differing_source(self, stated: Identity) -> str | None:
-        """Return whether the file that an imported set was read from is another one today."""
+        """Return whether a file or folder that an imported set was read from is another one today."""
         options = stated.get("options")
         notes = options.get("notes", {}) if isinstance(options, Mapping) else {}
         if not isinstance(options, Mapping) or "images" not in options or "sha256" not in notes:
             return None
-        path = expand(str(options["images"]))
-        if path.is_file() and f"{path.name} {self._hash(path)}" not in str(notes["sha256"]):
-            return f"it was read from another file than {path} is today"
+        given = [expand(str(options[name])) for name in SOURCES if options.get(name)]
+        for noted in str(notes["sha256"]).split(", "):
+            name, _, sha256 = noted.rpartition(" ")
+            # A file that no option names lay beside the images.
+            named = [path for path in given if path.name == name] or [given[0].parent / name]
+            paths = [path for path in named if name and path.exists()]
+            if paths and sha256 not in map(self._hash, paths):
+                return f"it was read from another {'file' if paths[0].is_file() else 'folder'} than {paths[0]} is today"
         return None
 
 

@@ -16,8 +16,7 @@ from satm.methods.recipe import Recipe
 from satm.results.doubts import copy_doubts, label_doubts, mapping_doubts, number_doubts, sorting_doubts, space_doubts
 from satm.results.external import ExternalSet, beside, read_labels, read_set, read_step_size
 from satm.results.fitting import fit_images, fit_labels, fit_space, fit_statistics, fit_step_size, name_labels
-from satm.storage.identity import differing_fields, hash_file
-from satm.storage.tensors import hash_tensors
+from satm.storage.identity import differing_fields, hash_path
 
 COMPARED, LOOKED_AT = 2000, 500
 """Number of real images that a set's classes and value space are compared with, at most."""
@@ -51,8 +50,7 @@ class External(Method[FilesOptions]):
         if doubts := [*order_doubts, *self._doubts(external, images, fitted, space, labels)]:
             notes[DOUBTS] = "; ".join(doubts)
         self._set = Synthetic(*(part.to(problem.device) for part in (fitted, labels, step_size)))
-        # A folder has no bytes of its own; the hash of its images shows when one of them was exchanged.
-        hashes = [hash_file(path) if path.is_file() else hash_tensors(images, labels) for path in self._files]
+        hashes = map(hash_path, self._files)
         notes["sha256"] = ", ".join(f"{path.name} {each}" for path, each in zip(self._files, hashes, strict=True))
         self.selection = options.selection
         if options.selection == "auto":
