@@ -279,9 +279,9 @@ def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(
     add_experts("curriculum: {count: 1, epochs: 3, lr: 0.05, full_epoch: 2}")
     told = refused("experts", *CONFIG, "--experts", "curriculum")
     assert (
-        "sgd/difficulty.safetensors does not exist; make it with `python -m satm experts --measure-difficulty" in told
+        "sgd/difficulty.safetensors does not exist; make it with: python -m satm experts --measure-difficulty" in told
     )
-    assert "--config tiny.yaml --dataset digits --experts sgd`" in told
+    assert "--config tiny.yaml --dataset digits --experts sgd\n" in told
     assert not (FOLDER / "curriculum").exists()
     assert main(["experts", *CONFIG, "--experts", "sgd", "--measure-difficulty"]) == 0
     path = FOLDER / "sgd/difficulty.safetensors"
@@ -308,7 +308,7 @@ def test_from_experts_to_difficulty_to_a_curriculum_to_a_synthetic_set(
 
 def test_a_difficulty_of_experts_that_are_not_there_names_their_command(campaign: Path, refused: Refuse) -> None:
     told = refused("experts", *CONFIG, "--experts", "other", "--measure-difficulty")
-    assert "make it with `python -m satm experts --config tiny.yaml --dataset digits --experts other`" in told
+    assert "make it with: python -m satm experts --config tiny.yaml --dataset digits --experts other" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--measure-difficulty", "--collect")
     assert "--part, --collect and --measure-difficulty exclude each other; give one of them" in told
     told = refused("experts", *CONFIG, "--experts", "sgd", "--order", "curriculum")

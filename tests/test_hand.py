@@ -1,6 +1,7 @@
 """Runs by hand: where their results go, what they read, and that results which are finished stay."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -257,7 +258,7 @@ def test_a_campaign_cannot_have_the_folder_of_runs_by_hand(campaign: Path, refus
 
 def test_a_missing_input_of_a_run_names_the_command_with_the_run(campaign: Path, refused: Refuse) -> None:
     told = refused("evaluate", *CONFIG, *CELL, "mtt", "--run", "mine")
-    assert "distill --config tiny.yaml --dataset digits --ipc 1 --method mtt --seed 0 --run mine`" in told
+    assert "distill --config tiny.yaml --dataset digits --ipc 1 --method mtt --seed 0 --run mine\n" in told
 
 
 def test_a_manifest_is_not_replaced_by_one_of_fewer_experts(campaign: Path, refused: Refuse) -> None:
@@ -272,3 +273,39 @@ def test_a_manifest_is_not_replaced_by_one_of_fewer_experts(campaign: Path, refu
     assert main([*digits, "--overwrite"]) == 0 and len(json.loads(manifest.read_text())["shards"]) == 1
     Path("tiny.yaml").write_text(text)
     assert main([*digits]) == 0 and manifest.read_bytes() == before, "more experts are added"
+
+
+def test_a_file_of_another_kind_in_place_of_an_expert_is_replaced(campaign: Path) -> None:
+    shard = RUN / "experts/digits/sgd/expert-000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes((RUN / "distilled/digits/ipc-1/satm/seed-0/distilled.safetensors").read_bytes())
+    assert main(["experts", "--config", "tiny.yaml", "--dataset", "digits"]) == 0
+    assert shard.read_bytes() == content
+
+
+@pytest.mark.parametrize("place", ["a folder", "a link to nothing"])
+def test_a_result_that_cannot_be_written_is_refused_before_it_is_computed(
+    campaign: Path, refused: Refuse, place: str
+) -> None:
+    path = RUN / EVALUATED
+    if place == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        shutil.rmtree(RUN / "evaluation")
+        (RUN / "evaluation").symlink_to("/nowhere/evaluation")
+    told = refused("evaluate", *SATM, code=1)
+    assert "cannot write" in told and ("is a folder; move it away" in told or "is no folder, nor a link to one" in told)
+    assert not list(RUN.rglob("state/**/*.safetensors"))
+
+
+def test_the_command_that_a_refusal_names_has_the_options_of_the_run(campaign: Path, refused: Refuse) -> None:
+    """The campaign was changed after a run by hand whose options differ in something else."""
+    assert main([*OTHER, "--run", "one"]) == 0
+    path = Path("tiny.yaml")
+    path.write_text(path.read_text().replace("lr_images: 1,", "lr_images: 2,"))
+    told = refused("evaluate", *SATM, "--run", "one")
+    command = told.partition(" with: python -m satm ")[2].split()
+    assert command[0] == "distill" and command[-3:] == ["--iterations", "2", "--overwrite"], told
+    assert main(command) == 0 and iteration(HAND / "one") == 2
+    assert main(["evaluate", *SATM, "--run", "one"]) == 0

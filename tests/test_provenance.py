@@ -368,11 +368,11 @@ def test_a_refused_table_or_figure_says_what_else_can_be_done(whole: Path, refus
     told = refused("table", "--config", "tiny.yaml")
     assert told.endswith(partial) and "snakemake" not in told
     Path("Snakefile").touch()
-    assert f"; or {everything} --configfile tiny.yaml results/tiny/table2.csv{partial}" in refused(
+    assert f"; or {everything} results/tiny/table2.csv --configfile tiny.yaml{partial}" in refused(
         "table", "--config", "tiny.yaml"
     )
     shutil.rmtree("results/tiny/distilled")
-    assert f"; or {everything} --configfile tiny.yaml results/tiny/figures/{figure}.png{partial}" in refused(
+    assert f"; or {everything} results/tiny/figures/{figure}.png --configfile tiny.yaml{partial}" in refused(
         "figure", "--config", "tiny.yaml", "--name", figure
     )
     assert main(["table", "--config", "tiny.yaml", "--partial"]) == 0
@@ -597,7 +597,7 @@ def test_what_comes_first_is_what_differs_or_the_missing_whitening(whole: Path) 
     cell = f"{campaign} --ipc 1 --method satm --seed 0 --network convnet"
     white = ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment")
     for changes, told in (
-        (MORE_EXPERTS, f"what it depends on with: python -m satm experts {campaign} --experts sgd --overwrite"),
+        (MORE_EXPERTS, f"what it depends on with: python -m satm experts {campaign} --experts sgd"),
         (white, f"what it depends on with: python -m satm data {campaign}"),
         (None, f"it with: python -m satm evaluate {cell} --overwrite"),
     ):

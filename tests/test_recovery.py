@@ -170,8 +170,10 @@ def test_results_that_a_killed_snakemake_missed_are_kept(tmp_path: Path, alone: 
     for lock in (folder / ".snakemake" / "locks").iterdir():  # as `snakemake --unlock`
         lock.unlink()
     assert start().wait(120) == 0, printed.read_text()
+    assert [path.stat().st_ino for path in files] == before
+    if alone and "Nothing to be done" in printed.read_text():
+        return  # on a busy machine the job ended and was recorded before the second start looked
     assert "Forced execution" in printed.read_text()
     log = (folder / layout.log(*place_of("distill", dataset="digits", ipc=1, method="random", seed=0))).read_text()
     assert "was made by another process" in log
-    assert [path.stat().st_ino for path in files] == before
     assert not [path for path in (folder / layout.state()).rglob("*") if path.is_file()]

@@ -180,7 +180,7 @@ class TrajectoryStore:
             size = path.stat().st_size if path.is_file() else None
             if size != shard["bytes"]:
                 state = "is missing" if size is None else f"has {size} bytes instead of {shard['bytes']}"
-                raise UsageError(f"shard {path} {state}; delete {manifest} and train experts again, others are kept")
+                raise UsageError(f"shard {path} {state}; train experts again, others are kept")
 
     def __len__(self) -> int:
         """Return the number of experts."""

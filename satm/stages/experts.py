@@ -58,9 +58,9 @@ def make_experts(
     folder = Path(resolver.layout.experts(dataset, experts))
     chosen = known if part is None else [part]
     for index in (index for name in chosen for index in numbers(name)):
-        stored = stated_identity(folder / shard_name(index))
-        if stored and (found := differences(identity, stored["identity"])) and not may_replace(resolver):
-            raise UsageError(f"expert {index} in {folder} is trained, but differs: {described(found)}; {OTHERWISE}")
+        stored = (stated_identity(folder / shard_name(index)) or {}).get("identity")  # None: of another kind of file
+        if stored and (difference := differing_fields(identity, stored)) and not may_replace(resolver):
+            raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {OTHERWISE}")
     if part is None:
         _refuse_fewer(resolver, dataset, experts, options)
     names = {"dataset": dataset, "experts": experts}
@@ -156,7 +156,11 @@ def _train_part(
         if stored != identity:
             missing.append(index)
     if not missing:
-        LOG.info("experts %d to %d are trained already", indices[0], indices[-1])
+        LOG.info(
+            "experts %d to %d with these options are trained already; delete them to train them again",
+            indices[0],
+            indices[-1],
+        )
         mark_complete()
     else:
         check_images(inputs.resolver, inputs.whole)

@@ -253,4 +253,4 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
 def _require(path: Path, what: str, resolver: Resolver, rule: str, **names: object) -> None:
     """Raise a UsageError, with the command that makes the file, if it is missing."""
     if not path.is_file():
-        raise UsageError(f"{what} {path} does not exist; make it with `{command_of(resolver, rule, names)}`")
+        raise UsageError(f"{what} {path} does not exist; {Provenance(resolver).remedy(rule, **names)}")

@@ -25,6 +25,7 @@ from satm.run.record import account, mark_complete
 from satm.run.stopping import check_stop, saved
 from satm.seeds import derive_seed
 from satm.stages.checkpoint import Content, Generations, NetworkState, has_state, other_state
+from satm.storage.files import check_writable
 from satm.storage.identity import Identity, differing_fields
 from satm.storage.tensors import read_tensors
 from satm.workflow.rules import RULES
@@ -88,7 +89,7 @@ class Job:
     Raises:
         UsageError: (on entering) another process works on this run, or a finished result or an unfinished state has
             another identity and is not to be overwritten.
-        RunError: (on entering) the state folder cannot be written.
+        RunError: (on entering) the state folder, or that of a result, cannot be written.
     """
 
     done: bool
@@ -129,6 +130,8 @@ class Job:
             self.done = bool(self._results) and self._find_results()
             if not self.done:
                 refuse_other_state(self._resolver, self.folder, self.identity)
+                for path in self._outputs:
+                    check_writable(path)
                 if self._lock.inherited and not has_state(self.folder):
                     LOG.info("an earlier process was killed here before it saved anything; starting from the beginning")
                 if self._results and self._resolver.by_hand:

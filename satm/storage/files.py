@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,6 +47,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Check that a file can be written, before its content is computed; its folder is created.
+
+    Raises:
+        RunError: the folder cannot be created or written, or the file's path is a folder.
+    """
+    if path.is_dir():
+        raise RunError(f"cannot write {path}: it is a folder; move it away")
+    with explain_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextlib.contextmanager

@@ -90,8 +90,8 @@ class Reader:
         path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"
         if not path.is_file():
-            command = command_of(self.resolver, rule, names)
-            raise MissingRun(f"{what} is missing{self._failure(rule, names)}; make it with: {command}")
+            todo = self._provenance.remedy(rule, **names)
+            raise MissingRun(f"{what} is missing{self._failure(rule, names)}; {todo}")
         with remedy(command_of(self.resolver, rule, names, overwrite=True)):
             frame, circumstances = read_run(path, columns)
             for name, value in {**names, **further}.items():
@@ -181,8 +181,8 @@ class Reader:
         what = f"the synthetic set {path}"
         if not path.is_file():
             failure = self._failure("distill", cell.axes)
-            command = command_of(self.resolver, "distill", cell.axes)
-            raise MissingRun(f"{what} is missing{failure}; make it with: {command}")
+            todo = self._provenance.remedy("distill", **cell.axes)
+            raise MissingRun(f"{what} is missing{failure}; {todo}")
         with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True)):
             data = load_distilled(path)
             for axis, value in cell.axes.items():
@@ -223,7 +223,7 @@ class Reader:
         were left out, with the command of the first.
         """
         missing, unchecked = list(dict.fromkeys(self.missing)), list(dict.fromkeys(self.unchecked))
-        more = f" {len(missing) - 1} more are missing." if len(missing) > 1 else ""
+        more = f" And {len(missing) - 1} more." if len(missing) > 1 else ""
         gone = f"Missing synthetic sets: {len(unchecked)}, so their results could not be compared with them."
         return [
             *self.remarks,

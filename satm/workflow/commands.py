@@ -4,6 +4,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from satm.config import UNNAMED, Resolver
 from satm.errors import UsageError
@@ -17,6 +18,9 @@ KINDS = {
     "difficulty": "--measure-difficulty",
 }
 """Flags of the rules that are not their stage's usual one."""
+
+REMEMBERED = ("experts", "distill")
+"""Rules whose options a run by hand remembers."""
 
 TOGETHER = ("experts_part", "experts")
 """Rules whose jobs one command does together."""
@@ -36,8 +40,20 @@ def command_of(resolver: Resolver, rule: str, names: Mapping[str, object], overw
     words += [f"--config {shlex.quote(str(resolver.path))}"] if resolver.path else []
     left_out = {"root", *(["part"] if rule in TOGETHER else [])}
     words += [f"--{name} {value}" for name, value in names.items() if name not in left_out]
-    words += [f"--run {run.name}"] if run and run.name != UNNAMED and stage != "data" else []
+    if run and stage != "data":
+        words += [f"--run {run.name}"] if run.name != UNNAMED else []
+        kind = {"experts_part": "experts"}.get(rule, rule)
+        words += [_flag(*each) for each in run.options(kind, **names).items()] if kind in REMEMBERED else []
     return " ".join([*words, *(["--overwrite"] if overwrite else [])])
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return an option as a flag of the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([f"--{flag}", *(shlex.quote(str(each)) for each in values)])
 
 
 def workflow_command(resolver: Resolver, path: str) -> str | None:
@@ -49,7 +65,8 @@ def workflow_command(resolver: Resolver, path: str) -> str | None:
     """
     if resolver.path is None or not Path("Snakefile").is_file():
         return None
-    return f"snakemake --profile local --configfile {shlex.quote(str(resolver.path))} {shlex.quote(path)}"
+    # Snakemake would take a target after the campaign for a second campaign.
+    return f"snakemake --profile local {shlex.quote(path)} --configfile {shlex.quote(str(resolver.path))}"
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from satm.results.exhibits import stated_by_exhibit
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, described, differences, differing_fields, hash_json, hash_path
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, of_whitening, params, wildcards
-from satm.workflow.commands import command_of
+from satm.workflow.commands import TOGETHER, command_of
 from satm.workflow.graph import Graph, Single
 from satm.workflow.rules import RULES
 
@@ -47,9 +47,6 @@ KINDS = {"images": "images", "zca": "whitening", "difficulty": "difficulty", "di
 
 SOURCES = ("images", "labels_from", "step_size_from")
 """Options of an imported set that name files or folders."""
-
-PREPARED = ("images", "zca")
-"""Rules that every other job needs the results of."""
 
 
 class Provenance:
@@ -112,28 +109,27 @@ class Provenance:
         return differing_fields(asked, stated) or ("the results that it shows are others now" if then != now else None)
 
     def remedy(self, rule: str, **names: object) -> str:
-        """Return what to do about results that differ, for a message: which results to make again, and the command.
+        """Return what to do about results that are missing or differ, for a message: what to make, and the command.
 
-        These are the results of the job itself (arguments: `difference`), or of the first of those behind it, in the
-        order of the work, that differ as well or are images or a whitening that is missing.
+        This is the job itself (arguments: `difference`), or the first of those behind it whose results it needs and
+        that are missing or differ as well.
         """
         first, of = self._first(rule, names)
         paths = [
             pattern.format(**{**of, "root": self._resolver.layout.root}) for pattern in RULES[first].outputs.values()
         ]
         exists = any(self._resolver.file(path).is_file() for path in paths)
-        what = "it" if first == rule else "what it depends on"
+        what = "it" if first == rule or {first, rule} == set(TOGETHER) else "what it depends on"
         return f"make {what} with: {command_of(self._resolver, first, of, overwrite=exists)}"
 
     def _first(self, rule: str, names: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
-        graph, pattern = Graph(Single(self._resolver)), next(iter(RULES[rule].outputs.values()))
-        jobs = graph.behind([pattern.format(**{**names, "root": self._resolver.layout.root})])
-        order = list(RULES)
-        for job in sorted(jobs, key=lambda job: (order.index(job.rule), job)):
-            own = {name: value for name, value in job.names if name != "root"}
-            missing = job.rule in PREPARED and not all(self._resolver.file(str(path)).is_file() for path in job.outputs)
-            if job.rule != rule and (missing or self.difference(job.rule, **own)):
-                return job.rule, own
+        graph = Graph(Single(self._resolver))
+        for files in RULES[rule].inputs.values():
+            for path in files(self._resolver, wildcards(names)):
+                job = graph.maker(path)
+                own = {name: value for name, value in job.names if name != "root"}
+                if not self._resolver.file(path).is_file() or self.difference(job.rule, **own):
+                    return self._first(job.rule, own)
         return rule, names
 
     def distillation(self, cell: Cell) -> dict[str, Any]:
