@@ -605,19 +605,19 @@ def test_sets_of_each_step_are_put_together_with_the_labels_of_the_whole(steps: 
         (("continual", *CELL, "--steps", "0"), "greater than or equal to 1"),
         (
             ("continual", *CELL, "--sets", "per-step"),
-            "digits-order-0-step-1-of-2/ipc-1/satm/.* does not exist; make what it depends on with: ",
+            "digits-order-0-step-1-of-2/ipc-1/satm/.* does not exist; begin with: .*; then make it with: .* distill",
         ),
         (("continual", *CELL, "--split", "validation"), "holds out no validation images"),
         (("continual", *CELL, "--lr", "searched"), "holds out no validation images"),
         (("continual", *CELL, "--network", "convnets"), "unknown network 'convnets'"),
         (
             ("table", *CONFIG, "--name", "two"),
-            "missing; make what it depends on with: python -m satm distill .*--method random",
+            "begin with: .* distill .*--method random .*; then make it with: .* continual .*--protocol two",
         ),
         (("figure", *CONFIG, "--name", "tow"), "unknown figure 'tow' in tiny.yaml; .* Did you mean 'two'"),
         (
             ("figure", *CONFIG, "--name", "two"),
-            "missing; make what it depends on with: python -m satm distill .*--method random",
+            "begin with: .* distill .*--method random .*; then make it with: .* continual .*--protocol two",
         ),
         (
             ("experts", *CONFIG, "--dataset", "white-order-0-step-1-of-2"),

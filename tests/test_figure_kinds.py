@@ -256,8 +256,9 @@ def test_what_was_not_run_is_told_or_left_out(figures: Callable[..., None], refu
     entry = {"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt", "satm"], "quantities": ["loss"]}
     figures(one=entry)
     metrics("mtt", loss=[3.0, 2.0])
-    made_by = "python -m satm distill --config it.yaml --dataset digits --ipc 1 --method satm --seed 0"
-    with pytest.raises(MissingRun, match=f"satm/seed-0/metrics.parquet is missing; make it with: {made_by}"):
+    first = "begin with: python -m satm data --config it.yaml --dataset digits; then make it with: "
+    made_by = f"{first}python -m satm distill --config it.yaml --dataset digits --ipc 1 --method satm --seed 0"
+    with pytest.raises(MissingRun, match=f"satm/seed-0/metrics.parquet is missing; {made_by}"):
         draw("one")
     assert made_by in refused("figure", "--config", "it.yaml", "--name", "one")
     drawn = draw("one", partial=True)
@@ -290,7 +291,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
         ),
         (
             {"iterations": 2},
-            r"is not what the campaign asks for: options.iterations: expected \d+, found 2; make what .* with: ",
+            r"is not what the campaign asks for: options.iterations: expected \d+, found 2; begin with: ",
         ),
     ):
         write_rows(measured, rows, METRICS, {"options": {"options": {**asked("digits"), **seen}}})  # type: ignore[arg-type]
@@ -300,7 +301,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
             with pytest.raises(UsageError, match=told):
                 draw("one")
     write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"metrics.parquet is damaged, or a file of another kind; make what .* with: "):
+    with pytest.raises(UsageError, match=r"metrics.parquet is damaged, or a file of another kind; make it with: "):
         draw("one")
     (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])

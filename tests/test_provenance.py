@@ -484,6 +484,23 @@ def test_options_of_the_whitening_are_compared(whole: Path, option: str, text: s
     assert found is not None and f"was fitted with other options: {text}: expected" in found
 
 
+def test_a_picture_whose_whitening_is_missing_says_how_to_make_it(whole: Path, refused: Refuse) -> None:
+    resolver = tiny(
+        ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment"),
+        ("tables:\n", "figures: {seen: {kind: images, datasets: {digits: [1]}, methods: [random]}}\ntables:\n"),
+    )
+    cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "random", "--overwrite")
+    draw = ("figure", "--config", "tiny.yaml", "--name", "seen")
+    assert main(["data", *cell[:4]]) == 0 and main(["distill", *cell]) == 0 and main(list(draw)) == 0
+    whitening = Path(resolver.layout.zca("digits"))
+    assert str(whitening) in RULES["figure"].inputs["measured"](resolver, wildcards({"figure": draw[-1]}))
+    whitening.unlink()
+    told = refused(*draw)
+    assert "zca.safetensors is missing; make it with: python -m satm data --config tiny.yaml" in told
+    assert main(told.partition(" with: python -m satm ")[2].partition(";")[0].split()) == 0
+    assert main(list(draw)) == 0
+
+
 def test_experts_that_were_rated_otherwise_are_noticed(campaign: Path) -> None:
     """A curriculum depends on the difficulty of the images for other experts."""
     curriculum = "{count: 1, epochs: 1, order: curriculum, difficulty: sgd}"
@@ -596,10 +613,10 @@ def test_what_comes_first_is_what_differs_or_the_missing_whitening(whole: Path) 
     campaign = "--config tiny.yaml --dataset digits"
     cell = f"{campaign} --ipc 1 --method satm --seed 0 --network convnet"
     white = ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment")
-    for changes, told in (
-        (MORE_EXPERTS, f"what it depends on with: python -m satm experts {campaign} --experts sgd"),
-        (white, f"what it depends on with: python -m satm data {campaign}"),
-        (None, f"it with: python -m satm evaluate {cell} --overwrite"),
+    for changes, first in (
+        (MORE_EXPERTS, f"begin with: python -m satm experts {campaign} --experts sgd; then "),
+        (white, f"begin with: python -m satm data {campaign}; then "),
+        (None, ""),
     ):
         remedy = Provenance(tiny(*([changes] if changes else []))).remedy("evaluate", **names)
-        assert remedy == f"make {told}"
+        assert remedy == f"{first}make it with: python -m satm evaluate {cell} --overwrite"

@@ -422,7 +422,7 @@ def test_parts_beyond_the_candidates_that_fit_are_empty(folder: Path) -> None:
         ((*CONFIG, "--real", "--seed", "1"), ("--seed has no effect with --real; leave it out",)),
         ((*CONFIG, "--ipc", "2"), ("needs --ipc and --method of a synthetic set, or --real for all real images",)),
         ((*CELL, "--part", "0-2"), ("unknown part '0-2' of search quick; known: 0-1, 2-2",)),
-        ((*CELL[:-1], "mtt"), ("synthetic set", "does not exist", "experts --config search.yaml --dataset few")),
+        ((*CELL[:-1], "mtt"), ("synthetic set", "does not exist", "distill --config search.yaml --dataset few")),
         ((*CELL, "--sample", "601"), ("sample asks for 601 candidates, 600 fit the images",)),
         ((*CELL, "--sample", "721"), ("search quick: sample", "less than or equal to 720")),
         ((*CELL, "--split", "validation"), ("holds out no validation images",)),

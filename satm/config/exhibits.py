@@ -5,7 +5,7 @@ has the options of an entry, lists the input files of the exhibit, and makes it 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -112,6 +112,9 @@ class TableOptions(Cells):
 
 class FigureOptions(Exhibit):
     """Options of every kind of figure; `satm.figures.base.FigureKind` adds the methods that draw it."""
+
+    SHOWS_PIXELS: ClassVar[bool] = False
+    """Whether it shows images, which takes the whitening of those that are whitened."""
 
     title: str = ""
     """Title above the figure; empty: none."""

@@ -21,6 +21,8 @@ class AnimationFigure(CellsFigure):
     The distillation's option `snapshots` is the number of states.
     """
 
+    SHOWS_PIXELS = True
+
     kind: Literal["animation"] = "animation"
     """A synthetic set during its distillation."""
     per_class: int = Field(5, ge=1)

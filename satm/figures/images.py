@@ -15,6 +15,8 @@ from satm.tables.reader import Reader
 class ImagesFigure(CellsFigure):
     """Synthetic images in true colours, a block per cell and method, the first seed of each."""
 
+    SHOWS_PIXELS = True
+
     kind: Literal["images"] = "images"
     """Synthetic images."""
     start: bool = False

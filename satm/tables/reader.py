@@ -174,7 +174,7 @@ class Reader:
         return [rows[rows["average"] == average] for average in averages[0]]
 
     def distilled(self, cell: Cell) -> "DistilledDataset":
-        """Return a synthetic set (errors: `run`)."""
+        """Return a synthetic set whose images can be shown (errors: `run`)."""
         from satm.results.distilled import load_distilled  # needs torch; the workflow reads tables' options
 
         path = Path(self.resolver.layout.distilled(cell))
@@ -189,6 +189,9 @@ class Reader:
                 if (actual := getattr(data, axis)) != value:
                     raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
         self._compare(what, "distill", cell.axes)
+        if (whitening := data.whitening_path) is not None and not whitening.is_file():
+            todo = self._provenance.remedy("zca", dataset=self.resolver.whole(cell.dataset))
+            raise MissingRun(f"{what} is of whitened images, and the whitening {whitening} is missing; {todo}")
         return data
 
     def analysis(self, what: str, cells: Sequence[Cell]) -> pandas.DataFrame:

@@ -109,18 +109,22 @@ class Provenance:
         return differing_fields(asked, stated) or ("the results that it shows are others now" if then != now else None)
 
     def remedy(self, rule: str, **names: object) -> str:
-        """Return what to do about results that are missing or differ, for a message: what to make, and the command.
+        """Return what to do about results that are missing or differ, for a message: the command that makes them.
 
-        This is the job itself (arguments: `difference`), or the first of those behind it whose results it needs and
-        that are missing or differ as well.
+        If the job (arguments: `difference`) needs results that are missing or differ as well, the command that makes
+        the first of these comes before it.
         """
         first, of = self._first(rule, names)
-        paths = [
-            pattern.format(**{**of, "root": self._resolver.layout.root}) for pattern in RULES[first].outputs.values()
-        ]
+        make = f"make it with: {self._command(rule, names)}"
+        if first == rule or {first, rule} == set(TOGETHER):
+            return make
+        return f"begin with: {self._command(first, of)}; then {make}"
+
+    def _command(self, rule: str, names: Mapping[str, object]) -> str:
+        root = self._resolver.layout.root
+        paths = [pattern.format(**{**names, "root": root}) for pattern in RULES[rule].outputs.values()]
         exists = any(self._resolver.file(path).is_file() for path in paths)
-        what = "it" if first == rule or {first, rule} == set(TOGETHER) else "what it depends on"
-        return f"make {what} with: {command_of(self._resolver, first, of, overwrite=exists)}"
+        return command_of(self._resolver, rule, names, overwrite=exists)
 
     def _first(self, rule: str, names: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
         graph = Graph(Single(self._resolver))

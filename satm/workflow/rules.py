@@ -87,7 +87,7 @@ def _sets(resolver: Resolver, names: Wildcards) -> list[str]:
 
 
 def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
-    """Return the results that a table or figure shows, and the synthetic sets behind them."""
+    """Return the results that a table or figure shows, the synthetic sets behind them, and whitenings of pictures."""
     if hasattr(names, "table"):
         entry: Exhibit = resolver.table(names.table)
         files = resolver.table(names.table).files(resolver.layout, names.table)
@@ -100,6 +100,8 @@ def _exhibit_files(resolver: Resolver, names: Wildcards) -> list[str]:
         for cell in one.runs():
             sources = one.sources(cell.dataset) if steps else [cell.dataset]
             files += [resolver.layout.distilled(cell._replace(dataset=source)) for source in sources]
+            if isinstance(one, FigureOptions) and one.SHOWS_PIXELS:
+                files += _dataset_files(resolver, cell)[1:]
     return list(dict.fromkeys(files))
 
 
