@@ -238,7 +238,7 @@ def test_a_missing_file_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"satm evaluate .* --method mtt --seed 0 --network convnet$"):
         frame_of(resolver, "table2")
     Path(resolver.layout.analysis("sharpness", Cell("cifar10", 1, "mtt", 0))).unlink()
-    with pytest.raises(UsageError, match="is missing; begin with: .*; then make it with: "):
+    with pytest.raises(UsageError, match=r"is missing; begin with: .*; then make it with: "):
         made(resolver, "table2").beside["-paired"]
 
 

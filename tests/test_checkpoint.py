@@ -22,7 +22,7 @@ CELL = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1")
 DISTILL = ("distill", *CELL, "--method", "dm", "--iterations", "31", "--checkpoint-seconds", "0")
 EVALUATE = ("evaluate", *CELL, "--method", "satm")
 
-NETWORK, IMAGES = "network.width: expected 5, found 4", r"the dataset's images, data: expected '\w{64}', found '\w{64}'"
+NETWORK, IMAGES = "network.width: expected 5, found 4", r"the dataset's images, data: expected \w{8}…, found \w{8}…"
 REVISION, OPTIONS = (
     "the version of the computation, revision: expected 2, found 1",
     r"options.lr_images: expected .*, found",

@@ -301,7 +301,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
             with pytest.raises(UsageError, match=told):
                 draw("one")
     write_rows(measured, rows, METRICS, {"options": 3})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"metrics.parquet is damaged, or a file of another kind; make it with: "):
+    with pytest.raises(UsageError, match=r"metrics.parquet is damaged, or a file of another kind; begin with: "):
         draw("one")
     (path / "seed-0" / "distilled.safetensors").unlink()
     kept = evaluation("mtt", [0.5, 0.6])
@@ -312,7 +312,7 @@ def test_files_of_another_run_are_refused(figures: Callable[..., None]) -> None:
     write_rows(kept, rows, EVALUATION, {"options": {"distilled": "abc"}})  # type: ignore[arg-type]
     save_distilled(path / "seed-0" / "distilled.safetensors", held)
     with pytest.raises(
-        UsageError, match=r": it is of another synthetic set than .*distilled.safetensors; make .* with: "
+        UsageError, match=r": it is of another synthetic set than .*distilled.safetensors; begin with: "
     ):
         draw("two")
 

@@ -6,9 +6,10 @@ Nothing here imports torch; `satm.storage.tensors` hashes tensors.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from satm.errors import some
 
@@ -30,7 +31,11 @@ def differences(expected: object, found: object, path: str = "") -> list[str]:
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         places = [(key, f"{path}.{key}" if path else str(key)) for key in sorted({*expected, *found})]
         return [each for key, place in places for each in differences(expected.get(key), found.get(key), place)]
-    return [] if _equal(expected, found) else [f"{path}: expected {expected!r}, found {found!r}"]
+    if _equal(expected, found):
+        return []
+    if _is_hash(expected) and _is_hash(found):
+        return [f"{path}: expected {expected[:8]}…, found {found[:8]}…"]
+    return [f"{path}: expected {expected!r}, found {found!r}"]
 
 
 def differing_fields(expected: object, found: object) -> str | None:
@@ -41,6 +46,10 @@ def differing_fields(expected: object, found: object) -> str | None:
 def described(found: Sequence[str]) -> str | None:
     """Return differences for a message, the first ones if there are many; None if there are none."""
     return some(found, most=MOST, between="; ") if found else None
+
+
+def _is_hash(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _equal(expected: object, found: object) -> bool:

@@ -55,6 +55,10 @@ class Reader:
         """Return what a table or figure, made now, states of itself (`Provenance.of_exhibit`)."""
         return self._provenance.of_exhibit(rule, name, self.partial)
 
+    def remedy(self, rule: str, **names: object) -> str:
+        """Return what to do about a result, for a message (`Provenance.remedy`)."""
+        return self._provenance.remedy(rule, **names)
+
     def attempt(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T | None:
         """Return the result of a function that reads files; with `partial`, None if one is missing (`MissingRun`)."""
         try:
@@ -81,18 +85,18 @@ class Reader:
             further: values of columns that are constant in the file.
 
         Raises:
-            MissingRun: (a `UsageError`) the file is missing, or the file or its synthetic set was made with other
-                options or inputs than the campaign asks for; the text has the command that makes it.
-            UsageError: the file is broken, of another run, or has duplicate rows.
+            MissingRun: (a `UsageError`) the file is missing, broken, of another run or has duplicate rows; or the file
+                or its synthetic set was made with other options or inputs than the campaign asks for. The text has the
+                command that makes it.
         """
         self.resolver.dataset(str(names["dataset"]))  # an unknown name has no results
         patterns = RULES[rule].outputs.values()
         path = Path(next(each for each in patterns if each.endswith(".parquet")).format(**names, root=self.root))
         what = f"{columns.what} {path}"
         if not path.is_file():
-            todo = self._provenance.remedy(rule, **names)
+            todo = self.remedy(rule, **names)
             raise MissingRun(f"{what} is missing{self._failure(rule, names)}; {todo}")
-        with remedy(command_of(self.resolver, rule, names, overwrite=True)):
+        with remedy(command_of(self.resolver, rule, names, overwrite=True), MissingRun):
             frame, circumstances = read_run(path, columns)
             for name, value in {**names, **further}.items():
                 if name in frame.columns and len(other := frame[frame[name] != value]):
@@ -158,19 +162,21 @@ class Reader:
             frames.append(frame[frame["split"] == split])
             if frames[-1].empty:
                 path = self.resolver.layout.evaluation(cell, network)
-                raise UsageError(f"evaluation {path} has no accuracies on {split} images; make it again")
+                todo = self.remedy("evaluate", **cell.axes, network=network)
+                raise UsageError(f"evaluation {path} has no accuracies on {split} images; {todo}")
         rows = pandas.concat(frames, ignore_index=True)
         what = f"the evaluations of {cells[0].method} on {cells[0].dataset}, ipc {cells[0].ipc},"
         if len(selections := sorted(set(rows["selection"]))) > 1:
-            raise UsageError(
-                f"{what} mix the selections {', '.join(selections)}, which are not comparable; make them again with one"
-            )
+            todo = self.remedy("evaluate", **cells[0].axes, network=network)
+            mixed = f"{what} mix the selections {', '.join(selections)}, which are not comparable"
+            raise UsageError(f"{mixed}; for each seed, {todo}")
         averages = [sorted(set(frame["average"])) for frame in frames]
         if any(each != averages[0] for each in averages):
-            raise UsageError(
-                f"{what} are of averaged sets at some seeds and only of raw ones at others, which are not comparable; "
-                "make them again with one"
+            todo = self.remedy("evaluate", **cells[0].axes, network=network)
+            mixed = (
+                f"{what} are of averaged sets at some seeds and only of raw ones at others, which are not comparable"
             )
+            raise UsageError(f"{mixed}; for each seed, {todo}")
         return [rows[rows["average"] == average] for average in averages[0]]
 
     def distilled(self, cell: Cell) -> "DistilledDataset":
@@ -181,16 +187,16 @@ class Reader:
         what = f"the synthetic set {path}"
         if not path.is_file():
             failure = self._failure("distill", cell.axes)
-            todo = self._provenance.remedy("distill", **cell.axes)
+            todo = self.remedy("distill", **cell.axes)
             raise MissingRun(f"{what} is missing{failure}; {todo}")
-        with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True)):
+        with remedy(command_of(self.resolver, "distill", cell.axes, overwrite=True), MissingRun):
             data = load_distilled(path)
             for axis, value in cell.axes.items():
                 if (actual := getattr(data, axis)) != value:
                     raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
         self._compare(what, "distill", cell.axes)
         if (whitening := data.whitening_path) is not None and not whitening.is_file():
-            todo = self._provenance.remedy("zca", dataset=self.resolver.whole(cell.dataset))
+            todo = self.remedy("zca", dataset=self.resolver.whole(cell.dataset))
             raise MissingRun(f"{what} is of whitened images, and the whitening {whitening} is missing; {todo}")
         return data
 
@@ -215,7 +221,7 @@ class Reader:
             if not Path(path := self.resolver.layout.distilled(cell)).is_file():
                 self.unchecked.append(path)
         if difference := self._provenance.difference(rule, **names):
-            todo = self._provenance.remedy(rule, **names)
+            todo = self.remedy(rule, **names)
             raise MissingRun(f"{what} is not what the campaign asks for: {difference}; {todo}")
 
     @property

@@ -155,7 +155,8 @@ def _variants(reader: Reader, cells: Sequence[Cell], network: str) -> pandas.Dat
         networks = [set(_variant(frame, setting)["repeat"]) for setting in SETTINGS]
         if any(each != networks[0] for each in networks):
             raise UsageError(
-                f"evaluation {path} has different networks for the kinds of labels and augmentation; make it again"
+                f"evaluation {path} has different networks for the kinds of labels and augmentation; "
+                + reader.remedy("variants", **cell.axes, network=network)
             )
         frames.append(frame)
     return pandas.concat(frames, ignore_index=True)

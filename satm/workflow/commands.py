@@ -70,9 +70,9 @@ def workflow_command(resolver: Resolver, path: str) -> str | None:
 
 
 @contextlib.contextmanager
-def remedy(command: str) -> Iterator[None]:
-    """Add a command to the message of a `UsageError`."""
+def remedy(command: str, kind: type[UsageError] = UsageError) -> Iterator[None]:
+    """Add a command to the message of a `UsageError`, which becomes one of a kind."""
     try:
         yield
     except UsageError as error:
-        raise type(error)(f"{error}: `{command}`") from error
+        raise kind(f"{error}: `{command}`") from error
