@@ -28,7 +28,7 @@ from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
 from satm.workflow import schema as schemas
-from satm.workflow.check import check
+from satm.workflow.check import check, load_checked
 from satm.workflow.options import experts_of
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +84,65 @@ tabels: {}
     ]
     assert caught.value.listed.splitlines()[0] == f"{path}: 10 problems:"
     assert caught.value.listed.splitlines()[10] == f"  (10) {told[9]}"
+
+
+CELL = "datasets: {digits: [1]}, methods: [mtt]"
+NETWORK, ROW = "networks: {small: {network: convnet, width: '8'}}", "settings: [{method: mtt, options: {momentum: -1}}]"
+
+
+@pytest.mark.parametrize(
+    ("content", "begins"),
+    [
+        (
+            "settings: [{method: [mtt, satn], dataset: digit, options: {iter: 3, iterations: '20', momentum: -1}}]",
+            [
+                "unknown dataset 'digit' in settings.0",
+                "settings.0: method mtt: unknown option 'iter'. Did you mean 'iterations'?",
+                "settings.0: method mtt: iterations is '20', expected a number without quotes",
+                "settings.0: method mtt: momentum: input should be greater than or equal to 0",
+                "settings.0: unknown method 'satn'",
+            ],
+        ),
+        (
+            "settings: [{stage: analyse, network: convnt, options: {count: 0, experts: sdg}}]",
+            ["unknown network 'convnt'", "settings.0: count: ", "unknown experts 'sdg'"],
+        ),
+        (
+            f"tables: {{t: {{{CELL}, compare: [[satm-halff, mtt]]}}, u: {{{CELL}, networks: [convnt]}}}}",
+            ["tables.t: compare names 'satm-halff'", "networks.small: ", "settings.0: ", "table u: unknown network"],
+        ),
+        (
+            f"tables: {{t: {{{CELL}, seeds: [0, '1']}}}}",
+            ["tables.t: seeds is [0, '1']", "networks.small: ", "settings.0: "],
+        ),
+        (
+            f"experts: {{mine: {{lr: learnt}}}}\nmethods: {{m: {{method: mtt, experts: mine, rho: 1}}}}\n"
+            f"tables: {{t: {{{CELL}}}, u: {{datasets: {{digits: [1]}}, methods: [m, mt]}}}}",
+            [
+                "experts.mine.lr: ",
+                "networks.small: ",
+                "methods.m: ",
+                "settings.0: ",
+                "table u: mt on digits at ipc 1: ",
+            ],
+        ),
+        (
+            "datasets: {d: {source: folder, sise: 3}}\ntables: {t: {datasets: {d: [1]}, methods: [mtt]}}",
+            ["unknown option 'datasets.d.sise'", "networks.small: ", "settings.0: "],
+        ),
+        ("metods: {m: {method: mtt}}", ["unknown option 'metods'"]),
+    ],
+)
+def test_mistakes_of_all_kinds_are_said_at_once(tmp_path: Path, content: str, begins: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    rest = "" if "settings" in content else f"{NETWORK}\n{ROW}\n"
+    path.write_text(f"{rest}{content}\n")
+    with pytest.raises(UsageError) as caught:
+        load_checked(path)
+    told = [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+    assert len(told) == len(begins), told
+    for text, begin in zip(told, begins, strict=True):
+        assert text.startswith(begin)
 
 
 @pytest.mark.parametrize(
@@ -234,9 +293,6 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         "a": ["yes", "no", "on", "off", "y", True, False],
         "b": [10, 8, 16, "1:30"],
     }
-
-
-CELL = "datasets: {digits: [1]}, methods: [mtt]"
 
 
 @pytest.mark.parametrize(
