@@ -23,7 +23,7 @@ from satm.config import (
     parse,
     root_of,
 )
-from satm.errors import UsageError
+from satm.errors import UsageError, nearest
 from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
@@ -145,6 +145,16 @@ def test_mistakes_of_all_kinds_are_said_at_once(tmp_path: Path, content: str, be
         assert text.startswith(begin)
 
 
+def test_a_name_that_is_no_name_of_the_campaign_lists_its_own_and_suggests_what_begins_so() -> None:
+    own = {"networks": {"convnet-big": {"network": "convnet"}}, "methods": {"satm-half": {"method": "satm"}}}
+    tables = {"t": {**TABLE["table2"], "networks": ["convnet-bigg"]}, "u": {**TABLE["table2"], "methods": ["satm-hal"]}}
+    with pytest.raises(UsageError, match=r"known: .*convnet, convnet-big, .* mean 'convnet-big'\?") as caught:
+        check(resolver(**own, tables=tables))
+    assert "satm-half, t-bptt" in str(caught.value) and "Did you mean 'satm-half'?" in str(caught.value)
+    assert nearest("iter", ["outer", "iterations", "iteration-count"]) == "iterations"
+    assert nearest("", ["outer"]) is None
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -218,7 +228,10 @@ def test_an_unusable_file_is_refused_in_one_line(tmp_path: Path, content: str, t
             {"settings": [{"options": {"rho": 3}}], "tables": TABLE},
             "random on digits at ipc 1: method random: unknown option 'rho'",
         ),
-        ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
+        (
+            {"tables": {"t": {"datasets": {"digit": [1]}, "methods": ["mtt"]}}},
+            "dataset .*'digit'.*mean 'digits'?",
+        ),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
         ({"tables": {"table2": {**TABLE["table2"], "networks": ["convnets"]}}}, "unknown network .*mean 'convnet'?"),
         ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
@@ -345,6 +358,10 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
         (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),
         (f"tables: {{t: {{{CELL}, sharpness: [satm]}}}}", "tables.t: sharpness names 'satm', which is not among"),
+        ("tables: {t: {datasets: {digits: [1]}, methods: []}}", "tables.t: methods is empty, so .* name a method"),
+        (f"tables: {{t: {{{CELL}, compare: [[mtt, mtt]]}}}}", "tables.t: compare has 'mtt' against itself; name two"),
+        (f"tables: {{t: {{{CELL}, seeds: []}}}}", "tables.t.seeds: list should have at least 1 item, got \\[\\]$"),
+        (f"tables: {{t: {{{CELL}, seeds: [-1]}}}}", "yaml: tables.t.seeds.0: [^;]*equal to 0, got -1$"),
         (f"tables: {{t: {{{CELL}, compare: [[mtt, mt]]}}}}", "compare names 'mt', .* Did you mean 'mtt'?"),
         ("fair: {}", "the section 'fair' has become a kind of table; move .* to tables, each with kind: robustness"),
         ("tables: {all: {}}", "tables.all.datasets is missing"),

@@ -19,6 +19,9 @@ ALTERNATIVE = r"(constrained-)?(bool|int|float|str|none)|(literal|tuple|list|dic
 MOST = 20
 """Largest number of known options that are listed beside the nearest one."""
 
+NOISE = r", unable to parse.*| after validation, not \d+"
+"""Parts of pydantic's messages that say nothing more."""
+
 SHOULD_BE = "Input should be "
 """Begin of pydantic's messages about values of a wrong type or size."""
 
@@ -44,6 +47,9 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
         steps = error["loc"]
         alternative = error["type"] != UNKNOWN and steps and re.fullmatch(ALTERNATIVE, str(steps[-1]))
         places[steps[:-1] if alternative else steps].append(error)
+    for steps, found in [*places.items()]:  # a list without its wrong items is not too short
+        if any(each != steps and each[: len(steps)] == steps for each in places):
+            places[steps] = [error for error in found if error["type"] != "too_short"]
     unknown = [error for error in errors if error["type"] == UNKNOWN]
     meant = {(*error["loc"], nearest(error["ctx"]["name"], error["ctx"]["known"])) for error in unknown}
     for steps, found in places.items():
@@ -63,9 +69,10 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
             else:
                 wrong.append(error)
         if wrong:
-            first, *others = (error["msg"].partition(", unable to parse")[0] for error in wrong)
+            first, *others = (re.sub(NOISE, "", error["msg"]) for error in wrong)
             expected = " or ".join([first, *(text.removeprefix(SHOULD_BE) for text in others)])
-            yield _at(place, f"{expected.replace('valid tuple', 'list')}, got {short(wrong[0]['input'])}")
+            expected = re.sub("(valid )?tuple", "list", expected, flags=re.IGNORECASE)
+            yield _at(place, f"{expected}, got {short(wrong[0]['input'])}")
 
 
 def _at(place: str, text: str) -> str:

@@ -175,7 +175,7 @@ def _exhibit(resolver: Resolver, entry: Exhibit, where: str, wrong: Mapping[str,
         problems |= dict.fromkeys(_attempt("", pick, dataset, resolver.datasets, "dataset", where))
         for network in entry.tested_networks() if dataset in resolver.datasets else ():
             if network not in wrong["network"]:
-                problems |= dict.fromkeys(_attempt(where, network_options, resolver.network(network, dataset)))
+                problems |= dict.fromkeys(_attempt(where, _network, resolver, network, dataset))
     places: dict[str, list[Cell]] = {}
     for cell in cells:
         known = cell.dataset in resolver.datasets or resolver.step(cell.dataset)
@@ -200,10 +200,16 @@ def _cause(resolver: Resolver, cell: Cell, problem: str) -> str:
     return ""
 
 
+def _network(resolver: Resolver, name: str, dataset: str) -> None:
+    pick(name, {**NETWORKS, **resolver.campaign.networks}, "network")
+    network_options(resolver.network(name, dataset))
+
+
 def _check_cell(resolver: Resolver, cell: Cell) -> None:
+    pick(at_epoch(cell.method, resolver.campaign.methods)[0], {**METHODS, **resolver.campaign.methods}, "method")
     resolver.evaluation(cell)
     experts = experts_of(resolver.method(cell))
     while experts is not None:  # raters of a curriculum have none themselves
         recipe = resolver.experts(experts, cell.dataset)
-        refuse(_attempt(f"experts {experts}", network_options, resolver.network(recipe.network, cell.dataset)))
+        refuse(_attempt(f"experts {experts}", _network, resolver, recipe.network, cell.dataset))
         experts = resolver.difficulty(experts, cell.dataset, recipe)
