@@ -436,6 +436,36 @@ def test_paths_within_absolute_or_of_the_environment_are_taken(monkeypatch: pyte
         assert config.expand(path) == Path(found)
 
 
+def test_paths_that_lead_nowhere_are_refused_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"x": "../theirs/x.pt", "y": "y.pt", "z": "$NO_SUCH_VARIABLE/z.pt", "unused": "../u.pt"}
+    content = {
+        "datasets": {
+            "out": {"source": "folder", "path": "../d"},
+            "later": {"source": "folder", "path": "$NO_SUCH_VARIABLE/../../d"},
+            "absent": {"source": "folder", "path": "d"},
+        },
+        "methods": {name: {"method": "files", "images": path} for name, path in files.items()},
+        "tables": {"t": {"datasets": {"digits": [1]}, "methods": ["x", "y", "z"], "seeds": [3]}},
+    }
+    with pytest.raises(UsageError) as caught:
+        check(resolver(**content))
+    assert [problem.removeprefix("test.yaml: ") for problem in caught.value.problems] == [
+        "datasets.out: the path '../d' leads out of the working folder; if intended, write an absolute path",
+        "table t: x on digits at ipc 1: the path '../theirs/x.pt' leads out of the working folder; if intended, write "
+        "an absolute path",
+        "table t: y on digits at ipc 1: y.pt does not exist; correct the path, or put the file there",
+        "table t: z on digits at ipc 1: the path '$NO_SUCH_VARIABLE/z.pt' has an environment variable that is not set; "
+        "set it or write the path out",
+    ]
+    layout = resolver().layout
+    made = [layout.images("out"), *(layout.distilled(Cell("digits", 1, name, 3)) for name in "xz")]
+    for path in (*made, "y.pt"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    check(resolver(**content))
+
+
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot read the configuration .*No such file"):
         load_campaign(tmp_path / "nothing.yaml")

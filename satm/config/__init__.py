@@ -25,6 +25,7 @@ from satm.config.datasets import (
     Contents,
     DatasetOptions,
     data_path,
+    existing,
     expand,
     stated_contents,
 )

@@ -181,6 +181,13 @@ def data_path(options: DatasetOptions) -> Path:
     return expand(options.path) if options.path else Path(os.environ.get("SATM_DATA", "data")) / options.source
 
 
+def existing(path: Path) -> Path:
+    """Return a path; UsageError if nothing is there."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; correct the path, or put the file there")
+    return path
+
+
 def expand(path: str) -> Path:
     """Return a path with environment variables, `$NAME` or `${NAME}`, and the home folder `~` expanded.
 

@@ -15,6 +15,8 @@ from satm.config import (
     Options,
     Resolver,
     Setting,
+    existing,
+    expand,
     load_campaign,
     load_presets,
     load_yaml,
@@ -27,6 +29,7 @@ from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.config.resolver import at_epoch
 from satm.errors import UsageError, pick, refuse, some
 from satm.methods import METHODS
+from satm.methods.external import FilesOptions
 from satm.networks import NETWORKS
 from satm.workflow.fit import Fit
 from satm.workflow.graph import Single
@@ -106,6 +109,10 @@ def check(resolver: Resolver) -> None:
 def _names(resolver: Resolver) -> Iterator[str]:
     """Yield what is wrong with the names and options of a campaign, once for each place where it is written."""
     campaign = resolver.campaign
+    for name, options in campaign.datasets.items():
+        prepared = Path(resolver.layout.images(name)).is_file()
+        if options.path and "$" not in options.path and not prepared:  # variables may be set only where jobs run
+            yield from _attempt(f"datasets.{name}", expand, options.path)
     wrong: dict[str, set[str]] = {}
     for kind, checked in (("network", network_options), ("method", method_options)):
         entries: Mapping[str, Mapping[str, Any]] = getattr(campaign, f"{kind}s")
@@ -205,9 +212,18 @@ def _network(resolver: Resolver, name: str, dataset: str) -> None:
     network_options(resolver.network(name, dataset))
 
 
+def _imported(resolver: Resolver, cell: Cell, options: Options) -> None:
+    """Check the paths of a set made elsewhere, unless it was imported for one of its seeds."""
+    made = Path(resolver.layout.distilled(cell))
+    if isinstance(options, FilesOptions) and not any(made.parents[1].glob(f"*/{made.name}")):
+        paths = [path for path in (options.images, options.labels_from, options.step_size_from) if path]
+        refuse(problem for path in paths for problem in _attempt("", lambda path=path: existing(expand(path))))
+
+
 def _check_cell(resolver: Resolver, cell: Cell) -> None:
     pick(at_epoch(cell.method, resolver.campaign.methods)[0], {**METHODS, **resolver.campaign.methods}, "method")
     resolver.evaluation(cell)
+    _imported(resolver, cell, method_options(resolver.method(cell)))
     experts = experts_of(resolver.method(cell))
     while experts is not None:  # raters of a curriculum have none themselves
         recipe = resolver.experts(experts, cell.dataset)
