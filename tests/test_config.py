@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from satm import config
+from satm.cli import main
 from satm.config import (
     TABLES,
     Campaign,
@@ -434,6 +435,35 @@ def test_paths_within_absolute_or_of_the_environment_are_taken(monkeypatch: pyte
         ("$WHOLE/../../x", "/data/../../x"),
     ]:
         assert config.expand(path) == Path(found)
+
+
+def test_an_entry_in_place_of_a_built_in_dataset_is_told_what_it_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("c.yaml")
+    path.write_text("datasets: {digits: {validation: 30}, mine: {size: 8}, cifar10-standardised: {zca_eps: 1}}")
+    with pytest.raises(UsageError) as caught:
+        load_campaign(path)
+    whole = "is missing; the entry replaces the built-in {0} as a whole, so begin with its options, {1}"
+    standard = "{source: cifar10, zca: true, zca_per_image: true, zca_relative: true, augment: flip_rotate}"
+    assert [problem.removeprefix("c.yaml: ") for problem in caught.value.problems] == [
+        "datasets.digits.source " + whole.format("digits", "{source: digits, augment: crop_scale_rotate}"),
+        "datasets.mine.source is missing; give it a value",
+        "datasets.cifar10-standardised.source " + whole.format("cifar10-standardised", standard),
+    ]
+    entries = "digits: {source: digits}, b: {source: digits, augment: flip}, c: {source: cifar10}, d: {source: digits}"
+    path.write_text(
+        f"datasets: {{{entries}}}\ntables: {{t: {{datasets: {{digits: [1], b: [1], c: [1]}}, methods: [random]}}}}"
+    )
+    load_checked(path)
+    doubt = (
+        "digits states no augment, so it is the default color_crop_cutout_flip_scale_rotate, while the built-in digits "
+        "has crop_scale_rotate; state augment\n"
+    )
+    assert capsys.readouterr().err == f"satm: warning: c.yaml: datasets.{doubt}"
+    assert main(["data", "--config", "c.yaml", "--dataset", "digits"]) == 0
+    assert f"warning: {doubt}" in capsys.readouterr().err
 
 
 def test_paths_that_lead_nowhere_are_refused_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

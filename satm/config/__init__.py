@@ -27,6 +27,7 @@ from satm.config.datasets import (
     data_path,
     existing,
     expand,
+    lost_augmentation,
     stated_contents,
 )
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions

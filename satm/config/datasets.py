@@ -1,5 +1,6 @@
 """Options of real datasets, and the built-in datasets."""
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -112,6 +113,22 @@ BUILTIN_DATASETS = {
 }
 """Datasets in every campaign. Digits are not flipped, coloured or cut out: a mirrored 6 is not a digit, and 8 pixels
 leave little to cut."""
+
+
+def built_in(name: str) -> str:
+    """Return the options of a built-in dataset as YAML, to begin an entry with that replaces it."""
+    return json.dumps(BUILTIN_DATASETS[name].model_dump(exclude_unset=True)).replace('"', "")
+
+
+def lost_augmentation(options: DatasetOptions) -> str | None:
+    """Return a doubt about a dataset with a built-in one's images and, without saying so, another augmentation."""
+    usual, default = BUILTIN_DATASETS.get(options.source), DatasetOptions.model_fields["augment"].default
+    if usual is None or usual.augment == default or "augment" in options.model_fields_set:
+        return None
+    return (
+        f"states no augment, so it is the default {default}, while the built-in {options.source} has {usual.augment}; "
+        "state augment"
+    )
 
 
 @dataclass(frozen=True)

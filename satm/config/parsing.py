@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from satm.config.base import UNKNOWN, Options
+from satm.config.datasets import BUILTIN_DATASETS, built_in
 from satm.errors import nearest, refuse, short, suggest
 
 M = TypeVar("M", bound=Options)
@@ -62,7 +63,15 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
                 listed = f"; known: {', '.join(known) or 'none'}" if len(known) <= MOST or not hint else ""
                 yield f"unknown option {short(whole)}{listed}.{hint}"
             elif error["type"] == "missing":
-                if steps not in meant:  # else it is there, misspelt
+                replaced = steps[1] if steps[:1] == ("datasets",) and steps[2:] == ("source",) else None
+                if steps in meant:  # it is there, misspelt
+                    continue
+                if replaced in BUILTIN_DATASETS:
+                    yield (
+                        f"{place} is missing; the entry replaces the built-in {replaced} as a whole, so begin with its "
+                        f"options, {built_in(str(replaced))}"
+                    )
+                else:
                     yield f"{place} is missing; give it a value"
             elif error["type"] == "value_error":
                 yield _at(place, error["msg"].removeprefix("Value error, "))

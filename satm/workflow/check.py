@@ -3,6 +3,7 @@
 Nothing here imports torch.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from satm.config import (
     load_campaign,
     load_presets,
     load_yaml,
+    lost_augmentation,
     parse,
     root_of,
     stated_contents,
@@ -55,6 +57,10 @@ def load_checked(path: Path) -> Resolver:
         refuse([*refused, *others], str(path))
         raise
     check(resolver)
+    shown = [*resolver.campaign.tables.values(), *resolver.campaign.figures.values()]
+    for name in dict.fromkeys(resolver.whole(cell.dataset) for exhibit in shown for cell in exhibit.runs()):
+        if doubt := lost_augmentation(resolver.dataset(name)):
+            print(f"satm: warning: {path}: datasets.{name} {doubt}", file=sys.stderr)
     return resolver
 
 
