@@ -463,7 +463,7 @@ def test_an_entry_in_place_of_a_built_in_dataset_is_told_what_it_loses(
     )
     assert capsys.readouterr().err == f"satm: warning: c.yaml: datasets.{doubt}"
     assert main(["data", "--config", "c.yaml", "--dataset", "digits"]) == 0
-    assert f"warning: {doubt}" in capsys.readouterr().err
+    assert f"warning: {doubt}" in capsys.readouterr().out
 
 
 def test_paths_that_lead_nowhere_are_refused_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
