@@ -15,7 +15,17 @@ from typing import Any, Literal
 import torch
 
 from satm.analysis.expert_sharpness import LENGTHS
-from satm.config import ACCOUNTING, ANALYSES, OVERVIEW, Cell, SearchOptions, load_campaign, parse, place_of
+from satm.config import (
+    ACCOUNTING,
+    ANALYSES,
+    OVERVIEW,
+    Cell,
+    SearchOptions,
+    load_campaign,
+    lost_augmentation,
+    parse,
+    place_of,
+)
 from satm.errors import RunError, UsageError, pick
 from satm.flags import (
     CELL,
@@ -38,6 +48,8 @@ from satm.run.machine import process_age
 from satm.version import __version__
 from satm.workflow.asked import TEACHER
 
+LOG = logging.getLogger("satm")
+
 IMAGES = 1000
 """Training images on which the sharpness of experts is measured."""
 
@@ -55,6 +67,8 @@ def data(arguments: Sequence[str]) -> None:
     resolver.overwrite = flags.overwrite
     options = resolver.dataset(flags.dataset)
     with command(resolver, "data" if flags.make == "all" else flags.make, flags, options):
+        if doubt := lost_augmentation(options):
+            LOG.warning("%s %s", flags.dataset, doubt)
         if flags.make != "zca":
             make_images(resolver, flags.dataset)
         if flags.make == "zca" or (flags.make == "all" and options.zca):

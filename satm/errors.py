@@ -98,8 +98,10 @@ def some(items: Sequence[str], total: int | None = None, most: int = SHOWN, betw
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like a name, or None if none is like it."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    """Return the shortest known name that begins with a name, else the one most like it, or None if none is like it."""
+    names = list(known)
+    begun = sorted((one for one in names if name and one.startswith(name)), key=len)
+    return next(iter([*begun, *difflib.get_close_matches(name, names, n=1)]), None)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

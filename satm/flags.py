@@ -115,7 +115,8 @@ def parse_flags(
     fields: list[Any] = [*flags, CONFIG]
     if options is not None:
         kind: Any = type(options)
-        field = ("options", Annotated[kind, tyro.conf.OmitArgPrefixes], dataclasses.field(default=options))
+        heading = tyro.conf.arg(name=stage.__name__)  # tyro adds "options"
+        field = ("options", Annotated[kind, tyro.conf.OmitArgPrefixes, heading], dataclasses.field(default=options))
         fields += [*COMPUTE, field]
     target = dataclasses.make_dataclass(stage.__name__, fields, frozen=True, kw_only=True)
     return call_with_flags(target, stage.__name__, stage.__doc__, arguments)
@@ -236,7 +237,7 @@ def _one_line(box: str) -> str:
     for pattern, replacement in (
         (r"For further information visit \S+", ""),
         (r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
-        (r"Error parsing options: \d+ validation errors? for \w+", "unusable option"),
+        (r"Error parsing \w+: \d+ validation errors? for \w+", "unusable option"),
         (r"\b([a-z][\w.]*) (?=Input should|Value error)", _dashed),
         (r"Missing from python -m satm [\w ]+:", "missing:"),
         (r"python -m satm [\w ]+ --help", ""),

@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from satm import config
+from satm.cli import main
 from satm.config import (
     TABLES,
     Campaign,
@@ -23,12 +24,12 @@ from satm.config import (
     parse,
     root_of,
 )
-from satm.errors import UsageError
+from satm.errors import UsageError, nearest
 from satm.methods import METHODS
 from satm.methods import resolve as resolve_method
 from satm.networks import resolve as resolve_network
 from satm.workflow import schema as schemas
-from satm.workflow.check import check
+from satm.workflow.check import check, load_checked
 from satm.workflow.options import experts_of
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,75 @@ tabels: {}
     ]
     assert caught.value.listed.splitlines()[0] == f"{path}: 10 problems:"
     assert caught.value.listed.splitlines()[10] == f"  (10) {told[9]}"
+
+
+CELL = "datasets: {digits: [1]}, methods: [mtt]"
+NETWORK, ROW = "networks: {small: {network: convnet, width: '8'}}", "settings: [{method: mtt, options: {momentum: -1}}]"
+
+
+@pytest.mark.parametrize(
+    ("content", "begins"),
+    [
+        (
+            "settings: [{method: [mtt, satn], dataset: digit, options: {iter: 3, iterations: '20', momentum: -1}}]",
+            [
+                "unknown dataset 'digit' in settings.0",
+                "settings.0: method mtt: unknown option 'iter'. Did you mean 'iterations'?",
+                "settings.0: method mtt: iterations is '20', expected a number without quotes",
+                "settings.0: method mtt: momentum: input should be greater than or equal to 0",
+                "settings.0: unknown method 'satn'",
+            ],
+        ),
+        (
+            "settings: [{stage: analyse, network: convnt, options: {count: 0, experts: sdg}}]",
+            ["unknown network 'convnt'", "settings.0: count: ", "unknown experts 'sdg'"],
+        ),
+        (
+            f"tables: {{t: {{{CELL}, compare: [[satm-halff, mtt]]}}, u: {{{CELL}, networks: [convnt]}}}}",
+            ["tables.t: compare names 'satm-halff'", "networks.small: ", "settings.0: ", "table u: unknown network"],
+        ),
+        (
+            f"tables: {{t: {{{CELL}, seeds: [0, '1']}}}}",
+            ["tables.t: seeds is [0, '1']", "networks.small: ", "settings.0: "],
+        ),
+        (
+            f"experts: {{mine: {{lr: learnt}}}}\nmethods: {{m: {{method: mtt, experts: mine, rho: 1}}}}\n"
+            f"tables: {{t: {{{CELL}}}, u: {{datasets: {{digits: [1]}}, methods: [m, mt]}}}}",
+            [
+                "experts.mine.lr: ",
+                "networks.small: ",
+                "methods.m: ",
+                "settings.0: ",
+                "table u: mt on digits at ipc 1: ",
+            ],
+        ),
+        (
+            "datasets: {d: {source: folder, sise: 3}}\ntables: {t: {datasets: {d: [1]}, methods: [mtt]}}",
+            ["unknown option 'datasets.d.sise'", "networks.small: ", "settings.0: "],
+        ),
+        ("metods: {m: {method: mtt}}", ["unknown option 'metods'"]),
+    ],
+)
+def test_mistakes_of_all_kinds_are_said_at_once(tmp_path: Path, content: str, begins: list[str]) -> None:
+    path = tmp_path / "c.yaml"
+    rest = "" if "settings" in content else f"{NETWORK}\n{ROW}\n"
+    path.write_text(f"{rest}{content}\n")
+    with pytest.raises(UsageError) as caught:
+        load_checked(path)
+    told = [problem.removeprefix(f"{path}: ") for problem in caught.value.problems]
+    assert len(told) == len(begins), told
+    for text, begin in zip(told, begins, strict=True):
+        assert text.startswith(begin)
+
+
+def test_a_name_that_is_no_name_of_the_campaign_lists_its_own_and_suggests_what_begins_so() -> None:
+    own = {"networks": {"convnet-big": {"network": "convnet"}}, "methods": {"satm-half": {"method": "satm"}}}
+    tables = {"t": {**TABLE["table2"], "networks": ["convnet-bigg"]}, "u": {**TABLE["table2"], "methods": ["satm-hal"]}}
+    with pytest.raises(UsageError, match=r"known: .*convnet, convnet-big, .* mean 'convnet-big'\?") as caught:
+        check(resolver(**own, tables=tables))
+    assert "satm-half, t-bptt" in str(caught.value) and "Did you mean 'satm-half'?" in str(caught.value)
+    assert nearest("iter", ["outer", "iterations", "iteration-count"]) == "iterations"
+    assert nearest("", ["outer"]) is None
 
 
 @pytest.mark.parametrize(
@@ -159,7 +229,10 @@ def test_an_unusable_file_is_refused_in_one_line(tmp_path: Path, content: str, t
             {"settings": [{"options": {"rho": 3}}], "tables": TABLE},
             "random on digits at ipc 1: method random: unknown option 'rho'",
         ),
-        ({"tables": {"t": {"datasets": {"digit": [1]}, "methods": []}}}, "unknown dataset .*'digit'.*mean 'digits'?"),
+        (
+            {"tables": {"t": {"datasets": {"digit": [1]}, "methods": ["mtt"]}}},
+            "dataset .*'digit'.*mean 'digits'?",
+        ),
         ({"tables": {"t": {"datasets": {"digits": [1]}, "methods": ["mttt"]}}}, "unknown method .*'mttt'.*mean 'mtt'?"),
         ({"tables": {"table2": {**TABLE["table2"], "networks": ["convnets"]}}}, "unknown network .*mean 'convnet'?"),
         ({"methods": {"mtt": {"experts": "sdg"}}, "tables": TABLE}, "unknown experts 'sdg'; known: .*sgd.*mean 'sgd'?"),
@@ -236,9 +309,6 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     }
 
 
-CELL = "datasets: {digits: [1]}, methods: [mtt]"
-
-
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -289,6 +359,10 @@ CELL = "datasets: {digits: [1]}, methods: [mtt]"
         (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
         (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),
         (f"tables: {{t: {{{CELL}, sharpness: [satm]}}}}", "tables.t: sharpness names 'satm', which is not among"),
+        ("tables: {t: {datasets: {digits: [1]}, methods: []}}", "tables.t: methods is empty, so .* name a method"),
+        (f"tables: {{t: {{{CELL}, compare: [[mtt, mtt]]}}}}", "tables.t: compare has 'mtt' against itself; name two"),
+        (f"tables: {{t: {{{CELL}, seeds: []}}}}", "tables.t.seeds: list should have at least 1 item, got \\[\\]$"),
+        (f"tables: {{t: {{{CELL}, seeds: [-1]}}}}", "yaml: tables.t.seeds.0: [^;]*equal to 0, got -1$"),
         (f"tables: {{t: {{{CELL}, compare: [[mtt, mt]]}}}}", "compare names 'mt', .* Did you mean 'mtt'?"),
         ("fair: {}", "the section 'fair' has become a kind of table; move .* to tables, each with kind: robustness"),
         ("tables: {all: {}}", "tables.all.datasets is missing"),
@@ -361,6 +435,65 @@ def test_paths_within_absolute_or_of_the_environment_are_taken(monkeypatch: pyte
         ("$WHOLE/../../x", "/data/../../x"),
     ]:
         assert config.expand(path) == Path(found)
+
+
+def test_an_entry_in_place_of_a_built_in_dataset_is_told_what_it_loses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("c.yaml")
+    path.write_text("datasets: {digits: {validation: 30}, mine: {size: 8}, cifar10-standardised: {zca_eps: 1}}")
+    with pytest.raises(UsageError) as caught:
+        load_campaign(path)
+    whole = "is missing; the entry replaces the built-in {0} as a whole, so begin with its options, {1}"
+    standard = "{source: cifar10, zca: true, zca_per_image: true, zca_relative: true, augment: flip_rotate}"
+    assert [problem.removeprefix("c.yaml: ") for problem in caught.value.problems] == [
+        "datasets.digits.source " + whole.format("digits", "{source: digits, augment: crop_scale_rotate}"),
+        "datasets.mine.source is missing; give it a value",
+        "datasets.cifar10-standardised.source " + whole.format("cifar10-standardised", standard),
+    ]
+    entries = "digits: {source: digits}, b: {source: digits, augment: flip}, c: {source: cifar10}, d: {source: digits}"
+    path.write_text(
+        f"datasets: {{{entries}}}\ntables: {{t: {{datasets: {{digits: [1], b: [1], c: [1]}}, methods: [random]}}}}"
+    )
+    load_checked(path)
+    doubt = (
+        "digits states no augment, so it is the default color_crop_cutout_flip_scale_rotate, while the built-in digits "
+        "has crop_scale_rotate; state augment\n"
+    )
+    assert capsys.readouterr().err == f"satm: warning: c.yaml: datasets.{doubt}"
+    assert main(["data", "--config", "c.yaml", "--dataset", "digits"]) == 0
+    assert f"warning: {doubt}" in capsys.readouterr().out
+
+
+def test_paths_that_lead_nowhere_are_refused_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"x": "../theirs/x.pt", "y": "y.pt", "z": "$NO_SUCH_VARIABLE/z.pt", "unused": "../u.pt"}
+    content = {
+        "datasets": {
+            "out": {"source": "folder", "path": "../d"},
+            "later": {"source": "folder", "path": "$NO_SUCH_VARIABLE/../../d"},
+            "absent": {"source": "folder", "path": "d"},
+        },
+        "methods": {name: {"method": "files", "images": path} for name, path in files.items()},
+        "tables": {"t": {"datasets": {"digits": [1]}, "methods": ["x", "y", "z"], "seeds": [3]}},
+    }
+    with pytest.raises(UsageError) as caught:
+        check(resolver(**content))
+    assert [problem.removeprefix("test.yaml: ") for problem in caught.value.problems] == [
+        "datasets.out: the path '../d' leads out of the working folder; if intended, write an absolute path",
+        "table t: x on digits at ipc 1: the path '../theirs/x.pt' leads out of the working folder; if intended, write "
+        "an absolute path",
+        "table t: y on digits at ipc 1: y.pt does not exist; correct the path, or put the file there",
+        "table t: z on digits at ipc 1: the path '$NO_SUCH_VARIABLE/z.pt' has an environment variable that is not set; "
+        "set it or write the path out",
+    ]
+    layout = resolver().layout
+    made = [layout.images("out"), *(layout.distilled(Cell("digits", 1, name, 3)) for name in "xz")]
+    for path in (*made, "y.pt"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    check(resolver(**content))
 
 
 def test_a_file_that_is_not_there_or_cannot_be_a_folder(tmp_path: Path) -> None:

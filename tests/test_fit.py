@@ -68,6 +68,11 @@ PLANNED: list[tuple[str, dict[str, Any], str]] = [
     ("datm", mine("mtt", segments="expanding"), "segments 'expanding' does not go with expand_from None"),
     ("concurrent", mine("mtt", concurrent=4), "concurrent 4 segments do not fit between min_start_epoch 0"),
     ("kept", mine("mtt", keep_divisor=5), r"int\(4 / 5\) keeps no step"),
+    (
+        "none kept",
+        mine("satm", **FAST, keep_divisor=5),
+        r"int\(4 / 5\) keeps no step; lower keep_divisor or .*steps$",
+    ),
     ("restart", mine("satm", **FAST, restart=4), "restart 4 leaves no step of 4"),
     ("tesla", mine("mtt", tesla_scale="code"), "tesla_scale 'code' belongs to the engine 'tesla'"),
     ("teacher", mine("dc", labels="teacher"), "labels 'teacher' does not fit method 'dc'"),

@@ -25,7 +25,9 @@ from satm.config.datasets import (
     Contents,
     DatasetOptions,
     data_path,
+    existing,
     expand,
+    lost_augmentation,
     stated_contents,
 )
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions

@@ -1,12 +1,13 @@
 """Base of all options: closed models, their parsing and their canonical text."""
 
+import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from satm.errors import refuse, short
@@ -44,19 +45,32 @@ class Options(BaseModel):
         raw = values if isinstance(values, Mapping) else {}
         known = {name: value for name, value in raw.items() if name in cls.model_fields}
         problems = [_unknown(str(name), cls) for name in raw if name not in known]
+        refused: ValidationError | None = None
         try:
             options = validate(known if problems else values)
+            parsed = {name: getattr(options, name) for name in known}
         except ValidationError as error:
-            if not problems:
-                raise
-            problems += map(_again, error.errors())
-        else:
-            for name, value in known.items():
-                if text := _mixed_up(name, value, getattr(options, name)):
-                    problems.append(_error("value_error", text))
+            refused = error
+            parsed = _one_by_one(cls, known, {step for each in error.errors() for step in each["loc"][:1]})
+        for name, value in parsed.items():
+            if text := _mixed_up(name, known[name], value):
+                problems.append(_error("value_error", text))
+        if refused and not problems:
+            raise refused
+        problems += map(_again, refused.errors() if refused else ())
         if problems:
             raise ValidationError.from_exception_data(cls.__name__, problems)
         return options
+
+
+def _one_by_one(model: type[Options], values: Mapping[str, Any], wrong: Collection[object]) -> dict[str, Any]:
+    """Return the values that are of the type of their option, parsed, without those named `wrong`."""
+    parsed = {}
+    for name in (each for each in values if each not in wrong):
+        kind: Any = model.model_fields[name].annotation
+        with contextlib.suppress(ValidationError):  # if it needs the field's own validator
+            parsed[name] = TypeAdapter(kind).validate_python(values[name])
+    return parsed
 
 
 def _error(

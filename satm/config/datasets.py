@@ -1,5 +1,6 @@
 """Options of real datasets, and the built-in datasets."""
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -114,6 +115,22 @@ BUILTIN_DATASETS = {
 leave little to cut."""
 
 
+def built_in(name: str) -> str:
+    """Return the options of a built-in dataset as YAML, to begin an entry with that replaces it."""
+    return json.dumps(BUILTIN_DATASETS[name].model_dump(exclude_unset=True)).replace('"', "")
+
+
+def lost_augmentation(options: DatasetOptions) -> str | None:
+    """Return a doubt about a dataset with a built-in one's images and, without saying so, another augmentation."""
+    usual, default = BUILTIN_DATASETS.get(options.source), DatasetOptions.model_fields["augment"].default
+    if usual is None or usual.augment == default or "augment" in options.model_fields_set:
+        return None
+    return (
+        f"states no augment, so it is the default {default}, while the built-in {options.source} has {usual.augment}; "
+        "state augment"
+    )
+
+
 @dataclass(frozen=True)
 class Contents:
     """What is known of a dataset's images; None: not before its files are read."""
@@ -179,6 +196,13 @@ def stated_contents(options: DatasetOptions) -> Contents:
 def data_path(options: DatasetOptions) -> Path:
     """Return the folder of a dataset; raises as `expand`."""
     return expand(options.path) if options.path else Path(os.environ.get("SATM_DATA", "data")) / options.source
+
+
+def existing(path: Path) -> Path:
+    """Return a path; UsageError if nothing is there."""
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; correct the path, or put the file there")
+    return path
 
 
 def expand(path: str) -> Path:

@@ -77,6 +77,12 @@ class Cells(Exhibit):
     """Other seeds at some numbers of images per class."""
 
     @model_validator(mode="after")
+    def _shows_some(self) -> Self:
+        if not (self.methods or getattr(self, "published", ()) or getattr(self, "full", ())):
+            raise ValueError("methods is empty, so there is nothing to show; name a method")
+        return self
+
+    @model_validator(mode="after")
     def _limits_sets(self) -> Self:
         sets = sum(len(self.seeds_for(ipc)) for _, ipc in budgets(self.datasets)) * len(self.methods)
         if sets > MOST:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from satm.config.base import UNKNOWN, Options
+from satm.config.datasets import BUILTIN_DATASETS, built_in
 from satm.errors import nearest, refuse, short, suggest
 
 M = TypeVar("M", bound=Options)
@@ -18,6 +19,9 @@ ALTERNATIVE = r"(constrained-)?(bool|int|float|str|none)|(literal|tuple|list|dic
 
 MOST = 20
 """Largest number of known options that are listed beside the nearest one."""
+
+NOISE = r", unable to parse.*| after validation, not \d+"
+"""Parts of pydantic's messages that say nothing more."""
 
 SHOULD_BE = "Input should be "
 """Begin of pydantic's messages about values of a wrong type or size."""
@@ -44,6 +48,9 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
         steps = error["loc"]
         alternative = error["type"] != UNKNOWN and steps and re.fullmatch(ALTERNATIVE, str(steps[-1]))
         places[steps[:-1] if alternative else steps].append(error)
+    for steps, found in [*places.items()]:  # a list without its wrong items is not too short
+        if any(each != steps and each[: len(steps)] == steps for each in places):
+            places[steps] = [error for error in found if error["type"] != "too_short"]
     unknown = [error for error in errors if error["type"] == UNKNOWN]
     meant = {(*error["loc"], nearest(error["ctx"]["name"], error["ctx"]["known"])) for error in unknown}
     for steps, found in places.items():
@@ -56,16 +63,25 @@ def _problems(errors: Sequence[ErrorDetails]) -> Iterator[str]:
                 listed = f"; known: {', '.join(known) or 'none'}" if len(known) <= MOST or not hint else ""
                 yield f"unknown option {short(whole)}{listed}.{hint}"
             elif error["type"] == "missing":
-                if steps not in meant:  # else it is there, misspelt
+                replaced = steps[1] if steps[:1] == ("datasets",) and steps[2:] == ("source",) else None
+                if steps in meant:  # it is there, misspelt
+                    continue
+                if replaced in BUILTIN_DATASETS:
+                    yield (
+                        f"{place} is missing; the entry replaces the built-in {replaced} as a whole, so begin with its "
+                        f"options, {built_in(str(replaced))}"
+                    )
+                else:
                     yield f"{place} is missing; give it a value"
             elif error["type"] == "value_error":
                 yield _at(place, error["msg"].removeprefix("Value error, "))
             else:
                 wrong.append(error)
         if wrong:
-            first, *others = (error["msg"].partition(", unable to parse")[0] for error in wrong)
+            first, *others = (re.sub(NOISE, "", error["msg"]) for error in wrong)
             expected = " or ".join([first, *(text.removeprefix(SHOULD_BE) for text in others)])
-            yield _at(place, f"{expected.replace('valid tuple', 'list')}, got {short(wrong[0]['input'])}")
+            expected = re.sub("(valid )?tuple", "list", expected, flags=re.IGNORECASE)
+            yield _at(place, f"{expected}, got {short(wrong[0]['input'])}")
 
 
 def _at(place: str, text: str) -> str:

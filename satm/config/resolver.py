@@ -77,7 +77,8 @@ class Resolver:
 
     def dataset(self, name: str) -> DatasetOptions:
         """Return the options of a dataset, or of a step of one such as `digits-order-0-step-1-of-5`."""
-        options = pick(self.whole(name), self.datasets, "dataset")
+        where = "" if self.path else "the built-in ones (those of a campaign need --config)"
+        options = pick(self.whole(name), self.datasets, "dataset", where)
         if (step := self.step(name)) is None:
             return options
         labels = step.labels(self.classes(step.dataset))

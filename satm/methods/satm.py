@@ -54,7 +54,7 @@ class SatmOptions(MatchingOptions):
 
 def check(options: SatmOptions) -> "Iterator[str]":
     """Yield whether no step is left for the second unroll."""
-    if options.reuse_from >= options.inner_steps:
+    if options.restart is not None and options.restart >= options.inner_steps:
         yield f"restart {options.restart} leaves no step of {options.inner_steps}; use a smaller index"
 
 

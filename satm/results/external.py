@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from satm.config import DatasetOptions
+from satm.config import DatasetOptions, existing
 from satm.data.convert import KINDS
 from satm.data.decode import decode_part, describe_faults
 from satm.data.listing import Fault, Part, Walk, class_name, natural_order, paths_part
@@ -98,9 +98,7 @@ def beside(path: Path, what: str) -> Path | None:
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], DistilledDataset | None]:
     """Return the content of a file by name, a lone tensor under "", and the set if this project stored it."""
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist; correct the path, or put the file there")
-    if path.suffix not in TENSORS:
+    if existing(path).suffix not in TENSORS:
         raise UsageError(
             f"{path} is of an unknown format, expected {', '.join(TENSORS)} with tensors, .parquet with images, or a "
             "folder CLASS/image; convert it"

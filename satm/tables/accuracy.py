@@ -95,6 +95,9 @@ class AccuracyTable(TableKind):
                 if method not in self.methods:
                     hint = suggest(method, [*self.methods])
                     raise ValueError(f"{option} names {method!r}, which is not among methods; add it there.{hint}")
+        for pair in self.compare:
+            if pair[0] == pair[1]:
+                raise ValueError(f"compare has {pair[0]!r} against itself; name two methods")
         for network in self.methods_on:
             if network not in self.networks:
                 raise ValueError(f"methods_on names {network!r}, which is not among networks; add it there")

@@ -14,7 +14,7 @@ from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES
 from satm.errors import UsageError, pick
 from satm.run.lock import IN_WORKFLOW
 from satm.workflow.asked import Wildcards, params
-from satm.workflow.check import check
+from satm.workflow.check import load_checked
 from satm.workflow.graph import constraints
 from satm.workflow.provenance import Provenance
 from satm.workflow.rules import PATTERNS, RULES, Rule
@@ -56,10 +56,8 @@ class Campaigns:
             UsageError: the file is unusable.
         """
         if root not in self._loaded:
-            resolver = load_campaign(pick(root, self.paths, "folder of a campaign"))
-            if not self._checked:
-                check(resolver)
-            self._loaded[root] = resolver
+            path = pick(root, self.paths, "folder of a campaign")
+            self._loaded[root] = load_campaign(path) if self._checked else load_checked(path)
         return self._loaded[root]
 
     def check(self, arguments: Iterable[str]) -> None:

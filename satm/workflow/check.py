@@ -3,14 +3,35 @@
 Nothing here imports torch.
 """
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from satm.config import Cell, EvaluateOptions, Exhibit, Options, Resolver, Setting, parse, stated_contents
+from satm.config import (
+    Campaign,
+    Cell,
+    EvaluateOptions,
+    Exhibit,
+    Options,
+    Resolver,
+    Setting,
+    existing,
+    expand,
+    load_campaign,
+    load_presets,
+    load_yaml,
+    lost_augmentation,
+    parse,
+    root_of,
+    stated_contents,
+)
 from satm.config.analysis import AnalyseOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
 from satm.config.resolver import at_epoch
 from satm.errors import UsageError, pick, refuse, some
+from satm.methods import METHODS
+from satm.methods.external import FilesOptions
 from satm.networks import NETWORKS
 from satm.workflow.fit import Fit
 from satm.workflow.graph import Single
@@ -18,6 +39,66 @@ from satm.workflow.options import experts_of, method_options, network_options
 
 MOST = 5
 """Largest number of methods in a message."""
+
+
+def load_checked(path: Path) -> Resolver:
+    """Return the campaign in a YAML file, checked; of a file that is refused, the usable entries are checked too.
+
+    Raises:
+        UsageError: as `load_campaign` and `check`, with the problems of both.
+    """
+    root = root_of(path)
+    try:
+        resolver = load_campaign(path)
+    except UsageError as error:
+        refused = [problem.removeprefix(f"{path}: ") for problem in error.problems]
+        rest = _usable(load_yaml(path))
+        others = [] if rest is None else _names(Resolver(rest, load_presets(), root, path))
+        refuse([*refused, *others], str(path))
+        raise
+    check(resolver)
+    shown = [*resolver.campaign.tables.values(), *resolver.campaign.figures.values()]
+    for name in dict.fromkeys(resolver.whole(cell.dataset) for exhibit in shown for cell in exhibit.runs()):
+        if doubt := lost_augmentation(resolver.dataset(name)):
+            print(f"satm: warning: {path}: datasets.{name} {doubt}", file=sys.stderr)
+    return resolver
+
+
+STAND_INS: Mapping[str, Mapping[str, Any]] = {
+    "datasets": {"source": "folder"},
+    "experts": {},
+    "settings": {"options": {}},
+}
+"""Entries, by section, in place of unusable ones to which others refer, or that others follow."""
+
+
+def _usable(content: dict[str, Any]) -> Campaign | None:
+    """Return the campaign of the entries that are usable alone; None if others would owe it problems of their own."""
+    kept = dict(content)
+    for section in Campaign.model_fields:
+        given = kept.get(section)
+        if not isinstance(given, dict | list):
+            continue
+        rows, entries = isinstance(given, list), dict(given.items() if isinstance(given, dict) else enumerate(given))
+        shown = {"tables": kept.get("tables", {})} if section == "figures" else {}
+        for name, entry in list(entries.items()):
+            if _campaign({**shown, section: [entry] if rows else {name: entry}}) is not None:
+                continue
+            if section in STAND_INS:
+                entries[name] = STAND_INS[section]
+            elif section in ("tables", "figures"):
+                del entries[name]
+            if section == "datasets":  # on whose classes tables and figures depend
+                kept.update(tables={}, figures={})
+        kept[section] = list(entries.values()) if rows else entries
+    return _campaign(kept)
+
+
+def _campaign(content: Mapping[str, Any]) -> Campaign | None:
+    try:
+        return Campaign.model_validate(content)
+    except ValueError:
+        return None
 
 
 def check(resolver: Resolver) -> None:
@@ -34,6 +115,10 @@ def check(resolver: Resolver) -> None:
 def _names(resolver: Resolver) -> Iterator[str]:
     """Yield what is wrong with the names and options of a campaign, once for each place where it is written."""
     campaign = resolver.campaign
+    for name, options in campaign.datasets.items():
+        prepared = Path(resolver.layout.images(name)).is_file()
+        if options.path and "$" not in options.path and not prepared:  # variables may be set only where jobs run
+            yield from _attempt(f"datasets.{name}", expand, options.path)
     wrong: dict[str, set[str]] = {}
     for kind, checked in (("network", network_options), ("method", method_options)):
         entries: Mapping[str, Mapping[str, Any]] = getattr(campaign, f"{kind}s")
@@ -43,7 +128,7 @@ def _names(resolver: Resolver) -> Iterator[str]:
         wrong[kind] = {name for name, texts in problems.items() if texts}
         yield from (text for texts in problems.values() for text in texts)
     rows = [
-        [*_attempt("", _check_setting, resolver, setting, f"settings.{index}")]
+        [*dict.fromkeys(_setting(resolver, setting, f"settings.{index}"))]
         for index, setting in enumerate(campaign.settings)
     ]
     yield from (text for texts in rows for text in texts)
@@ -61,7 +146,8 @@ def _attempt(where: str, action: Callable[..., object], *arguments: object) -> I
         yield from (f"{where}: {problem}" if where else problem for problem in error.problems)
 
 
-def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
+def _setting(resolver: Resolver, setting: Setting, where: str) -> Iterator[str]:
+    """Yield what is wrong with the names and options of a row of the settings; `where` is its place."""
     models: dict[str, type[Options]] = {
         "experts": ExpertsOptions,
         "evaluate": EvaluateOptions,
@@ -69,22 +155,26 @@ def _check_setting(resolver: Resolver, setting: Setting, where: str) -> None:
     }
     known_experts = {**BUILTIN_EXPERTS, **resolver.campaign.experts}
     for name in setting.dataset:
-        pick(resolver.whole(name), resolver.datasets, "dataset", where)
+        yield from _attempt("", pick, resolver.whole(name), resolver.datasets, "dataset", where)
     for name in setting.experts:
-        pick(name, known_experts, "experts", where)
+        yield from _attempt("", pick, name, known_experts, "experts", where)
     if setting.stage in models:
         for name in setting.network:
-            pick(name, {**NETWORKS, **resolver.campaign.networks}, "network", where)
-        options = parse(models[setting.stage], setting.options, where)
-        if isinstance(options, AnalyseOptions) and options.experts is not None:
-            pick(options.experts, known_experts, "experts", where)
+            yield from _attempt("", pick, name, {**NETWORKS, **resolver.campaign.networks}, "network", where)
+        yield from _attempt("", parse, models[setting.stage], setting.options, where)
+        experts = setting.options.get("experts") if setting.stage == "analyse" else None
+        if isinstance(experts, str):
+            yield from _attempt("", pick, experts, known_experts, "experts", where)
     else:
         kind = "method" if setting.stage == "distill" else "network"
         entries = resolver.campaign.methods if kind == "method" else resolver.campaign.networks
+        known: Mapping[str, object] = {**(METHODS if kind == "method" else NETWORKS), **entries}
+        checked = method_options if kind == "method" else network_options
         for name in getattr(setting, kind):
-            base = entries.get(name, {}).get(kind, name)
-            checked = method_options if kind == "method" else network_options
-            refuse(_attempt(where, checked, {**setting.options, kind: base}))
+            if unknown := [*_attempt(where, pick, name, known, kind)]:
+                yield from unknown
+            elif (base := entries.get(name, {}).get(kind, name)) in (METHODS if kind == "method" else NETWORKS):
+                yield from _attempt(where, checked, {**setting.options, kind: base})
 
 
 def _exhibit(resolver: Resolver, entry: Exhibit, where: str, wrong: Mapping[str, Collection[str]]) -> Iterator[str]:
@@ -98,7 +188,7 @@ def _exhibit(resolver: Resolver, entry: Exhibit, where: str, wrong: Mapping[str,
         problems |= dict.fromkeys(_attempt("", pick, dataset, resolver.datasets, "dataset", where))
         for network in entry.tested_networks() if dataset in resolver.datasets else ():
             if network not in wrong["network"]:
-                problems |= dict.fromkeys(_attempt(where, network_options, resolver.network(network, dataset)))
+                problems |= dict.fromkeys(_attempt(where, _network, resolver, network, dataset))
     places: dict[str, list[Cell]] = {}
     for cell in cells:
         known = cell.dataset in resolver.datasets or resolver.step(cell.dataset)
@@ -123,10 +213,25 @@ def _cause(resolver: Resolver, cell: Cell, problem: str) -> str:
     return ""
 
 
+def _network(resolver: Resolver, name: str, dataset: str) -> None:
+    pick(name, {**NETWORKS, **resolver.campaign.networks}, "network")
+    network_options(resolver.network(name, dataset))
+
+
+def _imported(resolver: Resolver, cell: Cell, options: Options) -> None:
+    """Check the paths of a set made elsewhere, unless it was imported for one of its seeds."""
+    made = Path(resolver.layout.distilled(cell))
+    if isinstance(options, FilesOptions) and not any(made.parents[1].glob(f"*/{made.name}")):
+        paths = [path for path in (options.images, options.labels_from, options.step_size_from) if path]
+        refuse(problem for path in paths for problem in _attempt("", lambda path=path: existing(expand(path))))
+
+
 def _check_cell(resolver: Resolver, cell: Cell) -> None:
+    pick(at_epoch(cell.method, resolver.campaign.methods)[0], {**METHODS, **resolver.campaign.methods}, "method")
     resolver.evaluation(cell)
+    _imported(resolver, cell, method_options(resolver.method(cell)))
     experts = experts_of(resolver.method(cell))
     while experts is not None:  # raters of a curriculum have none themselves
         recipe = resolver.experts(experts, cell.dataset)
-        refuse(_attempt(f"experts {experts}", network_options, resolver.network(recipe.network, cell.dataset)))
+        refuse(_attempt(f"experts {experts}", _network, resolver, recipe.network, cell.dataset))
         experts = resolver.difficulty(experts, cell.dataset, recipe)
