@@ -166,13 +166,13 @@ def test_an_unusable_campaign_is_one_line(tmp_path: Path, refused: Refuse, text:
         (
             "data",
             ("experts", *CONFIG, "--dataset", "digits"),
-            "python -m satm data --config tiny.yaml --dataset digits`",
+            "python -m satm data --config tiny.yaml --dataset digits",
         ),
-        ("data", ("evaluate", *CELL, "--method", "satm"), "python -m satm data --config tiny.yaml --dataset digits`"),
+        ("data", ("evaluate", *CELL, "--method", "satm"), "python -m satm data --config tiny.yaml --dataset digits"),
         (
             "experts",
             ("distill", *CELL, "--method", "mtt"),
-            "python -m satm experts --config tiny.yaml --dataset digits --experts sgd`",
+            "python -m satm experts --config tiny.yaml --dataset digits --experts sgd",
         ),
         (
             "distilled",
@@ -202,7 +202,7 @@ def test_a_missing_file_names_the_command_that_makes_it(
 def test_a_missing_whitening_names_its_command(campaign: Path, refused: Refuse) -> None:
     assert main(["data", *CONFIG, "--dataset", "white", "--make", "images"]) == 0
     told = refused("distill", *CONFIG, "--dataset", "white", "--ipc", "1", "--method", "random")
-    assert "zca.safetensors does not exist" in told and "satm data --config tiny.yaml --dataset white`" in told
+    assert "zca.safetensors does not exist" in told and "satm data --config tiny.yaml --dataset white\n" in told
 
 
 @pytest.mark.parametrize(

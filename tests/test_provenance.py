@@ -482,6 +482,9 @@ def test_options_of_the_whitening_are_compared(whole: Path, option: str, text: s
     changed = tiny((white[0], f"digits: {{source: digits, zca: true, {option}: {value}, augment"))
     found = Provenance(changed).difference("distill", **names)
     assert found is not None and f"was fitted with other options: {text}: expected" in found
+    assert Provenance(changed).difference("images", dataset="digits") is None
+    own = Provenance(changed).difference("zca", dataset="digits")
+    assert own is not None and own.startswith(f"{text}: expected")
 
 
 def test_a_picture_whose_whitening_is_missing_says_how_to_make_it(whole: Path, refused: Refuse) -> None:

@@ -158,13 +158,13 @@ class Provenance:
             revision = {"revision": REVISIONS[entry.stage]} if path.suffix != ".safetensors" else {}
             if found := differing_options({**revision, **asked}, {"revision": 1, **stated}):
                 return described(found)
-            if difference := self._differing_input(stated.get("identity", stated), names):
+            if difference := self._differing_input(rule, stated.get("identity", stated), names):
                 return difference
             if path.suffix == ".json" and (difference := self._differing_shards(path, names)):
                 return difference
         return None
 
-    def _differing_input(self, stated: Identity, names: Mapping[str, object]) -> str | None:
+    def _differing_input(self, rule: str, stated: Identity, names: Mapping[str, object]) -> str | None:
         """Return in what the stated inputs differ from the files of today."""
         layout, dataset = self._resolver.layout, str(names["dataset"])
         whole = self._resolver.whole(dataset)
@@ -172,8 +172,8 @@ class Provenance:
         images = self._stated(path) or {}
         if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
             return f"the images {path} were made with other options: {described(found)}"
-        whitening: Identity = {}
-        if self._resolver.dataset(whole).zca:
+        whitening: Identity = {}  # stays empty for what does not depend on it: images, and the whitening itself
+        if self._resolver.dataset(whole).zca and "data" in RULES[rule].inputs:
             path = self._resolver.file(layout.zca(whole))
             whitening = self._stated(path) or {}
             if found := differing_options(of_whitening(self._resolver, wildcards({"dataset": whole})), whitening):
