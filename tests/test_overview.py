@@ -142,6 +142,7 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
     if browser is None or driver is None:
         pytest.skip("chromium and chromedriver are not installed; the report was made and not looked at")
     from selenium import webdriver
+    from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -157,7 +158,9 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         shown.get(report.as_uri())
         wait.until(lambda page: page.find_element(By.XPATH, f"//*[text()='{category}']")).click()
         row = f"//nav//tr[.//*[normalize-space()='{name}']]//a"
-        wait.until(lambda page: page.find_element(By.XPATH, row)).click()
+        # While the panel slides in, its rows lie over each other.
+        moving = WebDriverWait(shown, 30, ignored_exceptions=[ElementClickInterceptedException, NoSuchElementException])
+        moving.until(lambda page: page.find_element(By.XPATH, row).click() or True)
 
     try:
         shown.get(report.as_uri())
