@@ -31,7 +31,7 @@ class ByHand:
     changed: Mapping[str, Any] = field(default_factory=dict)
     """Options of the current command that differ from the campaign's, as JSON values."""
     named: bool = True
-    """Whether `--run` names it: then commands read its own results first, otherwise only those that it builds on."""
+    """Whether `--run` names it. If so, commands read its own results first, otherwise only those that it builds on."""
     recalls: bool = True
     """Whether stored options apply; not to the defaults of a command's flags."""
 

@@ -120,7 +120,7 @@ class FigureOptions(Exhibit):
     """Options of every kind of figure; `satm.figures.base.FigureKind` adds the methods that draw it."""
 
     SHOWS_PIXELS: ClassVar[bool] = False
-    """Whether it shows images, which takes the whitening of those that are whitened."""
+    """Whether it shows images, and so needs the whitening of whitened ones."""
 
     title: str = ""
     """Title above the figure; empty: none."""

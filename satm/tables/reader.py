@@ -216,7 +216,7 @@ class Reader:
         return ""
 
     def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
-        """Refuse a result (`what`) if it, or one of its inputs, differs from what is asked for."""
+        """Refuse a result, described by `what`, that differs from what is asked for, or whose inputs do."""
         for cell in sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else ():
             if not Path(path := self.resolver.layout.distilled(cell)).is_file():
                 self.unchecked.append(path)

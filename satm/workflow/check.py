@@ -73,7 +73,7 @@ STAND_INS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _usable(content: dict[str, Any]) -> Campaign | None:
-    """Return the campaign of the entries that are usable alone; None if others would owe it problems of their own."""
+    """Return the campaign of the entries that are usable alone; None if these do not fit together either."""
     kept = dict(content)
     for section in Campaign.model_fields:
         given = kept.get(section)
