@@ -343,7 +343,7 @@ def test_experts_of_another_revision_are_others(
 
 def test_other_images_are_other_experts(campaign: Path, refused: Refuse) -> None:
     edit(campaign, "{source: digits, augment", "{source: digits, validation: 3, augment")
-    assert "were made with other options: options.validation" in refused("distill", *CELL, "--method", "mtt")
+    assert "are not those that are asked for: options.validation" in refused("distill", *CELL, "--method", "mtt")
     assert "add --overwrite to replace it" in refused("data", *CONFIG, "--dataset", "digits")
     assert main(["data", *CONFIG, "--dataset", "digits", "--overwrite"]) == 0
     assert "data: expected " in refused("distill", *CELL, "--method", "mtt")

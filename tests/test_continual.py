@@ -642,7 +642,8 @@ def test_a_class_without_images_to_test_on_is_refused(steps: Path, refused: Refu
     kept = data.test.labels != 4
     test = replace(data.test, images=data.test.images[kept], labels=data.test.labels[kept])
     options = asked.of_images(load_campaign(Path("tiny.yaml")), asked.wildcards({"dataset": "digits"}))["options"]
-    save_images(path, replace(data, test=test, hash=hash_images(data.train, data.validation, test)), options.values)
+    changed = replace(data, test=test, hash=hash_images(data.train, data.validation, test))
+    save_images(path, changed, {"options": options.values})
     assert "class 4 (4) of digits has no test images to be tested on" in refused("continual", *CELL)
 
 

@@ -4,6 +4,7 @@ import http.server
 import io
 import json
 import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from tolerances import SINGLE_LOOPS, SUMS
 
 from satm.config import BUILTIN_DATASETS, SOURCES, DatasetOptions, parse
+from satm.config.source_files import SIZED, source_state
 from satm.data import (
     DATASETS,
     FAMILIES,
@@ -216,6 +218,59 @@ def test_tiny_imagenet_in_its_published_folders(tmp_path: Path) -> None:
 def test_named_sources_take_parquet_where_there_is_some(tmp_path: Path, source: str) -> None:
     write_both(tmp_path)
     assert len(load(tmp_path, source).train) == 6
+
+
+def state(folder: Path, source: str) -> dict[str, Any] | None:
+    return source_state(DatasetOptions(source=source, path=str(folder)))
+
+
+@pytest.mark.parametrize("source", ["cifar10", "cifar100", "tiny-imagenet", "parquet"])
+def test_the_files_of_a_source_are_those_that_it_reads(tmp_path: Path, source: str) -> None:
+    write_both(tmp_path)
+    before = state(tmp_path, source)
+    assert before is not None and before["files"] == 2
+    assert before["bytes"] == sum(path.stat().st_size for path in tmp_path.rglob("*.parquet"))
+    (tmp_path / "results").mkdir()
+    shutil.copy(next(tmp_path.rglob("train*.parquet")), tmp_path / "results/train.parquet")
+    assert state(tmp_path, source) == before
+    shutil.copy(next(tmp_path.rglob("train*.parquet")), tmp_path / "train-more.parquet")
+    assert state(tmp_path, source) not in (None, before)
+
+
+def test_the_files_of_tiny_imagenet_are_images_and_lists(tmp_path: Path) -> None:
+    annotations = write_tiny(tmp_path)
+    before = state(tmp_path, "tiny-imagenet")
+    assert before is not None and before["files"] == 4 + 1 + 2
+    (tmp_path / "train/n01/n01_boxes.txt").write_text("others")
+    assert state(tmp_path, "tiny-imagenet") == before
+    annotations.write_text("val_0.JPEG\tn01\t0\t0\t5\t50\n")
+    assert state(tmp_path, "tiny-imagenet") != before
+    annotations.unlink()
+    assert state(tmp_path, "tiny-imagenet") is None  # damaged: nothing is compared
+
+
+def test_sources_without_files_that_may_change_have_no_state(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"its hash is known")
+    assert [state(tmp_path, source) for source in ("digits", "cifar10", "folder", "parquet")] == [None] * 4
+    assert state(tmp_path / "absent", "folder") is None
+    assert source_state(DatasetOptions(source="folder", path="$SATM_NO_SUCH_VARIABLE/x")) is None
+
+
+def test_of_very_many_files_names_alone_are_compared(tmp_path: Path) -> None:
+    folder = tmp_path / "train/cat"
+    folder.mkdir(parents=True)
+    for number in range(SIZED):
+        (folder / f"{number}.png").touch()
+    before = state(tmp_path, "folder")
+    (folder / "0.png").write_bytes(b"larger")
+    assert state(tmp_path, "folder") != before
+    (folder / "one-more.png").touch()
+    beyond = state(tmp_path, "folder")
+    assert beyond is not None and (beyond["files"], beyond["bytes"]) == (SIZED + 1, None)
+    (folder / "0.png").write_bytes(b"larger again")
+    assert state(tmp_path, "folder") == beyond
+    (folder / "0.png").rename(folder / "0.jpg")
+    assert state(tmp_path, "folder") != beyond
 
 
 ARCHIVES = {"cifar10": cifar10, "cifar100": cifar100}

@@ -1,6 +1,8 @@
 """Tables refuse results that differ from the campaign, or whose inputs do, and say in what."""
 
+import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY, Refuse
@@ -19,12 +22,13 @@ from satm.cli import main
 from satm.config import REVISIONS, Cell, Resolver, load_campaign, parse
 from satm.config.campaign import Setting
 from satm.data.images import load_images, save_images
-from satm.errors import MissingRun
+from satm.errors import MissingRun, UsageError
 from satm.results.columns import CONTINUAL, EVALUATION, METRICS, NAS, SHARPNESS
 from satm.results.distilled import load_distilled, save_distilled
 from satm.results.rows import read_rows, read_rows_metadata, write_rows
 from satm.tables.reader import Reader
 from satm.workflow.asked import Chosen, wildcards
+from satm.workflow.check import load_checked
 from satm.workflow.provenance import Provenance, differing_options, stated_identity
 from satm.workflow.rules import RULES
 
@@ -419,6 +423,101 @@ def write_set(folder: Path, seed: int = 1) -> None:
     torch.save(torch.tensor(0.1), folder / "lr_best.pt")
 
 
+PHOTOS = """
+datasets: {photos: {source: folder, path: photos, size: 8, augment: crop}}
+settings:
+  - {stage: network, network: convnet, options: {depth: 1, width: 4}}
+  - {stage: evaluate, options: {repeats: 1, epochs: 1}}
+tables: {table2: {datasets: {photos: [1]}, methods: [random]}}
+"""
+"""A campaign on folders of images."""
+IMAGES = Path("results/tiny/data/photos/images.safetensors")
+ONLY = ("--config", "tiny.yaml", "--dataset", "photos", "--ipc", "1", "--method", "random")
+
+
+def encoded_again() -> None:
+    """Write an image with the same pixels in fewer bytes."""
+    path = Path("photos/train/cat/0.png")
+    with Image.open(path) as image:
+        copy = Image.fromarray(np.asarray(image))
+    copy.save(path, compress_level=0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The images and the table of such a campaign, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    for shade, (part, label, number) in enumerate(itertools.product(("train", "test"), ("ant", "cat"), range(3))):
+        write_picture(Path(f"photos/{part}/{label}/{number}.png"), 40 + 15 * shade)
+    Path("tiny.yaml").write_text(PHOTOS)
+    for command in (("data", *ONLY[:4]), ("distill", *ONLY), ("evaluate", *ONLY), ("table", *ONLY[:2])):
+        assert main([*command]) == 0, command
+    return tmp_path
+
+
+def more() -> None:
+    write_picture(Path("photos/train/cat/9.png"), 250)
+
+
+def renamed() -> None:
+    Path("photos/train/ant/0.png").rename("photos/train/ant/10.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (more, r"then 12 files of [\d,]+ bytes, now 13 files of [\d,]+ bytes"),
+        (lambda: shutil.rmtree("photos/test/ant"), r"then 12 files of [\d,]+ bytes, now 9 files of [\d,]+ bytes"),
+        (encoded_again, r"then 12 files of [\d,]+ bytes, now 12 files of [\d,]+ bytes"),
+        (renamed, "as many, but of other names or sizes"),
+    ],
+)
+def test_files_that_changed_since_their_images_were_stored_are_noticed(
+    photos: Path, refused: Refuse, change: Callable[[], object], told: str
+) -> None:
+    change()
+    again = "python -m satm data --config tiny.yaml --dataset photos --overwrite"
+    with pytest.raises(UsageError, match=f"datasets.photos: the images .*{told}.*to make them again: {again}"):
+        load_checked(Path("tiny.yaml"))
+    assert re.search(told, refused("evaluate", *ONLY, "--overwrite"))
+    text = refused("table", *ONLY[:2])
+    assert re.search(told, text) and f"begin with: {again}; then make it with: " in text
+    Path("tiny.yaml").write_text(PHOTOS.replace("size: 8", "size: 8, allow: [changed-files]"))
+    load_checked(Path("tiny.yaml"))
+    assert main(["table", *ONLY[:2]]) == 0
+    Path("tiny.yaml").write_text(PHOTOS.replace("size: 8", "size: 9"))
+    load_checked(Path("tiny.yaml"))  # they are made again in any case
+
+
+def junk() -> None:
+    Path("photos/train/cat/Thumbs.db").write_text("junk")
+    Path("photos/train/cat/notes.txt").write_text("junk")
+    write_picture(Path("photos/elsewhere/1.png"), 5)
+    os.utime("photos/train/cat/0.png", (1, 1))
+
+
+@pytest.mark.parametrize("change", [junk, lambda: shutil.rmtree("photos"), lambda: shutil.move("photos", "else")])
+def test_what_changes_no_image_or_cannot_be_compared_is_no_change(photos: Path, change: Callable[[], object]) -> None:
+    change()
+    load_checked(Path("tiny.yaml"))
+    assert main(["table", *ONLY[:2]]) == 0
+
+
+def test_images_of_changed_files_with_the_same_pixels_repeat_nothing(photos: Path, refused: Refuse) -> None:
+    before = IMAGES.stat().st_mtime_ns
+    encoded_again()
+    assert main(["data", *ONLY[:4]]) == 0
+    assert IMAGES.stat().st_mtime_ns == before
+    load_checked(Path("tiny.yaml"))
+    assert main(["table", *ONLY[:2]]) == 0
+    more()
+    assert "the images are others now" in refused("data", *ONLY[:4])
+    assert main(["data", *ONLY[:4], "--overwrite"]) == 0
+    assert IMAGES.stat().st_mtime_ns > before
+    load_checked(Path("tiny.yaml"))
+    assert "data: expected " in refused("table", *ONLY[:2])
+
+
 @pytest.mark.parametrize(
     ("options", "change", "told"),
     [
@@ -530,7 +629,7 @@ def test_doubts_reach_the_log_the_metadata_and_the_table(campaign: Path) -> None
     images = Path("results/tiny/data/digits/images.safetensors")
     stated = stated_identity(images)
     assert stated is not None
-    save_images(images, replace(load_images(images), doubts=("they are odd",)), stated["options"])
+    save_images(images, replace(load_images(images), doubts=("they are odd",)), {"options": stated["options"]})
     cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "satm")
     assert main(["evaluate", *cell, "--overwrite"]) == 0
     path = Path("results/tiny/evaluation/digits/ipc-1/satm/seed-0/convnet.parquet")

@@ -22,7 +22,7 @@ SOURCES = tuple(sorted(path.stem.replace("_", "-") for path in _SOURCE_FILES))
 """All sources of images: the files in `satm/data/sources/`, not imported here because they need torch."""
 
 
-Accepted = Literal["train-in-test", "duplicates", "missing-shards", "other-split"]
+Accepted = Literal["train-in-test", "duplicates", "missing-shards", "other-split", "changed-files"]
 """Values of the option `allow`."""
 
 
@@ -73,7 +73,8 @@ class DatasetOptions(Options):
     """Faults of the images that are warned of instead of refused: `train-in-test` (over 1 % of the test images are
     training images too), `duplicates` (over 1 % of the training images are copies of another one), `missing-shards` (of
     image-parquet files numbered 00000-of-00003, some are missing), `other-split` (a column such as `split` says that
-    training rows are test rows, or the reverse)."""
+    training rows are test rows, or the reverse), `changed-files` (the files are no longer those that the stored images
+    were made from)."""
 
     @field_validator("source")
     @classmethod

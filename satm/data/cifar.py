@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from satm.config import DatasetOptions, data_path
+from satm.config.source_files import holds_parquet
 from satm.data.listing import Listing, Part, decoded_part
-from satm.data.sources.parquet import holds_parquet, parquet
+from satm.data.sources.parquet import parquet
 from satm.errors import RunError, UsageError
 from satm.run.progress import Progress
 from satm.storage.files import atomic_path

@@ -151,14 +151,17 @@ def hash_images(*splits: Split) -> str:
     return hash_tensors(*(tensor for split in splits for tensor in (split.images, split.labels)))
 
 
-def save_images(path: Path, data: ImageData, options: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Write a dataset as safetensors, atomically, with its options if they are known; the images stay uint8."""
+def save_images(path: Path, data: ImageData, stated: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Write a dataset as safetensors, atomically; the images stay uint8.
+
+    `stated` has further metadata, JSON values: the options, and the state of the files that they were read from.
+    """
     tensors: dict[str, Tensor] = {}
     for part in PARTS:
         split: Split = getattr(data, part)
         tensors |= {f"{part}.images": split.images, f"{part}.labels": split.labels}
     fields = {field: getattr(data, field) for field in FIELDS}
-    write_tensors(path, tensors, {"kind": "images", **({"options": dict(options)} if options else {}), **fields})
+    write_tensors(path, tensors, {"kind": "images", **stated, **fields})
 
 
 def load_images(path: Path) -> ImageData:

@@ -12,22 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from satm.config import DatasetOptions, data_path
+from satm.config.source_files import is_junk
 from satm.errors import UsageError
 
 Encoded = bytes | Path | Image.Image | None
 """The bytes of an image file, its path, or a decoded image; None: a row without an image."""
-
-JUNK = {
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "__pycache__", "lost+found"),
-    *("$recycle.bin", "system volume information"),
-}
-"""Files and folders that systems put among images, in small letters."""
-
-NOTES = {
-    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", ".rst", ".xml", ".yaml", ".yml", ".html", ".htm", ".log"),
-    *(".ini", ".url", ".lnk", ".db"),
-}
-"""Endings of files beside images that hold none."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +100,7 @@ class Walk:
     def entries(self, folder: Path) -> list[Path]:
         """Return the files and folders in a folder, sorted by name, without hidden ones, junk and notes."""
         found = sorted(folder.iterdir()) if folder.is_dir() else []
-        junk = {path for path in found if _is_junk(path)}
+        junk = {path for path in found if is_junk(path)}
         self.left_out.update(path.name for path in junk)
         return [path for path in found if path not in junk]
 
@@ -141,8 +130,3 @@ def natural_order(name: str) -> tuple[list[Any], str]:
     texts = re.split(r"([0-9]+)", name)  # texts and numbers alternate; a number is compared by its length first
     parts = [(len(text.lstrip("0")), text.lstrip("0")) if place % 2 else text for place, text in enumerate(texts)]
     return parts, name
-
-
-def _is_junk(path: Path) -> bool:
-    name = path.name.lower()
-    return name.startswith(".") or name in JUNK or (path.suffix.lower() in NOTES and not path.is_dir())

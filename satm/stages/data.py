@@ -1,9 +1,11 @@
 """The stage `data`: decoded images and their whitening."""
 
 import logging
+import os
 from pathlib import Path
 
 from satm.config import Resolver
+from satm.config.source_files import source_state
 from satm.data import fit_whitening, load_dataset, load_images, load_whitening, save_images, save_whitening
 from satm.data.images import numbered
 from satm.errors import UsageError
@@ -18,13 +20,22 @@ LOG = logging.getLogger("satm")
 def make_images(resolver: Resolver, dataset: str) -> None:
     """Decode a dataset once and store it as uint8; the classes of a step are read from the whole dataset's file."""
     whole = resolver.whole(dataset)
+    options = resolver.dataset(whole)
     with account_of(resolver.layout, "images", dataset=dataset):
-        data = load_dataset(whole, resolver.dataset(whole))
+        source = source_state(options)  # before they are read: files that change meanwhile count as changed
+        data = load_dataset(whole, options)
         check_images(resolver, data)
-        path = Path(resolver.layout.images(whole))
-        if path.is_file() and load_images(path).hash != data.hash:
-            _refuse(resolver, path, "the images are others now, and results made with them would not fit")
-        save_images(path, data, of_images(resolver, wildcards({"dataset": whole}))["options"].values)
+        path, unchanged = Path(resolver.layout.images(whole)), None
+        if path.is_file():
+            stored = load_images(path)
+            if stored.hash != data.hash:
+                _refuse(resolver, path, "the images are others now, and results made with them would not fit")
+            same = all(getattr(stored, name) == getattr(data, name) for name in ("hash", "mean", "std", "class_names"))
+            unchanged = path.stat() if same else None
+        stated = {"options": of_images(resolver, wildcards({"dataset": whole}))["options"].values, "source": source}
+        save_images(path, data, {name: value for name, value in stated.items() if value})
+        if unchanged:  # results made with them need not be made again
+            os.utime(path, ns=(unchanged.st_atime_ns, unchanged.st_mtime_ns))
         for note in data.notes:
             LOG.info("%s: %s", whole, note)
         for doubt in data.doubts:

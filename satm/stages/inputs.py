@@ -246,7 +246,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
         if data.name != whole:
             raise UsageError(f"the images {path} are of dataset {data.name}; make them again")
         if difference := Provenance(resolver).difference("images", dataset=whole):
-            raise UsageError(f"the images {path} were made with other options: {difference}; make them again")
+            raise UsageError(f"the images {path} are not those that are asked for: {difference}; make them again")
     return data
 
 

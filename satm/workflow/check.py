@@ -33,9 +33,11 @@ from satm.errors import UsageError, pick, refuse, some
 from satm.methods import METHODS
 from satm.methods.external import FilesOptions
 from satm.networks import NETWORKS
+from satm.workflow.commands import command_of
 from satm.workflow.fit import Fit
 from satm.workflow.graph import Single
 from satm.workflow.options import experts_of, method_options, network_options
+from satm.workflow.provenance import Provenance
 
 MOST = 5
 """Largest number of methods in a message."""
@@ -45,7 +47,8 @@ def load_checked(path: Path) -> Resolver:
     """Return the campaign in a YAML file, checked; of a file that is refused, the usable entries are checked too.
 
     Raises:
-        UsageError: as `load_campaign` and `check`, with the problems of both.
+        UsageError: as `load_campaign` and `check`, with the problems of both; or files of a dataset have changed since
+            its images were stored.
     """
     root = root_of(path)
     try:
@@ -58,10 +61,21 @@ def load_checked(path: Path) -> Resolver:
         raise
     check(resolver)
     shown = [*resolver.campaign.tables.values(), *resolver.campaign.figures.values()]
-    for name in dict.fromkeys(resolver.whole(cell.dataset) for exhibit in shown for cell in exhibit.runs()):
+    used = list(dict.fromkeys(resolver.whole(cell.dataset) for exhibit in shown for cell in exhibit.runs()))
+    refuse(_changed(resolver, used), str(path))
+    for name in used:
         if doubt := lost_augmentation(resolver.dataset(name)):
             print(f"satm: warning: {path}: datasets.{name} {doubt}", file=sys.stderr)
     return resolver
+
+
+def _changed(resolver: Resolver, datasets: Collection[str]) -> Iterator[str]:
+    """Yield the datasets whose files have changed since their images were stored; to repeat all would cost much."""
+    provenance = Provenance(resolver)
+    for name in datasets:
+        if difference := provenance.changed_files(name):
+            again = command_of(resolver, "images", {"dataset": name}, overwrite=True)
+            yield f"datasets.{name}: {difference}; to make them again: {again}"
 
 
 STAND_INS: Mapping[str, Mapping[str, Any]] = {

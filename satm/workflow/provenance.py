@@ -13,8 +13,9 @@ from typing import Any, TypeGuard
 from pyarrow import ArrowException, parquet
 from safetensors import SafetensorError, safe_open
 
-from satm.config import REVISIONS, Cell, Resolver, expand
+from satm.config import REVISIONS, Cell, Resolver, data_path, expand
 from satm.config.base import numbers
+from satm.config.source_files import source_state
 from satm.results.exhibits import stated_by_exhibit
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, described, differences, differing_fields, hash_json, hash_path
@@ -108,6 +109,26 @@ class Provenance:
         then = stated.pop("files", None)
         return differing_fields(asked, stated) or ("the results that it shows are others now" if then != now else None)
 
+    def changed_files(self, dataset: str) -> str | None:
+        """Return whether the files that a dataset's stored images were made from are others today.
+
+        None: they are not, or they or the images are not there, or the images are to be made with other options, or the
+        dataset's option `allow` accepts it.
+        """
+        path, options = self._resolver.file(self._resolver.layout.images(dataset)), self._resolver.dataset(dataset)
+        images = self._stated(path) or {}
+        then, asked = images.get("source"), of_images(self._resolver, wildcards({"dataset": dataset}))
+        if then is None or "changed-files" in options.allow or differing_options(asked, images):
+            return None
+        if (now := source_state(options)) in (None, then):
+            return None
+        same = all(then[name] == now[name] for name in ("files", "bytes"))
+        counts = "as many, but of other names or sizes" if same else f"then {_counted(then)}, now {_counted(now)}"
+        return (
+            f"the images {path} were made from other files than those in {data_path(options)} today ({counts}); "
+            "to keep the images, set `allow: [changed-files]` for the dataset"
+        )
+
     def remedy(self, rule: str, **names: object) -> str:
         """Return what to do about results that are missing or differ, for a message: the command that makes them.
 
@@ -172,6 +193,8 @@ class Provenance:
         images = self._stated(path) or {}
         if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
             return f"the images {path} were made with other options: {described(found)}"
+        if difference := self.changed_files(whole):
+            return difference
         whitening: Identity = {}  # stays empty for what does not depend on it: images, and the whitening itself
         if self._resolver.dataset(whole).zca and "data" in RULES[rule].inputs:
             path = self._resolver.file(layout.zca(whole))
@@ -251,6 +274,11 @@ class Provenance:
             if paths and sha256 not in map(self._hash, paths):
                 return f"it was read from another {'file' if paths[0].is_file() else 'folder'} than {paths[0]} is today"
         return None
+
+
+def _counted(source: Mapping[str, Any]) -> str:
+    size = source.get("bytes")
+    return f"{source.get('files'):,} files" + ("" if size is None else f" of {size:,} bytes")
 
 
 def _is_rated(identity: object) -> TypeGuard[Identity]:

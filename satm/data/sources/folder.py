@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
+from satm.config.source_files import test_folder
 from satm.data.listing import BROKEN, Fault, Listing, Walk, class_name, existing_folder, natural_order, paths_part
 from satm.data.sources import DATASETS
 from satm.errors import UsageError, suggest
@@ -16,7 +17,7 @@ def folder(options: DatasetOptions) -> Listing:
     junk of systems and notes are left out.
     """
     path, walk = existing_folder(options), Walk()
-    test = next((path / name for name in ("test", "valid", "val") if (path / name).is_dir()), None)
+    test = test_folder(path)
     if not (path / "train").is_dir() or test is None:
         raise UsageError(f"{path} needs the folders train/CLASS and test/CLASS (or valid, val); create them")
     inside = {part: walk.entries(part) for part in (path / "train", test)}

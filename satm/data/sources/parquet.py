@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from satm.config import DatasetOptions
+from satm.config.source_files import matching_files
 from satm.data.listing import Doubt, Listing, Part, existing_folder
 from satm.data.sources import DATASETS
 from satm.errors import SHOWN, UsageError, some
@@ -46,7 +46,7 @@ def parquet(options: DatasetOptions) -> Listing:
     names come from the `huggingface` entry of the schema, if there is one.
     """
     folder = existing_folder(options)
-    train, test = (_matching(folder, getattr(options, part), part) for part in ("train", "test"))
+    train, test = (matching_files(options, part) for part in ("train", "test"))
     if both := set(train) & set(test):
         raise UsageError(f"{min(both)} matches the patterns of both `train` and `test`; make one of them narrower")
     tables = open_tables([*train, *test], options)
@@ -130,11 +130,6 @@ def parquet_part(tables: list[Table]) -> Part:
 
     labels = [label for table in tables for label in table.labels]
     return Part(labels, itertools.chain.from_iterable(table.encoded() for table in tables), where)
-
-
-def holds_parquet(folder: Path) -> bool:
-    """Return whether a parquet file is anywhere below a folder."""
-    return next(folder.rglob("*.parquet"), None) is not None
 
 
 def _shards(paths: list[Path]) -> list[Doubt]:
@@ -227,28 +222,3 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) else None
-
-
-def _matching(folder: Path, pattern: str, part: str) -> list[Path]:
-    for alternative in _alternatives(pattern):
-        if os.pardir in Path(alternative).parts:
-            raise UsageError(f"the pattern {pattern!r} of `{part}` leads out of {folder}; give one below it")
-        try:
-            if files := sorted(path for path in folder.glob(alternative) if path.is_file()):
-                return files
-        except (ValueError, NotImplementedError) as error:
-            raise UsageError(
-                f"the pattern {pattern!r} of `{part}` cannot be used ({error}); give one relative to `path`"
-            ) from error
-    raise UsageError(
-        f"no file in {folder} matches {pattern!r}, the pattern of `{part}`; "
-        f"put the files there or correct `path` or `{part}`"
-    )
-
-
-def _alternatives(pattern: str) -> list[str]:
-    """Expand the braces `{a,b}` of a pattern; return the alternatives in order."""
-    if not (braces := re.search(r"\{([^{}]*)\}", pattern)):
-        return [pattern]
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [one for middle in braces[1].split(",") for one in _alternatives(before + middle + after)]

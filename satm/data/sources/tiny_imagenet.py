@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from satm.config import DatasetOptions
+from satm.config.source_files import holds_parquet
 from satm.data.listing import Listing, Walk, existing_folder, paths_part
 from satm.data.sources import DATASETS
-from satm.data.sources.parquet import holds_parquet, parquet
+from satm.data.sources.parquet import parquet
 from satm.errors import UsageError
 
 
