@@ -228,7 +228,9 @@ class Stutter:
             (programs / name).chmod(0o755)
         path = os.pathsep.join([str(programs), os.environ["PATH"]])
         alike = {**os.environ, "PYTHONPATH": str(self.folder), "PATH": path}
-        command = [sys.executable, "-m", "snakemake", "-s", "Stutter", "--profile", "slurm", "--retries", "0"]
+        # A shell that starts the tests in the background makes them ignore Ctrl-C.
+        command = ["env", "--default-signal=INT", sys.executable]
+        command += ["-m", "snakemake", "-s", "Stutter", "--profile", "slurm", "--retries", "0"]
         command += ["--slurm-init-seconds-before-status-checks", "3", "--max-jobs-per-timespan", "1000/1s", *self.flags]
         told = (self.folder / "printed").open("w")
         where = {"cwd": self.folder, "env": alike, "start_new_session": True}
