@@ -80,34 +80,41 @@ class Provenance:
             name: name of the table or figure.
             partial: whether missing files are left out.
         """
-        own, layout = wildcards({rule: name}), self._resolver.layout
-        entry, hashes = RULES[rule], {}
-        for path in sorted(entry.inputs["measured"](self._resolver, own)):
-            file = self._resolver.file(path)
-            hashes[path.removeprefix(layout.root)] = self._hash(file) if file.is_file() else None
-        asked = entry.options(self._resolver, own) if entry.options else {}
-        return {"revision": REVISIONS[entry.stage], "partial": partial, "entry": asked, "files": hash_json(hashes)}
+        return self._identity_of(rule, name, partial, self._shown(rule, name))
 
     def differing_exhibit(self, rule: str, name: str, partial: bool) -> str | None:
         """Return in what a table or figure differs from one made now (arguments: `of_exhibit`).
 
         None: in nothing, or one of its files does not exist.
         """
-        layout = self._resolver.layout
-        path = Path(layout.table(name, "html") if rule == "table" else layout.figure(name, "png"))
-        outputs = [Path(pattern.format(**{rule: name}, root=layout.root)) for pattern in RULES[rule].outputs.values()]
-        if not all(output.is_file() for output in outputs):
+        root = self._resolver.layout.root
+        outputs = {
+            kind: Path(pattern.format(**{rule: name}, root=root)) for kind, pattern in RULES[rule].outputs.items()
+        }
+        if not all(output.is_file() for output in outputs.values()):
             return None
-        shown = RULES[rule].inputs["measured"](self._resolver, wildcards({rule: name}))
-        missing = [file for file in shown if not self._resolver.file(file).is_file()]
-        if missing and not partial:
-            return f"{missing[0]} is missing"
+        shown = self._shown(rule, name)
+        if not partial and (missing := [path for path, sha256 in shown.items() if sha256 is None]):
+            return f"{root}{missing[0]} is missing"
+        path = outputs["html" if rule == "table" else "png"]
         if (stated := stated_by_exhibit(path)) is None:
             return f"{path} does not state what it shows"
-        asked = json.loads(json.dumps(self.of_exhibit(rule, name, partial)))
-        stated, now = {**stated}, asked.pop("files")
-        then = stated.pop("files", None)
-        return differing_fields(asked, stated) or ("the results that it shows are others now" if then != now else None)
+        asked, stated = json.loads(json.dumps(self._identity_of(rule, name, partial, shown))), {**stated}
+        others = stated.pop("files", None) != asked.pop("files")
+        return differing_fields(asked, stated) or ("the results that it shows are others now" if others else None)
+
+    def _identity_of(self, rule: str, name: str, partial: bool, shown: Mapping[str, str | None]) -> Identity:
+        entry = RULES[rule]
+        asked = entry.options(self._resolver, wildcards({rule: name})) if entry.options else {}
+        return {"revision": REVISIONS[entry.stage], "partial": partial, "entry": asked, "files": hash_json(shown)}
+
+    def _shown(self, rule: str, name: str) -> dict[str, str | None]:
+        """Return the hashes of the files that a table or figure shows, by path below the root; None: it is missing."""
+        hashes = {}
+        for path in RULES[rule].inputs["measured"](self._resolver, wildcards({rule: name})):
+            file = self._resolver.file(path)
+            hashes[path.removeprefix(self._resolver.layout.root)] = self._hash(file) if file.is_file() else None
+        return hashes
 
     def changed_files(self, dataset: str) -> str | None:
         """Return whether the files that a dataset's stored images were made from are others today.
