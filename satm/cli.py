@@ -22,7 +22,7 @@ from satm.config import (
     Cell,
     SearchOptions,
     load_campaign,
-    lost_augmentation,
+    lost_options,
     parse,
     place_of,
 )
@@ -67,7 +67,7 @@ def data(arguments: Sequence[str]) -> None:
     resolver.overwrite = flags.overwrite
     options = resolver.dataset(flags.dataset)
     with command(resolver, "data" if flags.make == "all" else flags.make, flags, options):
-        if doubt := lost_augmentation(options):
+        if doubt := lost_options(options):
             LOG.warning("%s %s", flags.dataset, doubt)
         if flags.make != "zca":
             make_images(resolver, flags.dataset)

@@ -458,12 +458,24 @@ def test_an_entry_in_place_of_a_built_in_dataset_is_told_what_it_loses(
     )
     load_checked(path)
     doubt = (
-        "digits states no augment, so it is the default color_crop_cutout_flip_scale_rotate, while the built-in digits "
-        "has crop_scale_rotate; state augment\n"
+        'digits does not state augment, so it has augment "color_crop_cutout_flip_scale_rotate"; '
+        'the built-in digits has augment "crop_scale_rotate"; state it\n'
     )
-    assert capsys.readouterr().err == f"satm: warning: c.yaml: datasets.{doubt}"
+    other = "c does not state zca, so it has zca false; the built-in cifar10 has zca true; state it\n"
+    lines = (f"satm: warning: c.yaml: datasets.{text}" for text in (doubt, other))
+    assert capsys.readouterr().err == "".join(lines)
     assert main(["data", "--config", "c.yaml", "--dataset", "digits"]) == 0
     assert f"warning: {doubt}" in capsys.readouterr().out
+
+
+def test_a_table_cannot_have_the_name_of_a_file_beside_another(tmp_path: Path) -> None:
+    table = "{datasets: {digits: [1]}, methods: [random]}"
+    path = tmp_path / "c.yaml"
+    path.write_text(f"tables: {{t: {table}, t-paired: {table}}}")
+    with pytest.raises(UsageError, match="'t-paired' is the file of paired differences beside the table 't'; rename"):
+        load_campaign(path)
+    path.write_text(f"tables: {{s: {table}, t-paired: {table}}}")
+    load_campaign(path)
 
 
 def test_paths_that_lead_nowhere_are_refused_before_any_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,12 +252,24 @@ def test_pictures_stand_beside_what_they_began_from(figures: Callable[..., None]
             draw(name)
 
 
+def test_pictures_of_sets_that_are_missing_say_so(figures: Callable[..., None]) -> None:
+    cell = {"datasets": {"digits": [1]}, "methods": ["mtt"]}
+    figures(one={"kind": "images", **cell}, two={"kind": "animation", **cell})
+    for name in ("one", "two"):
+        with pytest.raises(MissingRun):
+            draw(name)
+        drawn = draw(name, partial=True)
+        assert drawn.frame.empty and drawn.png is None
+        assert "Left out: the synthetic set" in drawn.figure.texts[-1].get_text().replace("\n", " ")
+
+
 def test_what_was_not_run_is_told_or_left_out(figures: Callable[..., None], refused: Refuse) -> None:
     entry = {"kind": "iterations", "datasets": {"digits": [1]}, "methods": ["mtt", "satm"], "quantities": ["loss"]}
     figures(one=entry)
     metrics("mtt", loss=[3.0, 2.0])
-    first = "begin with: python -m satm data --config it.yaml --dataset digits; then make it with: "
-    made_by = f"{first}python -m satm distill --config it.yaml --dataset digits --ipc 1 --method satm --seed 0"
+    campaign = "--config it.yaml --dataset digits"
+    first = f"begin with: python -m satm data {campaign}; then: python -m satm experts {campaign} --experts sgd; then "
+    made_by = f"{first}make it with: python -m satm distill {campaign} --ipc 1 --method satm --seed 0"
     with pytest.raises(MissingRun, match=f"satm/seed-0/metrics.parquet is missing; {made_by}"):
         draw("one")
     assert made_by in refused("figure", "--config", "it.yaml", "--name", "one")

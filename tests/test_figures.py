@@ -85,8 +85,6 @@ def test_sets_of_other_classes_have_names_of_their_own_above() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="got none"):
-        draw({}, tmp_path / "a.png")
     with pytest.raises(UsageError, match="the ending is 'gig'; use one of"):
         draw({"a": synthetic(3, 1)}, tmp_path / "a.gig")
     broken = dataclasses.replace(synthetic(3, 1), preprocessing={"whitening_hash": "abc", "mean": [0.5], "std": [1.0]})
@@ -95,6 +93,11 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least one state"):
         write_animation([], tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_without_sets_has_title_and_note() -> None:
+    figure = draw_images([], "digits", "Left out: all of them.")
+    assert [text.get_text() for text in figure.texts] == ["digits", "Left out: all of them."] and not figure.axes
 
 
 def test_what_is_clipped_is_counted() -> None:

@@ -8,10 +8,13 @@ import pytest
 from conftest import Refuse
 
 from satm.cli import main
+from satm.config import Layout
+from satm.config.layout import FOLDERS
 from satm.results.columns import EVALUATION
 from satm.results.distilled import load_distilled
 from satm.results.rows import read_rows, read_rows_metadata
 from satm.storage.identity import hash_file
+from satm.workflow.rules import RULES
 
 RUN, HAND = Path("results/tiny"), Path("results/hand")
 CONFIG = ("--config", "tiny.yaml")
@@ -207,7 +210,7 @@ def test_a_second_distillation_of_other_options_is_refused_replaced_or_kept_besi
     third = (*OTHER[:-1], "1")
     told = refused(*third)
     assert "is finished, but differs: options.iterations: expected 1, found 2; add --overwrite to replace it" in told
-    assert told.rstrip().endswith("or --run NAME to keep both")
+    assert told.rstrip().endswith("or --run NAME to keep both (it reads nothing of this run)")
     assert contents(HAND / "tiny/distilled") == before
     assert main(["evaluate", *SATM, "--run", "tiny"]) == 0, "what was refused has changed no options either"
     assert main([*third, "--run", "other"]) == 0
@@ -248,6 +251,17 @@ def test_the_name_of_a_run_is_that_of_one_folder(campaign: Path, refused: Refuse
     told = refused(*OTHER, "--run", name)
     assert "--run: " in told and "letters, digits and '-' only" in told
     assert not HAND.exists() and not Path("../x").exists()
+
+
+@pytest.mark.parametrize("name", ["figures", "data", "tables"])
+def test_a_campaign_cannot_have_a_folder_of_the_papers_results(campaign: Path, refused: Refuse, name: str) -> None:
+    Path("tiny.yaml").rename(f"{name}.yaml")
+    told = refused("table", "--config", f"{name}.yaml")
+    assert f"names the folder results/{name}, which belongs to the paper's results; rename it" in told
+    used = {Path(path).parts[1] for rule in RULES.values() for path in rule.outputs.values() if path.count("/") > 1}
+    layout = Layout("root")
+    used |= {Path(path("a")).parts[1] for path in (layout.log, layout.benchmark, layout.state, layout.by_hand)}
+    assert used | {"tables"} == FOLDERS
 
 
 def test_a_campaign_cannot_have_the_folder_of_runs_by_hand(campaign: Path, refused: Refuse) -> None:

@@ -21,13 +21,16 @@ from safetensors import safe_open
 from satm.cli import main
 from satm.config import REVISIONS, Cell, Resolver, load_campaign, parse
 from satm.config.campaign import Setting
-from satm.data.images import load_images, save_images
+from satm.config.source_files import source_state
+from satm.data.images import ImageData, Split, load_images, save_images
 from satm.errors import MissingRun, UsageError
 from satm.results.columns import CONTINUAL, EVALUATION, METRICS, NAS, SHARPNESS
 from satm.results.distilled import load_distilled, save_distilled
 from satm.results.rows import read_rows, read_rows_metadata, write_rows
 from satm.tables.reader import Reader
-from satm.workflow.asked import Chosen, wildcards
+from satm.workflow import provenance
+from satm.workflow.asked import Chosen, of_images, wildcards
+from satm.workflow.campaigns import Campaigns
 from satm.workflow.check import load_checked
 from satm.workflow.provenance import Provenance, differing_options, stated_identity
 from satm.workflow.rules import RULES
@@ -432,6 +435,7 @@ tables: {table2: {datasets: {photos: [1]}, methods: [random]}}
 """
 """A campaign on folders of images."""
 IMAGES = Path("results/tiny/data/photos/images.safetensors")
+PHOTO = {"dataset": "photos"}
 ONLY = ("--config", "tiny.yaml", "--dataset", "photos", "--ipc", "1", "--method", "random")
 
 
@@ -463,28 +467,48 @@ def renamed() -> None:
     Path("photos/train/ant/0.png").rename("photos/train/ant/10.png")
 
 
+def dead_link() -> None:
+    Path("photos/train/ant/0.png").unlink()
+    Path("photos/train/ant/0.png").symlink_to("nowhere")
+
+
+COUNTED = r"\(then 12 files, [\d,]+ bytes in total, now {} files, [\d,]+ bytes in total\)"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (more, r"then 12 files of [\d,]+ bytes, now 13 files of [\d,]+ bytes"),
-        (lambda: shutil.rmtree("photos/test/ant"), r"then 12 files of [\d,]+ bytes, now 9 files of [\d,]+ bytes"),
-        (encoded_again, r"then 12 files of [\d,]+ bytes, now 12 files of [\d,]+ bytes"),
-        (renamed, "as many, but of other names or sizes"),
+        (more, COUNTED.format(13)),
+        (lambda: shutil.rmtree("photos/test/ant"), COUNTED.format(9)),
+        (encoded_again, COUNTED.format(12)),
+        (dead_link, COUNTED.format(12)),
+        (renamed, r"\(as many, but of other names or sizes\)"),
     ],
 )
 def test_files_that_changed_since_their_images_were_stored_are_noticed(
-    photos: Path, refused: Refuse, change: Callable[[], object], told: str
+    photos: Path, refused: Refuse, capsys: pytest.CaptureFixture[str], change: Callable[[], object], told: str
 ) -> None:
     change()
-    again = "python -m satm data --config tiny.yaml --dataset photos --overwrite"
-    with pytest.raises(UsageError, match=f"datasets.photos: the images .*{told}.*to make them again: {again}"):
+    told = f"the files in photos are no longer those that they were made from {told}"
+    again = "python -m satm data --config tiny.yaml --dataset photos"
+    advice = r"to keep the images as they are, add `allow: \[changed-files\]` to the dataset's options"
+    whole = f"datasets.photos: the images {IMAGES} are out of date: {told}; {advice}; to make them again: {again}$"
+    with pytest.raises(UsageError, match=whole):
         load_checked(Path("tiny.yaml"))
-    assert re.search(told, refused("evaluate", *ONLY, "--overwrite"))
+    stage = refused("evaluate", *ONLY, "--overwrite")
+    assert re.search(
+        f"the images {IMAGES} are not those that are asked for: {told}; {advice}; make it with: {again}$", stage
+    )
     text = refused("table", *ONLY[:2])
-    assert re.search(told, text) and f"begin with: {again}; then make it with: " in text
+    assert re.search(f"the images {IMAGES} are out of date: {told}; {advice}; begin with: {again}; then ", text)
+    assert "begin" not in refused("figure", *ONLY[:2], "--name", "synthetic-photos-ipc-1").split("; or ")[1]
     Path("tiny.yaml").write_text(PHOTOS.replace("size: 8", "size: 8, allow: [changed-files]"))
+    capsys.readouterr()
     load_checked(Path("tiny.yaml"))
-    assert main(["table", *ONLY[:2]]) == 0
+    assert re.search(f"^satm: warning: tiny.yaml: datasets.photos: {told}$", capsys.readouterr().err, re.MULTILINE)
+    assert main(["table", *ONLY[:2]]) == 0 and main(["evaluate", *ONLY, "--overwrite"]) == 0
+    assert re.search(f"Doubtful: images of photos: {told}", Path("results/tiny/table2.md").read_text())
+    assert re.search(f"warning: images of photos: {told}", capsys.readouterr().out)
     Path("tiny.yaml").write_text(PHOTOS.replace("size: 8", "size: 9"))
     load_checked(Path("tiny.yaml"))  # they are made again in any case
 
@@ -496,26 +520,132 @@ def junk() -> None:
     os.utime("photos/train/cat/0.png", (1, 1))
 
 
-@pytest.mark.parametrize("change", [junk, lambda: shutil.rmtree("photos"), lambda: shutil.move("photos", "else")])
-def test_what_changes_no_image_or_cannot_be_compared_is_no_change(photos: Path, change: Callable[[], object]) -> None:
+def moved() -> None:
+    shutil.move("photos", "else")
+    Path("tiny.yaml").write_text(PHOTOS.replace("path: photos", f"path: {Path('else').absolute()}"))
+
+
+@pytest.mark.parametrize(
+    "change", [junk, moved, lambda: shutil.rmtree("photos"), lambda: shutil.move("photos", "else")]
+)
+def test_what_changes_no_image_or_cannot_be_compared_is_no_change(
+    photos: Path, capsys: pytest.CaptureFixture[str], change: Callable[[], object]
+) -> None:
+    made = Campaigns(None, [Path("tiny.yaml")]).options("images", wildcards({"root": "results/tiny", **PHOTO}))
     change()
     load_checked(Path("tiny.yaml"))
     assert main(["table", *ONLY[:2]]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", *ONLY]) == 0
+    assert "is finished already" in capsys.readouterr().out
+    campaigns = Campaigns(None, [Path("tiny.yaml")])
+    assert campaigns.options("images", wildcards({"root": "results/tiny", **PHOTO})) == made
 
 
-def test_images_of_changed_files_with_the_same_pixels_repeat_nothing(photos: Path, refused: Refuse) -> None:
-    before = IMAGES.stat().st_mtime_ns
+def test_images_of_changed_files_repeat_what_their_pixels_change(photos: Path, refused: Refuse) -> None:
+    before, image = IMAGES.stat().st_mtime_ns, Path("photos/train/cat/0.png").read_bytes()
     encoded_again()
     assert main(["data", *ONLY[:4]]) == 0
-    assert IMAGES.stat().st_mtime_ns == before
     load_checked(Path("tiny.yaml"))
     assert main(["table", *ONLY[:2]]) == 0
     more()
-    assert "the images are others now" in refused("data", *ONLY[:4])
+    told = "the images are others now; add --overwrite to replace it, and what was made with these images is to be made"
+    assert told in refused("data", *ONLY[:4])
     assert main(["data", *ONLY[:4], "--overwrite"]) == 0
-    assert IMAGES.stat().st_mtime_ns > before
     load_checked(Path("tiny.yaml"))
-    assert "data: expected " in refused("table", *ONLY[:2])
+    assert f"it was made with other images than those in {IMAGES} today; begin with: " in refused("table", *ONLY[:2])
+    Path("photos/train/cat/9.png").unlink()
+    Path("photos/train/cat/0.png").write_bytes(image)
+    assert main(["data", *ONLY[:4], "--overwrite"]) == 0
+    assert main(["table", *ONLY[:2]]) == 0
+    assert IMAGES.stat().st_mtime_ns == before, "a later time would make the workflow repeat everything"
+
+
+def test_changed_files_of_a_built_in_dataset_are_accepted_by_an_entry_with_all_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The advice, followed, changes nothing else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SATM_DATA", str(tmp_path))
+    Path("cifar10").mkdir()
+    for part in ("train", "test"):
+        Path(f"cifar10/{part}.parquet").write_bytes(b"one")
+    Path("c.yaml").write_text("tables: {t: {datasets: {cifar10: [1]}, methods: [random]}}")
+    resolver = load_campaign(Path("c.yaml"))
+    options = resolver.dataset("cifar10")
+    splits = (Split(torch.zeros(1, 3, 4, 4).byte(), torch.zeros(1).long()) for _ in range(3))
+    images = ImageData("cifar10", *splits, ("a",), (0.5,) * 3, (0.5,) * 3, "")
+    stated = {"options": of_images(resolver, wildcards({"dataset": "cifar10"}))["options"].values}
+    path = Path(resolver.layout.images("cifar10"))
+    save_images(path, images, {**stated, "source": source_state(options)})
+    assert Provenance(resolver).refused_files("cifar10") is None
+    Path("cifar10/test.parquet").write_bytes(b"others")
+    found = Provenance(resolver).refused_files("cifar10")
+    entry = "datasets: {cifar10: {source: cifar10, zca: true, allow: [changed-files]}}"
+    assert found is not None and found.endswith(f"to keep the images as they are, add `{entry}` to the campaign")
+    Path("c.yaml").write_text(f"{Path('c.yaml').read_text()}\n{entry}\n")
+    resolver = load_checked(Path("c.yaml"))
+    assert resolver.dataset("cifar10").model_dump() == options.model_dump()
+    assert Provenance(resolver).refused_files("cifar10") is None
+
+
+def test_sources_are_read_once_in_a_comparison_of_many_results(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[str]()
+    monkeypatch.setattr(provenance, "source_state", lambda options: read.append(options.path) or source_state(options))
+    compared = Provenance(load_campaign(Path("tiny.yaml")))
+    for rule in ("images", "distill", "evaluate"):
+        assert compared.difference(rule, **PHOTO, ipc=1, method="random", seed=0, network="convnet") is None
+    assert read == ["photos"]
+
+
+@pytest.mark.parametrize(
+    "changed", ["table2.md", "table2.csv", "table2-paired.csv", "figures/synthetic-photos-ipc-1.pdf"]
+)
+def test_a_form_of_a_table_or_figure_that_was_changed_or_deleted_is_made_again(photos: Path, changed: str) -> None:
+    name = "synthetic-photos-ipc-1"
+    assert main(["figure", *ONLY[:2], "--name", name]) == 0
+    asked = ("figure", name) if changed.startswith("figures") else ("table", "table2")
+
+    def found() -> str | None:
+        return Provenance(load_campaign(Path("tiny.yaml"))).differing_exhibit(*asked, partial=False)
+
+    path = Path("results/tiny", changed)
+    content = path.read_bytes()
+    path.write_bytes(content + b"99.9")
+    assert found() == f"{path} is not the file that was made with it"
+    path.write_bytes(content)
+    assert found() is None
+    path.unlink()
+    assert changed == "table2-paired.csv" or found() is None, "Snakemake makes outputs again that are missing"
+    assert changed != "table2-paired.csv" or found() == f"{path} is not the file that was made with it"
+
+
+def test_a_table_of_another_kind_leaves_no_file_of_the_former(photos: Path) -> None:
+    assert Path("results/tiny/table2-paired.csv").is_file()
+    entry = "table2: {kind: robustness, datasets: {photos: [1]}, methods: [random]}"
+    Path("tiny.yaml").write_text(PHOTOS.replace("table2: {datasets: {photos: [1]}, methods: [random]}", entry))
+    assert main(["table", *ONLY[:2], "--partial"]) == 0
+    assert not Path("results/tiny/table2-paired.csv").exists() and Path("results/tiny/table2.csv").is_file()
+
+
+def test_missing_images_are_noted_below_a_table(photos: Path) -> None:
+    IMAGES.unlink()
+    assert main(["table", *ONLY[:2]]) == 0
+    told = f"Missing image files: 1, so their results could not be compared with them. First: {IMAGES}."
+    assert told in Path("results/tiny/table2.md").read_text()
+
+
+@pytest.mark.parametrize("make", ["images", "zca"])
+def test_a_damaged_file_of_images_or_whitening_is_replaced(whole: Path, refused: Refuse, make: str) -> None:
+    tiny(("white: {source: digits,", "white: {source: digits, size: 8,"))
+    data = ("data", *CONFIG[:2], "--dataset", "white")
+    assert main([*data]) == 0
+    path = Path(f"results/tiny/data/white/{make}.safetensors")
+    content = path.read_bytes()
+    path.write_bytes(content[:500])
+    assert "delete it and make it again" in refused(*data)
+    assert main([*data, "--make", make, "--overwrite"]) == 0
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -710,15 +840,16 @@ def test_experts_whose_shards_are_others_are_noticed(whole: Path) -> None:
     assert found() == f"{manifest} is damaged, or a file of another kind"
 
 
-def test_what_comes_first_is_what_differs_or_the_missing_whitening(whole: Path) -> None:
+def test_a_remedy_has_every_command_that_is_needed_in_order(whole: Path) -> None:
     names = {"dataset": "digits", "ipc": 1, "method": "satm", "seed": 0, "network": "convnet"}
     campaign = "--config tiny.yaml --dataset digits"
-    cell = f"{campaign} --ipc 1 --method satm --seed 0 --network convnet"
+    cell = f"{campaign} --ipc 1 --method satm --seed 0"
+    experts, again = f"python -m satm experts {campaign} --experts sgd", f"python -m satm distill {cell} --overwrite"
     white = ("digits: {source: digits, augment", "digits: {source: digits, zca: true, augment")
     for changes, first in (
-        (MORE_EXPERTS, f"begin with: python -m satm experts {campaign} --experts sgd; then "),
-        (white, f"begin with: python -m satm data {campaign}; then "),
+        (MORE_EXPERTS, f"begin with: {experts}; then: {again}; then "),
+        (white, f"begin with: python -m satm data {campaign}; then: {experts} --overwrite; then: {again}; then "),
         (None, ""),
     ):
         remedy = Provenance(tiny(*([changes] if changes else []))).remedy("evaluate", **names)
-        assert remedy == f"{first}make it with: python -m satm evaluate {cell} --overwrite"
+        assert remedy == f"{first}make it with: python -m satm evaluate {cell} --network convnet --overwrite"

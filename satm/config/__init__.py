@@ -27,12 +27,12 @@ from satm.config.datasets import (
     data_path,
     existing,
     expand,
-    lost_augmentation,
+    lost_options,
     stated_contents,
 )
 from satm.config.exhibits import FIGURES, TABLES, Cells, Exhibit, FigureOptions, Ipc, Seeds, SomeDatasets, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions, parts
-from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES, Layout, place_of
+from satm.config.layout import ACCOUNTING, OVERVIEW, PAIRED, PLACES, Layout, place_of
 from satm.config.parsing import parse
 from satm.config.resolver import AT_EPOCH, Resolver, load_campaign, load_presets, root_of
 from satm.config.site import Site

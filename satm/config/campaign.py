@@ -9,7 +9,7 @@ from satm.config.base import Options, check_name
 from satm.config.datasets import DatasetOptions
 from satm.config.exhibits import AnyFigure, AnyTable
 from satm.config.experts import ExpertsOptions
-from satm.config.layout import ACCOUNTING, OVERVIEW
+from satm.config.layout import ACCOUNTING, OVERVIEW, PAIRED
 from satm.config.training import StepsOptions
 from satm.errors import short
 
@@ -111,6 +111,8 @@ class Campaign(Options):
     def _names(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         for name in value:
             check_name(name)
+            if info.field_name == "tables" and (shorter := name.removesuffix(PAIRED)) != name and shorter in value:
+                raise ValueError(f"{name!r} is the file of paired differences beside the table {shorter!r}; rename it")
             if meaning := MEANINGS.get(str(info.field_name), {}).get(name):
                 raise ValueError(f"{name!r} means {meaning}; rename it")
         return value

@@ -121,15 +121,17 @@ def built_in(name: str) -> str:
     return json.dumps(BUILTIN_DATASETS[name].model_dump(exclude_unset=True)).replace('"', "")
 
 
-def lost_augmentation(options: DatasetOptions) -> str | None:
-    """Return a doubt about a dataset with a built-in one's images and, without saying so, another augmentation."""
-    usual, default = BUILTIN_DATASETS.get(options.source), DatasetOptions.model_fields["augment"].default
-    if usual is None or usual.augment == default or "augment" in options.model_fields_set:
+def lost_options(options: DatasetOptions) -> str | None:
+    """Return a doubt about a dataset with a built-in one's images that, without saying so, prepares them otherwise."""
+    usual = BUILTIN_DATASETS.get(options.source)
+    names = [name for name in ("zca", "augment") if usual and name not in options.model_fields_set]
+    lost = [name for name in names if getattr(options, name) != getattr(usual, name)]
+    if not lost:
         return None
-    return (
-        f"states no augment, so it is the default {default}, while the built-in {options.source} has {usual.augment}; "
-        "state augment"
+    here, there = (
+        " and ".join(f"{name} {json.dumps(getattr(each, name))}" for name in lost) for each in (options, usual)
     )
+    return f"does not state {' and '.join(lost)}, so it has {here}; the built-in {options.source} has {there}; state it"
 
 
 @dataclass(frozen=True)

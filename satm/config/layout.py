@@ -8,6 +8,15 @@ OVERVIEW = "overview"
 ACCOUNTING = "accounting"
 """Name of the table and the figure of the time and memory that a campaign's jobs have taken."""
 
+PAIRED = "-paired"
+"""Ending of the name of a further csv file beside a table, with the paired differences of methods."""
+
+FOLDERS = {
+    *("data", "experts", "distilled", "evaluation", "variants", "full", "nas", "continual", "analysis", "tables"),
+    *("figures", "logs", "benchmarks", "state", "options"),
+}
+"""Folders below the root of a campaign."""
+
 PLACES: dict[str, tuple[str, ...]] = {
     "data": ("data", "{dataset}", "all"),
     "images": ("data", "{dataset}", "images"),

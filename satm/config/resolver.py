@@ -20,7 +20,7 @@ from satm.config.class_order import Step, step_of
 from satm.config.datasets import BUILTIN_DATASETS, CLASSES, DatasetOptions
 from satm.config.exhibits import FIGURES, FigureOptions, TableOptions
 from satm.config.experts import BUILTIN_EXPERTS, ExpertsOptions
-from satm.config.layout import Layout
+from satm.config.layout import FOLDERS, Layout
 from satm.config.parsing import parse
 from satm.config.training import FULL, EvaluateOptions, LearnOptions, SearchOptions, StepsOptions
 from satm.config.yaml_file import load_yaml
@@ -263,4 +263,6 @@ def root_of(path: Path) -> str:
         raise UsageError(f"the name of {path} names the folder of results: {error}; rename it") from error
     if (root := "results" if path.stem == "paper" else f"results/{path.stem}") == HAND:
         raise UsageError(f"the name of {path} names the folder {HAND}, that of runs by hand; rename it")
+    if path.stem in FOLDERS:
+        raise UsageError(f"the name of {path} names the folder {root}, which belongs to the paper's results; rename it")
     return root

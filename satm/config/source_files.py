@@ -87,41 +87,57 @@ def source_state(options: DatasetOptions) -> dict[str, Any] | None:
     names alone, and the total size is None. A file that keeps name and size but has another content is not noticed.
 
     Returns:
-        `{"files": number, "bytes": total size, "hash": SHA-256}`; None: there are none, or they cannot be read, or
-        the source is not one of files that may change (`digits`, an archive whose hash is known).
+        `{"files": number, "bytes": total size, "hash": SHA-256}`; None: there are none, or the source is not one of
+        files that may change (`digits`, an archive whose hash is known).
     """
     try:
         folder = data_path(options)
-        files = _source_files(options, folder) if folder.is_dir() else []
-        sized = len(files) <= SIZED
-        sizes = {_name(path, folder): path.stat().st_size if sized else None for path in files}
+        files = _source_files(options, folder)
     except (OSError, UsageError):
         return None
     if not files:
         return None
+    sized = len(files) <= SIZED
+    sizes = {_name(use, path, folder): _size(path) if sized else None for use, path in files}
     total = sum(size or 0 for size in sizes.values()) if sized else None
     return {"files": len(files), "bytes": total, "hash": hash_json(sizes)}
 
 
-def _source_files(options: DatasetOptions, folder: Path) -> list[Path]:
-    """Return the files that a source reads, as its file in `satm/data/sources/` does."""
+def _source_files(options: DatasetOptions, folder: Path) -> list[tuple[str, Path]]:
+    """Return the files that a source reads, as its file in `satm/data/sources/` does, each after what it is used for.
+
+    The use is empty where the name of the file tells it.
+    """
     if options.source == "folder":
         parts = [folder / "train", test_folder(folder) or folder / "test"]
-        classes = [entry for part in parts for entry in _entries(part) if entry.is_dir()]
-        return [file for each in classes for file in _entries(each)]
+        return [("", file) for part in parts for each in _entries(part) for file in _entries(each)]
     if options.source == "tiny-imagenet" and (folder / "wnids.txt").is_file():
         classes = [each / "images" for each in _entries(folder / "train")]
         images = [file for each in [*classes, folder / "val" / "images"] for file in _entries(each)]
-        return [folder / "wnids.txt", folder / "val" / "val_annotations.txt", *images]
+        lists = [folder / "wnids.txt", folder / "val" / "val_annotations.txt"]
+        return [("", file) for file in [*lists, *images]]
     if options.source in MAYBE_PARQUET and holds_parquet(folder):
-        return [*matching_files(options, "train"), *matching_files(options, "test")]
+        return [(part, file) for part in ("train", "test") for file in matching_files(options, part)]
     return []
 
 
-def _name(path: Path, folder: Path) -> str:
-    """Return the name of a file below a folder, the same in locales without its letters, such as C."""
-    return path.relative_to(folder).as_posix().encode(errors="surrogateescape").decode(errors="surrogateescape")
+def _name(use: str, path: Path, folder: Path) -> str:
+    """Return a file's use and its name below a folder, the same in locales without its letters, such as C."""
+    name = path.relative_to(folder).as_posix().encode(errors="surrogateescape").decode(errors="surrogateescape")
+    return f"{use}:{name}" if use else name
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a file in bytes; None: of a link to nothing, or of what may not be looked at."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _entries(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not is_junk(path)] if folder.is_dir() else []
+    """Return what is in a folder, without junk; nothing if it is no folder or may not be read."""
+    try:
+        return [path for path in folder.iterdir() if not is_junk(path)]
+    except OSError:
+        return []

@@ -50,7 +50,10 @@ class AnimationFigure(CellsFigure):
     def draw(self, reader: Reader) -> Drawn:
         """Draw the states of one set below each other (pdf), and one after another as an animated png."""
         (cell,) = self.cells()
-        data = reader.distilled(cell)
+        set_title = f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}"
+        title = self.title or f"{set_title}: the set by iteration"
+        if (data := reader.attempt(reader.distilled, cell)) is None:
+            return Drawn(draw_images([], title, " ".join(reader.notes)), clipped_frame([]), tight=dict(TIGHT))
         if data.history is None:
             raise UsageError(
                 f"the synthetic set of {cell.method} on {cell.dataset} was stored without its history; distil it with "
@@ -59,8 +62,7 @@ class AnimationFigure(CellsFigure):
         states = [data.at(place) for place in range(len(data.history))]
         blocks = [Block(str(state.iteration), state) for state in states]
         frame = clipped_frame(states)
-        set_title = f"{cell.method} on {cell_title(cell.dataset, cell.ipc)}"
-        title = self.title or f"{set_title}: the set by iteration"
-        figure = draw_images(blocks, title, clipping_note(frame), self.classes, self.per_class)
+        note = " ".join([clipping_note(frame), *reader.notes])
+        figure = draw_images(blocks, title, note, self.classes, self.per_class)
         png = partial(write_animation, states, classes=self.classes, per_class=self.per_class)
         return Drawn(figure, frame, png, dict(TIGHT))

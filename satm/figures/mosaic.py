@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 TILE = 64
 """Smallest height of a shown image in the picture's pixels; every image pixel becomes a square of whole pixels."""
 
+EMPTY = 600
+"""Width in pixels of a picture without sets."""
+
 DPI = 100
 
 TIGHT = {"bbox_inches": "tight", "pad_inches": 0.1}
@@ -87,21 +90,20 @@ def draw_images(blocks: Sequence[Block], title: str, note: str = "", classes: in
 
     An image's pixels are enlarged as squares, never interpolated, so that 8 x 8 digits stay recognisable. For each set
     the first `classes` classes and the first `per_class` images of each are shown. The note is in small print below.
+    Without sets there are title and note alone.
 
     Raises:
-        UsageError: there are no sets, matplotlib is not installed, or a set's whitening is missing
-            (`DistilledDataset.pixels`).
+        UsageError: matplotlib is not installed, or a set's whitening is missing (`DistilledDataset.pixels`).
     """
-    if not blocks:
-        raise UsageError("a picture needs at least one synthetic set, got none; name a dataset, ipc and method")
     pictures = [_mosaic(block.data, classes, per_class).numpy() for block in blocks]
     kinds = [(block.data.class_names, block.data.images.shape[1:]) for block in blocks]
     heads = [kind != above for kind, above in zip(kinds, [None, *kinds], strict=False)]
     names = [block.data.class_names[:classes] for block in blocks]
     slants = [max(map(len, each)) > 7 for each in names]
-    between, left = 12, 20 + 9 * max(len(line) for block in blocks for line in block.label.splitlines())
+    between = 12
+    left = 20 + 9 * max((len(line) for block in blocks for line in block.label.splitlines()), default=0)
     spaces = [(110 if slant else 40) if head else 0 for head, slant in zip(heads, slants, strict=True)]
-    total_width = left + max(picture.shape[1] for picture in pictures) + between
+    total_width = left + max((picture.shape[1] for picture in pictures), default=EMPTY) + between
     lines = textwrap.wrap(note, max(40, total_width // 6))
     place, below = 24 if title else 0, 12 + 13 * len(lines)
     total_height = place + below + sum(spaces) + sum(picture.shape[0] + between for picture in pictures)

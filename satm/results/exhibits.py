@@ -14,6 +14,9 @@ from satm.storage.identity import Identity
 KEY = "satm"
 """Name of the page's metadata, and keyword of the picture's text."""
 
+FORMS = "forms"
+"""Field with the hashes of the other files of a table or figure, by what follows its name."""
+
 META = re.compile(rf'<meta name="{KEY}" content="([^"]*)">')
 
 HEAD = 33
@@ -49,4 +52,4 @@ def stated_by_exhibit(path: Path) -> Identity | None:
             stated = json.loads(chunk.removeprefix(TEXT)) if chunk.startswith(TEXT) else None
     except (OSError, ValueError, struct.error, RecursionError):
         return None
-    return stated if isinstance(stated, dict) else None
+    return stated if isinstance(stated, dict) and isinstance(stated.get(FORMS, {}), dict) else None

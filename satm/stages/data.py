@@ -25,17 +25,17 @@ def make_images(resolver: Resolver, dataset: str) -> None:
         source = source_state(options)  # before they are read: files that change meanwhile count as changed
         data = load_dataset(whole, options)
         check_images(resolver, data)
-        path, unchanged = Path(resolver.layout.images(whole)), None
-        if path.is_file():
-            stored = load_images(path)
-            if stored.hash != data.hash:
-                _refuse(resolver, path, "the images are others now, and results made with them would not fit")
-            same = all(getattr(stored, name) == getattr(data, name) for name in ("hash", "mean", "std", "class_names"))
-            unchanged = path.stat() if same else None
+        path = Path(resolver.layout.images(whole))
+        before = path.stat() if path.is_file() else None
+        if before and not may_replace(resolver) and load_images(path).hash != data.hash:
+            raise UsageError(
+                f"{path} exists and the images are others now; add --overwrite to replace it, and what was made with "
+                "these images is to be made again"
+            )
         stated = {"options": of_images(resolver, wildcards({"dataset": whole}))["options"].values, "source": source}
         save_images(path, data, {name: value for name, value in stated.items() if value})
-        if unchanged:  # results made with them need not be made again
-            os.utime(path, ns=(unchanged.st_atime_ns, unchanged.st_mtime_ns))
+        if before:  # what depends on them is compared by their hash; a later time would repeat it all the same
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         for note in data.notes:
             LOG.info("%s: %s", whole, note)
         for doubt in data.doubts:
@@ -58,14 +58,11 @@ def make_zca(resolver: Resolver, dataset: str) -> None:
         data = stored_images(resolver, whole)
         whitening = fit_whitening(data.train.images, options.zca_eps, options.zca_per_image, options.zca_relative)
         path = Path(resolver.layout.zca(whole))
-        if path.is_file() and load_whitening(path).hash != whitening.hash:
-            _refuse(resolver, path, "the whitening is another one now, and results made with it would not fit")
+        if path.is_file() and not may_replace(resolver) and load_whitening(path).hash != whitening.hash:
+            raise UsageError(
+                f"{path} exists and the whitening is another one now; add --overwrite to replace it, and what was made "
+                "with it is to be made again"
+            )
         save_whitening(path, whitening, data.hash)
         size, eps, sha256 = len(whitening.mean), whitening.eps, whitening.hash[:12]
         LOG.info("ZCA of %d numbers, eps %g, hash %s -> %s", size, eps, sha256, path)
-
-
-def _refuse(resolver: Resolver, path: Path, reason: str) -> None:
-    """Refuse to replace a file, unless the command or the workflow says so."""
-    if not may_replace(resolver):
-        raise UsageError(f"{path} exists and {reason}; add --overwrite to replace it")

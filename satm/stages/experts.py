@@ -39,7 +39,7 @@ from satm.stages.checkpoint import ExpertState
 from satm.stages.dry_step import check_step
 from satm.stages.fit import check_images
 from satm.stages.inputs import Inputs
-from satm.stages.job import OTHERWISE, Job, account_of, may_replace, refuse_other_state
+from satm.stages.job import Job, account_of, may_replace, otherwise, refuse_other_state
 from satm.storage.files import read_record, write_record
 from satm.storage.identity import described, differences, differing_fields
 from satm.workflow.provenance import stated_identity
@@ -60,7 +60,7 @@ def make_experts(
     for index in (index for name in chosen for index in numbers(name)):
         stored = (stated_identity(folder / shard_name(index)) or {}).get("identity")  # None: of another kind of file
         if stored and (difference := differing_fields(identity, stored)) and not may_replace(resolver):
-            raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {OTHERWISE}")
+            raise UsageError(f"expert {index} in {folder} is trained, but differs: {difference}; {otherwise(resolver)}")
     if part is None:
         _refuse_fewer(resolver, dataset, experts, options)
     names = {"dataset": dataset, "experts": experts}
@@ -107,7 +107,7 @@ def _refuse_fewer(resolver: Resolver, dataset: str, experts: str, options: Exper
         if path.is_file():
             listed = len(TrajectoryStore(path))
     if listed > options.count and not may_replace(resolver):
-        raise UsageError(f"{path} lists {listed} experts, count is {options.count}; {OTHERWISE}")
+        raise UsageError(f"{path} lists {listed} experts, count is {options.count}; {otherwise(resolver)}")
 
 
 def make_difficulty(

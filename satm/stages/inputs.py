@@ -61,7 +61,9 @@ class Inputs:
                         raise UsageError(f"{path} was made with {field} {value}, zca_{field} is {asks}; make it again")
         self.preprocessor = Preprocessor(self.data.mean, self.data.std, whitening)
         self.augmentation = Augmentation(options.augment, options.augment_share)
-        self._doubts = {f"images of {name}: {doubt}": None for doubt in whole.doubts}
+        changed = self._provenance.changed_files(name)  # and accepted, or they would have been refused
+        doubts = [*whole.doubts, *([changed] if changed else [])]
+        self._doubts = {f"images of {name}: {doubt}": None for doubt in doubts}
         for doubt in self._doubts:
             LOG.warning("%s", doubt)
 
@@ -245,8 +247,10 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
         data = load_images(path)
         if data.name != whole:
             raise UsageError(f"the images {path} are of dataset {data.name}; make them again")
-        if difference := Provenance(resolver).difference("images", dataset=whole):
-            raise UsageError(f"the images {path} are not those that are asked for: {difference}; make them again")
+    provenance = Provenance(resolver)
+    if difference := provenance.difference("images", dataset=whole):
+        todo = provenance.remedy("images", dataset=whole)
+        raise UsageError(f"the images {path} are not those that are asked for: {difference}; {todo}")
     return data
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from satm.config import Layout, Resolver, place_of
+from satm.config import UNNAMED, Layout, Resolver, place_of
 from satm.errors import UsageError
 from satm.evaluation.networks import Axes, Group, Task, evaluate_tasks
 from satm.networks.training import TrainingImages
@@ -35,9 +35,6 @@ LOG = logging.getLogger("satm")
 Row = Mapping[str, Any]
 """JSON values by column."""
 
-OTHERWISE = "add --overwrite to replace it, or --run NAME to keep both"
-"""What to do about a finished result with other options."""
-
 
 def account_of(layout: Layout, rule: str, **names: object) -> contextlib.AbstractContextManager[None]:
     """Record the cost of a job; rule and names as in `satm.config.place_of`."""
@@ -47,6 +44,12 @@ def account_of(layout: Layout, rule: str, **names: object) -> contextlib.Abstrac
 def may_replace(resolver: Resolver) -> bool:
     """Return whether a finished result may be replaced: the command says so, or the workflow runs the job again."""
     return resolver.overwrite or in_workflow()
+
+
+def otherwise(resolver: Resolver, verb: str = "replace") -> str:
+    """Return what to do about a result with other options, for a message."""
+    apart = resolver.by_hand is not None and resolver.by_hand.name != UNNAMED
+    return f"add --overwrite to {verb} it, or --run NAME to keep both" + (" (it reads nothing of this run)" * apart)
 
 
 def refuse_other_state(resolver: Resolver, folder: Path, identity: Identity) -> None:
@@ -62,8 +65,8 @@ def refuse_other_state(resolver: Resolver, folder: Path, identity: Identity) -> 
     """
     if not may_replace(resolver) and (difference := other_state(folder, identity)):
         raise UsageError(
-            f"{folder} has the state of an unfinished run that differs ({difference}); finish that run, or add "
-            "--overwrite to discard it, or --run NAME to keep both"
+            f"{folder} has the state of an unfinished run that differs ({difference}); finish that run, or "
+            f"{otherwise(resolver, 'discard')}"
         )
 
 
@@ -244,9 +247,8 @@ class Job:
                 LOG.warning("%s is replaced: %s", self.path, difference)
                 return False
             also = f"; --overwrite also discards the state of an unfinished run, {self.folder}"
-            raise UsageError(
-                f"{self.path} is finished, but differs: {difference}; {OTHERWISE}{also if self._other_state() else ''}"
-            )
+            todo = otherwise(self._resolver) + (also if self._other_state() else "")
+            raise UsageError(f"{self.path} is finished, but differs: {difference}; {todo}")
         LOG.info("%s is finished already; --overwrite makes it again", self.path)
         mark_complete()
         return True

@@ -14,15 +14,15 @@ from satm.errors import MissingRun, UsageError
 from satm.figures.base import figure_of
 from satm.figures.style import save
 from satm.results.columns import PACE
-from satm.results.exhibits import state_in_picture
+from satm.results.exhibits import FORMS, state_in_picture
 from satm.results.rows import read_rows
 from satm.run.lock import in_workflow
 from satm.run.progress import Progress
-from satm.storage.files import atomic_path
+from satm.storage.identity import hash_file
 from satm.tables.base import table_of
 from satm.tables.overview import markdown, overview, page, sentences
 from satm.tables.reader import Reader
-from satm.tables.render import Contents, csv_text, write_forms
+from satm.tables.render import Contents, csv_text, write_forms, write_text
 from satm.tables.scale_note import reductions
 from satm.version import shipped
 from satm.workflow.commands import workflow_command
@@ -83,13 +83,12 @@ def make_figure(resolver: Resolver, name: str, partial: bool = False) -> None:
         drawn = figure.draw(reader)
     pdf, png, csv = (Path(resolver.layout.figure(name, kind)) for kind in ("pdf", "png", "csv"))
     save(drawn.figure, pdf, drawn.tight)
+    write_text(csv, csv_text(drawn.frame))
     if drawn.png is None:
         save(drawn.figure, png, drawn.tight)
     else:
         drawn.png(png)
-    state_in_picture(png, identity)
-    with atomic_path(csv) as part:
-        part.write_text(csv_text(drawn.frame), encoding="utf-8")
+    state_in_picture(png, {**identity, FORMS: {path.suffix: hash_file(path) for path in (pdf, csv)}})
     _warn(reader)
     LOG.info("figure %s -> %s, %s, %s", name, png, pdf, csv)
 
@@ -111,11 +110,8 @@ def _alternatives(resolver: Resolver, path: str) -> Iterator[None]:
 def _warn(reader: Reader) -> None:
     for text in dict.fromkeys(reader.missing):
         LOG.warning("left out: %s", text)
-    if missing := list(dict.fromkeys(reader.unchecked)):
-        text = "%d synthetic sets are missing, so their results could not be compared with them; first %s"
-        LOG.warning(text, len(missing), missing[0])
-    for doubt in reader.doubts:
-        LOG.warning("%s", doubt)
+    for text in (*reader.gaps, *reader.doubts):
+        LOG.warning("%s", text)
 
 
 def predict_cost(config: Path, pace: Path, start_seconds: float) -> None:

@@ -35,7 +35,10 @@ def differences(expected: object, found: object, path: str = "") -> list[str]:
         return []
     if _is_hash(expected) and _is_hash(found):
         return [f"{path}: expected {expected[:8]}…, found {found[:8]}…"]
-    return [f"{path}: expected {expected!r}, found {found!r}"]
+    texts = [_shortened(value) for value in (expected, found)]
+    if texts[0] == texts[1]:
+        texts = [repr(expected), repr(found)]
+    return [f"{path}: expected {texts[0]}, found {texts[1]}"]
 
 
 def differing_fields(expected: object, found: object) -> str | None:
@@ -46,6 +49,13 @@ def differing_fields(expected: object, found: object) -> str | None:
 def described(found: Sequence[str]) -> str | None:
     """Return differences for a message, the first ones if there are many; None if there are none."""
     return some(found, most=MOST, between="; ") if found else None
+
+
+def _shortened(value: object) -> str:
+    """Return a value for a message, lists of numbers to six digits."""
+    if isinstance(value, list | tuple) and all(isinstance(each, float) for each in value):
+        return f"[{', '.join(f'{each:.6g}' for each in value)}]"
+    return repr(value)
 
 
 def _is_hash(value: object) -> TypeGuard[str]:

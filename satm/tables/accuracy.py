@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pandas
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from satm.config import FULL, TABLES, Cell, Layout, budgets
+from satm.config import FULL, PAIRED, TABLES, Cell, Layout, budgets
 from satm.errors import pick, suggest
 from satm.results.columns import COST
 from satm.tables.accuracy_grid import ALL, paired_grid, results_grid, rows_grid, step_size_notes
@@ -118,10 +118,10 @@ class AccuracyTable(TableKind):
         ]
 
     def make(self, reader: Reader, name: str) -> Contents:
-        """Return the contents of the table's files, including the paired comparison as `NAME-paired.csv`."""
+        """Return the contents of the table's files, including the paired comparison as `NAME-paired.csv` (`PAIRED`)."""
         frame, pairs = self.frame(reader, name), self.paired_frame(reader)
         shown = [rows_grid(frame), *([] if pairs.empty else [paired_grid(pairs)])]
-        return Contents(frame, [self.grid(reader, name, frame)], beside={"-paired": pairs}, shown=shown)
+        return Contents(frame, [self.grid(reader, name, frame)], beside={PAIRED: pairs}, shown=shown)
 
     def frame(self, reader: Reader, name: str) -> pandas.DataFrame:
         """Return one row per dataset, ipc, network and method."""

@@ -16,7 +16,7 @@ from satm.storage.files import expect
 from satm.storage.identity import Identity, differing_fields
 from satm.workflow.asked import sets_of, wildcards
 from satm.workflow.commands import command_of, remedy
-from satm.workflow.provenance import Provenance
+from satm.workflow.provenance import Provenance, stated_identity
 from satm.workflow.rules import RULES
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Reader:
     missing: list[str] = field(default_factory=list, init=False)
     """Descriptions of the runs that were left out, each with the command that makes it."""
 
-    unchecked: list[str] = field(default_factory=list, init=False)
-    """Missing synthetic sets of results, which could therefore not be compared with them."""
+    unchecked: dict[str, dict[str, None]] = field(default_factory=dict, init=False)
+    """Missing synthetic sets and image files of results, which could therefore not be compared with them, by kind."""
 
     doubts: dict[str, None] = field(default_factory=dict, init=False)
     """Doubts about images, experts and synthetic sets that the results state, each once."""
@@ -195,9 +195,10 @@ class Reader:
                 if (actual := getattr(data, axis)) != value:
                     raise UsageError(f"{what} is of {axis} {actual}, expected {value}; make it again")
         self._compare(what, "distill", cell.axes)
-        if (whitening := data.whitening_path) is not None and not whitening.is_file():
+        if (whitening := data.whitening_path) is not None and stated_identity(whitening) is None:
+            state = "damaged" if whitening.is_file() else "missing"
             todo = self.remedy("zca", dataset=self.resolver.whole(cell.dataset))
-            raise MissingRun(f"{what} is of whitened images, and the whitening {whitening} is missing; {todo}")
+            raise MissingRun(f"{what} is of whitened images, and the whitening {whitening} is {state}; {todo}")
         return data
 
     def analysis(self, what: str, cells: Sequence[Cell]) -> pandas.DataFrame:
@@ -217,27 +218,40 @@ class Reader:
 
     def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
         """Refuse a result, described by `what`, that differs from what is asked for, or whose inputs do."""
-        for cell in sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else ():
-            if not Path(path := self.resolver.layout.distilled(cell)).is_file():
-                self.unchecked.append(path)
+        layout, dataset = self.resolver.layout, self.resolver.whole(str(names["dataset"]))
+        sets = sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else []
+        behind = {"synthetic sets": [*map(layout.distilled, sets)], "image files": [layout.images(dataset)]}
+        for kind, paths in behind.items():
+            missing = (path for path in paths if not Path(path).is_file())
+            self.unchecked.setdefault(kind, {}).update(dict.fromkeys(missing))
+        if changed := self._provenance.changed_files(dataset):
+            self.doubts[f"images of {dataset}: {changed}"] = None
         if difference := self._provenance.difference(rule, **names):
             todo = self.remedy(rule, **names)
             raise MissingRun(f"{what} is not what the campaign asks for: {difference}; {todo}")
 
     @property
+    def gaps(self) -> list[str]:
+        """A sentence for each kind of missing file with which results could not be compared."""
+        return [
+            f"Missing {kind}: {len(paths)}, so their results could not be compared with them. First: {min(paths)}."
+            for kind, paths in self.unchecked.items()
+            if paths
+        ]
+
+    @property
     def notes(self) -> list[str]:
         """The remarks, and what makes the numbers doubtful or incomplete.
 
-        These are doubts about images, experts and synthetic sets, sets that are missing, and the number of runs that
-        were left out, with the command of the first.
+        These are doubts about images, experts and synthetic sets, sets and images that are missing, and the number of
+        runs that were left out, with the command of the first.
         """
-        missing, unchecked = list(dict.fromkeys(self.missing)), list(dict.fromkeys(self.unchecked))
+        missing = list(dict.fromkeys(self.missing))
         more = f" And {len(missing) - 1} more." if len(missing) > 1 else ""
-        gone = f"Missing synthetic sets: {len(unchecked)}, so their results could not be compared with them."
         return [
             *self.remarks,
             *(f"Doubtful: {shortened(doubt)}." for doubt in self.doubts),
-            *(f"{gone} First: {first}." for first in unchecked[:1]),
+            *self.gaps,
             *(f"Left out: {first}.{more}" for first in missing[:1]),
         ]
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from satm.config import Layout
-from satm.results.exhibits import page_metadata
+from satm.results.exhibits import FORMS, page_metadata, stated_by_exhibit
 from satm.storage.files import atomic_path
-from satm.storage.identity import Identity
+from satm.storage.identity import Identity, hash_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,11 +97,21 @@ class Contents:
     """Grids for the terminal; empty: `grids`."""
 
     def write(self, layout: Layout, name: str, identity: Identity | None = None) -> None:
-        """Write all forms of the table of this name; the page states the identity (errors: `write_forms`)."""
-        for added, frame in self.beside.items():
-            write_forms(layout, f"{name}{added}", csv=csv_text(frame))
+        """Write all forms of the table of this name (errors: `atomic_path`).
+
+        The page states the identity, and the hashes of the other forms.
+        """
         markdown, latex = ("\n".join(form(grid) for grid in self.grids) for form in (Grid.markdown, Grid.latex))
-        write_forms(layout, name, csv=csv_text(self.frame), md=markdown, tex=latex, html=self.page(identity))
+        forms = {".csv": csv_text(self.frame), ".md": markdown, ".tex": latex}
+        forms |= {f"{added}.csv": csv_text(frame) for added, frame in self.beside.items()}
+        page = Path(layout.table(name, "html"))
+        earlier = (stated_by_exhibit(page) or {}).get(FORMS, {})
+        for ending in {*earlier} - {*forms}:  # of the kind that the table had before
+            page.with_name(f"{name}{ending}").unlink(missing_ok=True)
+        for ending, text in forms.items():
+            write_text(page.with_name(f"{name}{ending}"), text)
+        hashes = {FORMS: {ending: hash_bytes(text.encode()) for ending, text in forms.items()}}
+        write_text(page, self.page({**identity, **hashes} if identity else None))
 
     def page(self, identity: Identity | None = None) -> str:
         """Return the grids with their notes as one self-contained HTML page, which states the identity, if any."""
@@ -124,8 +134,13 @@ class Contents:
 def write_forms(layout: Layout, name: str, **forms: str) -> None:
     """Write texts of a table as its files, by their endings (errors: `atomic_path`)."""
     for kind, text in forms.items():
-        with atomic_path(Path(layout.table(name, kind))) as part:
-            part.write_text(text, encoding="utf-8")
+        write_text(Path(layout.table(name, kind)), text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as a file (errors: `atomic_path`)."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def csv_text(frame: pandas.DataFrame) -> str:

@@ -17,13 +17,13 @@ Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
 
 DECODING = {
-    *("source", "path", "train", "test", "image_column", "label_column", "classes", "size"),
-    *("validation", "split_seed", "mean", "std"),
+    *("source", "image_column", "label_column", "classes", "size", "validation", "split_seed", "mean", "std"),
 }
-"""Options of a dataset that determine its stored images; they reach later stages through that file."""
+"""Options of a dataset that determine its stored images; they reach later stages through that file. Where the files lie
+(`path`, `train`, `test`) is not among them: the files themselves are compared (`satm.config.source_files`)."""
 
-MEANING = DECODING - {"path", "train", "test", "image_column", "label_column"}
-"""Those of them that hold wherever the files lie."""
+MEANING = DECODING - {"image_column", "label_column"}
+"""Those of them that mean the same in files of another layout."""
 
 WHITENING = ("eps", "per_image", "relative")
 """Options of a dataset's whitening, without the `zca_` before each name."""

@@ -21,7 +21,7 @@ from satm.config import (
     load_campaign,
     load_presets,
     load_yaml,
-    lost_augmentation,
+    lost_options,
     parse,
     root_of,
     stated_contents,
@@ -64,18 +64,23 @@ def load_checked(path: Path) -> Resolver:
     used = list(dict.fromkeys(resolver.whole(cell.dataset) for exhibit in shown for cell in exhibit.runs()))
     refuse(_changed(resolver, used), str(path))
     for name in used:
-        if doubt := lost_augmentation(resolver.dataset(name)):
+        if doubt := lost_options(resolver.dataset(name)):
             print(f"satm: warning: {path}: datasets.{name} {doubt}", file=sys.stderr)
     return resolver
 
 
 def _changed(resolver: Resolver, datasets: Collection[str]) -> Iterator[str]:
-    """Yield the datasets whose files have changed since their images were stored; to repeat all would cost much."""
+    """Yield the datasets whose files have changed since their images were stored, because repeating all costs much.
+
+    What their option `allow` accepts is warned of.
+    """
     provenance = Provenance(resolver)
     for name in datasets:
-        if difference := provenance.changed_files(name):
-            again = command_of(resolver, "images", {"dataset": name}, overwrite=True)
-            yield f"datasets.{name}: {difference}; to make them again: {again}"
+        if difference := provenance.refused_files(name):
+            path, again = resolver.layout.images(name), command_of(resolver, "images", {"dataset": name})
+            yield f"datasets.{name}: the images {path} are out of date: {difference}; to make them again: {again}"
+        elif difference := provenance.changed_files(name):
+            print(f"satm: warning: {resolver.path}: datasets.{name}: {difference}", file=sys.stderr)
 
 
 STAND_INS: Mapping[str, Mapping[str, Any]] = {

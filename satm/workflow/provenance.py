@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from satm.config import REVISIONS, Cell, Resolver, data_path, expand
 from satm.config.base import numbers
+from satm.config.datasets import built_in
 from satm.config.source_files import source_state
-from satm.results.exhibits import stated_by_exhibit
+from satm.results.exhibits import FORMS, stated_by_exhibit
 from satm.results.rows import METADATA_KEY
 from satm.storage.identity import Identity, described, differences, differing_fields, hash_json, hash_path
 from satm.workflow.asked import Asked, Chosen, cell_of, of_images, of_whitening, params, wildcards
@@ -59,6 +60,7 @@ class Provenance:
         self._stated: Callable[[Path], Identity | None] = cache(stated_identity)
         self._hash: Callable[[Path], str] = cache(hash_path)
         self._known: dict[tuple[object, ...], str | None] = {}
+        self._changed: dict[str, str | None] = {}
 
     def difference(self, rule: str, **names: object) -> str | None:
         """Return in what the results of a job differ from what is asked for now; None: in nothing, or there are none.
@@ -100,6 +102,10 @@ class Provenance:
         if (stated := stated_by_exhibit(path)) is None:
             return f"{path} does not state what it shows"
         asked, stated = json.loads(json.dumps(self._identity_of(rule, name, partial, shown))), {**stated}
+        for ending, sha256 in stated.pop(FORMS, {}).items():
+            file = path.with_name(f"{name}{ending}")
+            if not file.is_file() or self._hash(file) != sha256:
+                return f"{file} is not the file that was made with it"
         others = stated.pop("files", None) != asked.pop("files")
         return differing_fields(asked, stated) or ("the results that it shows are others now" if others else None)
 
@@ -117,52 +123,72 @@ class Provenance:
         return hashes
 
     def changed_files(self, dataset: str) -> str | None:
-        """Return whether the files that a dataset's stored images were made from are others today.
+        """Return in what the files of a dataset differ from those that its stored images were made from.
 
-        None: they are not, or they or the images are not there, or the images are to be made with other options, or the
-        dataset's option `allow` accepts it.
+        None: in nothing, or the files or the images are not there, or the images are to be made with other options.
         """
-        path, options = self._resolver.file(self._resolver.layout.images(dataset)), self._resolver.dataset(dataset)
-        images = self._stated(path) or {}
-        then, asked = images.get("source"), of_images(self._resolver, wildcards({"dataset": dataset}))
-        if then is None or "changed-files" in options.allow or differing_options(asked, images):
+        if dataset not in self._changed:
+            self._changed[dataset] = self._compare_files(dataset)
+        return self._changed[dataset]
+
+    def refused_files(self, dataset: str) -> str | None:
+        """Return `changed_files` and how to accept them; None also if the dataset's option `allow` does."""
+        if (changed := self.changed_files(dataset)) is None or accepts_changes(self._resolver, dataset):
+            return None
+        entry = "`allow: [changed-files]` to the dataset's options"
+        if dataset not in self._resolver.campaign.datasets:
+            entry = f"`datasets: {{{dataset}: {built_in(dataset)[:-1]}, allow: [changed-files]}}}}` to the campaign"
+        return f"{changed}; to keep the images as they are, add {entry}"
+
+    def _compare_files(self, dataset: str) -> str | None:
+        options = self._resolver.dataset(dataset)
+        images = self._stated(self._resolver.file(self._resolver.layout.images(dataset))) or {}
+        if (then := images.get("source")) is None:
+            return None
+        if differing_options(of_images(self._resolver, wildcards({"dataset": dataset})), images):
             return None
         if (now := source_state(options)) in (None, then):
             return None
         same = all(then[name] == now[name] for name in ("files", "bytes"))
         counts = "as many, but of other names or sizes" if same else f"then {_counted(then)}, now {_counted(now)}"
-        return (
-            f"the images {path} were made from other files than those in {data_path(options)} today ({counts}); "
-            "to keep the images, set `allow: [changed-files]` for the dataset"
-        )
+        return f"the files in {data_path(options)} are no longer those that they were made from ({counts})"
 
     def remedy(self, rule: str, **names: object) -> str:
         """Return what to do about results that are missing or differ, for a message: the command that makes them.
 
-        If the job (arguments: `difference`) needs results that are missing or differ as well, the command that makes
-        the first of these comes before it.
+        If the job (arguments: `difference`) needs results that are missing or differ as well, the commands that make
+        these come before it, in their order.
         """
-        first, of = self._first(rule, names)
-        make = f"make it with: {self._command(rule, names)}"
-        if first == rule or {first, rule} == set(TOGETHER):
-            return make
-        return f"begin with: {self._command(first, of)}; then {make}"
+        jobs = self._behind(rule, names)
+        commands = list(dict.fromkeys(self._command(*job) for job in jobs))
+        if len(commands) == 1:
+            return f"make it with: {commands[0]}"
+        reason, told = self.difference(jobs[0][0], **jobs[0][1]), self.difference(rule, **names) or ""
+        because = f" ({reason})" if reason and reason not in told else ""
+        between = "".join(f"; then: {command}" for command in commands[1:-1])
+        return f"begin with: {commands[0]}{because}{between}; then make it with: {commands[-1]}"
 
     def _command(self, rule: str, names: Mapping[str, object]) -> str:
         root = self._resolver.layout.root
         paths = [pattern.format(**{**names, "root": root}) for pattern in RULES[rule].outputs.values()]
         exists = any(self._resolver.file(path).is_file() for path in paths)
-        return command_of(self._resolver, rule, names, overwrite=exists)
+        # Of images whose files have changed, the command itself says whether anything else has to be made again.
+        changed = rule == "images" and self.changed_files(str(names["dataset"])) is not None
+        return command_of(self._resolver, rule, names, overwrite=exists and not changed)
 
-    def _first(self, rule: str, names: Mapping[str, object]) -> tuple[str, Mapping[str, object]]:
-        graph = Graph(Single(self._resolver))
+    def _behind(self, rule: str, names: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
+        """Return a job after those that it needs and whose results are missing or differ."""
+        graph, jobs = Graph(Single(self._resolver)), list[tuple[str, Mapping[str, object]]]()
         for files in RULES[rule].inputs.values():
             for path in files(self._resolver, wildcards(names)):
                 job = graph.maker(path)
                 own = {name: value for name, value in job.names if name != "root"}
                 if not self._resolver.file(path).is_file() or self.difference(job.rule, **own):
-                    return self._first(job.rule, own)
-        return rule, names
+                    jobs += self._behind(job.rule, own)
+        if any(before == "images" and self.refused_files(str(of["dataset"])) for before, of in jobs):
+            jobs = jobs[:1]  # whether the others differ depends on what becomes of the images
+        together = jobs and (jobs[-1][0], rule) == TOGETHER  # the command for the parts also joins them
+        return jobs if together else [*jobs, (rule, names)]
 
     def distillation(self, cell: Cell) -> dict[str, Any]:
         """Return options and experts of a stored synthetic set, for the identity of results at it."""
@@ -200,21 +226,21 @@ class Provenance:
         images = self._stated(path) or {}
         if found := differing_options(of_images(self._resolver, wildcards({"dataset": whole})), images):
             return f"the images {path} were made with other options: {described(found)}"
-        if difference := self.changed_files(whole):
-            return difference
+        if difference := self.refused_files(whole):
+            return difference if rule == "images" else f"the images {path} are out of date: {difference}"
+        # A step of a dataset has images of its own, in the space of the whole dataset.
+        made_with = {stated.get("whole"), stated.get("data") if whole == dataset else None} - {None}
+        if "hash" in images and made_with - {images["hash"]}:
+            return f"it was made with other images than those in {path} today"
         whitening: Identity = {}  # stays empty for what does not depend on it: images, and the whitening itself
-        if self._resolver.dataset(whole).zca and "data" in RULES[rule].inputs:
+        if self._resolver.dataset(whole).zca and rule not in ("images", "zca"):
             path = self._resolver.file(layout.zca(whole))
             whitening = self._stated(path) or {}
             if found := differing_options(of_whitening(self._resolver, wildcards({"dataset": whole})), whitening):
                 return f"the whitening {path} was fitted with other options: {described(found)}"
-        # A step of a dataset has images of its own, in the space of the whole dataset.
-        today: dict[str, Any] = {"data": images["hash"]} if "hash" in images and whole == dataset else {}
-        today |= {"whole": images["hash"]} if "hash" in images else {}
-        today["preprocessing"] = {name: images[name] for name in ("mean", "std") if name in images}
-        if "hash" in whitening:
-            today["preprocessing"]["whitening_hash"] = whitening["hash"]
-        if found := differing_options(today, stated):
+        space = {name: images[name] for name in ("mean", "std") if name in images}
+        space |= {"whitening_hash": whitening["hash"]} if "hash" in whitening else {}
+        if found := differing_options({"preprocessing": space}, stated):
             return described(found)
         sets = {dataset: stated["distilled"]} if "distilled" in stated else stated.get("sets", {})
         for source, sha256 in sets.items():
@@ -283,9 +309,14 @@ class Provenance:
         return None
 
 
+def accepts_changes(resolver: Resolver, dataset: str) -> bool:
+    """Return whether a dataset's option `allow` accepts that its files change after its images were stored."""
+    return "changed-files" in resolver.dataset(dataset).allow
+
+
 def _counted(source: Mapping[str, Any]) -> str:
-    size = source.get("bytes")
-    return f"{source.get('files'):,} files" + ("" if size is None else f" of {size:,} bytes")
+    size = source["bytes"]
+    return f"{source['files']:,} files" + ("" if size is None else f", {size:,} bytes in total")
 
 
 def _is_rated(identity: object) -> TypeGuard[Identity]:
