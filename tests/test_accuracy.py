@@ -432,7 +432,8 @@ def test_some_methods_are_tested_with_some_networks_only(tmp_path: Path) -> None
         **{"networks": ["vgg11", "alexnet"], "methods_on": {"alexnet": ["ratbptt"]}},
         "published_as": {"direct": "ratbptt-direct"},
     }
-    campaign = Campaign.model_validate({"tables": {"ratbptt-table2": table}})
+    methods = {"direct": {"method": "ratbptt", "blocks": 1}}
+    campaign = Campaign.model_validate({"methods": methods, "tables": {"ratbptt-table2": table}})
     resolver = Resolver(campaign, (), str(tmp_path / "results"))
     files = resolver.table("ratbptt-table2").files(resolver.layout, "ratbptt-table2")
     assert sum("evaluation" in path for path in files) == 3
