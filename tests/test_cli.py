@@ -101,8 +101,11 @@ def test_a_campaign_leaves_its_files(campaign: Path) -> None:
             ("distill", *CELL[:-1], "500", "--method", "random"),
             ("ipc 500 is too large", "use a smaller ipc"),
         ),
-        (("distill", *CELL, "--method", "mtt", "--max-start-epoch", "9"), ("ends at epoch 9, the experts have 3",)),
-        (("distill", *CELL, "--method", "mtt", "--expert-epochs", "9"), ("the experts have 3",)),
+        (
+            ("distill", *CELL, "--method", "mtt", "--max-start-epoch", "9"),
+            ("to epoch 9 goes beyond the 3 epochs",),
+        ),
+        (("distill", *CELL, "--method", "mtt", "--expert-epochs", "9"), ("goes beyond the 3 epochs of the experts",)),
         (("distill", *CELL, "--method", "mtt", "--min-start-epoch", "2"), ("raise max_start_epoch",)),
         (("distill", *CELL, "--method", "mtt", "--experts", "sdg"), ("unknown experts 'sdg'", "Did you mean 'sgd'?")),
         (("distill", *CELL, "--method", "mtt", "--selection", "validation"), ("held-out images; set validation",)),

@@ -49,20 +49,20 @@ PLANNED: list[tuple[str, dict[str, Any], str]] = [
     (
         "max_start_epoch",
         mine("mtt", max_start_epoch=5),
-        "max_start_epoch: a segment from epoch 4 over 1 epochs ends at",
+        "max_start_epoch: a segment from epoch 4 to epoch 5",
     ),
     (
         "expert_epochs",
         mine("mtt", expert_epochs=4),
-        "ends at epoch 5, the experts have 4; lower max_start_epoch or expert",
+        "goes beyond the 4 epochs of the experts; lower max_start_epoch or expert",
     ),
     ("start_epoch", mine("mtt", start_epoch=4), "start_epoch: a segment from epoch 4"),
-    ("monitor", mine("mtt", monitor=6), "monitor: a segment from epoch 5 over 1 epochs"),
+    ("monitor", mine("mtt", monitor=6), "monitor: a segment from epoch 5 to epoch 6"),
     ("one monitored expert", mine("mtt", monitor=1), "monitor holds out the last expert, so it needs at least 2"),
     (
         "a derived method",
         {**mine("mtt"), "tables": table("mine-at-epoch-4")},
-        "mine-at-epoch-4 on digits at ipc 1: start_epoch: a segment from epoch 4 over 1 epochs ends at epoch 5",
+        "mine-at-epoch-4 on digits at ipc 1: start_epoch: a segment from epoch 4 to epoch 5",
     ),
     ("contra", mine("mtt", concurrent=3, distance=2), "concurrent, distance: a segment from epoch 4"),
     ("datm", mine("mtt", segments="expanding"), "segments 'expanding' does not go with expand_from None"),
@@ -582,5 +582,5 @@ def test_the_check_of_a_network_refuses_what_cannot_be_built(name: str, size: in
 def test_presets_change_what_is_checked() -> None:
     content = {"experts": {"sgd": {"epochs": 2}}, "tables": table("mtt", dataset="cifar10")}
     with_presets = Resolver(parse(Campaign, content, "test"), load_presets(), "results/test", Path("test.yaml"))
-    with pytest.raises(UsageError, match=r"mtt on cifar10 at ipc 1: max_start_epoch: a segment .*the experts have 2"):
+    with pytest.raises(UsageError, match=r"mtt on cifar10 at ipc 1: max_start_epoch: a segment .*the 2 epochs of the"):
         check(with_presets)

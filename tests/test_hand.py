@@ -66,7 +66,7 @@ SHORT = ("--iterations", "2", "--inner-steps", "2", "--expert-epochs", "1", "--m
 
 def test_without_a_campaign_the_next_command_knows_the_options_of_the_last(alone: Path, refused: Refuse) -> None:
     told = refused("distill", *CELL, "mtt", *SHORT[:-1], "9")
-    assert "ends at epoch 9, the experts have 4" in told
+    assert "to epoch 9 goes beyond the 4 epochs of the experts" in told
     assert main(["distill", *CELL, "mtt", *SHORT]) == 0
     assert main(["evaluate", *CELL, "mtt", "--repeats", "1", "--epochs", "2"]) == 0
     default = HAND / "default"

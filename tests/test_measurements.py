@@ -78,8 +78,8 @@ def test_monitored_losses_are_those_of_the_held_out_expert(problem: Problem) -> 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"start_epoch": 4}, "start_epoch: a segment from epoch 4 over 1 epochs ends at epoch 5, the experts have 4"),
-        ({"monitor": 5}, "monitor: a segment from epoch 4 over 1 epochs ends at epoch 5, the experts have 4"),
+        ({"start_epoch": 4}, "start_epoch: a segment from epoch 4 to epoch 5 goes beyond the 4 epochs of the experts"),
+        ({"monitor": 5}, "monitor: a segment from epoch 4 to epoch 5 goes beyond the 4 epochs of the experts"),
         ({"start_epoch": 0, "segments": "expanding", "expand_from": 1}, "leave one of them out"),
     ],
 )

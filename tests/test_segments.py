@@ -144,9 +144,9 @@ class Untouched:
     [
         (
             {"max_start_epoch": 4},
-            r"from epoch 3 over 2 epochs ends at epoch 5, the experts have 4; lower max_start_epoch or expert_epochs",
+            r"from epoch 3 to epoch 5 goes beyond the 4 epochs of the experts; lower max_start_epoch or expert_epochs",
         ),
-        ({"expert_epochs": 5}, "from epoch 2 over 5 epochs ends at epoch 7, the experts have 4"),
+        ({"expert_epochs": 5}, "from epoch 2 to epoch 7 goes beyond the 4 epochs of the experts"),
         ({"min_start_epoch": 3}, r"\[min_start_epoch, max_start_epoch\), got \[3, 3\); raise max_start_epoch"),
         ({"min_start_epoch": 4}, r"got \[4, 3\); raise max_start_epoch"),
         ({"segments": "expanding"}, "segments 'expanding' does not go with expand_from None; expanding segments need"),
@@ -166,7 +166,7 @@ class Untouched:
         ),
         (
             {"concurrent": 4},
-            "concurrent, distance: a segment from epoch 3 over 2 epochs ends at epoch 5, the experts have 4; lower "
+            "concurrent, distance: a segment from epoch 3 to epoch 5 goes beyond the 4 epochs of the experts; lower "
             "concurrent, distance or expert_epochs",
         ),
         ({"concurrent": 4, "distance": None}, "concurrent 4 segments do not fit between .*lower concurrent or set"),
@@ -241,7 +241,7 @@ def test_contras_published_segments_fit_experts_of_72_epochs(row: str) -> None:
     needed = max(int(most) - 1, last) + int(length)
     assert not [*checks.segments(checked, needed)]  # type: ignore[arg-type]
     text, *_ = checks.segments(checked, needed - 1)  # type: ignore[arg-type]
-    assert f"the experts have {needed - 1}" in text
+    assert f"the {needed - 1} epochs of the experts" in text
 
 
 def test_experts_that_do_not_move_are_refused(problem: Problem, tmp_path: Path) -> None:

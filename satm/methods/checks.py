@@ -112,8 +112,8 @@ def segments(options: MatchingOptions, epochs: int | None) -> Iterator[str]:
     for option, start in starts.items():
         if epochs is not None and start is not None and start + length > epochs:
             yield (
-                f"{option}: a segment from epoch {start} over {length} epochs ends at epoch {start + length}, the "
-                f"experts have {epochs}; lower {option} or expert_epochs, or train longer experts"
+                f"{option}: a segment from epoch {start} to epoch {start + length} goes beyond the {epochs} epochs of "
+                f"the experts; lower {option} or expert_epochs, or train longer experts"
             )
 
 

@@ -17,6 +17,7 @@ from satm.methods.parts.labels import expert_labels
 from satm.results.columns import EVALUATION
 from satm.stages.inputs import Inputs
 from satm.stages.job import Job, Row
+from satm.tables.render import in_numbers
 
 LOG = logging.getLogger("satm")
 
@@ -100,8 +101,9 @@ def _summarise(rows: Sequence[Row], form: Form, target: Path) -> None:
     trained = [row["accuracy"] for row in rows if not math.isnan(row["accuracy"])]
     if lost := len(rows) - len(trained):
         LOG.warning(
-            "%d of %d networks%s diverged at step size %g; set lr to a smaller number, or to searched",
-            *(lost, len(rows), form.text, rows[0]["rate"]),
+            "%d of %s%s diverged at step size %g; set lr to a smaller number, or to searched",
+            *(lost, in_numbers([len(rows)], "network"), form.text, rows[0]["rate"]),
         )
     mean, split = sum(trained) / len(trained) if trained else math.nan, form.options.split
-    LOG.info("mean %s accuracy of %d networks%s %.4f -> %s", split, len(trained), form.text, mean, target)
+    networks = in_numbers([len(trained)], "network")
+    LOG.info("mean %s accuracy of %s%s %.4f -> %s", split, networks, form.text, mean, target)
