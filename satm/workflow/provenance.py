@@ -143,8 +143,9 @@ class Provenance:
     def _compare_files(self, dataset: str) -> str | None:
         options = self._resolver.dataset(dataset)
         images = self._stated(self._resolver.file(self._resolver.layout.images(dataset))) or {}
-        if (then := images.get("source")) is None:
-            return None
+        then = images.get("source")
+        if not isinstance(then, Mapping) or not {"files", "bytes"} <= then.keys():
+            return None  # of an earlier version, or of no files that may change
         if differing_options(of_images(self._resolver, wildcards({"dataset": dataset})), images):
             return None
         if (now := source_state(options)) in (None, then):
