@@ -62,7 +62,7 @@ class AnimationFigure(CellsFigure):
         states = [data.at(place) for place in range(len(data.history))]
         blocks = [Block(str(state.iteration), state) for state in states]
         frame = clipped_frame(states)
-        note = " ".join([clipping_note(frame), *reader.notes])
+        note = " ".join([clipping_note(frame), *reader.notes]).strip()
         figure = draw_images(blocks, title, note, self.classes, self.per_class)
         png = partial(write_animation, states, classes=self.classes, per_class=self.per_class)
         return Drawn(figure, frame, png, dict(TIGHT))

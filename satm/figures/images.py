@@ -61,5 +61,5 @@ class ImagesFigure(CellsFigure):
             blocks.append(Block(label, data))
         title = self.title or (f"{cell_title(*cells[0][:2])}, seed {cells[0].seed}" if not several else "")
         frame = clipped_frame([block.data for block in blocks])
-        note = " ".join([clipping_note(frame), *reader.notes])
+        note = " ".join([clipping_note(frame), *reader.notes]).strip()
         return Drawn(draw_images(blocks, title, note, self.classes, self.per_class), frame, tight=dict(TIGHT))
