@@ -1,5 +1,6 @@
 """What a campaign takes before it starts: its jobs, what they do, how long that takes somewhere."""
 
+import itertools
 import json
 import math
 import os
@@ -13,11 +14,12 @@ from typing import Any
 import pandas
 import pytest
 from conftest import TINY
+from PIL import Image
 
 from satm.cli import main
-from satm.config import Resolver
+from satm.config import Resolver, load_campaign
 from satm.cost.forecast import STEP_WITH_GRAPH, Pace, cost, disk
-from satm.cost.workload import Piece, Share, assumptions, pieces, shape, shares
+from satm.cost.workload import ASSUMED_CLASSES, Piece, Share, assumptions, pieces, shape, shares
 from satm.errors import UsageError
 from satm.results.columns import PACE
 from satm.results.rows import read_rows, write_rows
@@ -243,6 +245,27 @@ def test_unknown_shapes_are_assumed(planned: tuple[Campaigns, Resolver, list[Job
     told = assumptions(paper, [Job("images", (("dataset", name),)) for name in names])
     assert [text.split()[2] for text in told] == ["imagenette,", "imagenet1k,"]
     assert "10 classes of 1300 training images, 128 x 128" in told[0] and "set classes in its entry" in told[1]
+
+
+def test_prepared_images_are_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, (part, label) in enumerate(itertools.product(("train", "train", "test"), ("ant", "bee", "cat"))):
+        path = Path(f"photos/{part}/{label}/{index}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 6), (9 * index, 5 * index, 90 + index)).save(path)
+    entries = "photos: {source: folder, path: photos}, two: {source: folder, path: photos, classes: [0, 2]}"
+    Path("c.yaml").write_text(f"datasets: {{{entries}}}")
+    for name, classes in (("photos", 3), ("two", 2)):
+        jobs = [Job("images", (("dataset", name),))]
+        assert assumptions(load_campaign(Path("c.yaml")), jobs)
+        assert main(["data", "--config", "c.yaml", "--dataset", name]) == 0
+        resolver = load_campaign(Path("c.yaml"))
+        seen = shape(resolver, name)
+        assert (seen.images, seen.test_images, seen.classes, seen.pixels) == (2 * classes, classes, classes, 108)
+        assert assumptions(resolver, jobs) == []
+    assert shape(resolver, "two-order-0-step-1-of-2").images == 2
+    Path("c.yaml").write_text(f"datasets: {{{entries.replace('path: photos}', 'path: photos, size: 8}')}}}")
+    assert shape(load_campaign(Path("c.yaml")), "photos").classes == ASSUMED_CLASSES
 
 
 def test_measuring_the_pace_resumes(

@@ -7,7 +7,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
+
+from safetensors import safe_open
 
 from satm.config import CLASSES, Cell, EvaluateOptions, ExpertsOptions, Resolver, canonical
 from satm.config.base import numbers
@@ -15,9 +19,10 @@ from satm.config.class_order import split_classes
 from satm.config.datasets import SOURCE_CONTENTS
 from satm.evaluation.candidates import fitting
 from satm.evaluation.search import sample
-from satm.workflow.asked import Wildcards, cell_of, schedule
+from satm.workflow.asked import Wildcards, cell_of, of_images, schedule, wildcards
 from satm.workflow.graph import Job
 from satm.workflow.options import experts_of, method_options
+from satm.workflow.provenance import differing_options, stated_identity
 
 Network = Mapping[str, Any]
 """`{"network": registered name, option: value…}`."""
@@ -94,8 +99,13 @@ class Share:
 
 
 def shape(resolver: Resolver, dataset: str) -> Shape:
-    """Return the shape of a dataset from its options alone; its files need not exist."""
-    options = resolver.dataset(dataset)
+    """Return the shape of a dataset from its prepared images, or else from its options; its files need not exist."""
+    options, whole_name = resolver.dataset(dataset), resolver.whole(dataset)
+    if (prepared := prepared_images(resolver, whole_name)) is not None:
+        # A step of a dataset has some of its classes.
+        part = (resolver.classes(dataset) if resolver.step(dataset) else prepared.classes) / prepared.classes
+        counts = {name: round(part * getattr(prepared, name)) for name in ("classes", "images", "test_images")}
+        return replace(prepared, **counts, augment=options.augment)
     size, images, tests = SIZES.get(options.source, ASSUMED)
     whole = CLASSES.get(options.source, ASSUMED_CLASSES)
     classes = whole if options.classes is None else len(options.classes)
@@ -105,14 +115,39 @@ def shape(resolver: Resolver, dataset: str) -> Shape:
     return Shape(channels, options.size or size, classes, images, tests, options.augment)
 
 
+def prepared_images(resolver: Resolver, dataset: str) -> Shape | None:
+    """Return the shape of a dataset's prepared images.
+
+    None: there are none with its options of today, or its source always has the same ones.
+    """
+    options, path = resolver.dataset(dataset), Path(resolver.layout.images(dataset))
+    if options.source in SIZES or not path.is_file():
+        return None
+    stated, *shapes = _stored(path, path.stat().st_mtime_ns)
+    if not shapes or differing_options(of_images(resolver, wildcards({"dataset": dataset})), stated):
+        return None
+    (images, channels, size, _), (tests, *_) = shapes
+    return Shape(channels, size, len(stated["class_names"]), images, tests, options.augment)
+
+
+@cache
+def _stored(path: Path, changed: int) -> tuple[Any, ...]:
+    """Return what a file of images states, and the shapes of its training and test images; `changed`: its time."""
+    if (stated := stated_identity(path)) is None:
+        return ({},)
+    with safe_open(path, framework="numpy") as file:
+        return stated, *(file.get_slice(f"{part}.images").get_shape() for part in ("train", "test"))
+
+
 def assumptions(resolver: Resolver, jobs: Iterable[Job]) -> list[str]:
     """Describe what is assumed about datasets whose size is known only from their files."""
     texts = []
     for name in [job.wildcards.dataset for job in jobs if job.rule == "images"]:
         options, seen = resolver.dataset(name), shape(resolver, name)
-        if options.source not in SIZES:
+        if options.source not in SIZES and prepared_images(resolver, name) is None:
             missing = [option for option in ("size", "classes") if getattr(options, option) is None]
-            advice = f"; set {' and '.join(missing)} in its entry to correct this" if missing else ""
+            wrong = " and ".join(missing)
+            advice = f"; set {wrong} in its entry to correct this, or prepare its images" if missing else ""
             each = ASSUMED[1] // ASSUMED_CLASSES
             texts.append(
                 f"Assumed for {name}, whose files are not read: {seen.classes} classes of {each} training images, "
