@@ -359,7 +359,6 @@ def test_words_and_numbers_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         (f"tables: {{t: {{kind: acuracy, {CELL}}}}}", "tables.t: unknown kind of table 'acuracy'; .* mean 'accuracy'?"),
         (f"tables: {{t: {{kind: search, {CELL}, smple: 3}}}}", "unknown option 'tables.t.smple'.*mean 'sample'?"),
         (f"tables: {{t: {{{CELL}, sharpness: [satm]}}}}", "tables.t: sharpness names 'satm', which is not among"),
-        (f"tables: {{t: {{{CELL}, sharpness: [mtt]}}}}", "sharpness compares different methods, got"),
         ("tables: {t: {datasets: {digits: [1]}, methods: []}}", "tables.t: methods is empty, so .* name a method"),
         (f"tables: {{t: {{{CELL}, compare: [[mtt, mtt]]}}}}", "tables.t: compare has 'mtt' against itself; name two"),
         (f"tables: {{t: {{{CELL}, seeds: []}}}}", "tables.t.seeds: list should have at least 1 item, got \\[\\]$"),

@@ -95,8 +95,6 @@ class AccuracyTable(TableKind):
                 if method not in self.methods:
                     hint = suggest(method, [*self.methods])
                     raise ValueError(f"{option} names {method!r}, which is not among methods; add it there.{hint}")
-        if len(set(self.sharpness)) < len(self.sharpness) or len(self.sharpness) == 1:
-            raise ValueError(f"sharpness compares different methods, got {list(self.sharpness)}; name two or more")
         for pair in self.compare:
             if pair[0] == pair[1]:
                 raise ValueError(f"compare has {pair[0]!r} against itself; name two methods")

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -334,18 +335,25 @@ MEASURED = ["seconds", "peak_memory_bytes"]
 
 
 def listed(folder: Path) -> dict[str, str]:
-    """Return the content of each result by its name; of rows without what is measured of the machine."""
+    """Return the content of each result by its name; of rows without what is measured of the machine.
+
+    Of pages and pictures without what they state of the files that they show, whose bytes may differ.
+    """
     found = {}
     for path in sorted((folder / "results").rglob("*")):
         name = str(path.relative_to(folder))
         passing = {"logs", "state"} & set(path.relative_to(folder).parts)
         if path.is_file() and not passing and path.suffix != ".pdf":
             try:
+                if path.suffix == ".png":
+                    with Image.open(path) as image:
+                        found[name] = image.tobytes().hex()
+                    continue
                 frame = pandas.read_parquet(path)
                 frame = frame.drop(columns=[name for name in MEASURED if name in frame])
                 found[name] = repr(list(frame.columns)) + repr(frame.to_dict("list"))
             except (pyarrow.ArrowException, OSError, ValueError):  # no such rows, or damaged
-                found[name] = path.read_bytes().hex()
+                found[name] = re.sub(rb"<meta name=.satm.[^>]*>", b"", path.read_bytes()).hex()
     return found
 
 
