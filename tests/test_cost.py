@@ -48,7 +48,7 @@ figures:
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Campaigns, Resolver, list[Job]]:
     path = tmp_path_factory.mktemp("cost") / "predicted.yaml"
     path.write_text(CAMPAIGN)

@@ -188,7 +188,7 @@ def test_copies_are_counted() -> None:
 # Real digits: an assignment of classes, and spaces
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits() -> ImageData:
     return load_dataset("digits", DatasetOptions(source="digits"))
 
@@ -291,7 +291,7 @@ PHOTOGRAPHS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def photographs() -> ImageData:
     options = {"source": "parquet", "path": "$SATM_DATA/imagenette-128-subset", "size": 16, "train": "valid.parquet"}
     return load_dataset("photographs", DatasetOptions(**options, test="train.parquet"))

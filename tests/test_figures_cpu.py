@@ -103,7 +103,7 @@ class Known:
         return torch.stack(states) * STD + MEAN
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Known]:
     """A folder in which every stage of the campaign has run but its tables and figures, and what its files hold."""
     paths = {path for name, table in TABLES.items() for path in table.files(RESOLVER.layout, name)}

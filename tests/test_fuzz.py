@@ -32,17 +32,17 @@ AS_DRAWN = {"phases": [Phase.generate], "suppress_health_check": list(HealthChec
 """Shrinking would take minutes; the script's command repeats what went wrong."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("configs")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pictures")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
     return Goldens(tmp_path_factory.mktemp("files"), SOME)
 

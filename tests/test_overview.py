@@ -106,7 +106,7 @@ LOADED = "return [...document.images].filter(i => i.complete && i.naturalWidth >
 """Finds the pictures that are shown."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign with the reports on what is there: one file, and an archive that was unpacked."""
     folder = tmp_path_factory.mktemp("reported") / "work"

@@ -93,7 +93,7 @@ COLUMNS = {
 """Columns of the results that have rows."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a result of every kind."""
     folder = tmp_path_factory.mktemp("whole")

@@ -21,7 +21,7 @@ Number = tuple[str, str, str, str, str, str, float]
 """Source and table, dataset, ipc, method, network, metric, value as printed."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def paper() -> Resolver:
     return load_campaign(ROOT / "config" / "paper.yaml")
 

@@ -27,7 +27,7 @@ def commands(program: str) -> list[str]:
     return [line for line in lines if line.startswith(program)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stages by hand, in a folder of their own, exactly as written."""
     folder = tmp_path_factory.mktemp("quick-start")

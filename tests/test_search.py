@@ -274,7 +274,7 @@ def test_parameters_hold_only_what_a_job_uses(tmp_path: Path, old: str, new: str
 # The stage
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the images and the synthetic sets of the search."""
     folder = tmp_path_factory.mktemp("search")

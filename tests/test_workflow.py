@@ -72,13 +72,13 @@ def counts(folder: Path, *arguments: str) -> dict[str, int]:
     return dict(Counter(rule for rule, _ in planned(folder, *arguments)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which nothing was made; tests do not change it."""
     return make_checkout(tmp_path_factory.mktemp("checkout"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in which the campaign `tiny` was made, without Snakemake; tests restore its file."""
     folder = make_checkout(tmp_path_factory.mktemp("finished"))
