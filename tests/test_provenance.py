@@ -489,7 +489,7 @@ def test_files_that_changed_since_their_images_were_stored_are_noticed(
     photos: Path, refused: Refuse, capsys: pytest.CaptureFixture[str], change: Callable[[], object], told: str
 ) -> None:
     change()
-    told = f"the files in photos are no longer those that they were made from {told}"
+    told = f"the files in photos have changed since the images were made {told}"
     again = "python -m satm data --config tiny.yaml --dataset photos"
     advice = r"to keep the images as they are, add `allow: \[changed-files\]` to the dataset's options"
     whole = f"datasets.photos: the images {IMAGES} are out of date: {told}; {advice}; to make them again: {again}$"

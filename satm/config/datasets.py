@@ -73,8 +73,8 @@ class DatasetOptions(Options):
     """Faults of the images that are warned of instead of refused: `train-in-test` (over 1 % of the test images are
     training images too), `duplicates` (over 1 % of the training images are copies of another one), `missing-shards` (of
     image-parquet files numbered 00000-of-00003, some are missing), `other-split` (a column such as `split` says that
-    training rows are test rows, or the reverse), `changed-files` (the files are no longer those that the stored images
-    were made from)."""
+    training rows are test rows, or the reverse), `changed-files` (the files have changed since the stored images were
+    made)."""
 
     @field_validator("source")
     @classmethod

@@ -31,6 +31,11 @@ SIZED = 10_000
 """Largest number of files whose sizes are looked up, which takes a request each on a network file system."""
 
 
+def in_any_locale(name: str) -> str:
+    """Return a file's name, the same in locales without its letters, such as C."""
+    return name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+
+
 def is_junk(path: Path) -> bool:
     """Return whether something among images is hidden, junk of a system, or a note."""
     name = path.name.lower()
@@ -122,8 +127,8 @@ def _source_files(options: DatasetOptions, folder: Path) -> list[tuple[str, Path
 
 
 def _name(use: str, path: Path, folder: Path) -> str:
-    """Return a file's use and its name below a folder, the same in locales without its letters, such as C."""
-    name = path.relative_to(folder).as_posix().encode(errors="surrogateescape").decode(errors="surrogateescape")
+    """Return a file's use and its name below a folder."""
+    name = in_any_locale(path.relative_to(folder).as_posix())
     return f"{use}:{name}" if use else name
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from satm.config import DatasetOptions, data_path
-from satm.config.source_files import is_junk
+from satm.config.source_files import in_any_locale, is_junk
 from satm.errors import UsageError
 
 Encoded = bytes | Path | Image.Image | None
@@ -118,8 +118,8 @@ class Walk:
 
 
 def class_name(folder: Path) -> str:
-    """Return the name of a class's folder, the same in locales without its letters, such as C."""
-    return folder.name.encode(errors="surrogateescape").decode(errors="surrogateescape")
+    """Return the name of a class's folder, the same in every locale."""
+    return in_any_locale(folder.name)
 
 
 def natural_order(name: str) -> tuple[list[Any], str]:

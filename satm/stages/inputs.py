@@ -43,7 +43,7 @@ class Inputs:
         self.resolver, self.dataset, self.device = resolver, dataset, device
         self._provenance = Provenance(resolver)  # reads and hashes each file once
         options, name = resolver.dataset(dataset), resolver.whole(dataset)
-        self.data = self.whole = whole = stored_images(resolver, dataset)
+        self.data = self.whole = whole = stored_images(resolver, dataset, self._provenance)
         if step := resolver.step(dataset):
             if whole.classes != (classes := resolver.classes(step.dataset)):
                 raise UsageError(
@@ -233,8 +233,10 @@ def _stated_doubts(metrics: Path) -> list[str]:
     return []
 
 
-def stored_images(resolver: Resolver, dataset: str) -> ImageData:
+def stored_images(resolver: Resolver, dataset: str, provenance: Provenance | None = None) -> ImageData:
     """Return the stored images of a dataset; for a step, those of the whole dataset.
+
+    A `provenance` of the caller is used, so that the files of the source are looked at once.
 
     Raises:
         UsageError: an unknown dataset, or its images are missing or of another one.
@@ -247,7 +249,7 @@ def stored_images(resolver: Resolver, dataset: str) -> ImageData:
         data = load_images(path)
         if data.name != whole:
             raise UsageError(f"the images {path} are of dataset {data.name}; make them again")
-    provenance = Provenance(resolver)
+    provenance = provenance or Provenance(resolver)
     if difference := provenance.difference("images", dataset=whole):
         todo = provenance.remedy("images", dataset=whole)
         raise UsageError(f"the images {path} are not those that are asked for: {difference}; {todo}")

@@ -217,7 +217,7 @@ class Reader:
         return ""
 
     def _compare(self, what: str, rule: str, names: Mapping[str, object]) -> None:
-        """Refuse a result, described by `what`, that differs from what is asked for, or whose inputs do."""
+        """Refuse a result that differs, or whose inputs differ, from what is asked for; `what` names it in messages."""
         layout, dataset = self.resolver.layout, self.resolver.whole(str(names["dataset"]))
         sets = sets_of(self.resolver, wildcards(names)) if "distilled" in RULES[rule].inputs else []
         behind = {"synthetic sets": [*map(layout.distilled, sets)], "image files": [layout.images(dataset)]}

@@ -123,9 +123,9 @@ class Provenance:
         return hashes
 
     def changed_files(self, dataset: str) -> str | None:
-        """Return in what the files of a dataset differ from those that its stored images were made from.
+        """Return how a dataset's files have changed since its stored images were made.
 
-        None: in nothing, or the files or the images are not there, or the images are to be made with other options.
+        None: not at all, or the files or the images are not there, or the images are to be made with other options.
         """
         if dataset not in self._changed:
             self._changed[dataset] = self._compare_files(dataset)
@@ -133,7 +133,7 @@ class Provenance:
 
     def refused_files(self, dataset: str) -> str | None:
         """Return `changed_files` and how to accept them; None also if the dataset's option `allow` does."""
-        if (changed := self.changed_files(dataset)) is None or accepts_changes(self._resolver, dataset):
+        if (changed := self.changed_files(dataset)) is None or "changed-files" in self._resolver.dataset(dataset).allow:
             return None
         entry = "`allow: [changed-files]` to the dataset's options"
         if dataset not in self._resolver.campaign.datasets:
@@ -152,7 +152,7 @@ class Provenance:
             return None
         same = all(then[name] == now[name] for name in ("files", "bytes"))
         counts = "as many, but of other names or sizes" if same else f"then {_counted(then)}, now {_counted(now)}"
-        return f"the files in {data_path(options)} are no longer those that they were made from ({counts})"
+        return f"the files in {data_path(options)} have changed since the images were made ({counts})"
 
     def remedy(self, rule: str, **names: object) -> str:
         """Return what to do about results that are missing or differ, for a message: the command that makes them.
@@ -178,7 +178,7 @@ class Provenance:
         return command_of(self._resolver, rule, names, overwrite=exists and not changed)
 
     def _behind(self, rule: str, names: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
-        """Return a job after those that it needs and whose results are missing or differ."""
+        """Return the jobs that make a result, in order: those before it whose results are missing or differ, and it."""
         graph, jobs = Graph(Single(self._resolver)), list[tuple[str, Mapping[str, object]]]()
         for files in RULES[rule].inputs.values():
             for path in files(self._resolver, wildcards(names)):
@@ -308,11 +308,6 @@ class Provenance:
             if paths and sha256 not in map(self._hash, paths):
                 return f"it was read from another {'file' if paths[0].is_file() else 'folder'} than {paths[0]} is today"
         return None
-
-
-def accepts_changes(resolver: Resolver, dataset: str) -> bool:
-    """Return whether a dataset's option `allow` accepts that its files change after its images were stored."""
-    return "changed-files" in resolver.dataset(dataset).allow
 
 
 def _counted(source: Mapping[str, Any]) -> str:
