@@ -1,6 +1,6 @@
 """Run the tests under other seeds, orders, threads and instruction sets: `python tests/stress/seeds.py --count 20`.
 
-Run number N draws its random numbers and the order of its tests from seed N, and takes the next pair of one or two
+Run number N draws its random numbers and the order of its tests from seed N, which also chooses, in turn, one or two
 threads and `ATEN_CPU_CAPABILITY` default, avx2 or avx512, as far as this machine has it. A table with a row per run is
 printed, and the command that repeats each failed run. Files or other arguments of pytest follow `--`; without, all
 tests run.
@@ -94,11 +94,11 @@ def start() -> int:
     parser.add_argument("--first", type=int, default=1, help="seed of the first run")
     parser.add_argument("arguments", nargs="*", help="files and flags of pytest, after `--`")
     flags = parser.parse_args()
-    ways = itertools.cycle(itertools.product(capabilities(), (1, 2)))
+    ways = list(itertools.product(capabilities(), (1, 2)))
     print(ROW.format(*HEADINGS), flush=True)
     broken = []
     for seed in range(flags.first, flags.first + flags.count):
-        capability, threads = next(ways)
+        capability, threads = ways[seed % len(ways)]
         variables = settings(seed, threads, capability)
         found = outcome(seed, variables, flags.arguments)
         counts = (found.passed, len(found.failed), found.skipped, f"{found.seconds:.0f}")
