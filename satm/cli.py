@@ -1,6 +1,6 @@
 """The command line: `python -m satm STAGE --flags`.
 
-Each command imports its stage when it runs, so that it does not wait for the libraries of the others.
+A command imports its stage after it has read its flags, so that `--help` and refusals do not wait for torch.
 """
 
 import contextlib
@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from satm.analysis.expert_sharpness import LENGTHS
 from satm.config import (
     ACCOUNTING,
     ANALYSES,
     OVERVIEW,
+    RHOS,
     Cell,
     SearchOptions,
     load_campaign,
@@ -26,7 +24,7 @@ from satm.config import (
     parse,
     place_of,
 )
-from satm.errors import RunError, UsageError, pick
+from satm.errors import RunError, UsageError, memory_errors, pick
 from satm.flags import (
     CELL,
     DATASET,
@@ -59,14 +57,14 @@ AXES: dict[str, Any] = {"dataset": "digits", "ipc": 1, "method": "mtt", "seed": 
 
 def data(arguments: Sequence[str]) -> None:
     """Decode a dataset once; fit its whitening if it is whitened."""
-    from satm.stages.data import make_images, make_zca
-
     make = flag("make", Literal["all", "images", "zca"], "Decoded images, the whitening, or both.", "all")
     flags = parse_flags(data, [DATASET, make, OVERWRITE], arguments)
     resolver = load_campaign(flags.config)
     resolver.overwrite = flags.overwrite
     options = resolver.dataset(flags.dataset)
     with command(resolver, "data" if flags.make == "all" else flags.make, flags, options):
+        from satm.stages.data import make_images, make_zca
+
         if doubt := lost_options(options):
             LOG.warning("%s %s", flags.dataset, doubt)
         if flags.make != "zca":
@@ -77,8 +75,6 @@ def data(arguments: Sequence[str]) -> None:
 
 def experts(arguments: Sequence[str]) -> None:
     """Train experts, join their parts, or measure the difficulty of images for trained ones."""
-    from satm.stages.experts import collect_experts, make_difficulty, make_experts
-
     known, resolver = peek(arguments, dataset="digits", experts="sgd")
     recipe = resolver.experts(known.experts, known.dataset)
     measure = "Do not train; measure the difficulty of each image for these experts, which must be trained."
@@ -100,6 +96,8 @@ def experts(arguments: Sequence[str]) -> None:
     if not trains and options == recipe:
         options = resolver.experts(flags.experts, flags.dataset)  # those that a run by hand trained
     with command(resolver, rule, flags, options):
+        from satm.stages.experts import collect_experts, make_difficulty, make_experts
+
         which = (resolver, flags.dataset, flags.experts, options)
         if flags.collect:
             collect_experts(*which)
@@ -111,8 +109,6 @@ def experts(arguments: Sequence[str]) -> None:
 
 def distill(arguments: Sequence[str]) -> None:
     """Make one synthetic set."""
-    from satm.stages.distill import make_distilled
-
     known, resolver = peek(arguments, **AXES)
     recipe, options = resolve_method(resolver.method(_cell(known)))
     between = "Minimum seconds between two checkpoints; no effect on the result."
@@ -121,14 +117,14 @@ def distill(arguments: Sequence[str]) -> None:
     resolver.dataset(flags.dataset)
     resolver = place_results(resolver, flags, options, *place_of("distill", **_cell(flags).axes))
     with command(resolver, "distill", flags, flags.options):
+        from satm.stages.distill import make_distilled
+
         device = open_device(flags)
         make_distilled(resolver, _cell(flags), recipe, flags.options, device, flags.checkpoint_seconds)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Train fresh networks on a synthetic set, or on all real images, and test them on real images."""
-    from satm.stages.evaluate import make_evaluation
-
     known, resolver = peek(arguments, **AXES, network="convnet", what="set", recipe="strong")
     if known.what == "full":
         options = resolver.full(known.recipe, known.dataset, known.network)
@@ -149,6 +145,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     check_uses(flags, uses)
     resolver = place_results(resolver, flags, options, further={"teacher": TEACHER})
     with command(resolver, "evaluate" if flags.what == "set" else flags.what, flags, flags.options):
+        from satm.stages.evaluate import make_evaluation
+
         cell = Cell(flags.dataset, 0, f"full-{flags.recipe}") if flags.what == "full" else _cell(flags)
         teacher = flags.teacher if flags.what == "variants" else None
         make_evaluation(resolver, cell, flags.network, flags.options, teacher, open_device(flags))
@@ -156,8 +154,6 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 def nas(arguments: Sequence[str]) -> None:
     """Train the candidates of an architecture search on a synthetic set, or on all real images, and test them."""
-    from satm.stages.nas import make_search
-
     known, resolver = peek(arguments, search="")
     search, real = resolver.search(known.search), "--real" in arguments
     fields = [
@@ -182,27 +178,27 @@ def nas(arguments: Sequence[str]) -> None:
     further = {name: getattr(search, name) for name in ("sample", "sample_seed", "width_factor", "per_job")}
     resolver = place_results(resolver, flags, search.real if flags.real else search.proxy, further=further)
     with command(resolver, "nas_real" if flags.real else "nas", flags, flags.options):
+        from satm.stages.nas import make_search
+
         cell = Cell(flags.dataset, 0, "real") if flags.real else _cell(flags)
         make_search(resolver, cell, flags.search, options, flags.part, open_device(flags))
 
 
 def continual(arguments: Sequence[str]) -> None:
     """Learn the classes of a dataset step by step from a synthetic set, with new networks at each step."""
-    from satm.stages.continual import make_continual
-
     known, resolver = peek(arguments, **AXES, protocol="default")
     options = resolver.learning(known.protocol, _cell(known))
     protocol = flag("protocol", str, "Name of a table of kind `continual` in the campaign.", "default")
     flags = parse_flags(continual, [*CELL, protocol], arguments, options)
     resolver = place_results(resolver, flags, options)
     with command(resolver, "continual", flags, flags.options):
+        from satm.stages.continual import make_continual
+
         make_continual(resolver, _cell(flags), flags.protocol, flags.options, open_device(flags))
 
 
 def analyse(arguments: Sequence[str]) -> None:
     """Measure properties other than accuracy: of a synthetic set, or of experts."""
-    from satm.stages.analyse import make_expert_sharpness, make_measurement
-
     known, resolver = peek(arguments, **AXES)
     defaults = resolver.analysis(_cell(known))
     what = (
@@ -215,7 +211,7 @@ def analyse(arguments: Sequence[str]) -> None:
         flag("what", kinds, what, "sharpness"),
         *optional_cell("of a set"),
         flag("images", int, "Training images (expert-sharpness).", IMAGES),
-        flag("rho", tuple[float, ...], "Lengths of the step (expert-sharpness).", LENGTHS),
+        flag("rho", tuple[float, ...], "Lengths of the step (expert-sharpness).", RHOS),
     ]
     flags = parse_flags(analyse, fields, arguments, defaults)
     at_set = dict.fromkeys(ANALYSES, (("ipc", "method"), ("seed",)))
@@ -227,10 +223,12 @@ def analyse(arguments: Sequence[str]) -> None:
     on_experts, options = flags.what == "expert-sharpness", flags.options
     if on_experts and options.experts is None:
         raise UsageError("--what expert-sharpness needs --experts, got none; name the experts")
-    further: dict[str, object] = {"images": IMAGES, "rho": LENGTHS} if on_experts else {}
+    further: dict[str, object] = {"images": IMAGES, "rho": RHOS} if on_experts else {}
     usual = defaults.model_copy(update={"experts": options.experts}) if on_experts else defaults
     resolver = place_results(resolver, flags, usual, further=further)
     with command(resolver, "expert_sharpness" if on_experts else "analysis", flags, options, experts=options.experts):
+        from satm.stages.analyse import make_expert_sharpness, make_measurement
+
         device = open_device(flags)
         if on_experts:
             make_expert_sharpness(resolver, flags.dataset, options, flags.images, flags.rho, device)
@@ -243,12 +241,12 @@ PARTIAL = flag("partial", bool, "Leave out missing results, with a note.", False
 
 def table(arguments: Sequence[str]) -> None:
     """Make a table of a campaign, as csv, Markdown and LaTeX."""
-    from satm.stages.report import make_accounting, make_overview, make_table
-
     text = "Name of a table in the campaign; overview: progress of all tables; accounting: cost of the jobs so far."
     flags = parse_flags(table, [flag("name", str, text, "table2"), PARTIAL], arguments)
     resolver = load_campaign(flags.config)
     with command(resolver, "table", flags, table=flags.name):
+        from satm.stages.report import make_accounting, make_overview, make_table
+
         if flags.name == OVERVIEW:
             make_overview(resolver)
         elif flags.name == ACCOUNTING:
@@ -259,12 +257,12 @@ def table(arguments: Sequence[str]) -> None:
 
 def figure(arguments: Sequence[str]) -> None:
     """Draw a figure of a campaign, as png and pdf, and write the numbers that it shows as csv."""
-    from satm.stages.report import make_figure
-
     text = "Name of a figure, of a protocol, synthetic-DATASET-ipc-N, or accounting."
     flags = parse_flags(figure, [flag("name", str, text), PARTIAL], arguments)
     resolver = load_campaign(flags.config)
     with command(resolver, "figure", flags, figure=flags.name):
+        from satm.stages.report import make_figure
+
         make_figure(resolver, flags.name, flags.partial)
 
 
@@ -334,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.listed, 2)
     except RunError as error:
         return _fail(str(error))
-    except (MemoryError, torch.OutOfMemoryError):
+    except memory_errors():
         return _fail("out of memory; use fewer images per step, or a larger machine")
     except KeyboardInterrupt:  # a second one, or one before the signal handlers are installed
         print("satm: stopped; run the same command to resume", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -120,3 +121,9 @@ def pick(name: str, known: Mapping[str, T], what: str, where: str = "") -> T:
         return known[name]
     names = ", ".join(sorted(known)) or "none"
     raise UsageError(f"unknown {what} {short(name)}{where and f' in {where}'}; known: {names}.{suggest(name, known)}")
+
+
+def memory_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors that mean that memory ran out; torch's is among them once torch has been imported."""
+    torch = sys.modules.get("torch")
+    return (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)

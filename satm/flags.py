@@ -14,9 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import torch
 import tyro
 
 from satm.config import UNNAMED, ByHand, Options, Resolver, check_name, load_campaign, place_of
@@ -26,6 +25,9 @@ from satm.run.machine import choose_device, describe_backend
 from satm.run.record import account, computes_on
 from satm.run.stopping import limit
 from satm.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 LOG = logging.getLogger("satm")
 
@@ -122,7 +124,7 @@ def parse_flags(
     return call_with_flags(target, stage.__name__, stage.__doc__, arguments)
 
 
-def open_device(flags: Any) -> torch.device:
+def open_device(flags: Any) -> "torch.device":
     """Return the device that the flags ask for, with the threads and the time limit set."""
     device = choose_device(flags.device, flags.threads, flags.gpus)
     LOG.info("computing on %s", describe_backend(device))

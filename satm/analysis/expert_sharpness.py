@@ -12,9 +12,6 @@ from satm.experts import TrajectoryStore
 from satm.networks.training import TrainingImages, soft_cross_entropy
 from satm.params import call_flat, flatten
 
-LENGTHS = (0.005, 0.01, 0.03, 0.05, 0.1)
-"""Lengths of the step to the neighbour: FTD's candidates (section A.3.1)."""
-
 
 def sharpness_at(
     module: nn.Module, weights: Tensor, data: TrainingImages, lengths: Sequence[float]

@@ -3,7 +3,7 @@
 Nothing here imports torch: a Snakefile reads a campaign each time it is parsed, on every cluster job.
 """
 
-from satm.config.analysis import ANALYSES, AnalyseOptions
+from satm.config.analysis import ANALYSES, RHOS, AnalyseOptions
 from satm.config.base import (
     NAME,
     REVISIONS,

@@ -16,6 +16,9 @@ ANALYSES: dict[str, tuple[str, ...]] = {
 }
 """Measurements at a synthetic set, other than accuracies, and the options that each uses."""
 
+RHOS = (0.005, 0.01, 0.03, 0.05, 0.1)
+"""Lengths of the step to an expert's neighbour (expert-sharpness): FTD's candidates (section A.3.1)."""
+
 
 class AnalyseOptions(Options):
     """Options of the measurements at a synthetic set; each measurement uses some of them."""

@@ -1,15 +1,20 @@
-"""Devices, threads and memory of the machine that a job runs on."""
+"""Devices, threads and memory of the machine that a job runs on.
+
+Nothing here imports torch before a device is asked for.
+"""
 
 import os
 import re
 import resource
 import sys
 import time
-
-import torch
+from typing import TYPE_CHECKING
 
 from satm.errors import RunError, UsageError
 from satm.run.lock import process_start
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICE = "SATM_DEVICE"
 """Environment variable: the device of `auto`, such as `cpu` for jobs that cannot use the GPU that they were given."""
@@ -22,7 +27,7 @@ NONE = ("", "-1", "none", "void", "nodevfiles")
 """Values of these variables for no GPU; where they are numbers of GPUs, also 0."""
 
 
-def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> torch.device:
+def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> "torch.device":
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU if there is one.
 
     `threads` sets the number of CPU threads; None leaves it unchanged. A process that was given GPUs, by the workflow
@@ -32,6 +37,8 @@ def choose_device(name: str, threads: int | None = None, gpus: int = 0) -> torch
         UsageError: another name, a GPU that this machine or this build of torch lacks, or fewer than one thread.
         RunError: the GPU is there and cannot be used.
     """
+    import torch
+
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads must be at least 1, got {threads}; leave it out or use a larger number")
@@ -79,6 +86,8 @@ def _allocation() -> str:
 
 def _why_no_gpu() -> str:
     """Return why torch finds no GPU, and what to check."""
+    import torch
+
     if not (torch.version.cuda or torch.version.hip):
         return f"torch {torch.__version__} is built without CUDA; install a build with it (pytorch.org)"
     for name in VISIBLE:
@@ -97,8 +106,10 @@ def _sentence(error: Exception) -> str:
     return re.split(r"[.:]?\s*\n|\. ", str(error).strip())[0].rstrip(".")
 
 
-def describe_backend(device: torch.device) -> str:
+def describe_backend(device: "torch.device") -> str:
     """Return the device's name and torch's version, which determine a run's rounding; stored with its state."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}"
 
@@ -107,29 +118,38 @@ _highest: dict[str, int] = {}
 """Peak memory on each GPU before the last `reset_peak`, in bytes."""
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """Return the name of a device in results: the GPU's name, or `cpu`."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def reset_peak(device: torch.device) -> None:
+def reset_peak(device: "torch.device") -> None:
     """Reset the peak of a GPU; the CPU's is that of the process and cannot be reset."""
     if device.type == "cuda":
+        import torch
+
         _highest[str(device)] = highest_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def highest_memory(device: torch.device) -> int:
+def highest_memory(device: "torch.device") -> int:
     """Return the peak memory that torch allocated on a GPU since the process began, in bytes; 0 for a CPU."""
-    return (
-        0 if device.type != "cuda" else max(_highest.get(str(device), 0), int(torch.cuda.max_memory_allocated(device)))
-    )
+    return max(_highest.get(str(device), 0), peak_memory(device)) if device.type == "cuda" else 0
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: "torch.device") -> int:
     """Return the peak memory in bytes: on a GPU torch's since `reset_peak`, on a CPU the process's resident one."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.max_memory_allocated(device))
+    return peak_of_process()
+
+
+def peak_of_process() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

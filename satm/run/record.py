@@ -17,15 +17,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field, TypeAdapter
 
 from satm.errors import RunError, UsageError
 from satm.run import slurm
-from satm.run.machine import device_name, highest_memory, peak_memory
+from satm.run.machine import device_name, highest_memory, peak_of_process
 from satm.storage.files import atomic_path
+
+if TYPE_CHECKING:
+    import torch
 
 BEAT = 30.0
 """Seconds from one heartbeat to the next."""
@@ -113,7 +115,7 @@ class Account:
         self.idle = False
         self._started = time.monotonic() - age
         self._processors = 0.0 if age else _processor_seconds()
-        self.device: torch.device = around.device if around else torch.device("cpu")
+        self.device: torch.device | None = around.device if around else None  # None: the CPU
         job = around._attempt.slurm if around else slurm.submission()
         began, host = _utc(time.time() - age), platform.node()
         self._attempt: Attempt = Attempt(id=uuid.uuid4().hex, began=began, host=host, slurm=job)
@@ -167,9 +169,10 @@ class Account:
         attempt = self._attempt
         attempt.ended, attempt.seconds = _utc(time.time()), round(time.monotonic() - self._started, 3)
         attempt.cpu_seconds = round(_processor_seconds() - self._processors, 3)
-        attempt.device, attempt.gpus = device_name(self.device), int(self.device.type == "cuda")
-        attempt.peak_device_bytes = highest_memory(self.device)
-        attempt.peak_host_bytes = peak_memory(torch.device("cpu"))
+        attempt.device, attempt.gpus, attempt.peak_host_bytes = "cpu", 0, peak_of_process()
+        if self.device is not None:
+            attempt.device, attempt.gpus = device_name(self.device), int(self.device.type == "cuda")
+            attempt.peak_device_bytes = highest_memory(self.device)
         return attempt
 
     def _write(self, done: bool) -> None:
@@ -223,7 +226,7 @@ def account(path: Path, beat: float = BEAT) -> Iterator[None]:
         end()
 
 
-def computes_on(device: torch.device) -> None:
+def computes_on(device: "torch.device") -> None:
     """Set the device of the open accounts."""
     for each in _open:
         each.device = device
