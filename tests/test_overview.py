@@ -151,7 +151,7 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     shown = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    wait = WebDriverWait(shown, 30)
+    wait = WebDriverWait(shown, 120)
 
     def choose(category: str, name: str) -> None:
         """Open one result of a category."""
@@ -159,7 +159,7 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         wait.until(lambda page: page.find_element(By.XPATH, f"//*[text()='{category}']")).click()
         row = f"//nav//tr[.//*[normalize-space()='{name}']]//a"
         # While the panel slides in, its rows lie over each other.
-        moving = WebDriverWait(shown, 30, ignored_exceptions=[ElementClickInterceptedException, NoSuchElementException])
+        moving = WebDriverWait(shown, 120, ignored_exceptions=[ElementClickInterceptedException, NoSuchElementException])
         moving.until(lambda page: page.find_element(By.XPATH, row).click() or True)
 
     try:
