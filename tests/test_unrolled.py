@@ -269,9 +269,12 @@ def test_moving_windows_go_from_end_to_end_when_the_loss_stagnates() -> None:
 
 
 @pytest.mark.parametrize("placement", ["forward", "backward"])
-def test_resuming_with_a_moving_window_gives_the_same_bytes(problem: Problem, tmp_path: Path, placement: str) -> None:
+def test_resuming_with_a_moving_window_gives_the_same_bytes(
+    problem: Problem, tmp_path: Path, placement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("satm.methods.parts.placement.AVERAGE", 0.5)  # of few iterations, so that the window moves soon
     problem = single(problem)
-    options: dict[str, Any] = {"placement": placement, "patience": 1, "window": 1, "iterations": 61, "inner_steps": 9}
+    options: dict[str, Any] = {"placement": placement, "patience": 1, "window": 1, "iterations": 41, "inner_steps": 9}
     made = make(problem, **options)
     run = begin(made)
     state = RunState(tmp_path, {}, "")
