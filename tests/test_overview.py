@@ -159,7 +159,8 @@ def test_the_report_opens_on_the_overview_and_asks_no_other_host(reported: Path,
         wait.until(lambda page: page.find_element(By.XPATH, f"//*[text()='{category}']")).click()
         row = f"//nav//tr[.//*[normalize-space()='{name}']]//a"
         # While the panel slides in, its rows lie over each other.
-        moving = WebDriverWait(shown, 120, ignored_exceptions=[ElementClickInterceptedException, NoSuchElementException])
+        passing = [ElementClickInterceptedException, NoSuchElementException]
+        moving = WebDriverWait(shown, 120, ignored_exceptions=passing)
         moving.until(lambda page: page.find_element(By.XPATH, row).click() or True)
 
     try:
