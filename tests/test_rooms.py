@@ -8,7 +8,7 @@ import pytest
 import satm
 
 ROOMS = (
-    *("errors", "version", "registry", "seeds", "params"),
+    *("errors", "version", "registry", "seeds", "params", "ops"),
     *("storage", "config", "run", "unroll", "outer", "data", "networks", "experts", "results", "methods"),
     *("distill", "evaluation", "analysis", "workflow", "tables", "cost", "figures", "stages", "flags", "cli"),
 )

@@ -1,9 +1,10 @@
 """Ways to differentiate an inner loop: two exact ones and a published approximation.
 
 `reverse` keeps the graph of all steps and calls backward once: simple, with memory proportional to steps x activations.
-`mixed` keeps only the weights of each step and recomputes one step at a time on the way back. Both give the exact
-gradient through the requested steps. `tesla` stores no step and ignores that a step's weights depend on the images of
-earlier steps, so it is exact for one step only.
+`mixed` keeps the weights of each step, and the graphs of as many of the last steps as it is told to, and computes the
+other steps again, one at a time, on the way back. Both give the exact gradient through the requested steps. `tesla`
+stores no step and ignores that a step's weights depend on the images of earlier steps, so it is exact for one step
+only.
 
 Shapes: n synthetic images of C x H x W, P parameters.
 """
@@ -57,71 +58,96 @@ Derivatives = tuple[Hypergradient, Tensor, Tensor]
 """The hypergradient through all steps of an engine, `[P]` gradient with respect to the weights after the last step, and
 `[P]` sum of the directions of the steps."""
 
-Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int], Derivatives]
-"""`(loop, point before the first step, images, labels, step size, objective, index of the first step)`."""
+Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int, int], Derivatives]
+"""`(loop, point before the first step, images, labels, step size, objective, index of the first step, stored steps)`.
+
+`mixed` alone takes stored steps, the number of last steps whose graphs it keeps.
+"""
 
 
 def reverse(
-    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
+    loop: InnerLoop,
+    point: Point,
+    images: Tensor,
+    labels: Tensor,
+    step_size: Tensor,
+    objective: Objective,
+    first: int,
+    stored: int = 0,
 ) -> Derivatives:
     """Return exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
     pixels, targets, inputs = _leaves(images, labels)
     start, rate = point.weights.detach().requires_grad_(), step_size.detach().requires_grad_()
-    weights, state = start, point.state
-    directions = torch.zeros_like(weights, requires_grad=False)
+    end, directions = _unroll(loop, Point(start, point.state), pixels, targets, rate, first)
     with torch.enable_grad():
-        for step in range(first, loop.steps):
-            gradient = loop.gradient(weights, pixels, targets, step)
-            direction, state = loop.rule.direction(weights, state, gradient)
-            weights = weights - rate * direction
-            directions += direction.detach()
-        loss = objective(weights)
-    gradients = torch.autograd.grad(loss, [weights, start, rate, *inputs], materialize_grads=True)
+        loss = objective(end)
+    gradients = torch.autograd.grad(loss, [end, start, rate, *inputs], materialize_grads=True)
     end_bar, start_bar, step_size_bar, *bars = gradients
-    return _result(loss.detach(), bars, step_size_bar, start_bar, weights.detach()), end_bar, directions
+    return _result(loss.detach(), bars, step_size_bar, start_bar, end.detach()), end_bar, directions
 
 
 def mixed(
-    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
+    loop: InnerLoop,
+    point: Point,
+    images: Tensor,
+    labels: Tensor,
+    step_size: Tensor,
+    objective: Objective,
+    first: int,
+    stored: int = 0,
 ) -> Derivatives:
-    """Return the gradients of `reverse` with less memory: one step and two weight vectors per step (as `Engine`).
+    """Return the gradients of `reverse` with less memory: that of one step, and the weights of each (as `Engine`).
 
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
     a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
-    Hessian, which is symmetric, and the contributions to the images and labels.
+    Hessian, which is symmetric, and the contributions to the images and labels. The gradient function is computed again
+    for that, except in the `stored` last steps, whose graphs are kept, as those of all steps are in `reverse`.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
-    numbers, but needs a forward-mode rule for every operation of the module, and was slower: it took 1.32 times as long
-    as `reverse` on a ConvNet of width 128, the pullback 1.15 times (measure it: `python -m satm bench hypergradient`).
+    numbers, but needs a forward-mode rule for every operation of the module.
     """
-    path: list[tuple[Point, Tensor]] = []
+    cut = max(first, loop.steps - stored)
+    path: list[Point] = []
     directions = torch.zeros_like(point.weights)
-    for step in range(first, loop.steps):
-        following, direction, gradient = loop.advance(point, images, labels, step_size, step)
-        path.append((point, gradient))
+    for step in range(first, cut):
+        path.append(point)
+        point, direction, _ = loop.advance(point, images, labels, step_size, step)
         directions += direction
-        point = following
-    loss, end_bar = _outer(objective, point.weights)
 
     pixels, targets, inputs = _leaves(images, labels)
-    bars, step_size_bar, weights_bar = [torch.zeros_like(leaf) for leaf in inputs], torch.zeros_like(step_size), end_bar
-    state_bar = {name: torch.zeros_like(value) for name, value in point.state.items()}
-    for step in reversed(range(first, loop.steps)):
-        here, gradient = path.pop()
-        step_size_bar -= torch.dot(weights_bar, loop.rule.direction(here.weights, here.state, gradient)[0])
-        through_rule, tangent, state_bar = _pull_rule(loop.rule, here, gradient, -step_size * weights_bar, state_bar)
+    rate, start = step_size.detach().requires_grad_(), point.weights.detach().requires_grad_()
+    state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
+    end, rest = _unroll(loop, Point(start, state), pixels, targets, rate, cut)
+    directions += rest
+    with torch.enable_grad():
+        loss = objective(end)
+    gradients = torch.autograd.grad(loss, [end, start, rate, *inputs, *state.values()], materialize_grads=True)
+    end_bar, weights_bar, step_size_bar, *others = gradients
+    bars, state_bar = list(others[: len(inputs)]), dict(zip(state, others[len(inputs) :], strict=True))
+    end, loss = end.detach(), loss.detach()  # which frees the graphs
 
+    for step in reversed(range(first, cut)):
+        here = path.pop()
         with torch.enable_grad():
             weights = here.weights.detach().requires_grad_()
             slope = loop.gradient(weights, pixels, targets, step)
-            curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
+        pulled = _pull_rule(loop.rule, here, slope, step_size, weights_bar, state_bar)
+        through_rule, tangent, state_bar, rate_bar = pulled
+        curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
         bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
-        weights_bar = weights_bar + through_rule + curvature
-    return _result(loss, bars, step_size_bar, weights_bar, point.weights), end_bar, directions
+        weights_bar, step_size_bar = weights_bar + through_rule + curvature, step_size_bar + rate_bar
+    return _result(loss, bars, step_size_bar, weights_bar, end), end_bar, directions
 
 
 def tesla(
-    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, objective: Objective, first: int
+    loop: InnerLoop,
+    point: Point,
+    images: Tensor,
+    labels: Tensor,
+    step_size: Tensor,
+    objective: Objective,
+    first: int,
+    stored: int = 0,
 ) -> Derivatives:
     """Return TESLA's gradients with the memory of one step, for any number of steps (arguments: `Engine`).
 
@@ -149,7 +175,7 @@ def tesla(
         with torch.enable_grad():
             slope = loop.gradient(here.weights.detach().requires_grad_(), pixels, targets, step)
             zero = {name: torch.zeros_like(value) for name, value in here.state.items()}
-            _, tangent, _ = _pull_rule(loop.rule, here, slope.detach(), -step_size * end_bar, zero)
+            _, tangent, _, _ = _pull_rule(loop.rule, here, slope, step_size, end_bar, zero)
             shares = torch.autograd.grad(slope, inputs, tangent, materialize_grads=True)
         bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
         direction, state = loop.rule.direction(here.weights, here.state, slope.detach())
@@ -177,20 +203,36 @@ def _outer(objective: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
     return loss.detach(), gradient
 
 
+def _unroll(
+    loop: InnerLoop, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, first: int
+) -> tuple[Tensor, Tensor]:
+    """Return the weights after the steps from `first` on, with a graph to all arguments, and the sum of directions."""
+    weights, state = point.weights, point.state
+    directions = torch.zeros_like(weights, requires_grad=False)
+    with torch.enable_grad():
+        for step in range(first, loop.steps):
+            gradient = loop.gradient(weights, images, labels, step)
+            direction, state = loop.rule.direction(weights, state, gradient)
+            weights = weights - step_size * direction
+            directions += direction.detach()
+    return weights, directions
+
+
 def _pull_rule(
-    rule: Rule, point: Point, gradient: Tensor, direction_bar: Tensor, state_bar: State
-) -> tuple[Tensor, Tensor, State]:
-    """Return the cotangents of the weights, the gradient and the state of one update rule."""
+    rule: Rule, point: Point, gradient: Tensor, step_size: Tensor, weights_bar: Tensor, state_bar: State
+) -> tuple[Tensor, Tensor, State, Tensor]:
+    """Return the cotangents of the weights (through the rule alone), the gradient, the state and the step size."""
     with torch.enable_grad():
         weights, slope = point.weights.detach().requires_grad_(), gradient.detach().requires_grad_()
         state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
         direction, following = rule.direction(weights, state, slope)
-        pairs = [(direction, direction_bar), *((following[name], state_bar[name]) for name in state)]
+        pairs = [(direction, -step_size * weights_bar), *((following[name], state_bar[name]) for name in state)]
         live = [(output, bar) for output, bar in pairs if output.requires_grad]
         outputs, bars = zip(*live, strict=True)
         inputs = [weights, slope, *state.values()]
-        weights_bar, slope_bar, *rest = torch.autograd.grad(outputs, inputs, bars, materialize_grads=True)
-    return weights_bar, slope_bar, dict(zip(state, rest, strict=True))
+        through, slope_bar, *rest = torch.autograd.grad(outputs, inputs, bars, materialize_grads=True)
+    rate_bar = -torch.dot(weights_bar, direction.detach())
+    return through, slope_bar, dict(zip(state, rest, strict=True)), rate_bar
 
 
 ENGINES: dict[str, Engine] = {"mixed": mixed, "reverse": reverse, "tesla": tesla}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import pick
+from satm.ops import fused
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
@@ -35,6 +36,7 @@ def hypergradient(
     augment: Augment | None = None,
     step_size_gradient: Literal["exact", "first-order"] = "exact",
     engine: str = "mixed",
+    stored: int = 0,
     keep_points: Sequence[int] = (),
 ) -> Hypergradient:
     """Train a network for N steps on synthetic images and differentiate the outer loss of its final weights.
@@ -63,6 +65,7 @@ def hypergradient(
         step_size_gradient: `exact`: through the differentiated steps; `first-order`: minus the inner product of the
             objective's gradient and the sum of ALL steps' directions, with the inner gradients held constant.
         engine: `mixed`, `reverse` or `tesla`.
+        stored: number of last steps whose graphs `mixed` keeps instead of computing them twice.
         keep_points: indices of steps before which the point of the trajectory is returned.
 
     Raises:
@@ -73,7 +76,7 @@ def hypergradient(
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
     """
     last = steps - first if last is None else last
-    loop = InnerLoop(module, loss, rule or Sgd(), steps, batches, augment)
+    loop = InnerLoop(fused(module), loss, rule or Sgd(), steps, batches, augment)
     _check(loop, images, labels, first, last, keep_points)
     differentiate = pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
@@ -91,7 +94,7 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    result, end_bar, directions = differentiate(loop, point, *inputs, objective, cut)
+    result, end_bar, directions = differentiate(loop, point, *inputs, objective, cut, stored)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
         point, _, _ = loop.advance(point, *inputs, step - 1)
         if step in keep_points:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from satm.ops import has_plain_norm
 from satm.params import call_flat
 from satm.run.stopping import check_stop
 from satm.unroll.rules import Rule, State
@@ -33,7 +34,7 @@ class InnerLoop:
     """Training of a network for N steps.
 
     Args:
-        module: the network; its own parameters are neither used nor changed.
+        module: the network, best as `satm.ops.fused` returns it; its own parameters are neither used nor changed.
         loss: inner loss.
         rule: inner optimiser.
         steps: number of steps, N.
@@ -48,8 +49,8 @@ class InnerLoop:
     batches: Sequence[Tensor] | None = None
     augment: Augment | None = None
 
-    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Return the gradient of the inner loss in one step, `[P]`, with a graph to the arguments.
+    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int, graph: bool = True) -> Tensor:
+        """Return the gradient of the inner loss in one step, `[P]`, if asked with a graph to the arguments.
 
         The images, `[n, C, H, W]`, and labels are the whole set; the step's batch is selected and augmented here.
         """
@@ -59,19 +60,20 @@ class InnerLoop:
         if self.augment is not None:
             images = self.augment(images, step)
         inner = self.loss(call_flat(self.module, weights, images), labels)
-        return torch.autograd.grad(inner, weights, create_graph=True)[0]
+        return torch.autograd.grad(inner, weights, create_graph=graph)[0]
 
     def advance(
         self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, step: int
     ) -> tuple[Point, Tensor, Tensor]:
         """Return the point after one step, the step's direction, `[P]`, and its gradient, `[P]`, without a graph.
 
-        The gradient is computed with a graph, which is dropped. Without one, torch uses another formula for the
-        backward pass of norms, and a rounding error that flips one ReLU would make this trajectory diverge from the
-        differentiated one.
+        A network with a norm of PyTorch's computes the gradient with a graph, which is dropped. Without one, torch uses
+        another formula for the backward pass of norms, and a rounding error that flips one ReLU would make this
+        trajectory diverge from the differentiated one.
         """
         with torch.enable_grad():
-            gradient = self.gradient(point.weights.detach().requires_grad_(), images, labels, step).detach()
+            weights = point.weights.detach().requires_grad_()
+            gradient = self.gradient(weights, images, labels, step, has_plain_norm(self.module)).detach()
         with torch.no_grad():
             direction, state = self.rule.direction(point.weights, point.state, gradient)
             return Point(point.weights - step_size * direction, state), direction, gradient

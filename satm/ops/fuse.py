@@ -1,0 +1,319 @@
+"""A pass over a network that replaces its convolutions and blocks by operations of their own, leaving it unchanged.
+
+The network's `forward` is traced. Every 2-D convolution becomes one of `satm.ops.convolution`; every norm with the
+activation and the 2 x 2 pooling that follow it becomes a `satm.ops.block.Block`; everything else stays as it is. A
+module that cannot be traced, because what it does depends on values, keeps its own `forward`, and the pass goes on with
+the modules inside it.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from satm.ops.block import Block
+from satm.ops.convolution import Geometry, conv2d
+
+THROUGH = (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.AvgPool2d, nn.MaxPool2d)
+"""Layers that consist of one call of a function, which is what the pass looks for."""
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
+NORM_FUNCTIONS = (
+    functional.group_norm,
+    functional.layer_norm,
+    functional.batch_norm,
+    functional.instance_norm,
+    functional.rms_norm,
+)
+
+
+class Fused(nn.Module):
+    """Mark of a network, or a part of one, that the pass made; it has the class of the original, too."""
+
+    plain_norm: bool
+    """Whether it still contains a norm of PyTorch's, or a part that could not be traced."""
+
+
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
+"""Networks with their state when they were traced, and what the pass made of them."""
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """Return a network that computes the same, with the same parameters by the same names.
+
+    The parameters are shared. The result is to be called with the network's input alone. A network whose modules or
+    modes have changed since the last call is traced again.
+    """
+    if isinstance(module, Fused):
+        return module
+    state = tuple((id(each), each.training) for each in module.modules())
+    if module not in _known or _known[module][0] != state:
+        _known[module] = (state, _fuse(module, root=True))
+    return _known[module][1]
+
+
+def has_plain_norm(module: nn.Module) -> bool:
+    """Return whether a network has a norm of PyTorch's, or a part that could not be traced.
+
+    The backward pass of such a norm follows another formula, with other rounding, if it is to be differentiated again.
+    """
+    return not isinstance(module, Fused) or module.plain_norm
+
+
+def _fuse(module: nn.Module, root: bool = False) -> nn.Module:
+    """Return a copy of the module with operations of its own, or the module itself if that changes nothing."""
+    ours = type(module) in THROUGH or isinstance(module, CONTAINERS) or not _from_torch(module)
+    if _hooked(module) or not ours:
+        return module
+    try:
+        graph = _Tracer().trace(module, concrete_args=_defaults(module) if root else None)
+    except Exception:  # tracing runs any code with stand-ins for values
+        graph = None
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    members: dict[str, Any] = {}
+    if graph is None:
+        for name, child in module._modules.items():
+            made._modules[name] = None if child is None else _fuse(child)
+    else:
+        _serve(graph, made)
+        members["forward"] = type(fx.GraphModule(made, graph)).forward
+    members["plain_norm"] = _plain_norm(made, graph)
+    made.__class__ = type(type(module).__name__, (Fused, type(module)), members)
+    return made
+
+
+def _from_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that looks into the layers that the pass replaces."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if _hooked(m):
+            return True
+        return type(m) not in THROUGH and super().is_leaf_module(m, module_qualified_name)
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `forward` that have a default."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+def _plain_norm(module: nn.Module, graph: fx.Graph | None) -> bool:
+    if graph is None:
+        children = [child for child in module._modules.values() if child is not None]
+        return any(child.plain_norm if isinstance(child, Fused) else True for child in children)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in NORM_FUNCTIONS:
+            return True
+        if node.op == "call_module":
+            inner = module.get_submodule(node.target)
+            if any(isinstance(each, NORMS) for each in inner.modules()):
+                return True
+    return False
+
+
+class Convolution(nn.Module):
+    """A convolution without parameters of its own: `(x, w, b) -> y`."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+
+    def forward(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """Return the convolution."""
+        return conv2d(x, w, b, self.geometry)
+
+
+class BlockLayer(nn.Module):
+    """A block without parameters of its own: `(x, w, b) -> y`."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+        """Return the block's result."""
+        return self.block(x, w, b)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one node of a graph does, in the words of a `Block`."""
+
+    stage: int
+    """0: norm, 1: activation, 2: pooling."""
+    fields: dict[str, Any]
+    """Fields of the block."""
+    weights: tuple[Any, ...] = ()
+    """Nodes or names of the norm's scale and shift."""
+
+
+def _serve(graph: fx.Graph, module: nn.Module) -> None:
+    """Replace convolutions and blocks in the graph by modules that are added to `module`."""
+    done: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        if node in done:
+            continue
+        if node.op == "call_function" and node.target is functional.conv2d:
+            geometry, inputs = _read_convolution(*node.args, **node.kwargs)
+            if geometry is not None:
+                _put(graph, module, node, Convolution(geometry), inputs)
+            continue
+        chain = _chain(node, module)
+        done.update(chain)
+        if len(chain) > 1 or (chain and chain[node].stage == 0):
+            fields = {name: value for part in chain.values() for name, value in part.fields.items()}
+            last = list(chain)[-1]
+            with graph.inserting_before(last):
+                named = (graph.get_attr(each) if isinstance(each, str) else each for each in chain[node].weights)
+                inputs = (node.args[0], *named)
+            _put(graph, module, last, BlockLayer(Block(**fields)), inputs)
+            for each in list(chain)[-2::-1]:
+                graph.erase_node(each)
+        elif chain and "inplace" in node.kwargs:  # it would change the result of a block, which is a view
+            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _put(graph: fx.Graph, module: nn.Module, node: fx.Node, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Replace a node by a call of a new module."""
+    name = f"_operation_{node.name}"
+    module._modules[name] = layer
+    with graph.inserting_before(node):
+        node.replace_all_uses_with(graph.call_module(name, inputs))
+    graph.erase_node(node)
+
+
+def _chain(node: fx.Node, module: nn.Module) -> dict[fx.Node, Part]:
+    """Return the parts of the block that begins at a node; empty if none does."""
+    chain: dict[fx.Node, Part] = {}
+    part, stage = _read(node, module), -1
+    while part is not None and part.stage > stage:
+        chain[node], stage = part, part.stage
+        if len(node.users) != 1:
+            break
+        following = next(iter(node.users))
+        part = _read(following, module) if following.args and following.args[0] is node else None
+        node = following
+    return chain
+
+
+def _read(node: fx.Node, module: nn.Module) -> Part | None:
+    """Return what a node does if a block can do it."""
+    if node.op == "call_module":
+        return _read_layer(str(node.target), module.get_submodule(str(node.target)))
+    if node.op == "call_method" and node.target in ("relu", "sigmoid"):
+        return Part(1, {"activation": node.target})
+    reader = READERS.get(node.target) if node.op == "call_function" else None
+    return None if reader is None else reader(*node.args, **node.kwargs)
+
+
+def _read_layer(name: str, layer: nn.Module) -> Part | None:
+    """Return the part of a norm whose layer looks at the input's shape, so that its function cannot be traced."""
+    if not isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d) or layer.track_running_stats or _hooked(layer):
+        return None
+    kind = {nn.BatchNorm2d: "batch", nn.InstanceNorm2d: "instance"}.get(type(layer))
+    weights = (f"{name}.weight", f"{name}.bias") if layer.affine else ()
+    return None if kind is None else Part(0, {"norm": kind, "eps": layer.eps}, weights)
+
+
+def _read_convolution(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> tuple[Geometry | None, tuple[Any, ...]]:
+    steps, border, spread = (_pair(each) for each in (stride, padding, dilation))
+    if steps is None or border is None or spread is None:
+        return None, ()
+    return Geometry(steps, border, spread, groups), (input, weight, bias)
+
+
+def _read_group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Part:
+    return Part(0, {"norm": "group", "groups": num_groups, "eps": eps}, () if weight is None else (weight, bias))
+
+
+def _read_layer_norm(
+    input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Part | None:
+    if len(normalized_shape) != 3:
+        return None
+    return Part(0, {"norm": "layer", "eps": eps}, () if weight is None else (weight, bias))
+
+
+def _read_relu(input: Any, inplace: bool = False) -> Part:
+    return Part(1, {"activation": "relu"})
+
+
+def _read_leaky(input: Any, negative_slope: float = 0.01, inplace: bool = False) -> Part:
+    return Part(1, {"activation": "leaky", "slope": negative_slope})
+
+
+def _read_sigmoid(input: Any) -> Part:
+    return Part(1, {"activation": "sigmoid"})
+
+
+def _read_average(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: Any = None,
+) -> Part | None:
+    plain = _pair(padding) == (0, 0) and not ceil_mode and divisor_override is None
+    return Part(2, {"pooling": "average"}) if plain and _halves(kernel_size, stride) else None
+
+
+def _read_max(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Part | None:
+    plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and not ceil_mode and not return_indices
+    return Part(2, {"pooling": "max"}) if plain and _halves(kernel_size, stride) else None
+
+
+def _halves(kernel_size: Any, stride: Any) -> bool:
+    return _pair(kernel_size) == (2, 2) and (stride is None or _pair(stride) == (2, 2))
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """Return a size of height and width; None if it is not a number, as in padding 'same'."""
+    if isinstance(value, int):
+        return value, value
+    pair = tuple(value) if isinstance(value, (tuple, list)) else ()
+    pair = pair * 2 if len(pair) == 1 else pair
+    return pair if len(pair) == 2 and all(isinstance(each, int) for each in pair) else None
+
+
+READERS: dict[Any, Callable[..., Part | None]] = {
+    functional.group_norm: _read_group_norm,
+    functional.layer_norm: _read_layer_norm,
+    functional.relu: _read_relu,
+    torch.relu: _read_relu,
+    functional.leaky_relu: _read_leaky,
+    torch.sigmoid: _read_sigmoid,
+    functional.sigmoid: _read_sigmoid,
+    functional.avg_pool2d: _read_average,
+    functional.max_pool2d: _read_max,
+}
+"""Functions that a block can do, with the arguments of each."""

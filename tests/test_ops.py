@@ -1,0 +1,436 @@
+"""Operations with second derivatives of their own, against PyTorch's, and the pass that puts them into networks."""
+
+import copy
+import itertools
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawing import torch_generator
+from tolerances import LOOPS, SUMS
+from torch import Tensor, nn
+from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.nn import functional
+
+from satm.networks import build
+from satm.networks.base import NETWORKS
+from satm.ops import fused, has_plain_norm, native
+from satm.ops.block import Block
+from satm.ops.convolution import Geometry, conv2d
+from satm.ops.fuse import BlockLayer, Convolution
+from satm.params import call_flat, flatten
+from satm.unroll import hypergradient
+
+NORMS = ("none", "instance", "group", "layer", "batch")
+ACTIVATIONS = ("none", "relu", "leaky", "sigmoid")
+POOLINGS = ("none", "average", "max")
+
+SHAPES = [(3, 8, 6, 6), (1, 20, 7, 7), (2, 4, 5, 6), (2, 16, 1, 1), (1, 36, 3, 2)]
+"""Images, channels, height and width: more and fewer channels than a vector holds, odd sizes, one image."""
+
+
+@pytest.fixture(params=["closed", "native"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Blocks by their closed forms in PyTorch, or by compiled kernels where there are some for a block."""
+    if request.param == "closed":
+        monkeypatch.setattr("satm.ops.block.native", lambda block, x: None)
+    elif native.native(Block("instance"), torch.ones(1, 1, 1, 1)) is None:
+        pytest.skip("no kernels can be compiled here")
+    return str(request.param)
+
+
+def twin(block: Block, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+    """Return what a block computes, by PyTorch's functions."""
+    if block.norm in ("instance", "group"):
+        x = functional.group_norm(x, x.shape[1] if block.norm == "instance" else block.groups, w, b, block.eps)
+    elif block.norm == "layer":
+        x = functional.layer_norm(x, x.shape[1:], w, b, block.eps)
+    elif block.norm == "batch":
+        x = functional.batch_norm(x, None, None, w, b, True, eps=block.eps)
+    if block.activation == "leaky":
+        x = functional.leaky_relu(x, block.slope)
+    elif block.activation != "none":
+        x = {"relu": functional.relu, "sigmoid": torch.sigmoid}[block.activation](x)
+    return (
+        {"none": x, "average": functional.avg_pool2d(x, 2), "max": functional.max_pool2d(x, 2)}[block.pooling]
+        if (min(x.shape[2:]) > 1)
+        else x
+    )
+
+
+def values(block: Block, shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Return random images and, with a norm, its scale and shift, to differentiate by."""
+    generator = torch_generator(sum(shape))
+    scale = {"none": [], "layer": [shape[1:]] * 2}.get(block.norm, [(shape[1],)] * 2)
+    drawn = [torch.randn(each, generator=generator, dtype=torch.float64) for each in (shape, *scale)]
+    return [each.to(dtype).requires_grad_() for each in drawn]
+
+
+def derivatives(function: Callable[..., Tensor], inputs: list[Tensor], seed: int = 7) -> list[Tensor]:
+    """Return the result, its gradients, and the gradients of a random sum of both with respect to everything."""
+    generator = torch_generator(seed)
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
+
+    y = function(*inputs)
+    dy = like(y).requires_grad_()
+    first = grad(y, inputs, dy, create_graph=True)
+    total = sum((each * like(each)).sum() for each in (y, *first))
+    second = grad(total, [*inputs, dy], materialize_grads=True)
+    return [each.detach() for each in (y, *first, *second)]
+
+
+def apart(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest relative difference; a gradient that is zero is compared with the largest one."""
+    least = 1e-6 * max(float(each.norm()) for each in theirs)
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm().clamp_min(least))
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_block_equals_pytorch_in_both_derivatives(norm: Any, shape: tuple[int, ...], kernels: str) -> None:
+    for activation, pooling in itertools.product(ACTIVATIONS, POOLINGS):
+        if min(shape[2:]) < 2 and pooling != "none":
+            continue
+        block = Block(norm, 4, 1e-5, activation, 0.1, pooling)
+        inputs = values(block, shape)
+        if norm in ("instance", "batch", "group") and shape[2] * shape[3] == 1:
+            continue  # PyTorch refuses to normalise one value
+        difference = apart(derivatives(block, inputs), derivatives(lambda *each, b=block: twin(b, *each), inputs))
+        assert difference < SUMS, (block, difference)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_block_in_float32_is_as_exact_as_pytorch(norm: Any, kernels: str) -> None:
+    for activation, pooling in itertools.product(ACTIVATIONS, POOLINGS):
+        block = Block(norm, 4, 1e-5, activation, 0.1, pooling)
+        exact = derivatives(lambda *each, b=block: twin(b, *each), values(block, (4, 24, 12, 12)))
+        single = values(block, (4, 24, 12, 12), torch.float32)
+        ours = apart(derivatives(block, single), exact)
+        theirs = apart(derivatives(lambda *each, b=block: twin(b, *each), single), exact)
+        assert ours < 3 * theirs + 1e-6, (block, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "block", [Block("instance", 1, 1e-5, "leaky", 0.1, "average"), Block("batch", activation="sigmoid")]
+)
+def test_a_block_passes_torchs_checks(block: Block, kernels: str) -> None:
+    inputs = values(block, (2, 3, 4, 4))
+    assert gradcheck(block, inputs) and gradgradcheck(block, inputs)
+
+
+GEOMETRIES = {
+    "same": (Geometry((1, 1), (1, 1), (1, 1), 1), 3),
+    "stride": (Geometry((2, 2), (1, 1), (1, 1), 1), 3),
+    "uneven": (Geometry((2, 1), (0, 2), (1, 2), 1), 3),
+    "groups": (Geometry((1, 1), (1, 1), (1, 1), 2), 3),
+    "depthwise": (Geometry((1, 1), (1, 1), (1, 1), 4), 3),
+    "pointwise": (Geometry((1, 1), (0, 0), (1, 1), 1), 1),
+    "wide": (Geometry((1, 1), (2, 2), (1, 1), 1), 5),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_convolution_equals_pytorch_in_both_derivatives(name: str, bias: bool) -> None:
+    geometry, side = GEOMETRIES[name]
+    generator = torch_generator()
+    shapes = [(2, 4, 7, 6), (8, 4 // geometry.groups, side, side), *[(8,)] * bias]
+    inputs = [torch.randn(each, generator=generator, dtype=torch.float64).requires_grad_() for each in shapes]
+
+    def ours(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return conv2d(x, w, b, geometry)
+
+    def theirs(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        return functional.conv2d(x, w, b, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+    assert apart(derivatives(ours, inputs), derivatives(theirs, inputs)) < SUMS
+    assert gradcheck(ours, inputs) and gradgradcheck(ours, inputs)
+
+
+def test_a_pass_for_weights_computes_no_gradient_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    backward = Geometry.backward
+
+    def watched(self: Geometry, dy: Tensor, x: Tensor, w: Tensor, image: bool, weight: bool, bias: bool) -> Any:
+        asked.append((x.shape[1], image, weight, bias))
+        return backward(self, dy, x, w, image, weight, bias)
+
+    monkeypatch.setattr(Geometry, "backward", watched)
+    module = fused(build({"network": "convnet", "width": 4, "depth": 2}, 3, 2, 8, 0))
+    images = torch.ones(1, 3, 8, 8, requires_grad=True)
+    weights = flatten(module).requires_grad_()
+    loss = call_flat(module, weights, images * 1).sum()
+    (slope,) = grad(loss, weights, create_graph=True)
+    assert asked == [(4, True, True, True), (3, False, True, True)]
+    grad(slope.sum(), images)
+    assert any(channels == 3 and image for channels, image, *_ in asked)
+
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "convnet": [
+        {"width": 8, "norm": norm, "activation": activation, "pooling": pooling}
+        for norm in ("none", "batch", "layer", "instance", "group")
+        for activation in ("sigmoid", "relu", "leakyrelu")
+        for pooling in ("none", "max", "average")
+    ],
+    "vit-tiny": [{"width_factor": 0.25, "depth": 1}],
+    "vit-small": [{"width_factor": 0.125, "depth": 1}],
+    "vit-base": [{"width_factor": 0.0625, "depth": 1}],
+}
+CASES = [
+    {"network": name, **options}
+    for name in NETWORKS
+    for options in OPTIONS.get(name, [{"width_factor": 0.05, "norm": norm} for norm in ("none", "instance", "batch")])
+]
+
+
+def unrolled(module: nn.Module, images: Tensor, labels: Tensor, steps: int = 2) -> list[Tensor]:
+    """Return the gradients with respect to images and weights of the weights after plain SGD, by autograd alone."""
+    start, pixels = flatten(module).requires_grad_(), images.clone().requires_grad_()
+    weights = start
+    for _ in range(steps):
+        loss = functional.cross_entropy(call_flat(module, weights, pixels), labels)
+        weights = weights - 0.1 * grad(loss, weights, create_graph=True)[0]
+    return list(grad(weights.square().sum(), [pixels, start]))
+
+
+@pytest.mark.parametrize("size", [28, 32])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(each) for each in case.values()))
+def test_a_fused_network_trains_as_the_plain_one(case: dict[str, Any], size: int) -> None:
+    if case["network"] == "convnet":
+        size //= 4
+    elif size == 28 and case["network"] != "convnet":
+        pytest.skip("these networks are for 32 pixels")
+    module = build(case, 3, 4, size, 0).double()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+            part.track_running_stats = False
+    generator = torch_generator()
+    images = torch.randn(3, 3, size, size, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 3, 1])
+    made = fused(module)
+    assert [name for name, _ in made.named_parameters()] == [name for name, _ in module.named_parameters()]
+    assert any(isinstance(part, Convolution | BlockLayer) for part in made.modules())
+    assert not any(isinstance(part, Convolution | BlockLayer) for part in module.modules())
+    torch.testing.assert_close(made(images), module(images), rtol=SUMS, atol=SUMS)
+    assert apart(unrolled(made, images, labels), unrolled(module, images, labels)) < LOOPS
+    assert has_plain_norm(made) == case["network"].startswith("vit")
+
+
+class Functional(nn.Module):
+    """A network that calls functions, has a branch, and normalises without a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding="same")
+        self.norm, self.spare = nn.InstanceNorm2d(8), nn.Linear(3, 2)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        x = self.one(x)
+        branch = functional.relu(self.norm(x))
+        x = functional.avg_pool2d(torch.relu(self.norm(self.two(branch)) + branch), 2) * scale
+        x = functional.max_pool2d(functional.group_norm(x, 8).sigmoid(), 2)
+        return self.last(x.mean((2, 3)))
+
+
+class Valued(Functional):
+    """A network whose steps depend on values."""
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        x = self.two(self.one(x))
+        if float(x.detach().mean()) > 1e9:
+            x = 2 * x
+        return self.last(functional.relu(self.norm(x)).mean((2, 3)))
+
+
+class Unlike(nn.Module):
+    """A network for inputs without pixels, whose norms and activations are those of images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 8), nn.GroupNorm(2, 8), nn.ReLU(inplace=True), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1)[:, :12])
+
+
+def hooked() -> nn.Module:
+    module = Functional()
+    module.one.register_forward_hook(lambda layer, inputs, output: output * 3)
+    return module
+
+
+@pytest.mark.parametrize("make", [Functional, Valued, Unlike, hooked])
+def test_a_users_network_is_fused_without_changes(make: Callable[[], nn.Module]) -> None:
+    module = make().double()
+    images = torch.randn(3, 3, 9, 9, generator=torch_generator(), dtype=torch.float64)
+    labels = torch.tensor([0, 3, 1])
+    before = module(images).detach()
+    made = fused(module)
+    assert fused(module) is made and fused(made) is made
+    torch.testing.assert_close(made(images), before, rtol=SUMS, atol=SUMS)
+    assert torch.equal(module(images), before)
+    # Some parameters are unused, so their gradient is none.
+    ours, theirs = (unused(each, images, labels) for each in (made, module))
+    assert apart(ours, theirs) < LOOPS
+
+
+def unused(module: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    found = hypergradient(
+        module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=2, engine="reverse"
+    )
+    return [found.images, found.start if found.start is not None else found.end]
+
+
+def test_a_network_that_changes_is_fused_again() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AvgPool2d(2))
+    images = torch.randn(1, 3, 8, 8, generator=torch_generator())
+    before = fused(module)
+    module[1] = nn.Sigmoid()
+    assert fused(module) is not before
+    torch.testing.assert_close(fused(module)(images), module(images))
+
+
+def test_a_copy_of_a_fused_network_is_one_of_its_own() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), nn.ReLU())
+    images = torch.randn(1, 3, 8, 8, generator=torch_generator())
+    twin_of = copy.deepcopy(module)
+    before = fused(module)(images)
+    with torch.no_grad():
+        twin_of[0].weight.zero_()
+    assert torch.equal(fused(module)(images), before)
+    assert not torch.equal(fused(twin_of)(images), before)
+
+
+def test_values_that_are_not_finite_are_not_lost(kernels: str) -> None:
+    for pooling, bad in itertools.product(POOLINGS, (float("nan"), float("inf"))):
+        x = torch.ones(1, 3, 4, 4, dtype=torch.float32)
+        x[0, 1, 2, 2] = bad
+        y = Block("instance", activation="relu", pooling=pooling)(x)
+        assert not y[0, 1].isfinite().any() and y[0, 0].isfinite().all(), (pooling, bad)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache folder without kernels, and a process that has loaded none."""
+    monkeypatch.setenv("SATM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    for function in (native._library, native._without):
+        function.cache_clear()
+    yield tmp_path / "cache"
+    for function in (native._library, native._without):
+        function.cache_clear()
+
+
+def build_one() -> native.Native | None:
+    return native.native(Block("instance"), torch.ones(1, 2, 2, 1))
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip without a compiler."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler, c++")
+
+
+BUILD = """
+import torch
+from satm.ops import native
+from satm.ops.block import Block
+assert native.native(Block("instance"), torch.ones(1, 2, 2, 1)) is not None
+"""
+
+
+def test_kernels_are_built_once(empty_cache: Path, compiler: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "satm")
+    assert build_one() is not None
+    (library,) = (empty_cache / "kernels").iterdir()
+    assert stat.S_IMODE((empty_cache / "kernels").stat().st_mode) == 0o700
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("kernels for norms and poolings built in ")
+    native._library.cache_clear()
+    time = library.stat().st_mtime_ns
+    assert build_one() is not None
+    assert library.stat().st_mtime_ns == time and len(caplog.messages) == 1
+
+
+def test_a_library_that_was_cut_short_is_built_again(empty_cache: Path, compiler: None) -> None:
+    subprocess.run([sys.executable, "-c", BUILD], check=True)
+    (library,) = (empty_cache / "kernels").iterdir()
+    library.write_bytes(library.read_bytes()[:1000])
+    assert build_one() is not None and library.stat().st_size > 1000
+
+
+def test_another_source_has_another_library(
+    empty_cache: Path, compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    build_one()
+    other = tmp_path / "block.cpp"
+    other.write_text(native.SOURCE.read_text() + "\n// another\n")
+    monkeypatch.setattr(native, "SOURCE", other)
+    native._library.cache_clear()
+    assert build_one() is not None and len(list((empty_cache / "kernels").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("compiler_command", "said"),
+    [
+        ("no-such-compiler", "there is no C++ compiler 'no-such-compiler' on the path; install one, or set CXX"),
+        ("false", "false: exit code 1"),
+    ],
+)
+def test_without_a_compiler_the_closed_forms_serve(
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compiler_command: str,
+    said: str,
+) -> None:
+    caplog.set_level(logging.INFO, "satm")
+    monkeypatch.setenv("CXX", compiler_command)
+    block = Block("instance", activation="relu", pooling="average")
+    for _ in range(2):
+        inputs = values(block, (1, 8, 4, 4))
+        assert apart(derivatives(block, inputs), derivatives(lambda *each: twin(block, *each), inputs)) < SUMS
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(
+        "norms and poolings are computed by PyTorch's operations, which takes longer: "
+    )
+    assert said in caplog.messages[0]
+
+
+def test_a_cache_that_cannot_be_written_is_replaced(
+    empty_cache: Path, compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SATM_CACHE", str(tmp_path / "file"))
+    assert build_one() is not None
+    assert list((tmp_path / "tmp" / f"satm-kernels-{os.getuid()}").iterdir())
+
+
+def test_a_folder_that_others_may_write_is_not_trusted(empty_cache: Path, compiler: None) -> None:
+    (empty_cache / "kernels").mkdir(parents=True)
+    (empty_cache / "kernels").chmod(0o777)
+    assert build_one() is not None and not list((empty_cache / "kernels").iterdir())
+
+
+def test_two_processes_build_at_once(empty_cache: Path, compiler: None) -> None:
+    running = [subprocess.Popen([sys.executable, "-c", BUILD]) for _ in range(2)]
+    assert [each.wait() for each in running] == [0, 0]
+    assert len(list((empty_cache / "kernels").iterdir())) == 1
