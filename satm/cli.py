@@ -280,16 +280,14 @@ def cost(arguments: Sequence[str]) -> None:
 
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations in one run: time, memory, differences."""
-    from satm.stages.bench import bench_evaluation, bench_hypergradient, bench_pace
+    from satm.benchmarks.commands import BENCHMARKS
 
-    known: dict[str, Callable[..., None]]
-    known = {"hypergradient": bench_hypergradient, "evaluation": bench_evaluation, "pace": bench_pace}
     name, *rest = arguments or [""]
     if name in ("-h", "--help"):
-        return print(_usage("bench BENCHMARK", known))
+        return print(_usage("bench BENCHMARK", BENCHMARKS))
     if not name or name.startswith("-"):
-        raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(known)}")
-    chosen = pick(name, known, "benchmark")
+        raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(BENCHMARKS)}")
+    chosen = pick(name, BENCHMARKS, "benchmark")
     call_with_flags(chosen, f"bench {name}", chosen.__doc__, rest)
 
 

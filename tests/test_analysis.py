@@ -1,6 +1,5 @@
 """Sharpness of a synthetic set and of experts, against their definitions written out."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from conftest import Refuse
 from drawing import torch_generator
-from tolerances import LOOPS, SUMS
+from tolerances import SUMS
 from torch.nn import functional
 
 from satm.analysis.expert_sharpness import measure_expert_sharpness, sharpness_at
@@ -26,7 +25,6 @@ from satm.results.columns import EXPERT_SHARPNESS, SHARPNESS
 from satm.results.rows import read_rows, read_rows_metadata
 from satm.run.lock import IN_WORKFLOW, KEPT
 from satm.seeds import make_generator
-from satm.stages.bench import Case, relative
 from satm.tables.reader import Reader
 
 OPTIONS = MatchingOptions(inner_steps=3, expert_epochs=1, max_start_epoch=3, step_size=0.1)
@@ -202,27 +200,3 @@ def test_the_stage_measures_the_sharpness_of_experts(campaign: Path, refused: Re
     assert "--what sharpness needs --ipc and --method, got no --method" in told
     told = refused("analyse", "--dataset", "digits", "--ipc", "1", "--method", "mtt", "--experts", "sgd")
     assert "--experts has no effect with --what sharpness" in told
-
-
-def test_engines_agree_on_the_benchmark_case() -> None:
-    case = Case(width=4, depth=2, size=8, batch=3, steps=4)
-    cpu = torch.device("cpu")
-    mixed, reverse = (case.solve(engine, torch.float64, cpu) for engine in ("mixed", "reverse"))
-    assert relative(mixed, reverse) < LOOPS
-    assert relative(case.solve("mixed", torch.float32, cpu), reverse) < 1e-2  # second derivatives in float32
-
-
-def test_benchmark_prints_time_memory_and_differences(capfd: pytest.CaptureFixture[str]) -> None:
-    flags = ["--width", "4", "--depth", "1", "--size", "8", "--batch", "2", "--steps", "3", "--rounds", "1"]
-    assert main(["bench", "hypergradient", *flags, "--device", "cpu"]) == 0
-    told = capfd.readouterr().out
-    assert "mixed against reverse, float64" in told and "x reverse" in told
-
-
-def test_the_evaluation_benchmark_compares_both_ways(capfd: pytest.CaptureFixture[str]) -> None:
-    flags = ["--size", "8", "--epochs", "3", "--rounds", "1", "--networks", "2", "--test-images", "20"]
-    assert main(["bench", "evaluation", *flags, "--device", "cpu", "--options", "width=4", "depth=1"]) == 0
-    out = capfd.readouterr().out
-    assert "2 networks {'network': 'convnet', 'width': 4, 'depth': 1} on 10 images of 8 x 8, 3 epochs" in out
-    assert re.search(r"one by one +\d+\.\d+ seconds +1\.00 times", out) and re.search(r"at once +\d+\.\d+ seconds", out)
-    assert float(out.rpartition(" ")[2]) < 1e-3, "the networks are the same"  # after training in float32, as printed

@@ -8,6 +8,9 @@ import torch
 from conftest import TINY
 from tolerances import SUMS, TRAINING
 
+from satm.benchmarks.cases import Matching
+from satm.benchmarks.measure import apart
+from satm.benchmarks.ways import matching_way
 from satm.cli import main
 from satm.distill import begin, distill
 from satm.methods import METHODS, resolve
@@ -15,7 +18,6 @@ from satm.methods.parts.problem import Problem
 from satm.results.distilled import load_distilled
 from satm.run.machine import describe_backend, peak_memory, reset_peak
 from satm.run.record import find_record
-from satm.stages.bench import Case, relative
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,30 +25,34 @@ pytestmark = [
 ]
 
 
-def test_both_engines_agree_with_the_cpu_in_float64() -> None:
-    case, gpu = Case(width=8, depth=2, size=16, batch=4, steps=6), torch.device("cuda")
-    reference = case.solve("reverse", torch.float64, torch.device("cpu"))
-    for engine in ("mixed", "reverse"):
-        found = case.solve(engine, torch.float64, gpu)
-        assert found.images.is_cuda
-        torch.testing.assert_close(found.images.cpu(), reference.images, rtol=TRAINING, atol=SUMS)
-        torch.testing.assert_close(found.step_size.cpu(), reference.step_size, rtol=TRAINING, atol=SUMS)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("engine", ["mixed", "mixed:2", "reverse"])
+def test_engines_agree_with_the_published_loop_on_the_cpu_in_float64(engine: str) -> None:
+    case = Matching(width=8, depth=2, size=16, classes=4, steps=6)
+    _, images, step_size = matching_way(case, torch.float64, CPU, "mtt-loop")()
+    found = matching_way(case, torch.float64, GPU, engine)()
+    assert found[1].is_cuda
+    torch.testing.assert_close(found[1].cpu(), images, rtol=TRAINING, atol=SUMS)
+    torch.testing.assert_close(found[2].cpu(), step_size, rtol=TRAINING, atol=SUMS)
 
 
 def test_mixed_takes_less_memory_than_reverse() -> None:
-    case, gpu, peaks = Case(width=32, depth=3, size=32, batch=10, steps=20), torch.device("cuda"), {}
+    case, peaks = Matching(width=32, depth=3, size=32, steps=20), {}
     for engine in ("mixed", "reverse"):
-        reset_peak(gpu)
-        before = peak_memory(gpu)
-        case.solve(engine, torch.float32, gpu)
-        peaks[engine] = peak_memory(gpu) - before
+        run = matching_way(case, torch.float32, GPU, engine)
+        reset_peak(GPU)
+        before = peak_memory(GPU)
+        run()
+        peaks[engine] = peak_memory(GPU) - before
     assert peaks["mixed"] < peaks["reverse"] / 4
 
 
 def test_float32_is_as_near_to_float64_as_on_a_cpu() -> None:
-    case, gpu = Case(width=16, depth=2, size=16, batch=4, steps=5), torch.device("cuda")
-    exact = case.solve("reverse", torch.float64, gpu)
-    assert relative(case.solve("mixed", torch.float32, gpu), exact) < 5e-2  # second derivatives in float32
+    case = Matching(width=16, depth=2, size=16, classes=4, steps=5)
+    exact = matching_way(case, torch.float64, GPU, "mtt-loop")()
+    assert apart(matching_way(case, torch.float32, GPU, "mixed")(), exact) < 5e-2  # second derivatives in float32
 
 
 def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

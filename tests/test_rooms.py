@@ -10,7 +10,19 @@ import satm
 ROOMS = (
     *("errors", "version", "registry", "seeds", "params", "ops"),
     *("storage", "config", "run", "unroll", "outer", "data", "networks", "experts", "results", "methods"),
-    *("distill", "evaluation", "analysis", "workflow", "tables", "cost", "figures", "stages", "flags", "cli"),
+    *(
+        "distill",
+        "evaluation",
+        "analysis",
+        "workflow",
+        "tables",
+        "cost",
+        "figures",
+        "stages",
+        "benchmarks",
+        "flags",
+        "cli",
+    ),
 )
 PACKAGE = Path(satm.__file__).parent
 FACE = ("__init__", "__main__")

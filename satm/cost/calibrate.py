@@ -172,27 +172,11 @@ def _iteration(
     kind: Recipe, options: MethodOptions, values: Mapping[str, Any], device: torch.device
 ) -> tuple[float, int, int]:
     """Return seconds of an iteration after the first, the peak memory, and the network's parameters."""
-    classes, size, channels = values["classes"], values["size"], values["channels"]
+    classes = values["classes"]
     real = getattr(options, "real_batch", 1)
     per_class = max(values["ipc"], real if isinstance(options, ClassMatchingOptions) else math.ceil(real / classes))
-    labels = torch.arange(classes).repeat(per_class)
-    generator = make_generator("pace", "real")
-    few = torch.randint(0, 256, (DIFFERENT, channels, size, size), generator=generator, dtype=torch.uint8)
-    split = Split(few[torch.arange(len(labels)) % DIFFERENT], labels)
-    mean, std = (0.5,) * channels, (0.25,) * channels
-    names = tuple(str(label) for label in range(classes))
-    network = partial(build, values["network"], channels, classes, size)
-    start = flatten(network(0))
-    problem = Problem(
-        ImageData("random", split, split, split, names, mean, std, "random"),
-        Preprocessor(mean, std, None),
-        Augmentation(values["augment"], "image"),
-        network,
-        values["ipc"],
-        device,
-        Cell("random", values["ipc"], kind.name),
-        RandomExperts(network(0)) if kind.needs_experts else None,
-    )
+    shape = (values["channels"], values["size"], classes)
+    problem = random_problem(kind, values["network"], shape, values["ipc"], per_class, values["augment"], device)
     # Random experts classify no image correctly, and a matching loss on a random trajectory may be anything.
     init = {"init": "real"} if getattr(options, "init", None) == "correct" else {}
     unlimited = {"explode": math.inf, "skip_above": None, "ema": None}
@@ -203,4 +187,44 @@ def _iteration(
     seconds = (plain + monitored) / 2
     if "monitor_every" in values:
         seconds = plain + max(0.0, monitored - plain) / values["monitor_every"]
-    return seconds, max(int(row["peak_memory_bytes"]) for row in rows), len(start)
+    return seconds, max(int(row["peak_memory_bytes"]) for row in rows), len(flatten(problem.module))
+
+
+def random_problem(
+    kind: Recipe,
+    network: Mapping[str, object],
+    shape: tuple[int, int, int],
+    ipc: int,
+    per_class: int,
+    augment: str,
+    device: torch.device,
+) -> Problem:
+    """Return a problem of a method with random images and random experts.
+
+    Args:
+        kind: the method.
+        network: name and options of the network.
+        shape: channels, height and width, and classes of the images.
+        ipc: synthetic images per class.
+        per_class: real images per class.
+        augment: strategy of augmentation.
+        device: device of the tensors.
+    """
+    channels, size, classes = shape
+    labels = torch.arange(classes).repeat(per_class)
+    generator = make_generator("pace", "real")
+    few = torch.randint(0, 256, (DIFFERENT, channels, size, size), generator=generator, dtype=torch.uint8)
+    split = Split(few[torch.arange(len(labels)) % DIFFERENT], labels)
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    names = tuple(str(label) for label in range(classes))
+    fresh = partial(build, network, channels, classes, size)
+    return Problem(
+        ImageData("random", split, split, split, names, mean, std, "random"),
+        Preprocessor(mean, std, None),
+        Augmentation(augment, "image"),
+        fresh,
+        ipc,
+        device,
+        Cell("random", ipc, kind.name),
+        RandomExperts(fresh(0)) if kind.needs_experts else None,
+    )

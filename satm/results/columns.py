@@ -170,6 +170,19 @@ BOUNDS = Columns(
 )
 """One row per quantity, expert segment and number of kept steps (`satm.analysis.bounds.measure_bounds`)."""
 
+BENCH = Columns(
+    "benchmark",
+    _fields("kind str, way str, of str, value int, seconds float, times_as_fast float, peak_memory_bytes int"),
+    key=("way", "value"),
+    optional=frozenset({"times_as_fast", "peak_memory_bytes"}),
+)
+"""One row per way, and in a scaling per size (`satm.benchmarks`).
+
+of, value: what is scaled and its size; empty and 0 in a comparison. seconds: median of the rounds, in a scaling their
+minimum. times_as_fast: median ratio to the first way of a comparison. peak_memory_bytes: rise of the peak of a process
+of its own.
+"""
+
 PACE = Columns(
     "measured pace",
     _fields("kind str, key str, amount int") | COST | _fields("parameters int, device str"),

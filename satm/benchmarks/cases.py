@@ -1,0 +1,79 @@
+"""The problems of the benchmarks. Nothing here imports torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A problem of trajectory matching with random images and weights, for a ConvNet."""
+
+    width: int = 128
+    """Filters of each convolution."""
+    depth: int = 3
+    """Blocks."""
+    size: int = 32
+    """Height and width of the images in pixels."""
+    classes: int = 10
+    """Number of classes."""
+    ipc: int = 1
+    """Synthetic images per class."""
+    batch: int | None = None
+    """Synthetic images of one inner step; None: all."""
+    steps: int = 50
+    """Inner steps (N)."""
+    kept: int | None = None
+    """Differentiated steps at the end; None: all, or the method's share. Published loops differentiate all."""
+    concurrent: int = 1
+    """Segments that are matched at once, one after another."""
+    augment: bool = True
+    """Augment the images in each inner step."""
+
+    @property
+    def network(self) -> dict[str, object]:
+        """Name and options of the network."""
+        return {"network": "convnet", "width": self.width, "depth": self.depth}
+
+
+@dataclass(frozen=True)
+class Experts:
+    """An epoch of an expert on random images, for a ConvNet."""
+
+    width: int = 128
+    """Filters of each convolution."""
+    depth: int = 3
+    """Blocks."""
+    size: int = 32
+    """Height and width of the images in pixels."""
+    classes: int = 10
+    """Number of classes."""
+    images: int = 2560
+    """Training images."""
+    batch: int = 256
+    """Images of one step."""
+    augment: bool = True
+    """Augment the images."""
+
+    @property
+    def network(self) -> dict[str, object]:
+        """Name and options of the network."""
+        return {"network": "convnet", "width": self.width, "depth": self.depth}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Networks trained on a random synthetic set."""
+
+    network: str = "convnet"
+    """Name of a registered network."""
+    options: tuple[str, ...] = ()
+    """Options of the network, each as NAME=VALUE, such as width=32."""
+    size: int = 32
+    """Height and width of the images in pixels."""
+    classes: int = 10
+    """Number of classes."""
+    ipc: int = 1
+    """Synthetic images per class, up to 256 images in a step."""
+    networks: int = 5
+    """Networks of one evaluation."""
+    epochs: int = 100
+    """Epochs of each network."""

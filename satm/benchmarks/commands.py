@@ -1,0 +1,197 @@
+"""The benchmarks as commands: `python -m satm bench NAME`. Nothing here imports torch before a benchmark runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from satm.benchmarks.cases import Evaluation, Experts, Matching
+
+Precision = Literal["float32", "float64"]
+
+OUT = Path("results/bench")
+"""Folder of the parquet files."""
+
+
+def bench_hypergradient(
+    case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
+    ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "reverse", "mixed", "tesla"),
+    rounds: int = 3,
+    precision: Precision = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    memory: bool = True,
+    difference: bool = True,
+    out: Path = OUT / "hypergradient.parquet",
+) -> None:
+    """Compare ways to compute a hypergradient: seconds, peak memory, and how far their results lie apart.
+
+    The ways take turns; a ratio is the median over the rounds of the first way's seconds over this one's. Memory is the
+    rise of the peak of a process of its own. Differences are ``|a - b| / |b|`` over the images' gradient.
+
+    Args:
+        case: the problem.
+        ways: `mtt-loop` and `tesla-loop` are the published loops, the others engines; `mixed:S` keeps the graphs of the
+            last S steps.
+        rounds: measurements of each way.
+        precision: floating-point type of the timed runs.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        memory: also measure memory.
+        difference: also compare the results in float64 with those of the first way.
+        out: parquet file to write.
+    """
+    from satm.benchmarks.measure import Setting, compare, differences
+
+    setting = Setting.of("hypergradient", case, precision, device, threads)
+    compare(setting, ways, rounds, memory, out)
+    if difference:
+        differences(setting, ways)
+
+
+def bench_distill(
+    case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
+    ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "mtt", "satm", "tesla"),
+    rounds: int = 3,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: bool = True,
+    out: Path = OUT / "distill.parquet",
+) -> None:
+    """Compare outer iterations of methods, with everything that belongs to them, with those of the published loops.
+
+    Args:
+        case: the problem.
+        ways: `mtt-loop` and `tesla-loop` are the published loops, the others names of methods, with their presets'
+            share of differentiated steps.
+        rounds: measurements of each way.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        memory: also measure memory, in a process of its own for each way.
+        out: parquet file to write.
+    """
+    from satm.benchmarks.measure import Setting, compare
+
+    compare(Setting.of("distill", case, "float32", device, threads), ways, rounds, memory, out)
+
+
+def bench_experts(
+    case: Annotated[Experts, tyro.conf.OmitArgPrefixes],
+    ways: tuple[str, ...] = ("published", "ours"),
+    rounds: int = 3,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: bool = True,
+    out: Path = OUT / "experts.parquet",
+) -> None:
+    """Compare an epoch of an expert's training with one of the published loop, which uses a data loader.
+
+    Args:
+        case: the network and its images.
+        ways: `published` or `ours`.
+        rounds: measurements of each way.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        memory: also measure memory, in a process of its own for each way.
+        out: parquet file to write.
+    """
+    from satm.benchmarks.measure import Setting, compare
+
+    compare(Setting.of("experts", case, "float32", device, threads), ways, rounds, memory, out)
+
+
+def bench_evaluate(
+    case: Annotated[Evaluation, tyro.conf.OmitArgPrefixes],
+    ways: tuple[str, ...] = ("published", "one by one", "at once"),
+    rounds: int = 3,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: bool = True,
+    out: Path = OUT / "evaluate.parquet",
+) -> None:
+    """Compare training the networks of one evaluation with the published loop, which trains one after another.
+
+    Args:
+        case: the networks and the synthetic set.
+        ways: `published`, `one by one` or `at once`, with stacked weights.
+        rounds: measurements of each way.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        memory: also measure memory, in a process of its own for each way.
+        out: parquet file to write.
+    """
+    from satm.benchmarks.measure import Setting, compare
+
+    compare(Setting.of("evaluate", case, "float32", device, threads), ways, rounds, memory, out)
+
+
+def bench_scaling(
+    case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
+    of: Literal["steps", "kept", "ipc", "width", "concurrent"] = "steps",
+    values: tuple[int, ...] = (10, 20, 40),
+    ways: tuple[str, ...] = ("mtt-loop", "reverse", "mixed"),
+    rounds: int = 2,
+    device: str = "auto",
+    threads: int | None = None,
+    out: Path = OUT / "scaling.parquet",
+) -> None:
+    """Measure how seconds and memory of a hypergradient grow with one size of the problem, and print the slopes.
+
+    Args:
+        case: the problem, of which one size changes.
+        of: `steps`: inner steps (N). `kept`: differentiated steps at the end. `ipc`: images per class. `width`:
+            filters. `concurrent`: segments that are matched at once (K).
+        values: sizes.
+        ways: as in `bench hypergradient`.
+        rounds: measurements at each size, of which the fastest counts.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        out: parquet file to write.
+    """
+    from satm.benchmarks.measure import Setting, scaling
+
+    scaling(Setting.of("hypergradient", case, "float32", device, threads), of, values, ways, rounds, out)
+
+
+def bench_pace(
+    config: Path, out: Path, seconds: float = 3600.0, device: str = "auto", threads: int | None = None
+) -> None:
+    """Measure how long the pieces of a campaign's jobs take on this machine; `python -m satm cost` reads the file.
+
+    Random images and random experts of the right shape stand in for the real ones. Pieces that are already in the file
+    are skipped, so the same command resumes where it stopped.
+
+    Args:
+        config: the campaign.
+        out: parquet file to write.
+        seconds: seconds after which no new piece is started; the shortest pieces come first.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+    """
+    from satm.config import root_of
+    from satm.cost.calibrate import measure_pace
+    from satm.cost.workload import pieces
+    from satm.run.machine import choose_device, describe_backend
+    from satm.run.progress import Progress
+    from satm.workflow.jobs import campaigns_of, jobs
+
+    place, campaigns, root = choose_device(device, threads), campaigns_of(config), root_of(config)
+    work = pieces(campaigns.of(root), jobs(campaigns, root), at_once=place.type == "cuda")
+    with Progress("pace", len(work)) as progress:
+        left = measure_pace(work, out, place, seconds, progress)
+    console = Progress.console()
+    console.print(f"{len(work) - left} of {len(work)} pieces of {config} are measured on {describe_backend(place)}")
+    if left:
+        console.print(f"{left} are left; run the same command to measure them")
+
+
+BENCHMARKS: dict[str, Callable[..., None]] = {
+    "hypergradient": bench_hypergradient,
+    "distill": bench_distill,
+    "experts": bench_experts,
+    "evaluate": bench_evaluate,
+    "scaling": bench_scaling,
+    "pace": bench_pace,
+}
+"""All benchmarks by name."""
