@@ -318,7 +318,7 @@ def test_a_copy_of_a_fused_network_is_one_of_its_own() -> None:
 
 
 def test_values_that_are_not_finite_are_not_lost(kernels: str) -> None:
-    for pooling, bad in itertools.product(POOLINGS, (float("nan"), float("inf"))):
+    for pooling, bad in itertools.product(POOLINGS, (float("nan"), float("inf"), 1e30)):
         x = torch.ones(1, 3, 4, 4, dtype=torch.float32)
         x[0, 1, 2, 2] = bad
         y = Block("instance", activation="relu", pooling=pooling)(x)
@@ -374,7 +374,8 @@ def test_a_library_that_was_cut_short_is_built_again(empty_cache: Path, compiler
     subprocess.run([sys.executable, "-c", BUILD], check=True)
     (library,) = (empty_cache / "kernels").iterdir()
     library.write_bytes(library.read_bytes()[:1000])
-    assert build_one() is not None and library.stat().st_size > 1000
+    subprocess.run([sys.executable, "-c", BUILD], check=True)
+    assert library.stat().st_size > 1000 and list((empty_cache / "kernels").iterdir()) == [library]
 
 
 def test_another_source_has_another_library(

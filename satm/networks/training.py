@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.data import Augmentation, Preprocessor, Split
+from satm.ops import fused
 from satm.run.stopping import check_stop
 
 TEST_BATCH = {"cpu": 100, "cuda": 1000}
@@ -135,7 +136,7 @@ class SharpnessAware:
         weights = {name: parameters[name].detach() for name in here}
         near = {name: value.requires_grad_() for name, value in self.neighbour(weights, here).items()}
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        loss = soft_cross_entropy(torch.func.functional_call(module, (near, buffers), (images,)), labels)
+        loss = soft_cross_entropy(torch.func.functional_call(fused(module), (near, buffers), (images,)), labels)
         there = dict(zip(near, torch.autograd.grad(loss, list(near.values())), strict=True))
         for name, slope in self.combine(here, there).items():
             parameters[name].grad = slope
@@ -170,7 +171,7 @@ def train_epoch(
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
         sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
     """
-    module.train()
+    network = fused(module.train())
     count = len(data) if among is None else len(among)
     order = torch.randperm(count, generator=generator)
     order = order if among is None else among[order]
@@ -179,7 +180,7 @@ def train_epoch(
         check_stop()
         images, labels = data.batch(chosen.to(data.labels.device))
         images = augmentation.apply(images, augmentation.draw(generator, len(images), images.shape[-1]))
-        loss = soft_cross_entropy(module(images), labels)
+        loss = soft_cross_entropy(network(images), labels)
         optimiser.zero_grad()
         loss.backward()
         if sharpness_aware is not None:
@@ -192,10 +193,10 @@ def train_epoch(
 @torch.no_grad()
 def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `[B, K]` logits and labels of all images in order, without augmentation, in evaluation mode."""
-    module.eval()
+    network = fused(module.eval())
     for images, labels in data.batches():
         check_stop()
-        yield module(images), labels
+        yield network(images), labels
 
 
 def measure(module: nn.Module, data: TrainingImages) -> tuple[float, float]:

@@ -106,7 +106,7 @@ struct Set {
   INLINE void forward(NUMBER *y, NUMBER *to_mean, NUMBER *to_r, double eps) {
     mean = average([](Vec v) __attribute__((always_inline)) { return v; });
     const Vec m = mean, v = average([m](Vec v) __attribute__((always_inline)) { return (v - m) * (v - m); });
-    for (long k = 0; k < LANES; k++) r[k] = 1 / sqrt(v[k] + eps);
+    for (long k = 0; k < LANES; k++) r[k] = 1 / sqrt(v[k] + eps) + 0 * v[k];  // a variance beyond all numbers gives NaN, not 0
     store(to_mean, mean, lanes);
     store(to_r, r, lanes);
     windows(
