@@ -22,7 +22,8 @@ from torch.nn import functional
 
 from satm.networks import build
 from satm.networks.base import NETWORKS
-from satm.ops import fused, has_plain_norm, native
+from satm.ops import build as compiling
+from satm.ops import fused, has_plain_norm, native, winograd
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
 from satm.ops.fuse import BlockLayer, Convolution
@@ -45,6 +46,13 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     elif native.native(Block("instance"), torch.ones(1, 1, 1, 1)) is None:
         pytest.skip("no kernels can be compiled here")
     return str(request.param)
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip without a compiler."""
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler, c++")
 
 
 def twin(block: Block, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
@@ -158,6 +166,61 @@ def test_a_convolution_equals_pytorch_in_both_derivatives(name: str, bias: bool)
 
     assert apart(derivatives(ours, inputs), derivatives(theirs, inputs)) < SUMS
     assert gradcheck(ours, inputs) and gradgradcheck(ours, inputs)
+
+
+WINOGRAD = [(1, 16, 16, 4, 4), (3, 32, 64, 7, 5), (2, 64, 32, 8, 9), (2, 96, 32, 16, 16)]
+"""Images, channels before and after, height and width."""
+
+
+def layer(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Return random images, weights and a bias, of usual sizes."""
+    count, before, after, height, width = shape
+    generator = torch_generator()
+    shapes = [(count, before, height, width), (after, before, 3, 3), (after,)]
+    drawn = [torch.randn(each, generator=generator, dtype=torch.float64) for each in shapes]
+    drawn[1] /= 3 * before**0.5
+    return [each.to(dtype).requires_grad_() for each in drawn]
+
+
+def usual(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return conv2d(x, w, b, Geometry((1, 1), (1, 1), (1, 1), 1))
+
+
+def plain(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return functional.conv2d(x, w, b, padding=1)
+
+
+@pytest.mark.parametrize("shape", WINOGRAD, ids=str)
+def test_winograds_algorithm_equals_pytorch_in_both_derivatives(shape: tuple[int, ...], compiler: None) -> None:
+    inputs = layer(shape, torch.float64)
+    assert winograd.winograd(inputs[0], inputs[1])
+    assert apart(derivatives(usual, inputs), derivatives(plain, inputs)) < SUMS
+
+
+@pytest.mark.parametrize("shape", [(4, 128, 128, 16, 16), (10, 64, 64, 8, 8), (64, 32, 32, 12, 12)], ids=str)
+def test_winograds_algorithm_in_float32_is_as_exact_as_pytorch(shape: tuple[int, ...], compiler: None) -> None:
+    exact = derivatives(plain, layer(shape, torch.float64))
+    single = layer(shape, torch.float32)
+    assert winograd.winograd(single[0], single[1])
+    for ours, theirs, truth in zip(derivatives(usual, single), derivatives(plain, single), exact, strict=True):
+        assert apart([ours], [truth]) < 3 * apart([theirs], [truth]) + 1e-7
+
+
+def test_winograds_algorithm_passes_torchs_checks(compiler: None) -> None:
+    inputs = [each[:, :16] if each.ndim == 4 else each for each in layer((1, 16, 16, 4, 4), torch.float64)]
+    few = [each.detach().requires_grad_() for each in inputs]
+    assert winograd.winograd(few[0], few[1])
+    assert gradcheck(usual, few, fast_mode=True) and gradgradcheck(usual, few, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1, 16, 16, 4, 4), torch.float32), ((1, 32, 24, 4, 4), torch.float32), ((1, 32, 32, 3, 8), torch.float32)],
+)
+def test_other_convolutions_are_left_to_pytorch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, w, _ = layer(shape, dtype)
+    assert not winograd.winograd(x, w)
+    assert not winograd.winograd(x.bfloat16(), w.bfloat16())
 
 
 def test_a_pass_for_weights_computes_no_gradient_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,22 +395,19 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()
-    for function in (native._library, native._without):
-        function.cache_clear()
+    forget()
     yield tmp_path / "cache"
-    for function in (native._library, native._without):
+    forget()
+
+
+def forget() -> None:
+    """Let the process forget what it has loaded, and what it has said."""
+    for function in (compiling.library, compiling._without, native._native, winograd._kernels):
         function.cache_clear()
 
 
 def build_one() -> native.Native | None:
     return native.native(Block("instance"), torch.ones(1, 2, 2, 1))
-
-
-@pytest.fixture
-def compiler() -> None:
-    """Skip without a compiler."""
-    if shutil.which("c++") is None:
-        pytest.skip("needs a C++ compiler, c++")
 
 
 BUILD = """
@@ -363,8 +423,8 @@ def test_kernels_are_built_once(empty_cache: Path, compiler: None, caplog: pytes
     assert build_one() is not None
     (library,) = (empty_cache / "kernels").iterdir()
     assert stat.S_IMODE((empty_cache / "kernels").stat().st_mode) == 0o700
-    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("kernels for norms and poolings built in ")
-    native._library.cache_clear()
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("compiled kernels built in ")
+    forget()
     time = library.stat().st_mtime_ns
     assert build_one() is not None
     assert library.stat().st_mtime_ns == time and len(caplog.messages) == 1
@@ -383,9 +443,9 @@ def test_another_source_has_another_library(
 ) -> None:
     build_one()
     other = tmp_path / "block.cpp"
-    other.write_text(native.SOURCE.read_text() + "\n// another\n")
-    monkeypatch.setattr(native, "SOURCE", other)
-    native._library.cache_clear()
+    other.write_text((compiling.FOLDER / "block.cpp").read_text() + "\n// another\n")
+    monkeypatch.setattr(compiling, "FOLDER", tmp_path)
+    forget()
     assert build_one() is not None and len(list((empty_cache / "kernels").iterdir())) == 2
 
 
@@ -410,9 +470,7 @@ def test_without_a_compiler_the_closed_forms_serve(
         inputs = values(block, (1, 8, 4, 4))
         assert apart(derivatives(block, inputs), derivatives(lambda *each: twin(block, *each), inputs)) < SUMS
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(
-        "norms and poolings are computed by PyTorch's operations, which takes longer: "
-    )
+    assert caplog.messages[0].startswith("no compiled kernels, so PyTorch's operations serve, which takes longer: ")
     assert said in caplog.messages[0]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from satm.ops.wanted import wanted
+from satm.ops.winograd import convolve, image_slope, weight_slope, winograd
 
 LAST = torch.channels_last
 
@@ -33,18 +34,27 @@ class Geometry:
 
     def conv(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """Return the convolution, `[n, D, H', W']`."""
+        if self == USUAL and winograd(x, w):
+            return convolve(x, w, b)
         return functional.conv2d(x, w, b, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(
         self, dy: Tensor, x: Tensor, w: Tensor, image: bool, weight: bool, bias: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return T(dy, w), G(x, dy) and the sum of dy over all but its channels; None for what is not asked for."""
+        if self == USUAL and (image or weight) and winograd(x, w):
+            dx = image_slope(dy, w) if image else None
+            dw = weight_slope(x, dy) if weight else None
+            return dx, dw, dy.sum((0, 2, 3)) if bias else None
         both = (list(self.stride), list(self.padding), list(self.dilation))
         sizes, mask = [w.shape[0]] if bias else None, [image, weight, bias]
         result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
             dy, x, w, sizes, *both, False, [0, 0], self.groups, mask
         )
         return result
+
+
+USUAL = Geometry((1, 1), (1, 1), (1, 1), 1)
 
 
 def conv2d(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
