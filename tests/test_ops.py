@@ -26,7 +26,7 @@ from satm.ops import build as compiling
 from satm.ops import fused, has_plain_norm, native, winograd
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
-from satm.ops.fuse import BlockLayer, Convolution
+from satm.ops.fuse import BlockLayer, Convolution, ConvolutionBlock
 from satm.params import call_flat, flatten
 from satm.unroll import hypergradient
 
@@ -287,8 +287,8 @@ def test_a_fused_network_trains_as_the_plain_one(case: dict[str, Any], size: int
     labels = torch.tensor([0, 3, 1])
     made = fused(module)
     assert [name for name, _ in made.named_parameters()] == [name for name, _ in module.named_parameters()]
-    assert any(isinstance(part, Convolution | BlockLayer) for part in made.modules())
-    assert not any(isinstance(part, Convolution | BlockLayer) for part in module.modules())
+    assert any(isinstance(part, Convolution | ConvolutionBlock | BlockLayer) for part in made.modules())
+    assert not any(isinstance(part, Convolution | ConvolutionBlock | BlockLayer) for part in module.modules())
     torch.testing.assert_close(made(images), module(images), rtol=SUMS, atol=SUMS)
     assert apart(unrolled(made, images, labels), unrolled(module, images, labels)) < LOOPS
     assert has_plain_norm(made) == case["network"].startswith("vit")

@@ -57,12 +57,13 @@ class Block:
         if self.norm == "none":
             plain: Tensor = _Pointwise.apply(x, self)
             return plain
-        if w is None:
-            w, b = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
-        elif b is None:
-            b = torch.zeros_like(w)
-        normed: Tensor = _Normed.apply(x, w, b, self)
+        normed: Tensor = _Normed.apply(x, *self.affine(x, x.shape[1], w, b), self)
         return normed
+
+    def affine(self, like: Tensor, channels: int, w: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return scale and shift, which are 1 and 0 if there are none."""
+        w = like.new_ones(channels) if w is None else w
+        return w, torch.zeros_like(w) if b is None else b
 
     def plain(self, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Return the result by PyTorch's operations, for inputs of another rank."""
@@ -163,12 +164,13 @@ def _largest(z: Tensor) -> list[Tensor]:
     return chosen
 
 
-def _scale(w: Tensor) -> Tensor:
+def scale_of(w: Tensor) -> Tensor:
     """Return a scale or shift as maps: `[C]`, or `[H, W, C]` from `[C, H, W]`."""
     return (w if w.ndim == 1 else w.permute(1, 2, 0)).contiguous()
 
 
-def _unscale(w: Tensor) -> Tensor:
+def unscale(w: Tensor) -> Tensor:
+    """Return a scale or shift from what it is as maps."""
     return w if w.ndim == 1 else w.permute(2, 0, 1)
 
 
@@ -244,29 +246,35 @@ def second_plain(block: Block, x: Tensor, dy: Tensor, a: Tensor) -> tuple[Tensor
     return g_x, block.pool(block.slope_at(x) * a, x)
 
 
-def _maps(x: Tensor) -> Tensor:
+def maps_of(x: Tensor) -> Tensor:
     """Return maps, channels last, without a copy if the memory is."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def _images(maps: Tensor) -> Tensor:
+def images_of(maps: Tensor) -> Tensor:
+    """Return images, `[n, C, H, W]`, from maps."""
     return maps.permute(0, 3, 1, 2)
 
 
-class Closed:
+class _Closed:
     """The closed forms in PyTorch's operations."""
 
     forward, first, second = staticmethod(forward), staticmethod(first), staticmethod(second)
 
 
+def kernels_for(block: Block, maps: Tensor) -> Any:
+    """Return the functions `forward`, `first` and `second` for a block on such maps."""
+    return native(block, maps) or _Closed
+
+
 class _Normed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor, block: Block) -> Tensor:
-        maps = _maps(x)
-        ctx.kernels, ctx.block = native(block, maps) or Closed, block
-        y, m, r = ctx.kernels.forward(block, maps, _scale(w), _scale(b))
+        maps = maps_of(x)
+        ctx.kernels, ctx.block = kernels_for(block, maps), block
+        y, m, r = ctx.kernels.forward(block, maps, scale_of(w), scale_of(b))
         ctx.save_for_backward(x, w, b, m, r)
-        return _images(y)
+        return images_of(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -278,18 +286,29 @@ class _NormedBackward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, w: Tensor, b: Tensor, m: Tensor, r: Tensor, dy: Tensor, block: Block, kernels: Any
     ) -> tuple[Tensor, ...]:
-        dx, dw, db, *means = kernels.first(block, _maps(x), _scale(w), _scale(b), m, r, _maps(dy))
+        dx, dw, db, *means = kernels.first(block, maps_of(x), scale_of(w), scale_of(b), m, r, maps_of(dy))
         ctx.save_for_backward(x, w, b, m, r, dy, *means)
         ctx.kernels, ctx.block = kernels, block
-        return _images(dx), _unscale(dw), _unscale(db)
+        return images_of(dx), unscale(dw), unscale(db)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, a: Tensor, cw: Tensor, cb: Tensor) -> tuple[Tensor | None, ...]:
         x, w, b, m, r, dy, *means = ctx.saved_tensors
-        values = (_maps(x), _scale(w), _scale(b), m, r, _maps(dy), *means, _maps(a), _scale(cw), _scale(cb))
+        values = (
+            maps_of(x),
+            scale_of(w),
+            scale_of(b),
+            m,
+            r,
+            maps_of(dy),
+            *means,
+            maps_of(a),
+            scale_of(cw),
+            scale_of(cb),
+        )
         g_x, g_w, g_b, g_dy = ctx.kernels.second(ctx.block, *values)
-        return _images(g_x), _unscale(g_w), _unscale(g_b), None, None, _images(g_dy), None, None
+        return images_of(g_x), unscale(g_w), unscale(g_b), None, None, images_of(g_dy), None, None
 
 
 class _Pointwise(torch.autograd.Function):
@@ -297,7 +316,7 @@ class _Pointwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, block: Block) -> Tensor:
         ctx.save_for_backward(x)
         ctx.block = block
-        return _images(forward_plain(block, _maps(x)))
+        return images_of(forward_plain(block, maps_of(x)))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -309,11 +328,11 @@ class _PointwiseBackward(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, dy: Tensor, block: Block) -> Tensor:
         ctx.save_for_backward(x, dy)
         ctx.block = block
-        return _images(first_plain(block, _maps(x), _maps(dy)))
+        return images_of(first_plain(block, maps_of(x), maps_of(dy)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
         x, dy = ctx.saved_tensors
-        g_x, g_dy = second_plain(ctx.block, _maps(x), _maps(dy), _maps(a))
-        return _images(g_x), _images(g_dy), None
+        g_x, g_dy = second_plain(ctx.block, maps_of(x), maps_of(dy), maps_of(a))
+        return images_of(g_x), images_of(g_dy), None

@@ -53,10 +53,8 @@ def library(source: str, **defines: object) -> ctypes.CDLL | None:
     runtime, reasons = _thread_runtime(), list[str]()
     for threads in ([["-fopenmp"]] if runtime else []) + [[]]:
         flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), *threads]
-        parts = [
-            (FOLDER / source).read_bytes(),
-            *(each.encode() for each in (*compiler, *flags, str(runtime), _processor())),
-        ]
+        sources = (path.read_bytes() for path in (FOLDER / source, *sorted(FOLDER.glob("*.h"))))
+        parts = [*sources, *(each.encode() for each in (*compiler, *flags, str(runtime), _processor()))]
         name = f"{Path(source).stem}-{hashlib.sha256(b' '.join(parts)).hexdigest()[:24]}.so"
         for folder in _folders():
             try:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from satm.ops.thin import thin, thin_image_slope
 from satm.ops.wanted import wanted
 from satm.ops.winograd import convolve, image_slope, weight_slope, winograd
 
@@ -38,6 +39,18 @@ class Geometry:
             return convolve(x, w, b)
         return functional.conv2d(x, w, b, self.stride, self.padding, self.dilation, self.groups)
 
+    def cotangent(
+        self, x: Tensor, w: Tensor, a: Tensor | None, c: Tensor | None, k: Tensor | None, like: Tensor
+    ) -> Tensor:
+        """Return the cotangent of dy from those of dx, dw and db: conv(a, w) + conv(x, c) + k, `like` dy."""
+        total = None if c is None else self.conv(x, c, k)
+        if total is None and k is not None:
+            total = k.view(1, -1, 1, 1).expand_as(like)
+        if a is not None:
+            more = self.conv(a, w)
+            total = more if total is None else more.add_(total)
+        return torch.zeros_like(like) if total is None else total
+
     def backward(
         self, dy: Tensor, x: Tensor, w: Tensor, image: bool, weight: bool, bias: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -46,6 +59,11 @@ class Geometry:
             dx = image_slope(dy, w) if image else None
             dw = weight_slope(x, dy) if weight else None
             return dx, dw, dy.sum((0, 2, 3)) if bias else None
+        if self == USUAL and image and thin(x, w):
+            _, dw, db = self.backward(dy, x, w, False, weight, bias)
+            return thin_image_slope(dy, w), dw, db
+        if not (image or weight or bias):
+            return None, None, None
         both = (list(self.stride), list(self.padding), list(self.dilation))
         sizes, mask = [w.shape[0]] if bias else None, [image, weight, bias]
         result: tuple[Tensor | None, Tensor | None, Tensor | None] = torch.ops.aten.convolution_backward(
@@ -59,11 +77,12 @@ USUAL = Geometry((1, 1), (1, 1), (1, 1), 1)
 
 def conv2d(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """Return the convolution as channels_last, differentiable twice."""
-    y: Tensor = _Convolution.apply(_last(x), _last(w), b, geometry)
+    y: Tensor = _Convolution.apply(last(x), w, b, geometry)
     return y
 
 
-def _last(tensor: Tensor) -> Tensor:
+def last(tensor: Tensor) -> Tensor:
+    """Return the tensor with channels last in memory, without a copy if they are."""
     return tensor.contiguous(memory_format=LAST)
 
 
@@ -78,7 +97,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
         asked = tuple(wanted(ctx, place) for place in range(3))
-        return *_Backward.apply(x, w, _last(dy), ctx.geometry, asked), None
+        return *_Backward.apply(x, w, last(dy), ctx.geometry, asked), None
 
 
 class _Backward(torch.autograd.Function):
@@ -98,17 +117,9 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, a: Tensor | None, c: Tensor | None, k: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, dy = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
-        a, c = (None if each is None else _last(each) for each in (a, c))
+        a = None if a is None else last(a)
         to_x, to_w, to_dy = (wanted(ctx, place) for place in range(3))
-        parts: list[Tensor] = []
-        if to_dy:
-            if c is not None:
-                parts.append(geometry.conv(x, c, k))
-            elif k is not None:
-                parts.append(k.view(1, -1, 1, 1).expand_as(dy))
-            if a is not None:
-                parts.append(geometry.conv(a, w))
-        g_dy = None if not parts else parts[0] if len(parts) == 1 else parts[0].add(parts[1])
+        g_dy = geometry.cotangent(x, w, a, c, k, dy) if to_dy else None
         g_x = geometry.backward(dy, x, c, True, False, False)[0] if to_x and c is not None else None
         g_w = geometry.backward(dy, a, w, False, True, False)[1] if to_w and a is not None else None
         return g_x, g_w, g_dy, None, None

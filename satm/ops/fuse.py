@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
+from satm.ops.layer import layer
 
 THROUGH = (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.AvgPool2d, nn.MaxPool2d)
 """Layers that consist of one call of a function, which is what the pass looks for."""
@@ -141,6 +143,22 @@ class Convolution(nn.Module):
         return conv2d(x, w, b, self.geometry)
 
 
+class ConvolutionBlock(nn.Module):
+    """A convolution and the block behind it without parameters of their own: `(x, v, k, w, b) -> y`."""
+
+    def __init__(self, geometry: Geometry, block: Block) -> None:
+        super().__init__()
+        self.geometry, self.block = geometry, block
+
+    def forward(
+        self, x: Tensor, v: Tensor, k: Tensor | None, w: Tensor | None = None, b: Tensor | None = None
+    ) -> Tensor:
+        """Return the block's result on the convolution."""
+        if x.ndim != 4:
+            return self.block.plain(self.geometry.conv(x, v, k), w, b)
+        return layer(x, v, k, *self.block.affine(x, len(v), w, b), self.geometry, self.block)
+
+
 class BlockLayer(nn.Module):
     """A block without parameters of its own: `(x, w, b) -> y`."""
 
@@ -173,22 +191,38 @@ def _serve(graph: fx.Graph, module: nn.Module) -> None:
             continue
         if node.op == "call_function" and node.target is functional.conv2d:
             geometry, inputs = _read_convolution(*node.args, **node.kwargs)
-            if geometry is not None:
+            following = next(iter(node.users)) if len(node.users) == 1 else None
+            chain = {} if following is None or following.args[0] is not node else _chain(following, module)
+            if geometry is not None and following is not None and chain and chain[following].stage == 0:
+                done.update(chain)
+                _put_chain(graph, module, chain, inputs, partial(ConvolutionBlock, geometry))
+                graph.erase_node(node)
+            elif geometry is not None:
                 _put(graph, module, node, Convolution(geometry), inputs)
             continue
         chain = _chain(node, module)
         done.update(chain)
         if len(chain) > 1 or (chain and chain[node].stage == 0):
-            fields = {name: value for part in chain.values() for name, value in part.fields.items()}
-            last = list(chain)[-1]
-            with graph.inserting_before(last):
-                named = (graph.get_attr(each) if isinstance(each, str) else each for each in chain[node].weights)
-                inputs = (node.args[0], *named)
-            _put(graph, module, last, BlockLayer(Block(**fields)), inputs)
-            for each in list(chain)[-2::-1]:
-                graph.erase_node(each)
+            _put_chain(graph, module, chain, (node.args[0],), BlockLayer)
         elif chain and "inplace" in node.kwargs:  # it would change the result of a block, which is a view
             node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _put_chain(
+    graph: fx.Graph,
+    module: nn.Module,
+    chain: dict[fx.Node, Part],
+    inputs: tuple[Any, ...],
+    make: Callable[[Block], nn.Module],
+) -> None:
+    """Replace the nodes of a block by a call of a new module with these inputs and the norm's scale and shift."""
+    fields = {name: value for part in chain.values() for name, value in part.fields.items()}
+    nodes = list(chain)
+    with graph.inserting_before(nodes[-1]):
+        weights = [graph.get_attr(each) if isinstance(each, str) else each for each in chain[nodes[0]].weights]
+    _put(graph, module, nodes[-1], make(Block(**fields)), (*inputs, *weights))
+    for node in nodes[-2::-1]:
+        graph.erase_node(node)
 
 
 def _put(graph: fx.Graph, module: nn.Module, node: fx.Node, layer: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -13,24 +13,13 @@
 // Source: Lavin and Gray 2016, "Fast algorithms for convolutional neural networks"; the construction for other points
 // is that of Cook and Toom.
 //
-// Compiled with NUMBER, float or double. Nothing is included but the C library.
+// Compiled with NUMBER, float or double.
 
-#include <string.h>
-
-#define INLINE inline __attribute__((always_inline))
+#include "product.h"
 
 namespace {
 
-typedef NUMBER Vec __attribute__((vector_size(64)));
-const long LANES = 64 / sizeof(NUMBER);
-
-#ifdef __AVX512F__
-const int ROWS = 8, VECS = 2;  // of the part of a product that is held in registers
-#else
-const int ROWS = 6, VECS = 1;
-#endif
-const long PANEL = 2 * LANES;  // columns that lie together in the right matrix of a product
-
+const long PART = 320;  // tiles that are handled at a time, so that what is made of them stays in the cache
 const int TILE = 4, SIDE = 6, POINTS = SIDE * SIDE;
 
 constexpr NUMBER A[SIDE][TILE] = {
@@ -53,13 +42,6 @@ constexpr NUMBER B[SIDE][SIDE] = {
     {0, 16. / 195, -32. / 585, -12. / 65, 8. / 65, 0},
     {0, 1, 0, -97. / 36, 0, 1},
 };
-
-INLINE Vec load(const NUMBER *from) {
-  Vec v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
-INLINE void store(NUMBER *to, Vec v) { memcpy(to, &v, sizeof v); }
 
 // out = M in M', for a square of vectors; M has OUT rows and IN columns, or is given transposed.
 template <int OUT, int IN, bool TRANSPOSED, class Matrix>
@@ -96,17 +78,24 @@ struct Shape {
   long rows() const { return (h + TILE - 1) / TILE; }
   long columns() const { return (w + TILE - 1) / TILE; }
   long tiles() const { return n * rows() * columns(); }
+  long part() const { return tiles() < PART ? tiles() : PART; }
+};
+
+// Some tiles, from the first one on.
+struct Tiles {
+  long first, count;
 };
 
 // Distance of the matrices of two points. Without the gap their elements would fall into the same lines of the cache.
 INLINE long apart(long size) { return size + 3 * LANES; }
 
 // Put B' x B into `out`, [36][tiles][c].
-INLINE void transform_inputs(const Shape &s, long c, const NUMBER *x, NUMBER *out) {
-  const long tiles = s.tiles();
+INLINE void transform_inputs(const Shape &s, Tiles some, long c, const NUMBER *x, NUMBER *out) {
+  const long tiles = some.count;
 #pragma omp for
   for (long t = 0; t < tiles; t++) {
-    const long column = t % s.columns(), row = t / s.columns() % s.rows(), image = t / s.columns() / s.rows();
+    const long at = some.first + t, column = at % s.columns(), row = at / s.columns() % s.rows();
+    const long image = at / s.columns() / s.rows();
     const long top = row * TILE - 1, left = column * TILE - 1;
     for (long l = 0; l < c; l += LANES) {
       Vec in[SIDE][SIDE], made[SIDE][SIDE];
@@ -123,11 +112,12 @@ INLINE void transform_inputs(const Shape &s, long c, const NUMBER *x, NUMBER *ou
 }
 
 // Put A dy A' into `out`, [36][d / PANEL][tiles][PANEL].
-INLINE void transform_slopes(const Shape &s, const NUMBER *dy, NUMBER *out) {
-  const long tiles = s.tiles();
+INLINE void transform_slopes(const Shape &s, Tiles some, const NUMBER *dy, NUMBER *out) {
+  const long tiles = some.count;
 #pragma omp for
   for (long t = 0; t < tiles; t++) {
-    const long column = t % s.columns(), row = t / s.columns() % s.rows(), image = t / s.columns() / s.rows();
+    const long at = some.first + t, column = at % s.columns(), row = at / s.columns() % s.rows();
+    const long image = at / s.columns() / s.rows();
     for (long l = 0; l < s.d; l += LANES) {
       Vec in[TILE][TILE], made[SIDE][SIDE];
       for (int i = 0; i < TILE; i++)
@@ -160,11 +150,12 @@ INLINE void transform_weights(long c, long d, const NUMBER *w, bool mirrored, NU
 }
 
 // Put A' m A + b into y, from m [36][tiles][d].
-INLINE void results(const Shape &s, const NUMBER *m, const NUMBER *b, NUMBER *y) {
-  const long tiles = s.tiles();
+INLINE void results(const Shape &s, Tiles some, const NUMBER *m, const NUMBER *b, NUMBER *y) {
+  const long tiles = some.count;
 #pragma omp for
   for (long t = 0; t < tiles; t++) {
-    const long column = t % s.columns(), row = t / s.columns() % s.rows(), image = t / s.columns() / s.rows();
+    const long at = some.first + t, column = at % s.columns(), row = at / s.columns() % s.rows();
+    const long image = at / s.columns() / s.rows();
     for (long l = 0; l < s.d; l += LANES) {
       Vec in[SIDE][SIDE], made[TILE][TILE];
       for (int p = 0; p < POINTS; p++) in[p / SIDE][p % SIDE] = load(m + p * apart(tiles * s.d) + t * s.d + l);
@@ -191,98 +182,68 @@ INLINE void weight_slopes(const Shape &s, const NUMBER *m, NUMBER *dw) {
     }
 }
 
-// Add to R rows and VECS vectors of c the product of a, whose elements are `row` and `inner` apart, and a part of a
-// panel of b.
-template <int R>
-INLINE void corner(long inner_size, const NUMBER *a, long row, long inner, const NUMBER *b, NUMBER *c, long width, bool add) {
-  Vec sum[R][VECS];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; v++) sum[r][v] = Vec{};
-  for (long k = 0; k < inner_size; k++) {
-    Vec right[VECS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; v++) right[v] = load(b + k * PANEL + v * LANES);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-      for (int v = 0; v < VECS; v++) sum[r][v] += a[r * row + k * inner] * right[v];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECS; v++) {
-      NUMBER *to = c + r * width + v * LANES;
-      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
-    }
-}
-
-// c [rows][width] = a b for one point and one panel. The inner dimension is summed in parts, whose number and length lose
-// little together.
-template <bool ALONG>
-INLINE void product(long rows, long inner_size, const NUMBER *a, long stride, const NUMBER *b, NUMBER *c, long width) {
-  const long row = ALONG ? stride : 1, inner = ALONG ? 1 : stride, PART = inner_size <= 512 ? 16 : 64;
-  for (long from = 0; from < inner_size; from += PART) {
-    const long size = inner_size - from < PART ? inner_size - from : PART;
-    const NUMBER *part = a + from * inner;
-    for (long v = 0; v < PANEL; v += VECS * LANES) {
-      const NUMBER *right = b + from * PANEL + v;
-      long r = 0;
-      for (; r + ROWS <= rows; r += ROWS) corner<ROWS>(size, part + r * row, row, inner, right, c + r * width + v, width, from);
-      for (; r + 2 <= rows; r += 2) corner<2>(size, part + r * row, row, inner, right, c + r * width + v, width, from);
-      for (; r < rows; r++) corner<1>(size, part + r * row, row, inner, right, c + r * width + v, width, from);
-    }
-  }
-}
-
-const long BLOCK = 96;  // rows of a product that one thread computes at a time
-
 }  // namespace
 
 extern "C" {
 
 // Return the numbers that a call needs for work.
-long work_size(const Shape *s) { return POINTS * (apart(s->tiles() * s->c) + apart(s->tiles() * s->d) + apart(s->c * s->d)); }
+long work_size(const Shape *s) {
+  return POINTS * (apart(s->part() * s->c) + apart(s->part() * s->d) + 2 * apart(s->c * s->d));
+}
 
 // y [n][h][w][d] = the convolution of x with w [3][3][c][d], plus b if it is given.
 void convolve(const Shape *s, const NUMBER *x, const NUMBER *w, const NUMBER *b, long mirrored, NUMBER *work, NUMBER *y) {
-  const long tiles = s->tiles(), c = s->c, d = s->d, blocks = (tiles + BLOCK - 1) / BLOCK, panels = d / PANEL;
-  NUMBER *left = work, *made = left + POINTS * apart(tiles * c), *right = made + POINTS * apart(tiles * d);
+  const long c = s->c, d = s->d, part = s->part(), panels = d / PANEL;
+  NUMBER *left = work, *made = left + POINTS * apart(part * c), *right = made + POINTS * apart(part * d);
 #pragma omp parallel
   {
     transform_weights(c, d, w, mirrored, right);
-    transform_inputs(*s, c, x, left);
+    for (long from = 0; from < s->tiles(); from += part) {
+      const Tiles some = {from, s->tiles() - from < part ? s->tiles() - from : part};
+      const long blocks = (some.count + BLOCK - 1) / BLOCK;
+      transform_inputs(*s, some, c, x, left);
 #pragma omp for collapse(3)
-    for (long p = 0; p < POINTS; p++)
-      for (long k = 0; k < blocks; k++)
-        for (long q = 0; q < panels; q++) {
-          const long first = k * BLOCK, rows = tiles - first < BLOCK ? tiles - first : BLOCK;
-          product<true>(rows, c, left + p * apart(tiles * c) + first * c, c, right + p * apart(c * d) + q * PANEL * c,
-                        made + p * apart(tiles * d) + first * d + q * PANEL, d);
-        }
-    results(*s, made, b, y);
+      for (long p = 0; p < POINTS; p++)
+        for (long k = 0; k < blocks; k++)
+          for (long q = 0; q < panels; q++) {
+            const long first = k * BLOCK, rows = some.count - first < BLOCK ? some.count - first : BLOCK;
+            product<true>(rows, c, left + p * apart(some.count * c) + first * c, c,
+                          right + p * apart(c * d) + q * PANEL * c,
+                          made + p * apart(some.count * d) + first * d + q * PANEL, d, false);
+          }
+      results(*s, some, made, b, y);
+    }
   }
 }
 
 // dw [3][3][c][d] = the gradient with respect to w, from x and the cotangent dy.
 void slope(const Shape *s, const NUMBER *x, const NUMBER *dy, NUMBER *work, NUMBER *dw) {
-  const long tiles = s->tiles(), c = s->c, d = s->d, blocks = (c + BLOCK - 1) / BLOCK, panels = d / PANEL;
-  NUMBER *left = work, *right = left + POINTS * apart(tiles * c), *made = right + POINTS * apart(tiles * d);
+  const long c = s->c, d = s->d, part = s->part(), blocks = (c + BLOCK - 1) / BLOCK, panels = d / PANEL;
+  NUMBER *left = work, *right = left + POINTS * apart(part * c), *made = right + POINTS * apart(part * d);
+  NUMBER *total = made + POINTS * apart(c * d);
 #pragma omp parallel
   {
-    transform_slopes(*s, dy, right);
-    transform_inputs(*s, c, x, left);
+    for (long from = 0; from < s->tiles(); from += part) {
+      const Tiles some = {from, s->tiles() - from < part ? s->tiles() - from : part};
+      transform_slopes(*s, some, dy, right);
+      transform_inputs(*s, some, c, x, left);
 #pragma omp for collapse(3)
-    for (long p = 0; p < POINTS; p++)
-      for (long k = 0; k < blocks; k++)
-        for (long q = 0; q < panels; q++) {
-          const long first = k * BLOCK, rows = c - first < BLOCK ? c - first : BLOCK;
-          product<false>(rows, tiles, left + p * apart(tiles * c) + first, c,
-                         right + p * apart(tiles * d) + q * PANEL * tiles,
-                         made + p * apart(c * d) + first * d + q * PANEL, d);
-        }
-    weight_slopes(*s, made, dw);
+      for (long p = 0; p < POINTS; p++)
+        for (long k = 0; k < blocks; k++)
+          for (long q = 0; q < panels; q++) {
+            const long first = k * BLOCK, rows = c - first < BLOCK ? c - first : BLOCK;
+            NUMBER *to = made + p * apart(c * d) + first * d + q * PANEL;
+            product<false>(rows, some.count, left + p * apart(some.count * c) + first, c,
+                           right + p * apart(some.count * d) + q * PANEL * some.count, to, d, false);
+            if (s->tiles() > part)  // the sum of the parts
+              for (long r = 0; r < rows; r++)
+                for (long l = 0; l < PANEL; l += LANES) {
+                  NUMBER *sum = to + POINTS * apart(c * d) + r * d + l;
+                  store(sum, from ? load(sum) + load(to + r * d + l) : load(to + r * d + l));
+                }
+          }
+    }
+    weight_slopes(*s, s->tiles() > part ? total : made, dw);
   }
 }
 }

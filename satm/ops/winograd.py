@@ -5,11 +5,14 @@ Shapes as in `satm.ops.convolution`. All tensors are channels_last, the weights 
 
 import ctypes
 import functools
+import threading
 
 import torch
 from torch import Tensor
 
 from satm.ops.build import NUMBERS, library
+
+_kept = threading.local()
 
 LEAST = 4
 """Least height and width: the algorithm computes tiles of 4 x 4."""
@@ -67,7 +70,11 @@ def _shape(x: Tensor, channels: int) -> _Shape:
 
 
 def _work(kernels: ctypes.CDLL, shape: _Shape, like: Tensor) -> Tensor:
-    return like.new_empty(kernels.work_size(ctypes.byref(shape)))
+    """Return numbers for the work of one call, the same ones in all calls of a thread: new memory is slow at first."""
+    size, kept = kernels.work_size(ctypes.byref(shape)), getattr(_kept, "numbers", None)
+    if kept is None or len(kept) < size or kept.dtype != like.dtype:
+        _kept.numbers = kept = like.new_empty(size)
+    return kept
 
 
 @functools.cache
