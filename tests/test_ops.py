@@ -430,6 +430,15 @@ def test_kernels_are_built_once(empty_cache: Path, compiler: None, caplog: pytes
     assert library.stat().st_mtime_ns == time and len(caplog.messages) == 1
 
 
+def test_a_library_serves_without_a_compiler(
+    empty_cache: Path, compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_one()
+    forget()
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert build_one() is not None
+
+
 def test_a_library_that_was_cut_short_is_built_again(empty_cache: Path, compiler: None) -> None:
     subprocess.run([sys.executable, "-c", BUILD], check=True)
     (library,) = (empty_cache / "kernels").iterdir()

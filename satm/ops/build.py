@@ -48,8 +48,6 @@ CACHE = "SATM_CACHE"
 def library(source: str, **defines: object) -> ctypes.CDLL | None:
     """Load the library of a source file, built before or now; None, with a line in the log, if that fails."""
     compiler = shlex.split(os.environ.get("CXX", "")) or ["c++"]
-    if shutil.which(compiler[0]) is None:
-        return _without(f"there is no C++ compiler {compiler[0]!r} on the path; install one, or set CXX")
     runtime, reasons = _thread_runtime(), list[str]()
     for threads in ([["-fopenmp"]] if runtime else []) + [[]]:
         flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), *threads]
@@ -59,7 +57,7 @@ def library(source: str, **defines: object) -> ctypes.CDLL | None:
         for folder in _folders():
             try:
                 return _open(
-                    folder / name, [*compiler, *flags, "-c", str(FOLDER / source)], runtime if threads else None
+                    folder / name, compiler, [*flags, "-c", str(FOLDER / source)], runtime if threads else None
                 )
             except (OSError, RuntimeError) as error:
                 reasons.append(f"{folder}: {str(error).strip()}")
@@ -72,25 +70,27 @@ def _without(reason: str) -> None:
     LOG.info("no compiled kernels, so PyTorch's operations serve, which takes longer: %s", reason)
 
 
-def _open(path: Path, compiling: list[str], runtime: Path | None) -> ctypes.CDLL:
+def _open(path: Path, compiler: list[str], flags: list[str], runtime: Path | None) -> ctypes.CDLL:
     """Return the library in a file, which is built if it is not there, or cannot be loaded.
 
     Raises:
         OSError: the file cannot be written or loaded.
-        RuntimeError: the compiler failed.
+        RuntimeError: there is no compiler, or it failed.
     """
     if path.exists():
         with contextlib.suppress(OSError):  # such as a file that was cut short
             return _load(path, runtime)
+    if shutil.which(compiler[0]) is None:
+        raise RuntimeError(f"there is no C++ compiler {compiler[0]!r} on the path; install one, or set CXX")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         parts = [str(Path(folder, name)) for name in ("kernel.o", "kernel.so")]
         # Linked without the runtime of threads: torch has loaded one, and a second would compete with it.
-        for step in ([*compiling, "-o", parts[0]], [compiling[0], "-shared", parts[0], "-o", parts[1]]):
-            done = subprocess.run(step, capture_output=True, text=True, errors="replace", check=False)
+        for step in ([*flags, "-o", parts[0]], ["-shared", parts[0], "-o", parts[1]]):
+            done = subprocess.run([*compiler, *step], capture_output=True, text=True, errors="replace", check=False)
             if done.returncode:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-                raise RuntimeError(f"{step[0]}: {lines[0]}")
+                raise RuntimeError(f"{compiler[0]}: {lines[0]}")
         built = Path(parts[1])
         built.write_bytes(_sealed(built.read_bytes()))
         built.replace(path)
