@@ -16,7 +16,7 @@ OUT = Path("results/bench")
 
 def bench_hypergradient(
     case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
-    ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "reverse", "mixed", "tesla"),
+    ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "reverse", "mixed", "mixed:0", "tesla"),
     rounds: int = 3,
     precision: Precision = "float32",
     device: str = "auto",
@@ -33,7 +33,7 @@ def bench_hypergradient(
     Args:
         case: the problem.
         ways: `mtt-loop` and `tesla-loop` are the published loops, the others engines; `mixed:S` keeps the graphs of the
-            last S steps.
+            last S steps, and `mixed` those of as many as fit into the memory.
         rounds: measurements of each way.
         precision: floating-point type of the timed runs.
         device: auto, cpu, cuda or cuda:N.
@@ -130,7 +130,7 @@ def bench_scaling(
     case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
     of: Literal["steps", "kept", "ipc", "width", "concurrent"] = "steps",
     values: tuple[int, ...] = (10, 20, 40),
-    ways: tuple[str, ...] = ("mtt-loop", "reverse", "mixed"),
+    ways: tuple[str, ...] = ("mtt-loop", "reverse", "mixed:0"),
     rounds: int = 2,
     device: str = "auto",
     threads: int | None = None,

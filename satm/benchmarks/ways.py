@@ -94,7 +94,7 @@ def matching_way(case: Matching, dtype: torch.dtype, device: torch.device, way: 
             batches=None if every else problem.batches,
             augment=problem.augment if case.augment else None,
             engine=engine,
-            stored=int(stored or 0),
+            stored=int(stored) if stored else None,
         )
         return found.loss, found.images, found.step_size
 

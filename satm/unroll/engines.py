@@ -101,7 +101,8 @@ def mixed(
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
     a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
     Hessian, which is symmetric, and the contributions to the images and labels. The gradient function is computed again
-    for that, except in the `stored` last steps, whose graphs are kept, as those of all steps are in `reverse`.
+    for that, except in the `stored` last steps, whose graphs are kept, as those of all steps are in `reverse`. Their
+    number does not change the results.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
     numbers, but needs a forward-mode rule for every operation of the module.
@@ -135,7 +136,7 @@ def mixed(
         through_rule, tangent, state_bar, rate_bar = pulled
         curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
         bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
-        weights_bar, step_size_bar = weights_bar + through_rule + curvature, step_size_bar + rate_bar
+        weights_bar, step_size_bar = through_rule + curvature, step_size_bar + rate_bar
     return _result(loss, bars, step_size_bar, weights_bar, end), end_bar, directions
 
 
@@ -221,17 +222,21 @@ def _unroll(
 def _pull_rule(
     rule: Rule, point: Point, gradient: Tensor, step_size: Tensor, weights_bar: Tensor, state_bar: State
 ) -> tuple[Tensor, Tensor, State, Tensor]:
-    """Return the cotangents of the weights (through the rule alone), the gradient, the state and the step size."""
+    """Return the cotangents of the weights, the gradient, the state and the step size from those after one step.
+
+    The gradient's dependence on the weights is not in them. These are the operations of `_unroll`, so that it makes no
+    difference, not even by rounding, which steps `mixed` stores.
+    """
     with torch.enable_grad():
         weights, slope = point.weights.detach().requires_grad_(), gradient.detach().requires_grad_()
+        rate = step_size.detach().requires_grad_()
         state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
         direction, following = rule.direction(weights, state, slope)
-        pairs = [(direction, -step_size * weights_bar), *((following[name], state_bar[name]) for name in state)]
+        pairs = [(weights - rate * direction, weights_bar), *((following[name], state_bar[name]) for name in state)]
         live = [(output, bar) for output, bar in pairs if output.requires_grad]
         outputs, bars = zip(*live, strict=True)
-        inputs = [weights, slope, *state.values()]
-        through, slope_bar, *rest = torch.autograd.grad(outputs, inputs, bars, materialize_grads=True)
-    rate_bar = -torch.dot(weights_bar, direction.detach())
+        inputs = [weights, slope, rate, *state.values()]
+        through, slope_bar, rate_bar, *rest = torch.autograd.grad(outputs, inputs, bars, materialize_grads=True)
     return through, slope_bar, dict(zip(state, rest, strict=True)), rate_bar
 
 

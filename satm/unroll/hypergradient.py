@@ -5,6 +5,7 @@ Shapes: n synthetic images of C x H x W, K classes, P parameters, N inner steps,
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
 from satm.unroll.rules import Rule, Sgd
+from satm.unroll.storing import stored_steps, with_less
 
 
 def hypergradient(
@@ -36,7 +38,7 @@ def hypergradient(
     augment: Augment | None = None,
     step_size_gradient: Literal["exact", "first-order"] = "exact",
     engine: str = "mixed",
-    stored: int = 0,
+    stored: int | None = None,
     keep_points: Sequence[int] = (),
 ) -> Hypergradient:
     """Train a network for N steps on synthetic images and differentiate the outer loss of its final weights.
@@ -65,7 +67,8 @@ def hypergradient(
         step_size_gradient: `exact`: through the differentiated steps; `first-order`: minus the inner product of the
             objective's gradient and the sum of ALL steps' directions, with the inner gradients held constant.
         engine: `mixed`, `reverse` or `tesla`.
-        stored: number of last steps whose graphs `mixed` keeps instead of computing them twice.
+        stored: number of last steps whose graphs `mixed` keeps instead of computing them twice, without effect on the
+            result; None: as many as fit into the memory ($SATM_MEMORY, or a part of what is free).
         keep_points: indices of steps before which the point of the trajectory is returned.
 
     Raises:
@@ -94,7 +97,10 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    result, end_bar, directions = differentiate(loop, point, *inputs, objective, cut, stored)
+    if engine == "mixed" and stored is None:
+        stored = stored_steps(loop, point, images.detach(), labels.detach(), cut)
+    from_here = partial(differentiate, loop, point, *inputs, objective, cut)
+    result, end_bar, directions = with_less(loop, stored or 0, from_here)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
         point, _, _ = loop.advance(point, *inputs, step - 1)
         if step in keep_points:

@@ -57,6 +57,8 @@ class InnerLoop:
         check_stop()
         if self.batches is not None:
             images, labels = images[self.batches[step]], labels[self.batches[step]]
+        else:  # what belongs to this step is summed before it is added to that of other steps
+            images, labels = images.view_as(images), labels.view_as(labels)
         if self.augment is not None:
             images = self.augment(images, step)
         inner = self.loss(call_flat(self.module, weights, images), labels)
