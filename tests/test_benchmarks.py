@@ -79,7 +79,7 @@ SMALL = ["--width", "4", "--depth", "1", "--size", "8", "--device", "cpu"]
 @pytest.mark.parametrize(
     ("name", "flags", "ways"),
     [
-        ("hypergradient", [*SMALL, "--steps", "3"], ["mtt-loop", "tesla-loop", "reverse", "mixed", "tesla"]),
+        ("hypergradient", [*SMALL, "--steps", "3"], ["mtt-loop", "tesla-loop", "reverse", "mixed", "mixed:0", "tesla"]),
         ("distill", [*SMALL, "--steps", "3"], ["mtt-loop", "tesla-loop", "mtt", "satm", "tesla"]),
         ("experts", [*SMALL, "--images", "20"], ["published", "ours"]),
         (
@@ -124,7 +124,7 @@ def test_scaling_shows_slopes(tmp_path: Path, capfd: pytest.CaptureFixture[str],
         (["distill", "--ways", "mttt"], "unknown method 'mttt'"),
         (["experts", "--ways", "our"], "unknown way 'our'"),
         (["evaluate", "--ways", "one"], "unknown way 'one'"),
-        (["hypergradient", "--rounds", "0"], "got 5 ways and 0 rounds"),
+        (["hypergradient", "--rounds", "0"], "got 6 ways and 0 rounds"),
         (["scaling", "--values", "3"], "a slope needs two sizes at least, got [3]"),
     ],
 )

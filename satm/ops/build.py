@@ -116,7 +116,7 @@ def _sealed(content: bytes) -> bytes:
 def _thread_runtime() -> Path | None:
     """Return the OpenMP library that this process has loaded with torch; None if it cannot be found."""
     try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
+        lines = Path("/proc/self/maps").read_text("utf-8", "replace").splitlines()
     except OSError:
         return None
     paths = (Path(line.split(maxsplit=5)[-1]) for line in lines if ".so" in line)
@@ -141,7 +141,7 @@ def _folders() -> Iterator[Path]:
 def _processor() -> str:
     """Return the processor's features, which decide what code it can run."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         lines = []
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -98,12 +98,43 @@ def _from_torch(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that looks into the layers that the pass replaces."""
+    """A tracer that looks into the layers that the pass replaces.
+
+    It gives up on what a graph would forget: contexts such as `torch.no_grad()`, and random numbers, which would become
+    constants.
+    """
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Return the graph of a module.
+
+        Raises:
+            ValueError: the graph would not be all that the module does.
+        """
+        self._contexts, numbers = _contexts(), torch.get_rng_state()
+        graph = super().trace(root, concrete_args)
+        if not torch.equal(numbers, torch.get_rng_state()):
+            torch.set_rng_state(numbers)
+            raise ValueError("random numbers are drawn, which would become constants")
+        return graph
+
+    def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
+        """Return a new node, outside of contexts."""
+        if _contexts() != self._contexts:
+            raise ValueError("a context changes what operations do, and would be forgotten")
+        return super().create_node(*arguments, **options)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _hooked(m):
             return True
         return type(m) not in THROUGH and super().is_leaf_module(m, module_qualified_name)
+
+
+def _contexts() -> tuple[bool, ...]:
+    """Return the settings of torch that change what operations do or record."""
+    cuda = torch.backends.cuda
+    attention = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+    casts = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *casts, *attention)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -48,7 +48,7 @@ def ran_out(error: BaseException) -> bool:
 def free_memory() -> int:
     """Return the bytes that the machine could give without swapping; 0 if it does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), 0)
@@ -61,7 +61,7 @@ def _free_below_limit() -> int | None:
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
     ):
         try:
-            most, now = Path(limit).read_text().strip(), int(Path(used).read_text())
+            most, now = Path(limit).read_text("utf-8").strip(), int(Path(used).read_text("utf-8"))
         except (OSError, ValueError):
             continue
         if most.isdigit() and int(most) < 2**60:  # version 1 writes a large number for none
