@@ -350,6 +350,19 @@ class Noise(Functional):
         return self.last(functional.relu(self.norm(self.two(x))).mean((2, 3)))
 
 
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.InstanceNorm2d(3), nn.ReLU(), nn.AvgPool2d(2)],
+        [nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.ReLU()],
+        [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)],
+    ],
+)
+def test_one_image_without_a_batch_is_as_in_pytorch(layers: list[nn.Module]) -> None:
+    module, image = nn.Sequential(*layers), torch.randn(3, 8, 8, generator=torch_generator())
+    torch.testing.assert_close(fused(module)(image), module(image), rtol=1e-5, atol=1e-5)
+
+
 def hooked() -> nn.Module:
     module = Functional()
     module.one.register_forward_hook(lambda layer, inputs, output: output * 3)
@@ -385,6 +398,12 @@ def test_a_network_that_changes_is_fused_again() -> None:
     module[1] = nn.Sigmoid()
     assert fused(module) is not before
     torch.testing.assert_close(fused(module)(images), module(images))
+
+
+def test_all_operations_can_be_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = build({"network": "convnet", "width": 4}, 3, 2, 8, 0)
+    monkeypatch.setenv("SATM_OPERATIONS", "plain")
+    assert fused(module) is module and has_plain_norm(module)
 
 
 def test_a_copy_of_a_fused_network_is_one_of_its_own() -> None:

@@ -67,6 +67,8 @@ class Block:
 
     def plain(self, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Return the result by PyTorch's operations, for inputs of another rank."""
+        if self.norm in ("instance", "batch"):  # one image without the dimension of a batch
+            return self(x[None], w, b)[0]
         if self.norm == "group":
             x = functional.group_norm(x, self.groups, w, b, self.eps)
         elif self.norm == "layer":
@@ -111,7 +113,7 @@ class Block:
             return s * (1 - s)
         if self.activation == "none":
             return torch.ones_like(z)
-        on = torch.clamp(torch.sign(z), min=0)  # not a bool: the code generator's loads of one are 15 times slower
+        on = torch.clamp(torch.sign(z), min=0)  # NaN stays NaN
         return on if self.activation == "relu" else self.slope + (1 - self.slope) * on
 
     def curvature_at(self, z: Tensor) -> Tensor | None:

@@ -8,6 +8,7 @@ the modules inside it.
 
 import copy
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +23,14 @@ from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
 from satm.ops.layer import layer
 
+OPERATIONS = "SATM_OPERATIONS"
+"""Environment variable: `plain` leaves all operations to PyTorch."""
+
 THROUGH = (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.AvgPool2d, nn.MaxPool2d)
 """Layers that consist of one call of a function, which is what the pass looks for."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules of PyTorch's that may hold layers of any kind."""
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase, nn.RMSNorm)
 NORM_FUNCTIONS = (
@@ -35,6 +40,7 @@ NORM_FUNCTIONS = (
     functional.instance_norm,
     functional.rms_norm,
 )
+"""Norms of PyTorch's, as layers and as functions."""
 
 
 class Fused(nn.Module):
@@ -52,9 +58,9 @@ def fused(module: nn.Module) -> nn.Module:
     """Return a network that computes the same, with the same parameters by the same names.
 
     The parameters are shared. The result is to be called with the network's input alone. A network whose modules or
-    modes have changed since the last call is traced again.
+    modes have changed since the last call is traced again. With `$SATM_OPERATIONS` plain it is the network itself.
     """
-    if isinstance(module, Fused):
+    if isinstance(module, Fused) or os.environ.get(OPERATIONS) == "plain":
         return module
     state = tuple((id(each), each.training) for each in module.modules())
     if module not in _known or _known[module][0] != state:
@@ -150,8 +156,7 @@ def _defaults(module: nn.Module) -> dict[str, Any]:
 
 def _plain_norm(module: nn.Module, graph: fx.Graph | None) -> bool:
     if graph is None:
-        children = [child for child in module._modules.values() if child is not None]
-        return any(child.plain_norm if isinstance(child, Fused) else True for child in children)
+        return True
     for node in graph.nodes:
         if node.op == "call_function" and node.target in NORM_FUNCTIONS:
             return True
