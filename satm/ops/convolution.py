@@ -76,7 +76,9 @@ USUAL = Geometry((1, 1), (1, 1), (1, 1), 1)
 
 
 def conv2d(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """Return the convolution as channels_last, differentiable twice."""
+    """Return the convolution as channels_last, differentiable twice; one image without a batch is PyTorch's."""
+    if x.ndim != 4:
+        return geometry.conv(x, w, b)
     y: Tensor = _Convolution.apply(last(x), w, b, geometry)
     return y
 

@@ -24,7 +24,13 @@ class _Shape(ctypes.Structure):
 
 def winograd(x: Tensor, w: Tensor) -> bool:
     """Return whether there are kernels for a convolution of `x` with `w`, with stride 1 and padding 1."""
-    if x.device.type != "cpu" or x.dtype not in NUMBERS or w.shape[2:] != (3, 3) or min(x.shape[2:]) < LEAST:
+    if (
+        x.ndim != 4
+        or x.device.type != "cpu"
+        or x.dtype not in NUMBERS
+        or w.shape[2:] != (3, 3)
+        or min(x.shape[2:]) < LEAST
+    ):
         return False
     panel = 2 * 64 // x.element_size()
     return not (w.shape[0] % panel or w.shape[1] % panel) and _kernels(NUMBERS[x.dtype]) is not None
