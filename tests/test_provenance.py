@@ -392,7 +392,7 @@ def test_results_of_versions_that_state_less_are_shown(whole: Path) -> None:
     path = Path(resolver.layout.evaluation(Cell("digits", 1, "satm", 0), "convnet"))
     rows = read_rows(path, EVALUATION).to_dict("records")
     whole_identity = read_rows_metadata(path, EVALUATION)["options"]
-    for field in ("network", "distillations", "augmentation"):
+    for field in ("network", "distillations", "augmentation", "revision"):
         less = {name: value for name, value in whole_identity.items() if name != field}
         write_rows(path, rows, EVALUATION, {"options": less})  # type: ignore[arg-type]
         assert len(Reader(resolver).run("evaluate", EVALUATION, names)[0]) == 2
