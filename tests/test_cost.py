@@ -111,6 +111,7 @@ def test_a_distillation_iterates_and_evaluates_along_the_way(planned: tuple[Camp
     assert [(share.times, share.images) for share in looks[:-1]] == [(2 * 3, 20)], "two looks of three epochs"
     (plain,) = one(planned, "distill", method="satm", dataset="digits")
     assert plain.piece.values["method"] == {
+        "engine": "reverse",
         "gamma": 0.001,
         "inner_steps": 4,
         "keep_divisor": 2,
