@@ -30,18 +30,20 @@ CASES: dict[str, type[Any]] = {
     "evaluate": Evaluation,
 }
 
+_FEW: dict[str, Any] = {
+    "width": 4,
+    "depth": 1,
+    "size": 8,
+    "classes": 2,
+    "ipc": 1,
+    "batch": None,
+    "steps": 4,
+    "kept": None,
+}
+
 SMALL: dict[str, dict[str, Any]] = {
-    "hypergradient": {
-        "width": 4,
-        "depth": 1,
-        "size": 8,
-        "classes": 2,
-        "ipc": 1,
-        "batch": None,
-        "steps": 2,
-        "kept": None,
-    },
-    "distill": {"width": 4, "depth": 1, "size": 8, "classes": 2, "ipc": 1, "batch": None, "steps": 4, "kept": None},
+    "hypergradient": _FEW,
+    "distill": _FEW,
     "experts": {"width": 4, "depth": 1, "size": 8, "images": 8, "batch": 4},
     "evaluate": {"size": 16, "classes": 2, "epochs": 1},
 }

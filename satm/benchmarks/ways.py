@@ -24,8 +24,8 @@ from satm.seeds import derive_seed, make_generator
 from satm.unroll import ENGINES, hypergradient
 from satm.unroll.batches import mini_batches
 
-Found = tuple[Tensor, Tensor, Tensor]
-"""`[]` loss, `[n, C, H, W]` gradient of the images and `[]` gradient of the step size; zeros where there are none."""
+Found = reference.Found
+"""What a way returns; zeros where there is no such gradient."""
 
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
