@@ -1,6 +1,6 @@
 from snakemake.utils import min_version
 
-from satm.workflow.campaigns import open_campaigns
+from satm.workflow.campaigns import open_campaigns, share_starts
 from satm.workflow.recovery import follow_up, forget_results
 from satm.workflow.rules import ALL
 from satm.workflow.slurm import check_cluster
@@ -21,10 +21,12 @@ wildcard_constraints:
     **campaigns.constraints(),
 
 
-# Report what SLURM would refuse before anything is submitted; cancel waiting jobs of a Snakemake that was killed.
+# Report what SLURM would refuse before anything is submitted; cancel waiting jobs of a Snakemake that was killed; let jobs
+# on this machine fork from one process that has imported torch.
 onstart:
     check_cluster(workflow),
     follow_up(workflow),
+    share_starts(workflow),
 
 
 onsuccess:

@@ -6,8 +6,10 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -593,14 +595,37 @@ def test_the_path_of_a_campaign_does_not_depend_on_where_the_checkout_lies(monke
     assert Campaigns(ROOT).config(SimpleNamespace(root="results/demo")) == "config/demo.yaml"
 
 
-def test_a_whole_run_from_another_folder(tmp_path: Path) -> None:
-    """Experts to table and picture; the checkout is not the working folder. Then there is nothing to do."""
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folder for temporary files, with a path that is short enough for sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_a_whole_run_from_another_folder(tmp_path: Path, temporary: Path) -> None:
+    """Experts to table and picture; the checkout is not the working folder. Then there is nothing to do.
+
+    The jobs fork from one process for each number of threads.
+    """
     table = "methods: [random, satm]\n    sharpness: [satm]"
     text = TINY.replace("per_job: 1", "per_job: 2").replace("methods: [random, mtt, mtt-long]", table)
     (tmp_path / "tiny.yaml").write_text(text)
     command = ["--snakefile", str(ROOT / "Snakefile"), "--cores", "2", "--configfile", "tiny.yaml"]
     threads = ["--set-threads", *(f"{rule}=1" for rule in ("experts_part", "distill", "evaluate", "analysis"))]
-    done = snakemake(tmp_path, *command, *threads)
+    ended, sockets = threading.Event(), set()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            sockets.update(path for path in temporary.glob("satm-*/*") if path.is_socket())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        done = snakemake(tmp_path, *command, *threads)
+    finally:
+        ended.set()
+        watcher.join()
     logs = "\n".join(path.read_text() for path in (tmp_path / "results").rglob("*.log"))
     assert done.returncode == 0, done.stdout + logs
     made = (tmp_path / "results/tiny/table2.csv").read_text()
@@ -608,3 +633,5 @@ def test_a_whole_run_from_another_folder(tmp_path: Path) -> None:
     assert ",satm," in made
     assert (tmp_path / "results/tiny/figures/synthetic-digits-ipc-1.png").stat().st_size > 1000
     assert planned(tmp_path, *command) == []
+    if hasattr(os, "pidfd_open"):
+        assert len(sockets) == 1 and not any(path.parent.exists() for path in sockets)

@@ -12,6 +12,7 @@ from typing import Any
 from satm.config import NAME, REVISIONS, Resolver, canonical, load_campaign, root_of
 from satm.config.layout import ACCOUNTING, OVERVIEW, PLACES
 from satm.errors import UsageError, pick
+from satm.run import preload
 from satm.run.lock import IN_WORKFLOW
 from satm.workflow.asked import Wildcards, params
 from satm.workflow.check import load_checked
@@ -166,6 +167,12 @@ def use_this_checkout(base: Path) -> None:
         if str(folder) not in entries[:1]:
             os.environ[name] = os.pathsep.join([str(folder), *entries])
     os.environ.setdefault(IN_WORKFLOW, "yes")
+
+
+def share_starts(workflow: Any) -> None:
+    """Let jobs on this machine share the start of a process, for `onstart`; `workflow` as in `open_campaigns`."""
+    if workflow.local_exec:
+        preload.share_starts(os.getpid())
 
 
 def open_campaigns(workflow: Any) -> Campaigns:
