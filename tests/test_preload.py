@@ -192,6 +192,20 @@ def test_a_signal_reaches_the_fork(jobs: Jobs) -> None:
     assert not lives(fork)
 
 
+@pytest.mark.parametrize("ignored", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_a_job_ignores_is_ignored(jobs: Jobs, ignored: signal.Signals) -> None:
+    """As under `nohup`, or in the background of a shell."""
+    before = signal.signal(ignored, signal.SIG_IGN)
+    try:
+        job, fork, _ = jobs.wait()
+    finally:
+        signal.signal(ignored, before)
+    job.send_signal(ignored)
+    job.send_signal(signal.SIGTERM)  # which is handled after the other one, if that is not ignored
+    assert job.wait(60) == 75
+    assert not lives(fork)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_fork_that_a_signal_ends_ends_its_job_so(jobs: Jobs, number: int) -> None:
     assert jobs.start("signal", str(int(number))).wait(60) == -number

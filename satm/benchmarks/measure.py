@@ -22,6 +22,7 @@ from satm.results.columns import BENCH
 from satm.results.rows import write_rows
 from satm.run.machine import choose_device, describe_backend, peak_memory, reset_peak
 from satm.run.progress import Progress
+from satm.unroll.planning import plans
 
 CASES: dict[str, type[Any]] = {
     "hypergradient": Matching,
@@ -93,7 +94,7 @@ def compare(setting: Setting, names: Sequence[str], rounds: int, memory: bool, o
     ways = {name: setting.way(name) for name in names}
     console = Progress.console()
     console.print(str(setting))
-    peaks = {name: in_own_process(setting, name, 0)["peak"] for name in names} if memory else {}
+    peaks = {name: in_own_process(setting, name, 0) for name in names} if memory else {}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with Progress("bench", (rounds + 1) * len(names)) as progress:
         for turn in range(rounds + 1):
@@ -103,14 +104,18 @@ def compare(setting: Setting, names: Sequence[str], rounds: int, memory: bool, o
                     seconds[name].append(took)
                 progress.step(f"{name}: {took:.3f} s")
     base, rows = names[0], []
-    table = Table("way", "seconds", "times as fast", *(("MiB", "of the memory") if memory else ()))
+    table = Table("way", "seconds", "times as fast", *(("MiB", "of the memory", "predicted") if memory else ()))
     for name in names:
         ratio = median(first / this for first, this in zip(seconds[base], seconds[name], strict=True))
         row = {"kind": setting.kind, "way": name, "seconds": median(seconds[name]), "times_as_fast": ratio}
         cells = [name, f"{row['seconds']:.3f}", f"{ratio:.2f}"]
         if memory:
-            row |= {"peak_memory_bytes": peaks[name]}
-            cells += [f"{peaks[name] / 2**20:.0f}", f"{peaks[name] / max(peaks[base], 1):.3f}"]
+            peak, predicted = (peaks[name][what] for what in ("peak", "predicted"))
+            row |= {"peak_memory_bytes": peak}
+            cells += [f"{peak / 2**20:.0f}", f"{peak / max(peaks[base]['peak'], 1):.3f}"]
+            if predicted:
+                row |= {"predicted_memory_bytes": predicted}
+                cells.append(f"{predicted / 2**20:.0f}")
         rows.append({**row, "of": "", "value": 0})
         table.add_row(*cells)
     console.print(table)
@@ -170,7 +175,8 @@ def scaling(setting: Setting, of: str, values: Sequence[int], names: Sequence[st
 def in_own_process(setting: Setting, way: str, rounds: int) -> dict[str, float]:
     """Return what a way adds to the peak memory of a fresh process, in bytes, and the least of some measured seconds.
 
-    A small case is solved first, so that the libraries' own buffers are not counted.
+    A small case is solved first, so that the libraries' own buffers are not counted. Also returned is what was
+    predicted to be added, `predicted`; 0 without a prediction.
 
     Raises:
         RunError: the process failed, for example because memory ran out.
@@ -194,8 +200,11 @@ def child() -> None:
     setting = Setting.of(kind, case, precision, device, threads)
     replace(setting, case=replace(case, **SMALL[kind])).way(way)()
     setting.wait()
+    small = plans()
     reset_peak(setting.device)
     before = peak_memory(setting.device)
     run = setting.way(way)
     seconds = [setting.seconds(run) for _ in range(1 + rounds)]
-    print(json.dumps({"peak": peak_memory(setting.device) - before, "seconds": min(seconds[1:] or seconds)}))
+    predicted = max((plan.peak - before for plan in plans() if plan not in small), default=0)
+    found = {"peak": peak_memory(setting.device) - before, "predicted": predicted}
+    print(json.dumps({**found, "seconds": min(seconds[1:] or seconds)}))

@@ -172,15 +172,16 @@ BOUNDS = Columns(
 
 BENCH = Columns(
     "benchmark",
-    _fields("kind str, way str, of str, value int, seconds float, times_as_fast float, peak_memory_bytes int"),
+    _fields("kind str, way str, of str, value int, seconds float, times_as_fast float")
+    | _fields("peak_memory_bytes int, predicted_memory_bytes int"),
     key=("way", "value"),
-    optional=frozenset({"times_as_fast", "peak_memory_bytes"}),
+    optional=frozenset({"times_as_fast", "peak_memory_bytes", "predicted_memory_bytes"}),
 )
 """One row per way, and in a scaling per size (`satm.benchmarks`).
 
 of, value: what is scaled and its size; empty and 0 in a comparison. seconds: median of the rounds, in a scaling their
 minimum. times_as_fast: median ratio to the first way of a comparison. peak_memory_bytes: rise of the peak of a process
-of its own.
+of its own. predicted_memory_bytes: this rise as predicted before the run.
 """
 
 PACE = Columns(

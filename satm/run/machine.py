@@ -3,11 +3,15 @@
 Nothing here imports torch before a device is asked for.
 """
 
+import contextlib
 import os
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satm.errors import RunError, UsageError
@@ -115,7 +119,7 @@ def describe_backend(device: "torch.device") -> str:
 
 
 _highest: dict[str, int] = {}
-"""Peak memory on each GPU before the last `reset_peak`, in bytes."""
+"""Peak memory of each GPU, and of the process (`cpu`), before the last reset, in bytes."""
 
 
 def device_name(device: "torch.device") -> str:
@@ -150,6 +154,27 @@ def peak_memory(device: "torch.device") -> int:
 
 def peak_of_process() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
+    return max(_highest.get("cpu", 0), _peak_since_reset())
+
+
+@contextlib.contextmanager
+def peak_inside(device: "torch.device") -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the peak memory since entering, in bytes; for a CPU that of the process.
+
+    Where the system cannot measure that for a process, it is the peak since the process began. The peaks of
+    `highest_memory` and `peak_of_process` remain right.
+    """
+    if device.type == "cuda":
+        reset_peak(device)
+        yield partial(peak_memory, device)
+        return
+    _highest["cpu"] = peak_of_process()
+    with contextlib.suppress(OSError):  # it is not Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")
+    yield _peak_since_reset
+
+
+def _peak_since_reset() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

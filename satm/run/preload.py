@@ -71,7 +71,8 @@ def run_in_fork(server: Sequence[str]) -> int | None:
         else:
             pending.append(signum)
 
-    before = {signum: signal.signal(signum, pass_on) for signum in PASSED_ON}
+    heard = [signum for signum in PASSED_ON if signal.getsignal(signum) != signal.SIG_IGN]  # others stay ignored
+    before = {signum: signal.signal(signum, pass_on) for signum in heard}
     try:
         try:
             connection = _connect(int(owner), server)
@@ -141,7 +142,8 @@ def _circumstances(server: Sequence[str]) -> str:
     environment = sorted((name, value) for name, value in os.environ.items() if name not in OWN)
     limits = [resource.getrlimit(limit) for limit in LIMITS]
     cores, cgroup = sorted(os.sched_getaffinity(0)), Path("/proc/self/cgroup").read_text()
-    start = [*server, sys.flags, sys.path, Path.cwd(), umask, limits, cores, os.nice(0), cgroup]
+    ignored = [signum for signum in signal.valid_signals() if signal.getsignal(signum) == signal.SIG_IGN]
+    start = [*server, sys.flags, sys.path, Path.cwd(), umask, limits, cores, os.nice(0), cgroup, sorted(ignored)]
     return hashlib.sha256(repr([start, environment]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -195,7 +197,6 @@ class _Job:
 
     def take_over(self) -> None:
         """Make this process look as if it had been started as the job was."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         for target, descriptor in enumerate(self._output):
             os.dup2(descriptor, target)
         self.close_output()

@@ -17,8 +17,8 @@ from satm.ops import fused
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
+from satm.unroll.planning import Unroll, stored_steps, with_less
 from satm.unroll.rules import Rule, Sgd
-from satm.unroll.storing import stored_steps, with_less
 
 
 def hypergradient(
@@ -74,6 +74,7 @@ def hypergradient(
     Raises:
         ValueError: steps, indices or shapes that do not fit together; an unknown engine (`UsageError`); a module whose
             output is not a pure function: active dropout, or batch statistics that are being tracked.
+        RunError: more memory is needed than is free; it says what would fit.
 
     Source: truncation: SATM Eq. 10; first-order step size: SATM Eq. 12 (for SGD the directions are the gradients).
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
@@ -97,10 +98,10 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    if engine == "mixed" and stored is None:
-        stored = stored_steps(loop, point, images.detach(), labels.detach(), cut)
+    if stored is None:
+        stored = stored_steps(Unroll(engine, differentiate, loop, point, *inputs, objective, cut))
     from_here = partial(differentiate, loop, point, *inputs, objective, cut)
-    result, end_bar, directions = with_less(loop, stored or 0, from_here)
+    result, end_bar, directions = with_less(loop, stored, from_here)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
         point, _, _ = loop.advance(point, *inputs, step - 1)
         if step in keep_points:

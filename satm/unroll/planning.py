@@ -1,0 +1,233 @@
+"""The memory of a hypergradient, before it is computed: its peak, the steps that can be stored, and what would fit.
+
+The results are the same bytes for any number of stored steps.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from satm.errors import RunError
+from satm.run.machine import peak_inside
+from satm.run.memory import free_memory, in_words, memory_budget, ran_out
+from satm.unroll.engines import Engine, Objective
+from satm.unroll.loop import InnerLoop, Point
+
+LOG = logging.getLogger("satm")
+
+T = TypeVar("T")
+
+FEW = 6
+"""Steps of a rehearsal. With 3, predicted peaks are up to a fifth too low: the allocator's waste grows at first."""
+
+SOME = (4, 8)
+"""Images of two steps, from which the memory of one with many images is estimated."""
+
+PER_GRAPH = 3.0
+"""Peak memory of a step and its derivatives, as a multiple of what its graph keeps; 2.7 to 2.9 at 100 images a step."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Memory of a hypergradient.
+
+    Args:
+        peak: predicted peak in bytes, on a GPU of torch, on a CPU of the process.
+        free: bytes that could be taken when the plan was made.
+        stored: last steps whose graphs are kept.
+        steps: differentiated steps.
+    """
+
+    peak: int
+    free: int
+    stored: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """The differentiated part of an inner loop, as an engine gets it; the arguments are those of `Engine`."""
+
+    engine: str
+    differentiate: Engine
+    loop: InnerLoop
+    point: Point
+    images: Tensor
+    labels: Tensor
+    step_size: Tensor
+    objective: Objective
+    first: int
+
+    @property
+    def steps(self) -> int:
+        """Number of differentiated steps."""
+        return self.loop.steps - self.first
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+        return len(self.images) if self.loop.batches is None else len(self.loop.batches[self.first])
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What the memory of a step depends on, beside the network."""
+        images, labels = self.images, self.labels
+        return self.batch, *images.shape[1:], *labels.shape[1:], images.dtype, images.device, labels.dtype
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the point of one step."""
+        return self.point.weights.nbytes + sum(value.nbytes for value in self.point.state.values())
+
+
+_most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Most stored steps of networks for which memory ran out."""
+
+_graphs: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDictionary()
+"""Bytes of the graph of a step by network and `Unroll.kind`."""
+
+_few_images: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[int, float]]] = WeakKeyDictionary()
+"""Bytes of the graph of a step of `SOME[0]` images, and of each further image, by network and `Unroll.kind[1:]`."""
+
+_plans: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Plan]] = WeakKeyDictionary()
+"""First plan by network, engine and `Unroll.kind`."""
+
+
+def stored_steps(unroll: Unroll) -> int:
+    """Return the number of last steps whose graphs fit into the memory together; other engines than `mixed` store none.
+
+    The first call for a network, an engine and a size of step rehearses a few steps and logs the predicted peak.
+
+    Raises:
+        RunError: the memory that is free is too small.
+    """
+    graphs = _graphs.setdefault(unroll.loop.module, {})
+    if unroll.kind not in graphs:
+        if problem := shortage(unroll):
+            raise RunError(problem)
+        graphs[unroll.kind] = graph_bytes(unroll, unroll.first)
+    graph = max(1, graphs[unroll.kind])
+    stored = min(unroll.steps, memory_budget(unroll.images.device) // graph) if unroll.engine == "mixed" else 0
+    plans, key = _plans.setdefault(unroll.loop.module, {}), (unroll.engine, unroll.kind)
+    if key not in plans:
+        plans[key] = plan = make_plan(unroll, stored, graph)
+        kept = f"; the graphs of {stored} of {unroll.steps} inner steps are kept" if unroll.engine == "mixed" else ""
+        about = f"memory: about {in_words(plan.peak)} at the peak of a hypergradient, {in_words(plan.free)} were free"
+        LOG.info("%s%s", about, kept)
+    return stored
+
+
+def plans() -> list[Plan]:
+    """Return the plans that this process has made for networks that are still there."""
+    return [plan for made in _plans.values() for plan in made.values()]
+
+
+def make_plan(unroll: Unroll, stored: int, graph: int) -> Plan:
+    """Return the plan for a number of stored steps; it rehearses the last steps, which changes no result.
+
+    Args:
+        unroll: the differentiated steps.
+        stored: last steps whose graphs `mixed` keeps.
+        graph: bytes of the graph of a step.
+    """
+    device, few = unroll.images.device, min(FEW, unroll.steps)
+    free, kept = free_memory(device), min(few, stored)
+    with peak_inside(device) as peak:
+        with_less(unroll.loop, kept, partial(_run, unroll, unroll.loop.steps - few))
+        now = peak()
+    more = unroll.steps - few
+    with_graphs = {"mixed": stored - kept, "reverse": more}.get(unroll.engine, 0)
+    with_weights = more - with_graphs if unroll.engine == "mixed" else 0
+    return Plan(now + with_graphs * graph + with_weights * unroll.weights, free, stored, unroll.steps)
+
+
+def with_less(loop: InnerLoop, stored: int, run: Callable[[int], T]) -> T:
+    """Return what `run` returns for a number of stored steps, which is halved as long as memory runs out.
+
+    What fits is remembered for the network.
+    """
+    stored = min(stored, _most.get(loop.module, stored))
+    while True:
+        try:
+            return run(stored)
+        except (MemoryError, RuntimeError) as error:
+            if stored == 0 or not ran_out(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        LOG.warning("memory ran out with the graphs of %d inner steps; going on with %d", stored, stored // 2)
+        _most[loop.module] = stored = stored // 2
+
+
+def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
+    """Return the bytes that the graph of one step keeps, with its weights and its direction.
+
+    Args:
+        unroll: the differentiated steps.
+        step: index of the step.
+        images: use the first so many images instead, not augmented.
+    """
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def same(tensor: Tensor) -> Tensor:
+        return tensor
+
+    loop, point = unroll.loop, unroll.point
+    given: Sequence[Tensor] = (point.weights, unroll.images, unroll.labels, *loop.module.buffers())
+    pixels, labels = unroll.images[:images].detach().requires_grad_(), unroll.labels[:images]
+    if images is not None:
+        loop = InnerLoop(loop.module, loop.loss, loop.rule, loop.steps)
+    weights = point.weights.detach().requires_grad_()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, same):
+        slope = loop.gradient(weights, pixels, labels, step)
+        loop.rule.direction(weights, point.state, slope)
+    size = sum(kept.values()) - sum(kept.pop(each.untyped_storage().data_ptr(), 0) for each in given)
+    return size + 2 * point.weights.untyped_storage().nbytes()
+
+
+def _run(unroll: Unroll, first: int, stored: int) -> None:
+    """Compute the hypergradient of the steps from `first` on, with the weights before the first one."""
+    tensors = unroll.images, unroll.labels, unroll.step_size
+    unroll.differentiate(unroll.loop, unroll.point, *tensors, unroll.objective, first, stored)
+
+
+def shortage(unroll: Unroll) -> str | None:
+    """Return that even a single step takes more memory than is free, and what would fit; None: it does not.
+
+    It is estimated from steps of a few images, because the system ends a process that takes too much.
+    """
+    free, batch, steps = free_memory(unroll.images.device), unroll.batch, unroll.steps
+    if not free or batch <= SOME[1]:
+        return None
+    sizes, kind = _few_images.setdefault(unroll.loop.module, {}), unroll.kind[1:]
+    if kind not in sizes:
+        few, more = (graph_bytes(unroll, unroll.first, images) for images in SOME)
+        sizes[kind] = few, (more - few) / (SOME[1] - SOME[0])
+    few, each = sizes[kind]
+    graph = few + (batch - SOME[0]) * each
+    path = unroll.weights * steps
+    needed = PER_GRAPH * graph + {"mixed": path, "reverse": (steps - 1) * graph}.get(unroll.engine, 0)
+    if needed <= free:
+        return None
+    fewer = int((free - path - PER_GRAPH * few) / (PER_GRAPH * each)) + SOME[0] if each else 0
+    if unroll.engine == "reverse" and path + PER_GRAPH * graph <= free:
+        advice = f"engine mixed takes about {in_words(path + PER_GRAPH * graph)}"
+    elif unroll.engine != "reverse" and fewer >= 1:
+        advice = f"at most about {fewer} images in a step (batch_size) would fit"
+    else:
+        advice = "use fewer inner steps, a smaller network or a machine with more memory"
+    return (
+        f"a hypergradient of {steps} inner steps with {batch} images each takes about {in_words(needed)} of memory "
+        f"with engine {unroll.engine}, and {in_words(free)} are free; {advice}"
+    )
