@@ -22,6 +22,7 @@ from satm.networks.layers import Network
 from satm.stages.dry_step import check_step
 from satm.stages.fit import contents_of, network_problem
 from satm.stages.inputs import Inputs
+from satm.unroll import planning
 from satm.workflow.check import check
 
 SHORT = {"sgd": {"count": 1, "epochs": 4}}
@@ -562,6 +563,23 @@ def test_an_inner_step_is_tried_for_every_method_that_matches_the_experts(campai
     with pytest.raises(UsageError, match=r"an inner step fails .*shapes cannot be multiplied"):
         check_step(_inputs(narrow), "sgd", recipe)
     check_step(_inputs(narrow), "other", recipe)  # no method matches these
+
+
+def test_memory_that_a_method_will_lack_is_told_before_experts_are_trained(
+    campaign: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = TINY.replace("{digits: [1]}", "{digits: [1, 5]}")
+    text = text.replace("keep_divisor: 2", "keep_divisor: 2, engine: mixed")
+    (campaign / "tiny.yaml").write_text(text)
+    recipe = load_campaign(Path("tiny.yaml")).experts("sgd", "digits")
+    check_step(_inputs(), "sgd", recipe)
+    assert not caplog.messages
+    monkeypatch.setattr(planning, "free_memory", lambda device: 200 * 2**10)
+    check_step(_inputs(), "sgd", recipe)
+    by_mtt, by_satm = sorted(caplog.messages)  # 10 images fit
+    needs = "a hypergradient of 4 inner steps with 50 images each takes about"
+    assert by_mtt.startswith(f"method mtt at ipc 5 on digits: {needs} ") and "with engine reverse" in by_mtt
+    assert by_satm.startswith(f"method satm at ipc 5 on digits: {needs} ") and "; at most about " in by_satm
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
