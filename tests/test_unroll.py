@@ -1,5 +1,6 @@
 """The hypergradient in float64 against finite differences, plain autograd, torch's optimisers, and itself."""
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -113,7 +114,9 @@ def cases() -> list[Any]:
 
 def plain(case: Case, detach_before: int = 0, hold_gradients: bool = False) -> dict[str, Tensor]:
     """The slow obvious twin: names and dictionaries, torch.func and one backward pass through everything."""
-    images, labels, start = (tensor.clone().requires_grad_() for tensor in (case.images, case.labels, case.start))
+    images, labels, start = (
+        tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in (case.images, case.labels, case.start)
+    )
     step_size = torch.tensor(case.step_size, dtype=torch.float64, requires_grad=True)
     weights, state = start, case.rule.start(start.detach())
     for step in range(case.steps):
@@ -136,9 +139,10 @@ def plain(case: Case, detach_before: int = 0, hold_gradients: bool = False) -> d
         else:
             weights = weights - step_size * direction
     loss = case.objective(weights)
-    names, leaves = ["images", "labels", "step_size", "start"], [images, labels, step_size, start]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    return {"loss": loss.detach(), "end": weights.detach(), **dict(zip(names, found, strict=True))}
+    leaves = {"images": images, "labels": labels, "step_size": step_size, "start": start}
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    found = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True, materialize_grads=True)
+    return {"loss": loss.detach(), "end": weights.detach(), **dict(zip(leaves, found, strict=True))}
 
 
 @pytest.mark.parametrize("case", cases())
@@ -174,6 +178,77 @@ def test_hypergradient_equals_plain_autograd(case: Case) -> None:
     found, expected = case.solve(), plain(case)
     for name in ("loss", "end", "images", "labels", "step_size", "start"):
         assert unlike(getattr(found, name), expected[name]) <= LOOPS, name
+
+
+FACTORS: dict[str, list[Any]] = {
+    "norm": ["instance", "none", "batch", "layer", "group"],
+    "activation": ["relu", "sigmoid", "leakyrelu"],
+    "pooling": ["average", "none", "max"],
+    "size": [8, 5, 32, 7, 28, 12],
+    "channels": [3, 1],
+    "depth": [1, 2],
+    "rule": list(RULES),
+    "augment": [FULL, "", *FULL.split("_")],
+    "mode": ["multiple", "single"],
+    "batch": [None, 3, 1],
+    "images": [4, 1, 5],
+    "labels": ["soft", "hard"],
+    "last": [None, 1, 2],
+    "stored": [0, 3, 1, 2],
+}
+
+
+def mixture(seed: int) -> dict[str, Any]:
+    """Choose a value of each factor: in turn for the factors one after another, the others by chance."""
+    draw = random.Random(seed)
+    return {
+        name: values[(seed // (place + 1)) % len(values)] if draw.random() < 0.5 else draw.choice(values)
+        for place, (name, values) in enumerate(FACTORS.items())
+    }
+
+
+def test_the_mixtures_have_all_values() -> None:
+    for name, values in FACTORS.items():
+        assert {str(mixture(seed)[name]) for seed in range(60)} == set(map(str, values)), name
+
+
+@pytest.mark.parametrize("seed", [*range(60), 96])
+def test_whole_unrolls_of_the_search_space_equal_plain_autograd(seed: int) -> None:
+    chosen = mixture(seed)
+    size, generator = 96 if seed == 96 else chosen["size"], torch_generator(seed)
+    options = {name: chosen[name] for name in ("depth", "norm", "activation", "pooling")}
+    values = {"network": "convnet", "width": 8, **options}
+    module = build(values, chosen["channels"], 3, size, seed=seed).double()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):  # in the search space it uses the statistics of the batch
+            part.running_mean = part.running_var = part.num_batches_tracked = None
+            part.track_running_stats = False
+    steps, count, batch = 3, chosen["images"], chosen["batch"]
+    images = torch.randn(count, chosen["channels"], size, size, generator=generator, dtype=torch.float64)
+    soft = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    batches = None if batch is None else [torch.randperm(count, generator=generator)[:batch] for _ in range(steps)]
+    each = count if batches is None else len(batches[0])
+    augmentation = Augmentation(chosen["augment"], "image", chosen["mode"])
+    case = Case(
+        module,
+        images,
+        soft if chosen["labels"] == "soft" else soft.argmax(1),
+        flatten(module),
+        RULES[chosen["rule"]],
+        steps,
+        step_size=0.05,
+        batches=batches,
+        augment=augmentation.per_step(generator, [each] * steps, size),
+        loss=soft_cross_entropy,
+    )
+    last = chosen["last"]
+    expected = plain(case, steps - (last or steps))
+    for engine, stored in (("mixed", chosen["stored"]), ("reverse", None)):
+        found = case.solve(engine, last=last, stored=stored)
+        for name in ("loss", "end", "images", "labels", "step_size", "start"):
+            value = getattr(found, name)
+            if value is not None:
+                assert unlike(value, expected[name]) <= LOOPS, (engine, name, chosen)
 
 
 @pytest.mark.parametrize("engine", EXACT)
