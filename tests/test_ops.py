@@ -337,8 +337,8 @@ class Contexts(Functional):
 
     def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
         with torch.no_grad():
-            x = functional.relu(self.norm(self.one(x)))
-        return self.last(functional.relu(self.norm(self.two(x))).mean((2, 3)))
+            kept = functional.relu(self.norm(self.one(x)))
+        return self.last(functional.relu(self.norm(self.two(kept + x.mean(1, keepdim=True)))).mean((2, 3)))
 
 
 class Noise(Functional):
@@ -348,6 +348,56 @@ class Noise(Functional):
         torch.manual_seed(3)
         x = functional.relu(self.norm(self.one(x))) + torch.rand(8, 1, 1, dtype=x.dtype)
         return self.last(functional.relu(self.norm(self.two(x))).mean((2, 3)))
+
+
+class InPlace(Functional):
+    """A network that changes values in place, also where others look at them."""
+
+    views = False
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        x = self.one(x * 1)
+        seen = x
+        x += 1
+        x.mul_(scale)
+        functional.leaky_relu(x, 0.1, True)
+        x = functional.avg_pool2d(x, 2) + seen[..., ::2, ::2][..., :4, :4]
+        y = self.two(x)
+        z = functional.max_pool2d(functional.relu(y, inplace=True), 2)
+        z -= 0.5
+        normed = self.norm(z)
+        normed.add_(0.1)
+        flat = normed.view(-1) if self.views else normed * 1
+        flat *= 3
+        normed = functional.avg_pool2d(functional.relu(normed, inplace=True), 2)
+        rows = (normed.mean((2, 3)) + y.mean((2, 3)) + flat.mean()).unsqueeze(1).view(x.shape[0], -1)
+        return self.last(functional.relu(self.last.weight.new_ones(()) + rows, inplace=True))
+
+
+class Views(InPlace):
+    """The same, also through a view."""
+
+    views = True
+
+
+class ValuedInPlace(InPlace):
+    """The same, whose steps depend on values."""
+
+    def forward(self, x: Tensor, scale: float = 2.0) -> Tensor:
+        return super().forward(x if float(x.detach().mean()) < 1e9 else 2 * x, scale)
+
+
+class Layers(nn.Module):
+    """Layers that change in place what another one has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        one, two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        shaping = [one, nn.ELU(inplace=True), nn.InstanceNorm2d(8), nn.SiLU(inplace=True), two, nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*shaping, nn.AvgPool2d(2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +419,9 @@ def hooked() -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("make", [Functional, Valued, Unlike, Contexts, Noise, hooked])
+@pytest.mark.parametrize(
+    "make", [Functional, Valued, Unlike, Contexts, Noise, InPlace, Views, ValuedInPlace, Layers, hooked]
+)
 def test_a_users_network_is_fused_without_changes(make: Callable[[], nn.Module]) -> None:
     module = make().double()
     images = torch.randn(3, 3, 9, 9, generator=torch_generator(), dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,10 @@ def test_networks_with_norms_of_pytorch_give_the_same_bytes_too() -> None:
         for stored in (0, 2, 4)
     ]
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    large = torch.ones(100 * 2**20)
+    code = "from satm.run.machine import peak_of_process; print(peak_of_process())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**20 < int(done.stdout) < large.nbytes / 2

@@ -604,3 +604,106 @@ def test_a_point_is_not_changed_by_going_on_from_it() -> None:
         case.solve(engine, start=point, first=2)
         assert torch.equal(point.weights, weights) and torch.equal(point.state["buffer"], buffer)
         assert not point.weights.requires_grad
+
+
+class Body(nn.Module):
+    """A network whose subclasses do what no hypergradient can be computed through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Linear(144, 3)
+        self.register_buffer("count", torch.zeros(()))
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.last(functional.relu(self.norm(self.first(x))).flatten(1))
+
+
+class Changes(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x.sub_(0.5))
+
+
+class Draws(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x + torch.randn(8))
+
+
+class Counts(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return self.body(x) * float(self.count)
+
+
+class Detaches(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.from_numpy(x.detach().numpy()))
+
+
+class Stops(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.first(x)
+        return self.last(self.norm(x).flatten(1))
+
+
+class Answers(Body):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.body(x), x
+
+
+class Fails(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nothing(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (Changes, r"step with 2 images of \[1, 8, 8\] fails \(RuntimeError: a view of a leaf .* in-place operation\)"),
+        (Draws, "another gradient when it is repeated, because it draws random numbers or changes a buffer"),
+        (
+            Counts,
+            "another gradient when it is repeated, because it draws random numbers or changes a buffer; take that",
+        ),
+        (Detaches, r"does not depend on the images; take detach\(\), no_grad\(\) or NumPy out of the network"),
+        (Stops, r"does not depend on the images; take detach\(\), no_grad\(\) or NumPy out of the network"),
+        (Answers, r"fails \(TypeError: cross_entropy_loss\(\): .*\); check network, images, labels and loss"),
+        (Fails, r"fails \(AttributeError: 'Fails' object has no attribute 'nothing'\); check network"),
+        (lambda: Body().half(), "images and weights must be float32 or float64, got torch.float16"),
+        (lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(64, 3))), r"fails \(RuntimeError: .*Jitted"),
+        (nn.Flatten, "expected a network with weights to train, got one that has no parameters"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "that has parameters without a shape; call it once on"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3).double()), r"fails \(RuntimeError: .*dtype"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 3)), r"fails \(RuntimeError: .*shapes cannot be multiplied"),
+    ],
+)
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_what_no_hypergradient_can_be_computed_through_is_refused(
+    engine: str, make: Callable[[], nn.Module], text: str
+) -> None:
+    module = make()
+    half = text.endswith("float16")
+    images, state = torch.randn(2, 1, 8, 8, dtype=torch.float16 if half else torch.float32), torch.get_rng_state()
+    for _ in range(2):  # also when it was seen before
+        with pytest.raises(ValueError, match=text):
+            hypergradient(module, images, torch.tensor([0, 2]), 0.1, torch.sum, steps=3, engine=engine, stored=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Reseeds(Body):
+    """A network that draws the same numbers each time, as few do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x + torch.randn(8, generator=torch_generator(1)))
+
+
+def test_pure_networks_are_taken_whatever_they_are_made_of() -> None:
+    images, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+
+    def found(module: nn.Module) -> Tensor:
+        return hypergradient(module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=3).images
+
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    assert torch.equal(found(torch.compile(plain)), found(plain))
+    assert torch.equal(found(plain.requires_grad_(False)), found(plain))
+    assert float(found(Reseeds()).norm()) > 0

@@ -20,7 +20,7 @@ from satm.errors import RunError, UsageError
 from satm.results.circumstances import run_metadata
 from satm.results.columns import BENCH
 from satm.results.rows import write_rows
-from satm.run.machine import choose_device, describe_backend, peak_memory, reset_peak
+from satm.run.machine import choose_device, describe_backend, peak_inside
 from satm.run.progress import Progress
 from satm.unroll.planning import plans
 
@@ -201,10 +201,10 @@ def child() -> None:
     replace(setting, case=replace(case, **SMALL[kind])).way(way)()
     setting.wait()
     small = plans()
-    reset_peak(setting.device)
-    before = peak_memory(setting.device)
-    run = setting.way(way)
-    seconds = [setting.seconds(run) for _ in range(1 + rounds)]
+    with peak_inside(setting.device) as peak:
+        before = peak()
+        run = setting.way(way)
+        seconds = [setting.seconds(run) for _ in range(1 + rounds)]
+        rise = peak() - before
     predicted = max((plan.peak - before for plan in plans() if plan not in small), default=0)
-    found = {"peak": peak_memory(setting.device) - before, "predicted": predicted}
-    print(json.dumps({**found, "seconds": min(seconds[1:] or seconds)}))
+    print(json.dumps({"peak": rise, "predicted": predicted, "seconds": min(seconds[1:] or seconds)}))

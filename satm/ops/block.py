@@ -276,7 +276,7 @@ class _Normed(torch.autograd.Function):
         ctx.kernels, ctx.block = kernels_for(block, maps), block
         y, m, r = ctx.kernels.forward(block, maps, scale_of(w), scale_of(b))
         ctx.save_for_backward(x, w, b, m, r)
-        return images_of(y)
+        return images_of(y).detach()  # autograd refuses in-place operations on a view that is made here
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -318,7 +318,7 @@ class _Pointwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, block: Block) -> Tensor:
         ctx.save_for_backward(x)
         ctx.block = block
-        return images_of(forward_plain(block, maps_of(x)))
+        return images_of(forward_plain(block, maps_of(x))).detach()
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

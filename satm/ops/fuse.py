@@ -8,6 +8,7 @@ the modules inside it.
 
 import copy
 import inspect
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,17 @@ NORM_FUNCTIONS = (
 """Norms of PyTorch's, as layers and as functions."""
 
 
+ADDED = "_operation_"
+"""Beginning of the names of modules that the pass adds."""
+
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
+"""Operators that change their first operand, in the module `operator`."""
+
+
+PLACES: dict[Any, int] = {functional.relu: 1, functional.leaky_relu: 2}
+"""Place of the argument `inplace`."""
+
+
 class Fused(nn.Module):
     """Mark of a network, or a part of one, that the pass made; it has the class of the original, too."""
 
@@ -64,7 +76,7 @@ def fused(module: nn.Module) -> nn.Module:
         return module
     state = tuple((id(each), each.training) for each in module.modules())
     if module not in _known or _known[module][0] != state:
-        _known[module] = (state, _fuse(module, root=True))
+        _known[module] = (state, _fuse(module))
     return _known[module][1]
 
 
@@ -76,13 +88,18 @@ def has_plain_norm(module: nn.Module) -> bool:
     return not isinstance(module, Fused) or module.plain_norm
 
 
-def _fuse(module: nn.Module, root: bool = False) -> nn.Module:
-    """Return a copy of the module with operations of its own, or the module itself if that changes nothing."""
+def _fuse(module: nn.Module, root: bool = True) -> nn.Module:
+    """Return a copy of the module with operations of its own, or the module itself if that changes nothing.
+
+    Their results are in channels_last memory. Code that was not traced (`root` false) gets them as PyTorch's operations
+    make them, because it may look at memory, as `Tensor.view` does.
+    """
     ours = type(module) in THROUGH or isinstance(module, CONTAINERS) or not _from_torch(module)
     if _hooked(module) or not ours:
         return module
     try:
         graph = _Tracer().trace(module, concrete_args=_defaults(module) if root else None)
+        _reshape(graph, module)
     except Exception:  # tracing runs any code with stand-ins for values
         graph = None
     made = copy.copy(module)
@@ -90,9 +107,11 @@ def _fuse(module: nn.Module, root: bool = False) -> nn.Module:
     members: dict[str, Any] = {}
     if graph is None:
         for name, child in module._modules.items():
-            made._modules[name] = None if child is None else _fuse(child)
+            made._modules[name] = None if child is None else _fuse(child, root=False)
     else:
         _serve(graph, made)
+        if not root:
+            _restore(graph)
         members["forward"] = type(fx.GraphModule(made, graph)).forward
     members["plain_norm"] = _plain_norm(made, graph)
     made.__class__ = type(type(module).__name__, (Fused, type(module)), members)
@@ -101,6 +120,21 @@ def _fuse(module: nn.Module, root: bool = False) -> nn.Module:
 
 def _from_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
+
+
+class _Proxy(fx.Proxy):
+    """A stand-in for a value, which an operator such as += changes in place, as it changes a tensor."""
+
+
+def _change(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def change(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return change
+
+
+for _name in IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _change(_name))
 
 
 class _Tracer(fx.Tracer):
@@ -117,7 +151,10 @@ class _Tracer(fx.Tracer):
             ValueError: the graph would not be all that the module does.
         """
         self._contexts, numbers = _contexts(), torch.get_rng_state()
+        buffers = [buffer._version for buffer in root.buffers()]
         graph = super().trace(root, concrete_args)
+        if buffers != [buffer._version for buffer in root.buffers()]:
+            raise ValueError("a buffer is changed, which would not happen again")
         if not torch.equal(numbers, torch.get_rng_state()):
             torch.set_rng_state(numbers)
             raise ValueError("random numbers are drawn, which would become constants")
@@ -128,6 +165,10 @@ class _Tracer(fx.Tracer):
         if _contexts() != self._contexts:
             raise ValueError("a context changes what operations do, and would be forgotten")
         return super().create_node(*arguments, **options)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a node's value."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if _hooked(m):
@@ -238,10 +279,77 @@ def _serve(graph: fx.Graph, module: nn.Module) -> None:
             continue
         chain = _chain(node, module)
         done.update(chain)
-        if len(chain) > 1 or (chain and chain[node].stage == 0):
+        if (len(chain) > 1 or (chain and chain[node].stage == 0)) and not _overwrites_what_others_see(node, module):
             _put_chain(graph, module, chain, (node.args[0],), BlockLayer)
-        elif chain and "inplace" in node.kwargs:  # it would change the result of a block, which is a view
-            node.kwargs = {**node.kwargs, "inplace": False}
+
+
+VIEWS = ("view", "view_as")
+"""Methods that change a shape and fail in some memory formats."""
+
+MEMORY = ("as_strided", "stride", "is_contiguous", "storage_offset", "untyped_storage", "data_ptr")
+"""Names of methods and functions that depend on a memory format."""
+
+ALIASES = (*VIEWS, "reshape", "reshape_as", "getitem", "permute", "transpose", "flatten", "squeeze", "unsqueeze")
+"""Names of methods and functions whose result may share memory with their first argument."""
+
+
+def _reshape(graph: fx.Graph, module: nn.Module) -> None:
+    """Let shapes be changed in any memory format.
+
+    Raises:
+        ValueError: the value, or its other shape, is changed in place afterwards, where the other shape would be a
+            copy; or something else depends on the memory format.
+    """
+    viewed: set[fx.Node] = set()
+    for node in graph.nodes:
+        if _called(node) in MEMORY:
+            raise ValueError("the memory format is looked at")
+        if _changes(node, module) and _owner(node, module) in viewed:
+            raise ValueError("a value is changed in place that also has another shape")
+        if node.op == "call_method" and node.target in VIEWS:
+            viewed.add(_owner(node, module))
+            node.target = {"view": "reshape", "view_as": "reshape_as"}[str(node.target)]
+
+
+def _owner(node: fx.Node, module: nn.Module) -> fx.Node:
+    """Return the node whose memory a node's value may share."""
+    while node.args and isinstance(node.args[0], fx.Node) and (_called(node) in ALIASES or _changes(node, module)):
+        node = node.args[0]
+    return node
+
+
+def _changes(node: fx.Node, module: nn.Module) -> bool:
+    """Return whether a node changes its first argument in place."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name, place = _called(node), PLACES.get(node.target)
+    by_option = bool(node.kwargs.get("inplace")) or (place is not None and any(node.args[place:]))
+    return by_option or name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def _called(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _restore(graph: fx.Graph) -> None:
+    """Return the results in the memory format of PyTorch's operations if there are operations of our own."""
+    if any(node.op == "call_module" and str(node.target).startswith(ADDED) for node in graph.nodes):
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        if isinstance(output.args[0], fx.Node):
+            with graph.inserting_before(output):
+                output.args = (graph.call_method("contiguous", (output.args[0],)),)
+
+
+def _overwrites_what_others_see(node: fx.Node, module: nn.Module) -> bool:
+    """Return whether an activation works in place on something that is not only its own: a block would not."""
+    if node.op != "call_function" or not _changes(node, module):
+        return False
+    source: Any = node.args[0]
+    own = source.target is functional.conv2d or str(source.target).startswith(ADDED)
+    return not own or len(source.users) > 1
 
 
 def _put_chain(
@@ -263,7 +371,7 @@ def _put_chain(
 
 def _put(graph: fx.Graph, module: nn.Module, node: fx.Node, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Replace a node by a call of a new module."""
-    name = f"_operation_{node.name}"
+    name = f"{ADDED}{node.name}"
     module._modules[name] = layer
     with graph.inserting_before(node):
         node.replace_all_uses_with(graph.call_module(name, inputs))

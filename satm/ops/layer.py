@@ -36,7 +36,7 @@ class _Layer(torch.autograd.Function):
         ctx.how = geometry, block, kernels_for(block, maps)
         y, m, r = ctx.how[2].forward(block, maps, scale_of(w), scale_of(b))
         ctx.save_for_backward(x, v, u, w, b, m, r)
-        return images_of(y), u
+        return images_of(y).detach(), u  # autograd refuses in-place operations on a view that is made here
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, du: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,6 +120,9 @@ def describe_backend(device: "torch.device") -> str:
 _highest: dict[str, int] = {}
 """Peak memory of each GPU, and of the process (`cpu`), before the last reset, in bytes."""
 
+_inside: list[dict[str, int]] = []
+"""The same for each `peak_inside` that has not ended, since it began."""
+
 
 def device_name(device: "torch.device") -> str:
     """Return the name of a device in results: the GPU's name, or `cpu`."""
@@ -130,51 +132,68 @@ def device_name(device: "torch.device") -> str:
 
 
 def reset_peak(device: "torch.device") -> None:
-    """Reset the peak of a GPU; the CPU's is that of the process and cannot be reset."""
+    """Reset the peak of a GPU; the CPU's is that of the process, which `peak_inside` alone resets."""
     if device.type == "cuda":
-        import torch
-
-        _highest[str(device)] = highest_memory(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        _reset(device)
 
 
 def highest_memory(device: "torch.device") -> int:
     """Return the peak memory that torch allocated on a GPU since the process began, in bytes; 0 for a CPU."""
-    return max(_highest.get(str(device), 0), peak_memory(device)) if device.type == "cuda" else 0
+    return max(_highest.get(str(device), 0), _since_reset(device)) if device.type == "cuda" else 0
 
 
 def peak_memory(device: "torch.device") -> int:
     """Return the peak memory in bytes: on a GPU torch's since `reset_peak`, on a CPU the process's resident one."""
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    return peak_of_process()
+    return _since_reset(device) if device.type == "cuda" else peak_of_process()
 
 
 def peak_of_process() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
-    return max(_highest.get("cpu", 0), _peak_since_reset())
+    return max(_highest.get("cpu", 0), _process_since_reset())
 
 
 @contextlib.contextmanager
 def peak_inside(device: "torch.device") -> Iterator[Callable[[], int]]:
     """Yield a function that returns the peak memory since entering, in bytes; for a CPU that of the process.
 
-    Where the system cannot measure that for a process, it is the peak since the process began. The peaks of
-    `highest_memory` and `peak_of_process` remain right.
+    Where the system cannot measure that for a process, it is the peak since the process began. All other peaks remain
+    right, also those of contexts around this one.
     """
+    _reset(device)
+    own: dict[str, int] = {}
+    _inside.append(own)
+    try:
+        yield lambda: max(own.get(str(device), 0), _since_reset(device))
+    finally:
+        _inside[:] = [peaks for peaks in _inside if peaks is not own]
+
+
+def _reset(device: "torch.device") -> None:
+    """Reset a peak after it was noted."""
+    for peaks in (_highest, *_inside):
+        peaks[str(device)] = max(peaks.get(str(device), 0), _since_reset(device))
     if device.type == "cuda":
-        reset_peak(device)
-        yield partial(peak_memory, device)
-        return
-    _highest["cpu"] = peak_of_process()
-    with contextlib.suppress(OSError):  # it is not Linux, or not allowed
-        Path("/proc/self/clear_refs").write_text("5")
-    yield _peak_since_reset
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # it is not Linux, or not allowed
+            Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_since_reset() -> int:
+def _since_reset(device: "torch.device") -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return _process_since_reset()
+
+
+def _process_since_reset() -> int:
+    """Return the peak of the process; on Linux without what `getrusage` counts of the process that started this one."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text("utf-8"), re.MULTILINE):
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -17,7 +17,7 @@ from satm.ops import fused
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
-from satm.unroll.planning import Unroll, stored_steps, with_less
+from satm.unroll.planning import Unroll, probe, stored_steps, with_less
 from satm.unroll.rules import Rule, Sgd
 
 
@@ -72,14 +72,16 @@ def hypergradient(
         keep_points: indices of steps before which the point of the trajectory is returned.
 
     Raises:
-        ValueError: steps, indices or shapes that do not fit together; an unknown engine (`UsageError`); a module whose
-            output is not a pure function: active dropout, or batch statistics that are being tracked.
+        ValueError: steps, indices or shapes that do not fit together; an unknown engine (`UsageError`); images of less
+            than 32 bits; a module whose output is not a pure function of weights and images (active dropout, batch
+            statistics that are being tracked, random numbers), or does not depend on them; a step that fails.
         RunError: more memory is needed than is free; it says what would fit.
 
     Source: truncation: SATM Eq. 10; first-order step size: SATM Eq. 12 (for SGD the directions are the gradients).
     Differs: Eq. 10 and 12 are for SGD; here they hold for any rule.
     """
     last = steps - first if last is None else last
+    module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
     loop = InnerLoop(fused(module), loss, rule or Sgd(), steps, batches, augment)
     _check(loop, images, labels, first, last, keep_points)
     differentiate = pick(engine, ENGINES, "engine")
@@ -98,8 +100,10 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
+    unroll = Unroll(engine, differentiate, loop, point, *inputs, objective, cut)
+    probe(unroll)
     if stored is None:
-        stored = stored_steps(Unroll(engine, differentiate, loop, point, *inputs, objective, cut))
+        stored = stored_steps(unroll)
     from_here = partial(differentiate, loop, point, *inputs, objective, cut)
     result, end_bar, directions = with_less(loop, stored, from_here)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
@@ -121,6 +125,15 @@ def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: in
         raise ValueError(f"last (differentiated steps) must be at least 1, got {last}; use None for all steps")
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}; convert them with .float()")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"images and weights must be float32 or float64, got {images.dtype}, in which small steps and second "
+            "derivatives are lost; convert both with .float()"
+        )
+    parameters = list(loop.module.parameters())
+    if not parameters or any(map(nn.parameter.is_lazy, parameters)):
+        what = "has no parameters" if not parameters else "has parameters without a shape; call it once on images"
+        raise ValueError(f"expected a network with weights to train, got one that {what}")
     if len(labels) != len(images):
         raise ValueError(
             f"expected one label per image, got {len(images)} images and {len(labels)} labels; add or drop some"

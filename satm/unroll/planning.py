@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from satm.errors import RunError
+from satm.errors import RunError, UsageError
 from satm.run.machine import peak_inside
 from satm.run.memory import free_memory, in_words, memory_budget, ran_out
 from satm.unroll.engines import Engine, Objective
@@ -99,20 +99,72 @@ _plans: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Plan]] = WeakKeyDicti
 """First plan by network, engine and `Unroll.kind`."""
 
 
-def stored_steps(unroll: Unroll) -> int:
-    """Return the number of last steps whose graphs fit into the memory together; other engines than `mixed` store none.
-
-    The first call for a network, an engine and a size of step rehearses a few steps and logs the predicted peak.
+def probe(unroll: Unroll) -> int:
+    """Return the bytes that the graph of a step keeps; the first call for a network and a size of step checks the step.
 
     Raises:
+        ValueError: the step fails, does not depend on the images, or gives something else when it is repeated.
         RunError: the memory that is free is too small.
     """
     graphs = _graphs.setdefault(unroll.loop.module, {})
     if unroll.kind not in graphs:
         if problem := shortage(unroll):
             raise RunError(problem)
-        graphs[unroll.kind] = graph_bytes(unroll, unroll.first)
-    graph = max(1, graphs[unroll.kind])
+        graphs[unroll.kind] = _check_step(unroll)
+    return graphs[unroll.kind]
+
+
+def _check_step(unroll: Unroll) -> int:
+    """Return the bytes of the first step's graph; the errors are those of `probe`."""
+    loop, inputs = unroll.loop, (unroll.images, unroll.labels)
+    weights, pixels = (each.detach().requires_grad_() for each in (unroll.point.weights, unroll.images))
+    numbers, state = torch.get_rng_state(), _state(loop.module)
+    try:
+        with torch.enable_grad():
+            size = graph_bytes(unroll, unroll.first)
+            changed = not torch.equal(numbers, torch.get_rng_state()) or state != _state(loop.module)
+            slope = loop.gradient(weights, pixels, unroll.labels, unroll.first)
+            if changed:
+                again = loop.gradient(weights, *inputs, unroll.first, graph=False)
+                changed = not torch.allclose(again, slope.detach(), rtol=1e-3, atol=0)
+            (share,) = torch.autograd.grad(slope.sum(), pixels, allow_unused=True)
+    except (UsageError, RunError):
+        raise
+    except Exception as error:  # a user's network may raise anything
+        if ran_out(error):
+            raise
+        step = f"an inner step with {unroll.batch} images of {list(unroll.images.shape[1:])}"
+        what = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+        raise ValueError(f"{step} fails ({what}); check network, images, labels and loss") from error
+    finally:
+        torch.set_rng_state(numbers)
+    if changed:
+        raise ValueError(
+            "an inner step gives another gradient when it is repeated, because it draws random numbers or changes a "
+            "buffer; take that out of the network, the augmentation and the loss"
+        )
+    if share is None:
+        raise ValueError(
+            "the gradient of an inner step does not depend on the images; take detach(), no_grad() or NumPy out of the "
+            "network, the augmentation and the loss"
+        )
+    return size
+
+
+def _state(module: nn.Module) -> list[int]:
+    """Return numbers that change when a buffer does."""
+    return [buffer._version for buffer in module.buffers()]
+
+
+def stored_steps(unroll: Unroll) -> int:
+    """Return the number of last steps whose graphs fit into the memory together; other engines than `mixed` store none.
+
+    The first call for a network, an engine and a size of step rehearses a few steps and logs the predicted peak.
+
+    Raises:
+        ValueError, RunError: as `probe`.
+    """
+    graph = max(1, probe(unroll))
     stored = min(unroll.steps, memory_budget(unroll.images.device) // graph) if unroll.engine == "mixed" else 0
     plans, key = _plans.setdefault(unroll.loop.module, {}), (unroll.engine, unroll.kind)
     if key not in plans:
