@@ -23,6 +23,8 @@ from satm.params import flatten
 from satm.results.distilled import DistilledDataset
 from satm.run import disk
 
+os.environ["SATM_OPERATIONS"] = "own"  # also where PyTorch's are faster, as for many tiny networks
+
 hypothesis.settings.register_profile("same", deadline=None, print_blob=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")
 

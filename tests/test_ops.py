@@ -452,12 +452,6 @@ def test_a_network_that_changes_is_fused_again() -> None:
     torch.testing.assert_close(fused(module)(images), module(images))
 
 
-def test_all_operations_can_be_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = build({"network": "convnet", "width": 4}, 3, 2, 8, 0)
-    monkeypatch.setenv("SATM_OPERATIONS", "plain")
-    assert fused(module) is module and has_plain_norm(module)
-
-
 def test_a_copy_of_a_fused_network_is_one_of_its_own() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), nn.ReLU())
     images = torch.randn(1, 3, 8, 8, generator=torch_generator())

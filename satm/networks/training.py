@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.data import Augmentation, Preprocessor, Split
-from satm.ops import fused
+from satm.ops import fastest, own
 from satm.run.stopping import check_stop
 
 TEST_BATCH = {"cpu": 100, "cuda": 1000}
@@ -136,7 +136,7 @@ class SharpnessAware:
         weights = {name: parameters[name].detach() for name in here}
         near = {name: value.requires_grad_() for name, value in self.neighbour(weights, here).items()}
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        loss = soft_cross_entropy(torch.func.functional_call(fused(module), (near, buffers), (images,)), labels)
+        loss = soft_cross_entropy(torch.func.functional_call(module, (near, buffers), (images,)), labels)
         there = dict(zip(near, torch.autograd.grad(loss, list(near.values())), strict=True))
         for name, slope in self.combine(here, there).items():
             parameters[name].grad = slope
@@ -171,10 +171,10 @@ def train_epoch(
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
         sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
     """
-    network = fused(module.train())
     count = len(data) if among is None else len(among)
     order = torch.randperm(count, generator=generator)
     order = order if among is None else among[order]
+    network = _faster(module.train(), data, order[:batch_size])
     total = torch.zeros((), device=data.labels.device)
     for chosen in order.split(batch_size):
         check_stop()
@@ -184,16 +184,31 @@ def train_epoch(
         optimiser.zero_grad()
         loss.backward()
         if sharpness_aware is not None:
-            sharpness_aware.replace_gradients(module, images, labels)
+            sharpness_aware.replace_gradients(network, images, labels)
         optimiser.step()
         total += loss.detach() * len(chosen)
     return float(total) / count
 
 
+def _faster(module: nn.Module, data: TrainingImages, batch: Tensor) -> nn.Module:
+    """Return the network with the operations that train it faster on batches such as this one."""
+    device = data.labels.device
+
+    def pass_over(network: nn.Module) -> None:
+        images, labels = data.batch(batch.to(device))
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        weights = {name: each.detach().requires_grad_() for name, each in network.named_parameters()}
+        loss = soft_cross_entropy(torch.func.functional_call(network, (weights, buffers), (images,)), labels)
+        torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+
+    shape, dtype = data.images.shape[1:], next(module.parameters()).dtype
+    return fastest(module, ("training", len(batch), *shape, dtype), device, pass_over)
+
+
 @torch.no_grad()
 def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `[B, K]` logits and labels of all images in order, without augmentation, in evaluation mode."""
-    network = fused(module.eval())
+    network = own(module.eval())
     for images, labels in data.batches():
         check_stop()
         yield network(images), labels

@@ -52,9 +52,9 @@ def library(source: str, **defines: object) -> ctypes.CDLL | None:
     for threads in ([["-fopenmp"]] if runtime else []) + [[]]:
         flags = [*FLAGS, *(f"-D{name}={value}" for name, value in defines.items()), *threads]
         sources = (path.read_bytes() for path in (FOLDER / source, *sorted(FOLDER.glob("*.h"))))
-        parts = [*sources, *(each.encode() for each in (*compiler, *flags, str(runtime), _processor()))]
+        parts = [*sources, *(each.encode() for each in (*compiler, *flags, str(runtime), processor()))]
         name = f"{Path(source).stem}-{hashlib.sha256(b' '.join(parts)).hexdigest()[:24]}.so"
-        for folder in _folders():
+        for folder in cache_folders():
             try:
                 return _open(
                     folder / name, compiler, [*flags, "-c", str(FOLDER / source)], runtime if threads else None
@@ -123,7 +123,7 @@ def _thread_runtime() -> Path | None:
     return next((path for path in paths if re.match(r"lib(gomp|iomp5|omp)\b", path.name)), None)
 
 
-def _folders() -> Iterator[Path]:
+def cache_folders() -> Iterator[Path]:
     """Yield the folders for libraries that can be written, the best first."""
     chosen = os.environ.get(CACHE) or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     first = Path(chosen).expanduser() / ("kernels" if os.environ.get(CACHE) else "satm/kernels")
@@ -138,7 +138,7 @@ def _folders() -> Iterator[Path]:
             yield folder
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's features, which decide what code it can run."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()

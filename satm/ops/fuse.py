@@ -7,9 +7,6 @@ the modules inside it.
 """
 
 import copy
-import inspect
-import operator
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +20,7 @@ from torch.nn import functional
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
 from satm.ops.layer import layer
-
-OPERATIONS = "SATM_OPERATIONS"
-"""Environment variable: `plain` leaves all operations to PyTorch."""
-
-THROUGH = (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.AvgPool2d, nn.MaxPool2d)
-"""Layers that consist of one call of a function, which is what the pass looks for."""
+from satm.ops.trace import THROUGH, changes, hooked, trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules of PyTorch's that may hold layers of any kind."""
@@ -47,13 +39,6 @@ NORM_FUNCTIONS = (
 ADDED = "_operation_"
 """Beginning of the names of modules that the pass adds."""
 
-IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow")
-"""Operators that change their first operand, in the module `operator`."""
-
-
-PLACES: dict[Any, int] = {functional.relu: 1, functional.leaky_relu: 2}
-"""Place of the argument `inplace`."""
-
 
 class Fused(nn.Module):
     """Mark of a network, or a part of one, that the pass made; it has the class of the original, too."""
@@ -70,9 +55,9 @@ def fused(module: nn.Module) -> nn.Module:
     """Return a network that computes the same, with the same parameters by the same names.
 
     The parameters are shared. The result is to be called with the network's input alone. A network whose modules or
-    modes have changed since the last call is traced again. With `$SATM_OPERATIONS` plain it is the network itself.
+    modes have changed since the last call is traced again.
     """
-    if isinstance(module, Fused) or os.environ.get(OPERATIONS) == "plain":
+    if isinstance(module, Fused):
         return module
     state = tuple((id(each), each.training) for each in module.modules())
     if module not in _known or _known[module][0] != state:
@@ -95,11 +80,10 @@ def _fuse(module: nn.Module, root: bool = True) -> nn.Module:
     make them, because it may look at memory, as `Tensor.view` does.
     """
     ours = type(module) in THROUGH or isinstance(module, CONTAINERS) or not _from_torch(module)
-    if _hooked(module) or not ours:
+    if hooked(module) or not ours:
         return module
     try:
-        graph = _Tracer().trace(module, concrete_args=_defaults(module) if root else None)
-        _reshape(graph, module)
+        graph = trace(module, root)
     except Exception:  # tracing runs any code with stand-ins for values
         graph = None
     made = copy.copy(module)
@@ -120,79 +104,6 @@ def _fuse(module: nn.Module, root: bool = True) -> nn.Module:
 
 def _from_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
-
-
-class _Proxy(fx.Proxy):
-    """A stand-in for a value, which an operator such as += changes in place, as it changes a tensor."""
-
-
-def _change(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
-    def change(self: fx.Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
-
-    return change
-
-
-for _name in IN_PLACE:
-    setattr(_Proxy, f"__{_name}__", _change(_name))
-
-
-class _Tracer(fx.Tracer):
-    """A tracer that looks into the layers that the pass replaces.
-
-    It gives up on what a graph would forget: contexts such as `torch.no_grad()`, and random numbers, which would become
-    constants.
-    """
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Return the graph of a module.
-
-        Raises:
-            ValueError: the graph would not be all that the module does.
-        """
-        self._contexts, numbers = _contexts(), torch.get_rng_state()
-        buffers = [buffer._version for buffer in root.buffers()]
-        graph = super().trace(root, concrete_args)
-        if buffers != [buffer._version for buffer in root.buffers()]:
-            raise ValueError("a buffer is changed, which would not happen again")
-        if not torch.equal(numbers, torch.get_rng_state()):
-            torch.set_rng_state(numbers)
-            raise ValueError("random numbers are drawn, which would become constants")
-        return graph
-
-    def create_node(self, *arguments: Any, **options: Any) -> fx.Node:
-        """Return a new node, outside of contexts."""
-        if _contexts() != self._contexts:
-            raise ValueError("a context changes what operations do, and would be forgotten")
-        return super().create_node(*arguments, **options)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Return the stand-in for a node's value."""
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if _hooked(m):
-            return True
-        return type(m) not in THROUGH and super().is_leaf_module(m, module_qualified_name)
-
-
-def _contexts() -> tuple[bool, ...]:
-    """Return the settings of torch that change what operations do or record."""
-    cuda = torch.backends.cuda
-    attention = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
-    casts = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"))
-    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *casts, *attention)
-
-
-def _hooked(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
-
-
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Return the arguments of `forward` that have a default."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _plain_norm(module: nn.Module, graph: fx.Graph | None) -> bool:
@@ -283,57 +194,6 @@ def _serve(graph: fx.Graph, module: nn.Module) -> None:
             _put_chain(graph, module, chain, (node.args[0],), BlockLayer)
 
 
-VIEWS = ("view", "view_as")
-"""Methods that change a shape and fail in some memory formats."""
-
-MEMORY = ("as_strided", "stride", "is_contiguous", "storage_offset", "untyped_storage", "data_ptr")
-"""Names of methods and functions that depend on a memory format."""
-
-ALIASES = (*VIEWS, "reshape", "reshape_as", "getitem", "permute", "transpose", "flatten", "squeeze", "unsqueeze")
-"""Names of methods and functions whose result may share memory with their first argument."""
-
-
-def _reshape(graph: fx.Graph, module: nn.Module) -> None:
-    """Let shapes be changed in any memory format.
-
-    Raises:
-        ValueError: the value, or its other shape, is changed in place afterwards, where the other shape would be a
-            copy; or something else depends on the memory format.
-    """
-    viewed: set[fx.Node] = set()
-    for node in graph.nodes:
-        if _called(node) in MEMORY:
-            raise ValueError("the memory format is looked at")
-        if _changes(node, module) and _owner(node, module) in viewed:
-            raise ValueError("a value is changed in place that also has another shape")
-        if node.op == "call_method" and node.target in VIEWS:
-            viewed.add(_owner(node, module))
-            node.target = {"view": "reshape", "view_as": "reshape_as"}[str(node.target)]
-
-
-def _owner(node: fx.Node, module: nn.Module) -> fx.Node:
-    """Return the node whose memory a node's value may share."""
-    while node.args and isinstance(node.args[0], fx.Node) and (_called(node) in ALIASES or _changes(node, module)):
-        node = node.args[0]
-    return node
-
-
-def _changes(node: fx.Node, module: nn.Module) -> bool:
-    """Return whether a node changes its first argument in place."""
-    if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name, place = _called(node), PLACES.get(node.target)
-    by_option = bool(node.kwargs.get("inplace")) or (place is not None and any(node.args[place:]))
-    return by_option or name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-
-
-def _called(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _restore(graph: fx.Graph) -> None:
     """Return the results in the memory format of PyTorch's operations if there are operations of our own."""
     if any(node.op == "call_module" and str(node.target).startswith(ADDED) for node in graph.nodes):
@@ -345,7 +205,7 @@ def _restore(graph: fx.Graph) -> None:
 
 def _overwrites_what_others_see(node: fx.Node, module: nn.Module) -> bool:
     """Return whether an activation works in place on something that is not only its own: a block would not."""
-    if node.op != "call_function" or not _changes(node, module):
+    if node.op != "call_function" or not changes(node, module):
         return False
     source: Any = node.args[0]
     own = source.target is functional.conv2d or str(source.target).startswith(ADDED)
@@ -404,7 +264,7 @@ def _read(node: fx.Node, module: nn.Module) -> Part | None:
 
 def _read_layer(name: str, layer: nn.Module) -> Part | None:
     """Return the part of a norm whose layer looks at the input's shape, so that its function cannot be traced."""
-    if not isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d) or layer.track_running_stats or _hooked(layer):
+    if not isinstance(layer, nn.BatchNorm2d | nn.InstanceNorm2d) or layer.track_running_stats or hooked(layer):
         return None
     kind = {nn.BatchNorm2d: "batch", nn.InstanceNorm2d: "instance"}.get(type(layer))
     weights = (f"{name}.weight", f"{name}.bias") if layer.affine else ()

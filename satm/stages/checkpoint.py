@@ -21,6 +21,7 @@ from satm.distill import Best, Outcome, Run, State
 from satm.errors import RunError, UsageError, shortened
 from satm.experts import Snapshot
 from satm.methods.parts.problem import Synthetic
+from satm.ops import choice
 from satm.run import stopping
 from satm.run.disk import patiently
 from satm.run.lock import KEPT
@@ -71,7 +72,8 @@ def _compare_backend(here: str, found: str) -> None:
 class Generations:
     """The last two states of one identity (JSON values), in two files whose names begin with `name`.
 
-    `backend` is the device and the version of torch, empty if unknown.
+    `backend` is the device and the version of torch, empty if unknown. A process that loads a state uses the same
+    operations as the one that stored it (`satm.ops.choice`).
     """
 
     def __init__(self, folder: Path, name: str, identity: object, backend: str = "") -> None:
@@ -89,7 +91,8 @@ class Generations:
             self._last = max((number for number, _ in self._numbered()), default=-1)
         number = self._last + 1
         try:
-            metadata = {**content, "identity": self.identity, "backend": self.backend, "generation": number}
+            about = {"identity": self.identity, "backend": self.backend, "operations": choice.made()}
+            metadata = {**content, **about, "generation": number}
             write_tensors(self.paths[number % 2], tensors, metadata)
         except RunError as error:
             if not disk_is_full(error):
@@ -109,6 +112,7 @@ class Generations:
         ):
             return None
         _compare_backend(self.backend, state[1].get("backend", ""))
+        choice.keep(state[1].get("operations", {}))
         return state
 
     def load_any(self) -> tuple[dict[str, Tensor], Content] | None:
@@ -273,7 +277,8 @@ class ExpertState:
         tensors |= {} if snapshot.momentum is None else {"momentum": snapshot.momentum}
         tensors |= {f"buffer/{name}": buffer for name, buffer in snapshot.buffers.items()}
         # As text, because the loss at the start is NaN, which JSON does not know.
-        content = {"identity": self.identity, "backend": self.backend, "loss": repr(snapshot.loss)}
+        about = {"identity": self.identity, "backend": self.backend, "operations": choice.made()}
+        content = {**about, "loss": repr(snapshot.loss)}
         patiently(lambda: write_tensors(self._path(snapshot.epoch), tensors, content))
         stopping.saved()
 
@@ -290,6 +295,7 @@ class ExpertState:
             if not _fits(self.identity, content["identity"], "state of an expert"):
                 break
             backend = content.get("backend", "")
+            choice.keep(content.get("operations", {}))
             last = _snapshot(epoch, tensors, content)
         if last is None:
             self.clear()

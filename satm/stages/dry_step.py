@@ -12,7 +12,7 @@ from satm.config.methods import MatchingOptions
 from satm.errors import RunError, refuse
 from satm.methods.mtt import matching_loss
 from satm.networks.training import soft_cross_entropy
-from satm.ops import fused
+from satm.ops import own
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.stages.inputs import Inputs
@@ -67,7 +67,7 @@ def check_step(inputs: Inputs, experts: str, options: ExpertsOptions) -> None:
                 f"{inputs.dataset}: an inner step fails ({problem}); name experts with another network"
             )
     refuse(problems)
-    module = fused(inputs.module(options.network))
+    module = own(inputs.module(options.network))
     for size, name in sizes.items():
         if problem := _shortage(inputs, module, *size):
             LOG.warning("method %s on %s: %s", name, inputs.dataset, problem)

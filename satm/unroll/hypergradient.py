@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import pick
-from satm.ops import fused
+from satm.ops import fastest, own
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
@@ -82,7 +82,7 @@ def hypergradient(
     """
     last = steps - first if last is None else last
     module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
-    loop = InnerLoop(fused(module), loss, rule or Sgd(), steps, batches, augment)
+    loop = InnerLoop(own(module), loss, rule or Sgd(), steps, batches, augment)
     _check(loop, images, labels, first, last, keep_points)
     differentiate = pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
@@ -92,6 +92,9 @@ def hypergradient(
     inputs = images.detach(), labels.detach(), rate
 
     point, points, cut = start, dict[int, Point](), max(first, steps - last)
+    unroll = Unroll(engine, differentiate, loop, point, *inputs, objective, cut)
+    probe(unroll)
+    loop = replace(loop, module=fastest(module, ("hypergradients", *unroll.kind), images.device, unroll.one_step))
     earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
         if step in keep_points:
@@ -100,10 +103,8 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    unroll = Unroll(engine, differentiate, loop, point, *inputs, objective, cut)
-    probe(unroll)
     if stored is None:
-        stored = stored_steps(unroll)
+        stored = stored_steps(replace(unroll, loop=loop, point=point))
     from_here = partial(differentiate, loop, point, *inputs, objective, cut)
     result, end_bar, directions = with_less(loop, stored, from_here)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again

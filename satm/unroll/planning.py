@@ -5,7 +5,7 @@ The results are the same bytes for any number of stored steps.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -84,6 +84,13 @@ class Unroll:
     def weights(self) -> int:
         """Bytes of the point of one step."""
         return self.point.weights.nbytes + sum(value.nbytes for value in self.point.state.values())
+
+    def one_step(self, module: nn.Module) -> None:
+        """Compute the gradient of the first step, and pull a cotangent of it back, with another network."""
+        weights, pixels = (each.detach().requires_grad_() for each in (self.point.weights, self.images))
+        with torch.enable_grad():
+            slope = replace(self.loop, module=module).gradient(weights, pixels, self.labels, self.first)
+            torch.autograd.grad(slope, [weights, pixels], slope.detach(), allow_unused=True)
 
 
 _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
