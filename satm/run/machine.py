@@ -178,7 +178,7 @@ def _reset(device: "torch.device") -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):  # it is not Linux, or not allowed
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 def _since_reset(device: "torch.device") -> int:

@@ -121,7 +121,7 @@ def _connect(owner: int, server: Sequence[str]) -> socket.socket:
         raise OSError(f"{folder} is not private")
     address = folder / _circumstances(server)
     connection = socket.socket(socket.AF_UNIX)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             connection.connect(str(address))
@@ -141,7 +141,7 @@ def _circumstances(server: Sequence[str]) -> str:
     os.umask(umask)
     environment = sorted((name, value) for name, value in os.environ.items() if name not in OWN)
     limits = [resource.getrlimit(limit) for limit in LIMITS]
-    cores, cgroup = sorted(os.sched_getaffinity(0)), Path("/proc/self/cgroup").read_text()
+    cores, cgroup = sorted(os.sched_getaffinity(0)), Path("/proc/self/cgroup").read_text("utf-8", "replace")
     ignored = [signum for signum in signal.valid_signals() if signal.getsignal(signum) == signal.SIG_IGN]
     start = [*server, sys.flags, sys.path, Path.cwd(), umask, limits, cores, os.nice(0), cgroup, sorted(ignored)]
     return hashlib.sha256(repr([start, environment]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
