@@ -93,7 +93,7 @@ def test_a_locale_without_the_letters_of_its_paths_changes_nothing(finished: Pat
     odd |= {"TMPDIR": "/nonexistent", "PATH": "/nowhere", "MPLBACKEND": "TkAgg", "WHERE": str(folder)}
     # As in this process, so that the numbers are rounded alike.
     odd |= {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    odd |= {name: value for name, value in os.environ.items() if name == "ATEN_CPU_CAPABILITY"}
+    odd |= {name: value for name, value in os.environ.items() if name in ("ATEN_CPU_CAPABILITY", "SATM_OPERATIONS")}
     command = [sys.executable, "-P", "-X", "warn_default_encoding", "-W", "ignore", "-c", ODD]
     done = subprocess.run(command, cwd=folder, env=odd, input=COMMANDS.encode(), capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-3000:]
