@@ -7,7 +7,7 @@ from tolerances import SUMS
 from torch.nn import functional
 
 from satm.data import FAMILIES, Augmentation, Draw
-from satm.data.augment import CUTOUT, SCALE
+from satm.data.augment import CUTOUT, SCALE, _moved
 from satm.errors import UsageError
 
 ALL = "color_crop_cutout_flip_scale_rotate"
@@ -202,3 +202,21 @@ def test_unknown_family_and_wrong_batches() -> None:
         augmentation.apply(pictures(5), draw)
     with pytest.raises(UsageError, match="draw it for this batch"):
         augmentation.apply(pictures(4, size=9), draw)
+
+
+@pytest.mark.parametrize("mode", ["single", "multiple"])
+@pytest.mark.parametrize("share", ["image", "batch"])
+def test_parameters_of_all_steps_are_moved_together(share: str, mode: str) -> None:
+    augmentation = Augmentation("color_crop_cutout_flip_scale_rotate", share, mode)  # type: ignore[arg-type]
+    generator, counts = torch_generator(), [3, 5, 1, 4, 2, 7]
+    draws = [augmentation.draw(generator, count, 8) for count in counts]
+    moved = _moved(draws, torch.device("cpu"))
+    for one, other, count in zip(draws, moved, counts, strict=True):
+        assert (one.count, one.size) == (other.count, other.size)
+        assert [name for name, _ in one.steps] == [name for name, _ in other.steps]
+        images = torch.randn(count, 3, 8, 8, generator=generator)
+        assert torch.equal(augmentation.apply(images, one), augmentation.apply(images, other))
+        for (_, given), (_, found) in zip(one.steps, other.steps, strict=True):
+            assert given.keys() == found.keys()
+            assert all(torch.equal(given[key], found[key]) and given[key].dtype == found[key].dtype for key in given)
+    assert _moved([Augmentation("", "image").draw(generator, 2, 8)], torch.device("cpu"))[0].steps == ()

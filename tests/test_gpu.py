@@ -28,7 +28,7 @@ pytestmark = [
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("engine", ["mixed", "mixed:2", "reverse"])
+@pytest.mark.parametrize("engine", ["mixed", "mixed:0", "mixed:2", "reverse"])
 def test_engines_agree_with_the_published_loop_on_the_cpu_in_float64(engine: str) -> None:
     case = Matching(width=8, depth=2, size=16, classes=4, steps=6)
     _, images, step_size = matching_way(case, torch.float64, CPU, "mtt-loop")()

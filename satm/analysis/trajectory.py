@@ -35,7 +35,7 @@ def student(
     options, problem, images = matching.options, matching.problem, synthetic.images
     batches = mini_batches(len(images), options.batch_size, steps, generator, problem.device)
     count = len(images) if batches is None else len(batches[0])
-    augment = problem.augmentation.per_step(generator, [count] * steps, images.shape[-1])
+    augment = problem.augmentation.per_step(generator, [count] * steps, images.shape[-1], images.device)
     loop = InnerLoop(problem.module, soft_cross_entropy, Sgd(), steps, batches, augment if options.augment else None)
     return loop.run(Point(weights.detach(), {}), images, synthetic.labels, synthetic.step_size).weights
 

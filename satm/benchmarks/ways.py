@@ -57,7 +57,7 @@ def matching_problems(case: Matching, dtype: torch.dtype, device: torch.device) 
         case.steps
     )
     strategy = STRATEGY if case.augment else ""
-    augment = Augmentation(strategy, "image").per_step(generator, [len(batch) for batch in batches], case.size)
+    augment = Augmentation(strategy, "image").per_step(generator, [len(batch) for batch in batches], case.size, device)
     module.to(device, dtype)
     problems = []
     for _ in range(case.concurrent):

@@ -9,8 +9,8 @@ values of the constants: the public code of DSA and MTT (`utils.py`, `ParamDiffA
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ ROTATE = 15.0
 """Largest angle in degrees, in both directions."""
 
 Parameters = Mapping[str, Tensor]
-"""Random parameters of one family, on the CPU: each `[b]`, or `[1]` for the whole batch."""
+"""Random parameters of one family: each `[b]`, or `[1]` for the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,16 @@ class Augmentation:
         steps = tuple((name, FAMILIES[name].draw(generator, count, size)) for name in names)
         return Draw(steps, batch if self.share == "image" else None, size)
 
-    def per_step(self, generator: torch.Generator, counts: Sequence[int], size: int) -> Callable[[Tensor, int], Tensor]:
-        """Return `(images, step) -> augmented images` for `counts` images in each step, with parameters drawn now."""
+    def per_step(
+        self, generator: torch.Generator, counts: Sequence[int], size: int, device: torch.device | None = None
+    ) -> Callable[[Tensor, int], Tensor]:
+        """Return `(images, step) -> augmented images` for `counts` images in each step, with parameters drawn now.
+
+        All parameters are copied to the device at once; None: the CPU.
+        """
         draws = [self.draw(generator, count, size) for count in counts]
+        if device is not None and device.type != "cpu":
+            draws = _moved(draws, device)
         return lambda images, step: self.apply(images, draws[step])
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
@@ -116,6 +123,25 @@ class Augmentation:
         for name, parameters in draw.steps:
             images = FAMILIES[name].apply(images, parameters)
         return images
+
+
+def _moved(draws: Sequence[Draw], device: torch.device) -> list[Draw]:
+    """Return draws on a device, with one copy for each type of number, because each copy makes the CPU wait."""
+    tensors = [values for draw in draws for _, parameters in draw.steps for values in parameters.values()]
+    parts: dict[torch.dtype, Iterator[Tensor]] = {}
+    for dtype in {tensor.dtype for tensor in tensors}:
+        alike = [tensor for tensor in tensors if tensor.dtype == dtype]
+        parts[dtype] = iter(torch.cat(alike).to(device).split([len(tensor) for tensor in alike]))
+    return [
+        replace(
+            draw,
+            steps=tuple(
+                (name, {key: next(parts[values.dtype]) for key, values in parameters.items()})
+                for name, parameters in draw.steps
+            ),
+        )
+        for draw in draws
+    ]
 
 
 def _uniform(generator: torch.Generator, count: int) -> Tensor:

@@ -164,7 +164,9 @@ def _trained(
     for _ in range(inner_loop):
         batches += torch.randperm(count, generator=generator).split(options.batch_size)
     augmentation = replace(matching.siamese, share=problem.augmentation.share)
-    augment = augmentation.per_step(generator, [len(batch) for batch in batches], synthetic.images.shape[-1])
+    augment = augmentation.per_step(
+        generator, [len(batch) for batch in batches], synthetic.images.shape[-1], synthetic.images.device
+    )
     batches = [batch.to(synthetic.images.device) for batch in batches]
     loop = InnerLoop(problem.module, soft_cross_entropy, _rule(options), len(batches), batches, augment)
     step_size = torch.full_like(synthetic.step_size, options.lr_network)

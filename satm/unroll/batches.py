@@ -18,6 +18,6 @@ def mini_batches(
         return None
     batches: list[Tensor] = []
     while len(batches) < steps:
-        order = torch.randperm(count, generator=generator).to(device)
+        order = torch.randperm(count, generator=generator)
         batches += [part for part in order.split(size) if len(part) == size]
-    return batches[:steps]
+    return list(torch.stack(batches[:steps]).to(device))  # one copy: each makes the CPU wait

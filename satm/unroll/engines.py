@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from satm.unroll.loop import InnerLoop, Point
+from satm.unroll.recording import recorded_step
 from satm.unroll.rules import Rule, State
 
 Objective = Callable[[Tensor], Tensor]
@@ -102,17 +103,26 @@ def mixed(
     a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
     Hessian, which is symmetric, and the contributions to the images and labels. The gradient function is computed again
     for that, except in the `stored` last steps, whose graphs are kept, as those of all steps are in `reverse`. Their
-    number does not change the results.
+    number does not change the results. On a GPU the steps that are computed again are recorded and replayed
+    (`satm.unroll.recording`), with the gradient of each step kept beside its weights.
 
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
     numbers, but needs a forward-mode rule for every operation of the module.
     """
     cut = max(first, loop.steps - stored)
     path: list[Point] = []
-    directions = torch.zeros_like(point.weights)
+    directions, recorded = torch.zeros_like(point.weights), None
+    if cut > first:
+        recorded = recorded_step(loop, point.weights, images, labels, first)
+    slopes: list[Tensor] = []
     for step in range(first, cut):
         path.append(point)
-        point, direction, _ = loop.advance(point, images, labels, step_size, step)
+        if recorded is None:
+            point, direction, _ = loop.advance(point, images, labels, step_size, step)
+        else:
+            with torch.no_grad():
+                slopes.append(recorded.slope(point.weights, *loop.batch(images, labels, step)))
+            point, direction = loop.follow(point, slopes[-1], step_size)
         directions += direction
 
     pixels, targets, inputs = _leaves(images, labels)
@@ -130,11 +140,18 @@ def mixed(
     for step in reversed(range(first, cut)):
         here = path.pop()
         with torch.enable_grad():
-            weights = here.weights.detach().requires_grad_()
-            slope = loop.gradient(weights, pixels, targets, step)
+            if recorded is None:
+                weights = here.weights.detach().requires_grad_()
+                slope = loop.gradient(weights, pixels, targets, step)
+            else:
+                slope, chosen = slopes.pop(), loop.batch(pixels, targets, step)
         pulled = _pull_rule(loop.rule, here, slope, step_size, weights_bar, state_bar)
         through_rule, tangent, state_bar, rate_bar = pulled
-        curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
+        if recorded is None:
+            curvature, *shares = torch.autograd.grad(slope, [weights, *inputs], tangent, materialize_grads=True)
+        else:
+            curvature, *parts = recorded.pull(here.weights, chosen[0].detach(), chosen[1].detach(), tangent)
+            shares = list(torch.autograd.grad(chosen[: len(parts)], inputs, parts, materialize_grads=True))
         bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
         weights_bar, step_size_bar = through_rule + curvature, step_size_bar + rate_bar
     return _result(loss, bars, step_size_bar, weights_bar, end), end_bar, directions

@@ -49,20 +49,26 @@ class InnerLoop:
     batches: Sequence[Tensor] | None = None
     augment: Augment | None = None
 
-    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int, graph: bool = True) -> Tensor:
-        """Return the gradient of the inner loss in one step, `[P]`, if asked with a graph to the arguments.
-
-        The images, `[n, C, H, W]`, and labels are the whole set; the step's batch is selected and augmented here.
-        """
+    def batch(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the images of one step, `[b, C, H, W]`, augmented, and their labels, from the whole set."""
         check_stop()
         if self.batches is not None:
             images, labels = images[self.batches[step]], labels[self.batches[step]]
         else:  # what belongs to this step is summed before it is added to that of other steps
             images, labels = images.view_as(images), labels.view_as(labels)
-        if self.augment is not None:
-            images = self.augment(images, step)
+        return images if self.augment is None else self.augment(images, step), labels
+
+    def slope(self, weights: Tensor, images: Tensor, labels: Tensor, graph: bool = True) -> Tensor:
+        """Return the gradient of the inner loss on these images, `[P]`, if asked with a graph to the arguments."""
         inner = self.loss(call_flat(self.module, weights, images), labels)
         return torch.autograd.grad(inner, weights, create_graph=graph)[0]
+
+    def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int, graph: bool = True) -> Tensor:
+        """Return the gradient of the inner loss in one step, `[P]`, if asked with a graph to the arguments.
+
+        The images, `[n, C, H, W]`, and labels are the whole set; the step's batch is selected and augmented here.
+        """
+        return self.slope(weights, *self.batch(images, labels, step), graph)
 
     def advance(
         self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor, step: int
@@ -76,9 +82,13 @@ class InnerLoop:
         with torch.enable_grad():
             weights = point.weights.detach().requires_grad_()
             gradient = self.gradient(weights, images, labels, step, has_plain_norm(self.module)).detach()
+        return *self.follow(point, gradient, step_size), gradient
+
+    def follow(self, point: Point, gradient: Tensor, step_size: Tensor) -> tuple[Point, Tensor]:
+        """Return the point after one step along a gradient, `[P]`, and the step's direction, `[P]`."""
         with torch.no_grad():
             direction, state = self.rule.direction(point.weights, point.state, gradient)
-            return Point(point.weights - step_size * direction, state), direction, gradient
+            return Point(point.weights - step_size * direction, state), direction
 
     def run(self, point: Point, images: Tensor, labels: Tensor, step_size: Tensor) -> Point:
         """Return the point after all steps, without a graph."""

@@ -18,6 +18,7 @@ from satm.run.machine import peak_inside
 from satm.run.memory import free_memory, in_words, memory_budget, ran_out
 from satm.unroll.engines import Engine, Objective
 from satm.unroll.loop import InnerLoop, Point
+from satm.unroll.recording import recorded_step
 
 LOG = logging.getLogger("satm")
 
@@ -164,15 +165,19 @@ def _state(module: nn.Module) -> list[int]:
 
 
 def stored_steps(unroll: Unroll) -> int:
-    """Return the number of last steps whose graphs fit into the memory together; other engines than `mixed` store none.
+    """Return the number of last steps whose graphs are kept: as many as fit into the memory together, in `mixed` only.
 
-    The first call for a network, an engine and a size of step rehearses a few steps and logs the predicted peak.
+    On a GPU none is kept if it is faster to replay recordings twice. The first call for a network, an engine and a size
+    of step rehearses a few steps and logs the predicted peak.
 
     Raises:
         ValueError, RunError: as `probe`.
     """
     graph = max(1, probe(unroll))
     stored = min(unroll.steps, memory_budget(unroll.images.device) // graph) if unroll.engine == "mixed" else 0
+    if stored:
+        recorded = recorded_step(unroll.loop, unroll.point.weights, unroll.images, unroll.labels, unroll.first)
+        stored = 0 if recorded is not None and recorded.times_as_fast >= 1 else stored
     plans, key = _plans.setdefault(unroll.loop.module, {}), (unroll.engine, unroll.kind)
     if key not in plans:
         plans[key] = plan = make_plan(unroll, stored, graph)

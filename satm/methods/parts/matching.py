@@ -114,7 +114,7 @@ class TrajectoryMatching(Method[OptionsT]):
         count, steps, size = len(synthetic.images), options.inner_steps, synthetic.images.shape[-1]
         batches = mini_batches(count, options.batch_size, steps, generator, self.problem.device)
         each = count if batches is None else len(batches[0])
-        augment = self.problem.augmentation.per_step(generator, [each] * steps, size)
+        augment = self.problem.augmentation.per_step(generator, [each] * steps, size, self.problem.device)
         students = [self._student(synthetic, weight, segment, generator) for weight, segment in segments if weight]
 
         def value(student: Student, images: Tensor, start: Tensor | Point, span: Span) -> OuterValue:

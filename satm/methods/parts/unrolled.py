@@ -109,7 +109,7 @@ class UnrolledTraining(Method[OptionsT]):
         window = self.window(iteration, state)
         batches = self._batches(len(like), iteration, generator)
         count = len(like) if batches is None else len(batches[0])
-        augment = problem.augmentation.per_step(generator, [count] * options.inner_steps, like.shape[-1])
+        augment = problem.augmentation.per_step(generator, [count] * options.inner_steps, like.shape[-1], like.device)
         return hypergradient(
             module,
             like,
