@@ -127,3 +127,8 @@ def memory_errors() -> tuple[type[BaseException], ...]:
     """Return the errors that mean that memory ran out; torch's is among them once torch has been imported."""
     torch = sys.modules.get("torch")
     return (MemoryError, torch.OutOfMemoryError) if torch else (MemoryError,)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out; torch has an error of its own for that on GPUs alone."""
+    return isinstance(error, memory_errors()) or "can't allocate memory" in str(error)

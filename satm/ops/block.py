@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from satm.ops.compiled import Compiled, can_compile
 from satm.ops.native import native
 
 Norm = Literal["none", "instance", "group", "layer", "batch"]
@@ -264,9 +265,12 @@ class _Closed:
     forward, first, second = staticmethod(forward), staticmethod(first), staticmethod(second)
 
 
+_compiled = Compiled(forward, first, second)
+
+
 def kernels_for(block: Block, maps: Tensor) -> Any:
     """Return the functions `forward`, `first` and `second` for a block on such maps."""
-    return native(block, maps) or _Closed
+    return native(block, maps) or (_compiled if can_compile(maps.device) else _Closed)
 
 
 class _Normed(torch.autograd.Function):

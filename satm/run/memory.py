@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satm.errors import UsageError, memory_errors
+from satm.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -57,11 +57,6 @@ def free_memory(device: "torch.device") -> int:
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     free, limited = _free_of_machine(), _free_below_limit()
     return free if limited is None else min(limited, free)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; torch has an error of its own for that on GPUs alone."""
-    return isinstance(error, memory_errors()) or "can't allocate memory" in str(error)
 
 
 def in_words(size: float) -> str:

@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from satm.errors import RunError, UsageError
+from satm.errors import RunError, UsageError, ran_out
 from satm.run.machine import peak_inside
-from satm.run.memory import free_memory, in_words, memory_budget, ran_out
+from satm.run.memory import free_memory, in_words, memory_budget
 from satm.unroll.engines import Engine, Objective
 from satm.unroll.loop import InnerLoop, Point
 from satm.unroll.recording import recorded_step

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from satm.run.memory import ran_out
+from satm.errors import ran_out
 from satm.unroll.loop import InnerLoop
 
 LOG = logging.getLogger("satm")
