@@ -9,8 +9,8 @@ import torch
 from drawing import torch_generator
 from tolerances import DISTINCT, LOOPS, SINGLE
 
-from satm.benchmarks import reference
-from satm.benchmarks.cases import Matching
+from satm.benchmarks import commands, reference
+from satm.benchmarks.cases import Experts, Matching
 from satm.benchmarks.commands import BENCHMARKS
 from satm.benchmarks.measure import apart
 from satm.benchmarks.ways import matching_problems, matching_way
@@ -133,6 +133,26 @@ def test_a_benchmark_says_what_it_cannot_do(
 ) -> None:
     assert main(["bench", *flags, "--device", "cpu", "--out", str(tmp_path / "x.parquet")]) == 2
     assert said in capfd.readouterr().err
+
+
+def test_all_settings_are_measured_once_and_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Matching(width=4, depth=1, size=8, classes=2, steps=3)
+    tiny = Experts(width=4, depth=1, size=8, images=8, batch=4)
+    settings = {"one": ("hypergradient", small, ("mtt-loop", "mixed")), "two": ("experts", tiny, ("published", "ours"))}
+    monkeypatch.setattr(commands, "SETTINGS", settings)
+    command = ["bench", "all", "--only", "one", "two", "--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
+    assert main(command) == 0
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    capfd.readouterr()
+    assert main(command) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+    assert sorted(first) == ["one.parquet", "two.parquet"]
+    told = capfd.readouterr().out
+    assert all(each in told for each in ("one", "two", "mtt-loop", "mixed", "published", "ours", "predicted"))
+    assert main(["bench", "all", "--only", "three", "--out", str(tmp_path)]) == 2
+    assert "unknown setting 'three'; known: one, two" in capfd.readouterr().err
 
 
 HELPS = """

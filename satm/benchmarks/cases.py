@@ -77,3 +77,19 @@ class Evaluation:
     """Networks of one evaluation."""
     epochs: int = 100
     """Epochs of each network."""
+
+
+SETTINGS: dict[str, tuple[str, Matching | Experts | Evaluation, tuple[str, ...]]] = {
+    "mtt": ("hypergradient", Matching(), ("mtt-loop", "mixed", "mixed:0")),
+    "tesla": ("hypergradient", Matching(), ("tesla-loop", "mixed", "mixed:3")),
+    "satm": ("distill", Matching(), ("mtt-loop", "mtt", "satm")),
+    "ipc-10": ("hypergradient", Matching(ipc=10, steps=30, batch=100), ("mtt-loop", "mixed", "mixed:0")),
+    "64-pixels": (
+        "hypergradient",
+        Matching(depth=4, size=64, classes=200, batch=200, steps=3),
+        ("mtt-loop", "mixed", "mixed:0"),
+    ),
+    "experts": ("experts", Experts(images=1280), ("published", "ours")),
+    "evaluate": ("evaluate", Evaluation(epochs=60), ("published", "one by one", "at once")),
+}
+"""The settings of `bench all` by name: kind of problem, problem, and ways, of which the first is a published loop."""

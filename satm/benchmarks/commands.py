@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from satm.benchmarks.cases import Evaluation, Experts, Matching
+from satm.benchmarks.cases import SETTINGS, Evaluation, Experts, Matching
+from satm.errors import pick
 
 Precision = Literal["float32", "float64"]
 
@@ -154,6 +155,36 @@ def bench_scaling(
     scaling(Setting.of("hypergradient", case, "float32", device, threads), of, values, ways, rounds, out)
 
 
+def bench_all(
+    only: tuple[str, ...] = tuple(SETTINGS),
+    rounds: int = 3,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: bool = True,
+    out: Path = OUT / "all",
+) -> None:
+    """Compare with the published loops in all settings that the documentation gives figures for.
+
+    The same command goes on where it stopped: settings whose file exists are only shown.
+
+    Args:
+        only: names of settings.
+        rounds: measurements of each way.
+        device: auto, cpu, cuda or cuda:N.
+        threads: CPU threads; None: torch's choice.
+        memory: also measure memory, in a process of its own for each way.
+        out: folder for a parquet file of each setting; remove a file to measure that setting again.
+    """
+    from satm.benchmarks.measure import Setting, compare, show
+
+    for name in only:
+        kind, case, ways = pick(name, SETTINGS, "setting")
+        if not (out / f"{name}.parquet").exists():
+            setting = Setting.of(kind, case, "float32", device, threads)
+            compare(setting, ways, rounds, memory, out / f"{name}.parquet")
+    show({name: out / f"{name}.parquet" for name in only})
+
+
 def bench_pace(
     config: Path, out: Path, seconds: float = 3600.0, device: str = "auto", threads: int | None = None
 ) -> None:
@@ -192,6 +223,7 @@ BENCHMARKS: dict[str, Callable[..., None]] = {
     "experts": bench_experts,
     "evaluate": bench_evaluate,
     "scaling": bench_scaling,
+    "all": bench_all,
     "pace": bench_pace,
 }
 """All benchmarks by name."""

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from satm.benchmarks.ways import Found, ways_of
 from satm.errors import RunError, UsageError
 from satm.results.circumstances import run_metadata
 from satm.results.columns import BENCH
-from satm.results.rows import write_rows
+from satm.results.rows import read_rows, write_rows
 from satm.run.machine import choose_device, describe_backend, peak_inside
 from satm.run.progress import Progress
 from satm.unroll.planning import plans
@@ -120,6 +120,20 @@ def compare(setting: Setting, names: Sequence[str], rounds: int, memory: bool, o
         table.add_row(*cells)
     console.print(table)
     keep(setting, rows, out)
+
+
+def show(files: Mapping[str, Path]) -> None:
+    """Show the comparisons that some files hold, by name, in one table."""
+    table = Table("setting", "way", "seconds", "times as fast", "MiB", "of the memory", "predicted")
+    for name, path in files.items():
+        frame = read_rows(path, BENCH)
+        first = float(frame["peak_memory_bytes"].iloc[0])
+        for row in frame.to_dict("records"):
+            peak, predicted = float(row["peak_memory_bytes"]), float(row["predicted_memory_bytes"])
+            ratios = [f"{row['seconds']:.3f}", f"{row['times_as_fast']:.2f}"]
+            memory = [f"{peak / 2**20:.0f}", f"{peak / first:.3f}", f"{predicted / 2**20:.0f}"]
+            table.add_row(name, str(row["way"]), *ratios, *("" if text == "nan" else text for text in memory))
+    Progress.console().print(table)
 
 
 def keep(setting: Setting, rows: Sequence[dict[str, Any]], out: Path) -> None:
