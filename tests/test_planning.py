@@ -21,8 +21,8 @@ from satm.ops import fused
 from satm.run import memory
 from satm.run.machine import peak_inside, peak_memory, peak_of_process
 from satm.unroll import Adam, Hypergradient, InnerLoop, Momentum, Point, Rule, Sgd, hypergradient, planning
-from satm.unroll.engines import ENGINES
-from satm.unroll.planning import SOME, Unroll, graph_bytes, stored_steps
+from satm.unroll.engines import ENGINES, Unroll
+from satm.unroll.planning import SOME, graph_bytes, stored_steps
 
 CPU = torch.device("cpu")
 RULES: dict[str, Rule] = {
@@ -78,16 +78,16 @@ def unroll_of(case: Matching, engine: str = "mixed", first: int = 0) -> Unroll:
     loop = InnerLoop(fused(problem.module), functional.cross_entropy, Sgd(), case.steps, batches, augment)
     tensors = problem.images, problem.labels, torch.tensor(0.01)
     point = Point(problem.start, {})
-    return Unroll(engine, ENGINES[engine], loop, point, *tensors, lambda weights: weights.square().sum(), first)
+    return Unroll(engine, loop, point, *tensors, lambda weights: weights.square().sum(), first)
 
 
 def stored_at(monkeypatch: pytest.MonkeyPatch, budget: str) -> int:
     """Return the number of stored steps that the engine is called with."""
     numbers, mixed = [], ENGINES["mixed"]
 
-    def watched(*arguments: Any) -> Any:
-        numbers.append(arguments[-1])
-        return mixed(*arguments)
+    def watched(unroll: Unroll) -> Any:
+        numbers.append(unroll.stored)
+        return mixed(unroll)
 
     monkeypatch.setitem(ENGINES, "mixed", watched)
     monkeypatch.setenv(memory.BUDGET, budget)
@@ -101,7 +101,7 @@ def test_as_many_steps_are_stored_as_fit(monkeypatch: pytest.MonkeyPatch) -> Non
     unroll = unroll_of(case)
     each = graph_bytes(unroll, 0)
     # The maps before and behind both blocks alone: 16 channels, 12 x 12 and 6 x 6 pixels, of 4 images.
-    assert 4 * 16 * (144 + 36) * 4 < each < 4 * 4 * 16 * (144 + 36) * 4 + 20 * unroll.weights
+    assert 4 * 16 * (144 + 36) * 4 < each < 4 * 4 * 16 * (144 + 36) * 4 + 20 * unroll.point_bytes
     for budget, stored in (("0", 0), (str(each), 1), (str(3 * each + 1), 3), ("1G", case.steps)):
         assert stored_at(monkeypatch, budget) == stored, budget
 
@@ -188,17 +188,17 @@ def test_a_predicted_peak_is_right(way: str, budget: str, monkeypatch: pytest.Mo
 
 def test_a_plan_is_made_and_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv(memory.BUDGET, "1G")
-    unroll, calls = unroll_of(CASES["all images"], first=2), []
+    unroll, calls, mixed = unroll_of(CASES["all images"], first=2), [], ENGINES["mixed"]
 
-    def watched(*arguments: Any) -> Any:
-        calls.append(arguments[-2:])
-        return ENGINES["mixed"](*arguments)
+    def watched(unroll: Unroll) -> Any:
+        calls.append((unroll.first, unroll.stored))
+        return mixed(unroll)
 
-    watching = replace(unroll, differentiate=watched)
+    monkeypatch.setitem(ENGINES, "mixed", watched)
     with caplog.at_level(logging.INFO, "satm"):
-        assert stored_steps(watching) == stored_steps(watching) == 4
+        assert stored_steps(unroll) == stored_steps(unroll) == 4
         assert calls == [(2, 4)]
-        stored_steps(replace(watching, images=unroll.images.double(), point=Point(unroll.point.weights.double(), {})))
+        stored_steps(replace(unroll, images=unroll.images.double(), point=Point(unroll.point.weights.double(), {})))
     assert len(caplog.messages) == len(calls) == 2
     told = (
         r"memory: about \d.* at the peak of a hypergradient, \d.* were free; the graphs of 4 of 4 inner steps are kept"
@@ -220,7 +220,8 @@ def test_what_does_not_fit_is_refused_with_what_would(
     engine: str, free: float, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Matching(width=16, depth=2, size=32, classes=10, ipc=5, steps=6)
-    unroll = replace(unroll_of(case, engine), differentiate=None)  # type: ignore[arg-type]  # it must not be called
+    unroll = unroll_of(case, engine)
+    monkeypatch.setitem(ENGINES, engine, None)  # it must not be called
     monkeypatch.setattr(planning, "free_memory", lambda device: int(free * 2**20))
     with pytest.raises(
         RunError, match=f"6 inner steps with 50 images each takes about .* {engine}, and .* are free; "
@@ -266,11 +267,11 @@ def test_when_memory_runs_out_fewer_steps_are_stored(
 ) -> None:
     mixed, numbers = ENGINES["mixed"], []
 
-    def failing(*arguments: Any) -> Any:
-        numbers.append(arguments[-1])
-        if arguments[-1] > 1:
+    def failing(unroll: Unroll) -> Any:
+        numbers.append(unroll.stored)
+        if unroll.stored > 1:
             raise error
-        return mixed(*arguments)
+        return mixed(unroll)
 
     expected = solve(CASES["all images"])
     monkeypatch.setitem(ENGINES, "mixed", failing)
@@ -301,7 +302,7 @@ def test_when_memory_runs_out_fewer_steps_are_stored(
 def test_other_errors_and_the_last_one_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, stored in ((ValueError("no"), 3), (RuntimeError("a shape"), 3), (MemoryError(), 0)):
 
-        def failing(*arguments: Any, error: Exception = error) -> Any:
+        def failing(unroll: Unroll, error: Exception = error) -> Any:
             raise error
 
         monkeypatch.setitem(ENGINES, "mixed", failing)

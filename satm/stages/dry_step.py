@@ -16,8 +16,9 @@ from satm.ops import own
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.stages.inputs import Inputs
-from satm.unroll import ENGINES, InnerLoop, Point, Sgd, hypergradient
-from satm.unroll.planning import SOME, Unroll, shortage
+from satm.unroll import InnerLoop, Point, Sgd, hypergradient
+from satm.unroll.engines import Unroll
+from satm.unroll.planning import SOME, shortage
 from satm.workflow.asked import cell_of
 from satm.workflow.graph import Single
 from satm.workflow.options import method_options
@@ -106,7 +107,7 @@ def _shortage(inputs: Inputs, module: nn.Module, step: Step, inner_steps: int, b
     loop = InnerLoop(module, soft_cross_entropy, Sgd(), inner_steps, batches)
     point = Point(flatten(module), {})
     tensors = images, labels, torch.zeros((), device=inputs.device)
-    return shortage(Unroll(step.engine, ENGINES[step.engine], loop, point, *tensors, torch.sum, 0))
+    return shortage(Unroll(step.engine, loop, point, *tensors, torch.sum, 0))
 
 
 def _examples(inputs: Inputs, step: Step, count: int) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ Shapes: n synthetic images of C x H x W, P parameters.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from satm.unroll.loop import InnerLoop, Point
 from satm.unroll.recording import recorded_step
@@ -59,45 +60,77 @@ Derivatives = tuple[Hypergradient, Tensor, Tensor]
 """The hypergradient through all steps of an engine, `[P]` gradient with respect to the weights after the last step, and
 `[P]` sum of the directions of the steps."""
 
-Engine = Callable[[InnerLoop, Point, Tensor, Tensor, Tensor, Objective, int, int], Derivatives]
-"""`(loop, point before the first step, images, labels, step size, objective, index of the first step, stored steps)`.
 
-`mixed` alone takes stored steps, the number of last steps whose graphs it keeps.
-"""
+@dataclass(frozen=True)
+class Unroll:
+    """The steps that an engine differentiates.
+
+    Args:
+        engine: name of the engine.
+        loop: the inner loop.
+        point: before the first of these steps.
+        images: `[n, C, H, W]`, without a graph, as are the labels and the step size.
+        labels: classes `[n]`, or soft labels.
+        step_size: `[]`.
+        objective: the outer loss.
+        first: index of the first of these steps.
+        stored: number of last steps whose graphs `mixed` keeps.
+    """
+
+    engine: str
+    loop: InnerLoop
+    point: Point
+    images: Tensor
+    labels: Tensor
+    step_size: Tensor
+    objective: Objective
+    first: int
+    stored: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Number of these steps."""
+        return self.loop.steps - self.first
+
+    @property
+    def batch(self) -> int:
+        """Images of a step."""
+        return len(self.images) if self.loop.batches is None else len(self.loop.batches[self.first])
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What the time and the memory of a step depend on, beside the network; images come first."""
+        images, labels = self.images, self.labels
+        return self.batch, *images.shape[1:], *labels.shape[1:], images.dtype, images.device, labels.dtype
+
+    @property
+    def point_bytes(self) -> int:
+        """Bytes of the point before a step."""
+        return self.point.weights.nbytes + sum(value.nbytes for value in self.point.state.values())
+
+    def with_network(self, module: nn.Module) -> "Unroll":
+        """Return the same steps with another network."""
+        return replace(self, loop=replace(self.loop, module=module))
 
 
-def reverse(
-    loop: InnerLoop,
-    point: Point,
-    images: Tensor,
-    labels: Tensor,
-    step_size: Tensor,
-    objective: Objective,
-    first: int,
-    stored: int = 0,
-) -> Derivatives:
-    """Return exact gradients by backpropagation through the unrolled loop (arguments: `Engine`)."""
-    pixels, targets, inputs = _leaves(images, labels)
-    start, rate = point.weights.detach().requires_grad_(), step_size.detach().requires_grad_()
-    end, directions = _unroll(loop, Point(start, point.state), pixels, targets, rate, first)
+Engine = Callable[[Unroll], Derivatives]
+"""A way to differentiate steps."""
+
+
+def reverse(unroll: Unroll) -> Derivatives:
+    """Return exact gradients by backpropagation through the unrolled loop."""
+    point, (pixels, targets, inputs) = unroll.point, _leaves(unroll)
+    start, rate = point.weights.detach().requires_grad_(), unroll.step_size.detach().requires_grad_()
+    end, directions = _unroll(unroll.loop, Point(start, point.state), pixels, targets, rate, unroll.first)
     with torch.enable_grad():
-        loss = objective(end)
+        loss = unroll.objective(end)
     gradients = torch.autograd.grad(loss, [end, start, rate, *inputs], materialize_grads=True)
     end_bar, start_bar, step_size_bar, *bars = gradients
     return _result(loss.detach(), bars, step_size_bar, start_bar, end.detach()), end_bar, directions
 
 
-def mixed(
-    loop: InnerLoop,
-    point: Point,
-    images: Tensor,
-    labels: Tensor,
-    step_size: Tensor,
-    objective: Objective,
-    first: int,
-    stored: int = 0,
-) -> Derivatives:
-    """Return the gradients of `reverse` with less memory: that of one step, and the weights of each (as `Engine`).
+def mixed(unroll: Unroll) -> Derivatives:
+    """Return the gradients of `reverse` with less memory: that of one step, and the weights of each.
 
     On the way back the cotangent of the weights is pulled back through the update rule, which is elementwise, and gives
     a cotangent of the gradient. Pulling that back through the gradient function of this step gives its product with the
@@ -109,7 +142,9 @@ def mixed(
     The last pullback is a second backward pass. A Jacobian-vector product (forward over reverse) gives the same
     numbers, but needs a forward-mode rule for every operation of the module.
     """
-    cut = max(first, loop.steps - stored)
+    loop, point, images, labels = unroll.loop, unroll.point, unroll.images, unroll.labels
+    step_size, first = unroll.step_size, unroll.first
+    cut = max(first, loop.steps - unroll.stored)
     path: list[Point] = []
     directions, recorded = torch.zeros_like(point.weights), None
     if cut > first:
@@ -125,13 +160,13 @@ def mixed(
             point, direction = loop.follow(point, slopes[-1], step_size)
         directions += direction
 
-    pixels, targets, inputs = _leaves(images, labels)
+    pixels, targets, inputs = _leaves(unroll)
     rate, start = step_size.detach().requires_grad_(), point.weights.detach().requires_grad_()
     state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
     end, rest = _unroll(loop, Point(start, state), pixels, targets, rate, cut)
     directions += rest
     with torch.enable_grad():
-        loss = objective(end)
+        loss = unroll.objective(end)
     gradients = torch.autograd.grad(loss, [end, start, rate, *inputs, *state.values()], materialize_grads=True)
     end_bar, weights_bar, step_size_bar, *others = gradients
     bars, state_bar = list(others[: len(inputs)]), dict(zip(state, others[len(inputs) :], strict=True))
@@ -157,17 +192,8 @@ def mixed(
     return _result(loss, bars, step_size_bar, weights_bar, end), end_bar, directions
 
 
-def tesla(
-    loop: InnerLoop,
-    point: Point,
-    images: Tensor,
-    labels: Tensor,
-    step_size: Tensor,
-    objective: Objective,
-    first: int,
-    stored: int = 0,
-) -> Derivatives:
-    """Return TESLA's gradients with the memory of one step, for any number of steps (arguments: `Engine`).
+def tesla(unroll: Unroll) -> Derivatives:
+    """Return TESLA's gradients with the memory of one step, for any number of steps.
 
     Each step's gradient gets the cotangent of the last weights unchanged, as if the weights of a step were constant.
     The exact cotangent of a step has one factor ``1 - step_size * Hessian`` for each later step; these are omitted. For
@@ -179,15 +205,17 @@ def tesla(
         constant, as the public code does.
     Differs: works with any objective and rule; a rule's state is treated as constant, like the weights.
     """
+    loop, point, images, labels = unroll.loop, unroll.point, unroll.images, unroll.labels
+    step_size, first = unroll.step_size, unroll.first
     here = point
     directions = torch.zeros_like(point.weights)
     for step in range(first, loop.steps):
         here, direction, _ = loop.advance(here, images, labels, step_size, step)
         directions += direction
     end = here.weights
-    loss, end_bar = _outer(objective, end)
+    loss, end_bar = _outer(unroll.objective, end)
 
-    pixels, targets, inputs = _leaves(images, labels)
+    pixels, targets, inputs = _leaves(unroll)
     bars, here = [torch.zeros_like(leaf) for leaf in inputs], point
     for step in range(first, loop.steps):
         with torch.enable_grad():
@@ -201,9 +229,10 @@ def tesla(
     return _result(loss, bars, -torch.dot(end_bar, directions), end_bar, end), end_bar, directions
 
 
-def _leaves(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _leaves(unroll: Unroll) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return images and labels as leaves of a graph, and the leaves that need gradients; hard labels do not."""
-    pixels, targets = images.detach().requires_grad_(), labels.detach().requires_grad_(labels.is_floating_point())
+    labels, pixels = unroll.labels, unroll.images.detach().requires_grad_()
+    targets = labels.detach().requires_grad_(labels.is_floating_point())
     return pixels, targets, [leaf for leaf in (pixels, targets) if leaf.requires_grad]
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from satm.errors import pick
 from satm.ops import fastest, own
 from satm.params import flatten
-from satm.unroll.engines import ENGINES, Hypergradient, Objective
+from satm.unroll.engines import ENGINES, Hypergradient, Objective, Unroll
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
-from satm.unroll.planning import Unroll, probe, stored_steps, with_less
+from satm.unroll.planning import one_step, probe, run_engine, stored_steps
 from satm.unroll.rules import Rule, Sgd
 
 
@@ -84,7 +84,7 @@ def hypergradient(
     module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
     loop = InnerLoop(own(module), loss, rule or Sgd(), steps, batches, augment)
     _check(loop, images, labels, first, last, keep_points)
-    differentiate = pick(engine, ENGINES, "engine")
+    pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
         weights = flatten(module) if start is None else start.detach()
         start = Point(weights, loop.rule.start(weights))
@@ -92,9 +92,11 @@ def hypergradient(
     inputs = images.detach(), labels.detach(), rate
 
     point, points, cut = start, dict[int, Point](), max(first, steps - last)
-    unroll = Unroll(engine, differentiate, loop, point, *inputs, objective, cut)
+    unroll = Unroll(engine, loop, point, *inputs, objective, cut)
     probe(unroll)
-    loop = replace(loop, module=fastest(module, ("hypergradients", *unroll.kind), images.device, unroll.one_step))
+    work = "hypergradients", *unroll.kind
+    unroll = unroll.with_network(fastest(module, work, images.device, partial(one_step, unroll)))
+    loop = unroll.loop
     earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
         if step in keep_points:
@@ -103,10 +105,9 @@ def hypergradient(
         earlier += direction
     if cut in keep_points:
         points[cut] = point
-    if stored is None:
-        stored = stored_steps(replace(unroll, loop=loop, point=point))
-    from_here = partial(differentiate, loop, point, *inputs, objective, cut)
-    result, end_bar, directions = with_less(loop, stored, from_here)
+    unroll = replace(unroll, point=point)
+    unroll = replace(unroll, stored=stored_steps(unroll) if stored is None else stored)
+    result, end_bar, directions = run_engine(unroll)
     for step in range(cut + 1, max(keep_points, default=0) + 1):  # inside the differentiated part, which is run again
         point, _, _ = loop.advance(point, *inputs, step - 1)
         if step in keep_points:

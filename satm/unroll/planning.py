@@ -4,25 +4,22 @@ The results are the same bytes for any number of stored steps.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from satm.errors import RunError, UsageError, ran_out
+from satm.errors import RunError, UsageError, pick, ran_out
 from satm.run.machine import peak_inside
 from satm.run.memory import free_memory, in_words, memory_budget
-from satm.unroll.engines import Engine, Objective
-from satm.unroll.loop import InnerLoop, Point
+from satm.unroll.engines import ENGINES, Derivatives, Unroll
+from satm.unroll.loop import InnerLoop
 from satm.unroll.recording import recorded_step
 
 LOG = logging.getLogger("satm")
-
-T = TypeVar("T")
 
 FEW = 6
 """Steps of a rehearsal. With 3, predicted peaks are up to a fifth too low: the allocator's waste grows at first."""
@@ -49,49 +46,6 @@ class Plan:
     free: int
     stored: int
     steps: int
-
-
-@dataclass(frozen=True)
-class Unroll:
-    """The differentiated part of an inner loop, as an engine gets it; the arguments are those of `Engine`."""
-
-    engine: str
-    differentiate: Engine
-    loop: InnerLoop
-    point: Point
-    images: Tensor
-    labels: Tensor
-    step_size: Tensor
-    objective: Objective
-    first: int
-
-    @property
-    def steps(self) -> int:
-        """Number of differentiated steps."""
-        return self.loop.steps - self.first
-
-    @property
-    def batch(self) -> int:
-        """Images of a step."""
-        return len(self.images) if self.loop.batches is None else len(self.loop.batches[self.first])
-
-    @property
-    def kind(self) -> tuple[Any, ...]:
-        """What the memory of a step depends on, beside the network."""
-        images, labels = self.images, self.labels
-        return self.batch, *images.shape[1:], *labels.shape[1:], images.dtype, images.device, labels.dtype
-
-    @property
-    def weights(self) -> int:
-        """Bytes of the point of one step."""
-        return self.point.weights.nbytes + sum(value.nbytes for value in self.point.state.values())
-
-    def one_step(self, module: nn.Module) -> None:
-        """Compute the gradient of the first step, and pull a cotangent of it back, with another network."""
-        weights, pixels = (each.detach().requires_grad_() for each in (self.point.weights, self.images))
-        with torch.enable_grad():
-            slope = replace(self.loop, module=module).gradient(weights, pixels, self.labels, self.first)
-            torch.autograd.grad(slope, [weights, pixels], slope.detach(), allow_unused=True)
 
 
 _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -164,6 +118,30 @@ def _state(module: nn.Module) -> list[int]:
     return [buffer._version for buffer in module.buffers()]
 
 
+def run_engine(unroll: Unroll) -> Derivatives:
+    """Run the engine, with half as many stored steps as long as memory runs out; what fits is remembered."""
+    module, engine = unroll.loop.module, pick(unroll.engine, ENGINES, "engine")
+    stored = min(unroll.stored, _most.get(module, unroll.stored))
+    while True:
+        try:
+            return engine(replace(unroll, stored=stored))
+        except (MemoryError, RuntimeError) as error:
+            if stored == 0 or not ran_out(error):
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        LOG.warning("memory ran out with the graphs of %d inner steps; going on with %d", stored, stored // 2)
+        _most[module] = stored = stored // 2
+
+
+def one_step(unroll: Unroll, module: nn.Module) -> None:
+    """Compute the gradient of the first step, and pull a cotangent of it back, with another network."""
+    weights, pixels = (each.detach().requires_grad_() for each in (unroll.point.weights, unroll.images))
+    with torch.enable_grad():
+        slope = unroll.with_network(module).loop.gradient(weights, pixels, unroll.labels, unroll.first)
+        torch.autograd.grad(slope, [weights, pixels], slope.detach(), allow_unused=True)
+
+
 def stored_steps(unroll: Unroll) -> int:
     """Return the number of last steps whose graphs are kept: as many as fit into the memory together, in `mixed` only.
 
@@ -203,30 +181,12 @@ def make_plan(unroll: Unroll, stored: int, graph: int) -> Plan:
     device, few = unroll.images.device, min(FEW, unroll.steps)
     free, kept = free_memory(device), min(few, stored)
     with peak_inside(device) as peak:
-        with_less(unroll.loop, kept, partial(_run, unroll, unroll.loop.steps - few))
+        run_engine(replace(unroll, first=unroll.loop.steps - few, stored=kept))
         now = peak()
     more = unroll.steps - few
     with_graphs = {"mixed": stored - kept, "reverse": more}.get(unroll.engine, 0)
     with_weights = more - with_graphs if unroll.engine == "mixed" else 0
-    return Plan(now + with_graphs * graph + with_weights * unroll.weights, free, stored, unroll.steps)
-
-
-def with_less(loop: InnerLoop, stored: int, run: Callable[[int], T]) -> T:
-    """Return what `run` returns for a number of stored steps, which is halved as long as memory runs out.
-
-    What fits is remembered for the network.
-    """
-    stored = min(stored, _most.get(loop.module, stored))
-    while True:
-        try:
-            return run(stored)
-        except (MemoryError, RuntimeError) as error:
-            if stored == 0 or not ran_out(error):
-                raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        LOG.warning("memory ran out with the graphs of %d inner steps; going on with %d", stored, stored // 2)
-        _most[loop.module] = stored = stored // 2
+    return Plan(now + with_graphs * graph + with_weights * unroll.point_bytes, free, stored, unroll.steps)
 
 
 def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
@@ -260,12 +220,6 @@ def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
     return size + 2 * point.weights.untyped_storage().nbytes()
 
 
-def _run(unroll: Unroll, first: int, stored: int) -> None:
-    """Compute the hypergradient of the steps from `first` on, with the weights before the first one."""
-    tensors = unroll.images, unroll.labels, unroll.step_size
-    unroll.differentiate(unroll.loop, unroll.point, *tensors, unroll.objective, first, stored)
-
-
 def shortage(unroll: Unroll) -> str | None:
     """Return that even a single step takes more memory than is free, and what would fit; None: it does not.
 
@@ -280,7 +234,7 @@ def shortage(unroll: Unroll) -> str | None:
         sizes[kind] = few, (more - few) / (SOME[1] - SOME[0])
     few, each = sizes[kind]
     graph = few + (batch - SOME[0]) * each
-    path = unroll.weights * steps
+    path = unroll.point_bytes * steps
     needed = PER_GRAPH * graph + {"mixed": path, "reverse": (steps - 1) * graph}.get(unroll.engine, 0)
     if needed <= free:
         return None
