@@ -4,6 +4,7 @@ A command imports its stage after it has read its flags, so that `--help` and re
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -288,7 +289,8 @@ def bench(arguments: Sequence[str]) -> None:
     if not name or name.startswith("-"):
         raise UsageError(f"bench needs the name of a benchmark first, got nothing; known: {', '.join(BENCHMARKS)}")
     chosen = pick(name, BENCHMARKS, "benchmark")
-    call_with_flags(chosen, f"bench {name}", chosen.__doc__, rest)
+    about, _, _ = inspect.cleandoc(chosen.__doc__ or "").partition("\n\nArgs:")  # each flag has its own text
+    call_with_flags(chosen, f"bench {name}", about, rest)
 
 
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {

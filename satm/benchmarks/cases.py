@@ -4,6 +4,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """How ways are measured, in turn."""
+
+    rounds: int = 3
+    """Measurements of each way."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """CPU threads; None: torch's choice."""
+    memory: bool = True
+    """Also measure memory, in a process of its own for each way."""
+
+
+@dataclass(frozen=True)
 class Matching:
     """A problem of trajectory matching with random images and weights, for a ConvNet."""
 

@@ -6,10 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from satm.benchmarks.cases import SETTINGS, Evaluation, Experts, Matching
+from satm.benchmarks.cases import SETTINGS, Evaluation, Experts, Matching, Measuring
 from satm.errors import pick
 
 Precision = Literal["float32", "float64"]
+
+USUAL = Measuring()
 
 OUT = Path("results/bench")
 """Folder of the parquet files."""
@@ -18,11 +20,8 @@ OUT = Path("results/bench")
 def bench_hypergradient(
     case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
     ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "reverse", "mixed", "mixed:0", "tesla"),
-    rounds: int = 3,
+    how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     precision: Precision = "float32",
-    device: str = "auto",
-    threads: int | None = None,
-    memory: bool = True,
     difference: bool = True,
     out: Path = OUT / "hypergradient.parquet",
 ) -> None:
@@ -35,18 +34,15 @@ def bench_hypergradient(
         case: the problem.
         ways: `mtt-loop` and `tesla-loop` are the published loops, the others engines; `mixed:S` keeps the graphs of the
             last S steps, and `mixed` those of as many as fit into the memory.
-        rounds: measurements of each way.
+        how: how it is measured.
         precision: floating-point type of the timed runs.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: torch's choice.
-        memory: also measure memory.
         difference: also compare the results in float64 with those of the first way.
         out: parquet file to write.
     """
     from satm.benchmarks.measure import Setting, compare, differences
 
-    setting = Setting.of("hypergradient", case, precision, device, threads)
-    compare(setting, ways, rounds, memory, out)
+    setting = Setting.of("hypergradient", case, precision, how.device, how.threads)
+    compare(setting, ways, how, out)
     if difference:
         differences(setting, ways)
 
@@ -54,10 +50,7 @@ def bench_hypergradient(
 def bench_distill(
     case: Annotated[Matching, tyro.conf.OmitArgPrefixes],
     ways: tuple[str, ...] = ("mtt-loop", "tesla-loop", "mtt", "satm", "tesla"),
-    rounds: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: bool = True,
+    how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "distill.parquet",
 ) -> None:
     """Compare outer iterations of methods, with everything that belongs to them, with those of the published loops.
@@ -66,24 +59,18 @@ def bench_distill(
         case: the problem.
         ways: `mtt-loop` and `tesla-loop` are the published loops, the others names of methods, with their presets'
             share of differentiated steps.
-        rounds: measurements of each way.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: torch's choice.
-        memory: also measure memory, in a process of its own for each way.
+        how: how it is measured.
         out: parquet file to write.
     """
     from satm.benchmarks.measure import Setting, compare
 
-    compare(Setting.of("distill", case, "float32", device, threads), ways, rounds, memory, out)
+    compare(Setting.of("distill", case, "float32", how.device, how.threads), ways, how, out)
 
 
 def bench_experts(
     case: Annotated[Experts, tyro.conf.OmitArgPrefixes],
     ways: tuple[str, ...] = ("published", "ours"),
-    rounds: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: bool = True,
+    how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "experts.parquet",
 ) -> None:
     """Compare an epoch of an expert's training with one of the published loop, which uses a data loader.
@@ -91,24 +78,18 @@ def bench_experts(
     Args:
         case: the network and its images.
         ways: `published` or `ours`.
-        rounds: measurements of each way.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: torch's choice.
-        memory: also measure memory, in a process of its own for each way.
+        how: how it is measured.
         out: parquet file to write.
     """
     from satm.benchmarks.measure import Setting, compare
 
-    compare(Setting.of("experts", case, "float32", device, threads), ways, rounds, memory, out)
+    compare(Setting.of("experts", case, "float32", how.device, how.threads), ways, how, out)
 
 
 def bench_evaluate(
     case: Annotated[Evaluation, tyro.conf.OmitArgPrefixes],
     ways: tuple[str, ...] = ("published", "one by one", "at once"),
-    rounds: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: bool = True,
+    how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "evaluate.parquet",
 ) -> None:
     """Compare training the networks of one evaluation with the published loop, which trains one after another.
@@ -116,15 +97,12 @@ def bench_evaluate(
     Args:
         case: the networks and the synthetic set.
         ways: `published`, `one by one` or `at once`, with stacked weights.
-        rounds: measurements of each way.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: torch's choice.
-        memory: also measure memory, in a process of its own for each way.
+        how: how it is measured.
         out: parquet file to write.
     """
     from satm.benchmarks.measure import Setting, compare
 
-    compare(Setting.of("evaluate", case, "float32", device, threads), ways, rounds, memory, out)
+    compare(Setting.of("evaluate", case, "float32", how.device, how.threads), ways, how, out)
 
 
 def bench_scaling(
@@ -157,10 +135,7 @@ def bench_scaling(
 
 def bench_all(
     only: tuple[str, ...] = tuple(SETTINGS),
-    rounds: int = 3,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: bool = True,
+    how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "all",
 ) -> None:
     """Compare with the published loops in all settings that the documentation gives figures for.
@@ -169,10 +144,7 @@ def bench_all(
 
     Args:
         only: names of settings.
-        rounds: measurements of each way.
-        device: auto, cpu, cuda or cuda:N.
-        threads: CPU threads; None: torch's choice.
-        memory: also measure memory, in a process of its own for each way.
+        how: how it is measured.
         out: folder for a parquet file of each setting; remove a file to measure that setting again.
     """
     from satm.benchmarks.measure import Setting, compare, show
@@ -180,8 +152,8 @@ def bench_all(
     for name in only:
         kind, case, ways = pick(name, SETTINGS, "setting")
         if not (out / f"{name}.parquet").exists():
-            setting = Setting.of(kind, case, "float32", device, threads)
-            compare(setting, ways, rounds, memory, out / f"{name}.parquet")
+            setting = Setting.of(kind, case, "float32", how.device, how.threads)
+            compare(setting, ways, how, out / f"{name}.parquet")
     show({name: out / f"{name}.parquet" for name in only})
 
 

@@ -14,7 +14,7 @@ import numpy
 import torch
 from rich.table import Table
 
-from satm.benchmarks.cases import Evaluation, Experts, Matching
+from satm.benchmarks.cases import Evaluation, Experts, Matching, Measuring
 from satm.benchmarks.ways import Found, ways_of
 from satm.errors import RunError, UsageError
 from satm.results.circumstances import run_metadata
@@ -87,8 +87,9 @@ class Setting:
         return f"{self.kind} in {self.precision} on {describe_backend(self.device)}: {sizes}"
 
 
-def compare(setting: Setting, names: Sequence[str], rounds: int, memory: bool, out: Path) -> None:
+def compare(setting: Setting, names: Sequence[str], how: Measuring, out: Path) -> None:
     """Measure the ways in turn, show a table and write its rows."""
+    rounds, memory = how.rounds, how.memory
     if rounds < 1 or not names:
         raise UsageError(f"a benchmark needs ways and rounds, got {len(names)} ways and {rounds} rounds; give some")
     ways = {name: setting.way(name) for name in names}
