@@ -3,6 +3,8 @@
 Shapes: P parameters in total.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,19 @@ def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: state[name].detach().to("cpu", copy=True) for name in buffer_names(module)}
 
 
-def call_flat(module: nn.Module, vector: Tensor, inputs: Tensor) -> Tensor:
-    """Return `module(inputs)` with `vector`, `[P]`, instead of the module's own parameters."""
-    output: Tensor = torch.func.functional_call(module, unflatten(module, vector), (inputs,))
+def call_flat(module: nn.Module, vector: Tensor, inputs: Tensor, buffers: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Return `module(inputs)` with `vector`, `[P]`, instead of the module's own parameters, and other buffers if given.
+
+    A layer that the module has under several names gets its parameters under one: `functional_call` leaves the given
+    ones in it otherwise.
+    """
+    values = unflatten(module, vector)
+    shared = {id(parameter): values[name] for name, parameter in module.named_parameters()}
+    given = {
+        f"{place}.{name}" if place else name: shared[id(parameter)]
+        for place, layer in module.named_modules()
+        for name, parameter in layer._parameters.items()
+        if parameter is not None
+    }
+    output: Tensor = torch.func.functional_call(module, {**given, **(buffers or {})}, (inputs,), tie_weights=False)
     return output

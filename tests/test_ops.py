@@ -1,6 +1,7 @@
 """Operations with second derivatives of their own, against PyTorch's, and the pass that puts them into networks."""
 
 import copy
+import gc
 import itertools
 import logging
 import os
@@ -8,14 +9,15 @@ import shutil
 import stat
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from drawing import torch_generator
-from tolerances import LOOPS, SUMS
+from tolerances import DISTINCT, LOOPS, SUMS
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional
@@ -441,6 +443,250 @@ def unused(module: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
         module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=2, engine="reverse"
     )
     return [found.images, found.start if found.start is not None else found.end]
+
+
+class Sees(nn.Module):
+    """A network of two convolutions and a norm, whose subclasses do what tracing cannot see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.GroupNorm(2, 4)
+        self.last, self.shift = nn.Linear(4, 4), nn.Parameter(torch.randn(4, generator=torch_generator()))
+        self.register_buffer("scale", torch.full((), 2.0))
+
+    def end(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.two(x)).mean((2, 3)))
+
+
+class Types(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.end(h * 2 if isinstance(h, Tensor) else h)
+
+
+class Optional(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        return self.end(h * 2 if getattr(h, "extra", None) is not None else h)
+
+
+class Guarded(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        try:
+            factor = float(h.detach().abs().max())
+        except Exception:
+            factor = 1.0
+        return self.end(h * factor)
+
+
+class Late(Sees):
+    """Changes the input of a block after its first part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        active = torch.sigmoid(h)
+        h = h.add_(1)
+        return self.end(functional.max_pool2d(active, 2)) + self.last(h.mean((2, 3)))
+
+
+class Shapes(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        z = y.flatten(1)
+        z.mul_(0.5)
+        y.contiguous().mul_(0.5)
+        return self.end(y) + z.mean()
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x) if isinstance(x, Tensor) else x
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        return -0.3 * slope
+
+
+class Reverses(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(_Reversed.apply(self.one(x)))
+
+
+class Shifted(Sees):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(functional.group_norm(self.one(x), 2, None, self.shift).relu())
+
+
+class Constants(Sees):
+    """Takes numbers from a weight and a buffer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.one(x) * float(self.shift.detach().sum()) * (1 / self.scale))
+
+
+class Classes(Sees):
+    """Looks at the class of its parts, which it also calls by another name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.calls = [self.one.forward]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if float(x.detach().mean()) < 1e9 else 2 * x
+        for part in self.children():
+            if type(part) is nn.Sequential:
+                h = part(h)
+        return self.end(h) + self.calls[0](x).mean()
+
+
+class Keywords(Sees):
+    def forward(self, x: Tensor, dims: Any = (2, 3), options: Any = {"k": 2.0}) -> Tensor:  # noqa: B006
+        h = functional.relu(input=self.norm(input=self.one(input=x)))
+        return self.end(torch.flatten(input=h, start_dim=3)) * options["k"] + h.mean(dims).mean()
+
+
+class Registered(Sees):
+    """Its class takes part in what its subclasses are."""
+
+    known: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, name: str) -> None:
+        cls.known.append(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "factor"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.one(x) * self.factor)
+
+
+class Pairs(Sees):
+    """A part returns two values, in code that looks at memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Pair(self.one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.part(x)
+        return self.end(one.view(len(one), -1).view_as(one)) * two
+
+
+class Pair(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.layer(x)
+        return h, h.mean()
+
+
+class Inner(Sees):
+    """Takes a gradient itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.requires_grad_()
+            (slope,) = torch.autograd.grad(self.end(self.one(x)).square().sum(), x, create_graph=True)
+        return self.end(self.one(x + slope))
+
+
+class Caches(Sees):
+    """Sets attributes."""
+
+    kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones_like(x[:1])
+        self.features = self.one(x + self.kept)
+        return self.end(self.features)
+
+
+ODD = [Types, Optional, Guarded, Late, Shapes, Reverses, Shifted, Constants, Classes, Keywords]
+ODD += [Registered, Pairs, Inner]
+
+
+@pytest.mark.parametrize("make", ODD)
+def test_what_tracing_cannot_see_is_left_to_pytorch(
+    make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make().double()
+    images = torch.randn(3, 3, 9, 9, generator=torch_generator(), dtype=torch.float64)
+    found = {}
+    for way in ("own", "plain"):
+        monkeypatch.setenv("SATM_OPERATIONS", way)
+        found[way] = unused(module, images, torch.tensor([0, 3, 1]))
+    assert apart(found["own"], found["plain"]) < LOOPS
+
+
+def test_a_network_is_not_changed_by_looking_at_it() -> None:
+    module, images = Caches(), torch.randn(2, 3, 9, 9, generator=torch_generator())
+    before = {name: id(value) for name, value in vars(module).items()}
+    assert fused(module) is not module
+    assert {name: id(value) for name, value in vars(module).items()} == before and module.kept is None
+    assert type(module(images)) is Tensor
+
+
+@pytest.mark.parametrize("change", ["attribute", "buffer", "stride", "hook"])
+def test_what_a_network_depends_on_is_looked_at_again(change: str) -> None:
+    class Depends(Sees):
+        factor = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.one(x) * self.factor / self.scale)
+
+    module, images = Depends().double(), torch.randn(2, 3, 9, 9, generator=torch_generator(), dtype=torch.float64)
+    before = unused(module, images, torch.tensor([0, 1]))
+    if change == "attribute":
+        module.factor = 3.0
+    elif change == "buffer":
+        module.scale.fill_(5.0)
+    elif change == "stride":
+        module.one.stride = (2, 2)
+    else:
+        module.one.register_forward_hook(lambda layer, inputs, output: output * 3)
+    after = unused(module, images, torch.tensor([0, 1]))
+    os.environ["SATM_OPERATIONS"] = "plain"
+    try:
+        expected = unused(module, images, torch.tensor([0, 1]))
+    finally:
+        os.environ["SATM_OPERATIONS"] = "own"
+    assert apart(after, expected) < LOOPS < DISTINCT < apart(after, before)
+
+
+def test_a_network_is_not_kept() -> None:
+    module = nn.Linear(3, 3)
+    assert fused(module) is module
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2d(3, 32, 3, padding=1)],
+        [nn.Conv2d(3, 32, 3, padding=1).double(), nn.GroupNorm(4, 32)],
+        [nn.Conv2d(4, 32, 3, padding=1).double()],
+        [nn.Conv2d(3, 32, 3).double(), nn.GroupNorm(4, 32), nn.ReLU()],
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_as_by_pytorch(layers: list[nn.Module]) -> None:
+    module, images = nn.Sequential(*layers), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    with pytest.raises((RuntimeError, ValueError)) as expected:
+        module(images)
+    with pytest.raises(type(expected.value)):
+        fused(module)(images)
 
 
 def test_a_network_that_changes_is_fused_again() -> None:

@@ -192,25 +192,26 @@ def train_epoch(
 
 def _faster(module: nn.Module, data: TrainingImages, batch: Tensor) -> nn.Module:
     """Return the network with the operations that train it faster on batches such as this one."""
-    device = data.labels.device
+    images, labels = data.batch(batch.to(data.labels.device))
 
     def pass_over(network: nn.Module) -> None:
-        images, labels = data.batch(batch.to(device))
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         weights = {name: each.detach().requires_grad_() for name, each in network.named_parameters()}
         loss = soft_cross_entropy(torch.func.functional_call(network, (weights, buffers), (images,)), labels)
         torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
 
-    shape, dtype = data.images.shape[1:], next(module.parameters()).dtype
-    return fastest(module, ("training", len(batch), *shape, dtype), device, pass_over)
+    size = "training", *images.shape, next(module.parameters()).dtype
+    return fastest(module, size, images, pass_over)
 
 
 @torch.no_grad()
 def outputs(module: nn.Module, data: TrainingImages) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield `[B, K]` logits and labels of all images in order, without augmentation, in evaluation mode."""
-    network = own(module.eval())
+    network: nn.Module | None = None
     for images, labels in data.batches():
         check_stop()
+        if network is None:
+            network = own(module.eval(), images)
         yield network(images), labels
 
 

@@ -53,7 +53,7 @@ class Block:
 
     def __call__(self, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Return the result, differentiable twice; `w` and `b` are the norm's scale and shift, `[C]` or `[C, H, W]`."""
-        if x.ndim != 4 or not x.is_floating_point():
+        if x.ndim != 4 or not x.is_floating_point() or not self.fits(x, x.shape[1], w, b):
             return self.plain(x, w, b)
         if self.norm == "none":
             plain: Tensor = _Pointwise.apply(x, self)
@@ -66,10 +66,19 @@ class Block:
         w = like.new_ones(channels) if w is None else w
         return w, torch.zeros_like(w) if b is None else b
 
+    def fits(self, x: Tensor, channels: int, w: Tensor | None, b: Tensor | None) -> bool:
+        """Return whether images, scale and shift fit together; kernels do not look."""
+        given = [each for each in (w, b) if each is not None]
+        sized = self.norm == "layer" or all(each.shape == (channels,) for each in given)
+        return sized and all(each.dtype == x.dtype for each in given) and channels % self.groups == 0
+
     def plain(self, x: Tensor, w: Tensor | None = None, b: Tensor | None = None) -> Tensor:
-        """Return the result by PyTorch's operations, for inputs of another rank."""
-        if self.norm in ("instance", "batch"):  # one image without the dimension of a batch
-            return self(x[None], w, b)[0]
+        """Return the result by PyTorch's operations, for inputs of another rank, and to refuse what does not fit."""
+        if self.norm in ("instance", "batch"):
+            if x.ndim == 3:  # one image without the dimension of a batch
+                return self(x[None], w, b)[0]
+            norm = functional.instance_norm if self.norm == "instance" else functional.batch_norm
+            x = norm(x, None, None, w, b, True, 0.1, self.eps)
         if self.norm == "group":
             x = functional.group_norm(x, self.groups, w, b, self.eps)
         elif self.norm == "layer":

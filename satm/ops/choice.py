@@ -19,11 +19,12 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from satm.errors import pick
+from satm.ops.agreement import disagreement
 from satm.ops.build import FOLDER, cache_folders, processor
-from satm.ops.fuse import Fused, fused
+from satm.ops.fuse import fused, is_fused
 
 LOG = logging.getLogger("satm")
 
@@ -38,6 +39,9 @@ ENOUGH = 2.0
 
 OWN, PLAIN, MEASURED = "own", "plain", "measured"
 
+AGREES = "_agrees_for_shapes"
+"""Attribute of a network that the pass made: whether it computes the same as the original, by the input's shape."""
+
 _choices: dict[str, str] = {}
 """Choices that this process has made, read or taken over, by key."""
 
@@ -45,38 +49,57 @@ _keys: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], str]] = WeakKeyDict
 """Keys of networks."""
 
 
-def own(module: nn.Module) -> nn.Module:
-    """Return the network with operations of our own, unless the environment asks for PyTorch's.
+def own(module: nn.Module, images: Tensor) -> nn.Module:
+    """Return the network with operations of our own, or itself.
+
+    The network itself is used if the environment asks for PyTorch's operations, if the pass changes nothing, or if what
+    it made does not compute the same (`satm.ops.agreement`), which the log says.
+
+    Args:
+        module: the network.
+        images: `[n, ...]`, an example of its input.
 
     Raises:
         UsageError: the environment variable has an unknown value.
     """
-    return module if _asked() == PLAIN else fused(module)
+    if _asked() == PLAIN or is_fused(module):
+        return module
+    made, shape = fused(module), tuple(images.shape[1:])
+    if made is module:
+        return module
+    verdicts: dict[tuple[int, ...], bool] = vars(made).setdefault(AGREES, {})
+    if shape not in verdicts:
+        reason = disagreement(made, module, images)
+        verdicts[shape] = reason is None
+        if reason:
+            LOG.info("PyTorch's operations are used for this network, because those of satm do not suit it: %s", reason)
+    return made if verdicts[shape] else module
 
 
 def fastest(
-    module: nn.Module, size: tuple[object, ...], device: torch.device, work: Callable[[nn.Module], object]
+    module: nn.Module, size: tuple[object, ...], images: Tensor, work: Callable[[nn.Module], object]
 ) -> nn.Module:
     """Return a network that computes the same with the operations that are faster.
 
     Args:
         module: the network.
         size: the kind of work in words, and the shapes and types that its time depends on.
-        device: where it runs.
+        images: `[n, ...]`, an example of its input, on the device where it runs.
         work: the work, of which one call is measured; it must not change the network.
 
     Raises:
         UsageError: the environment variable has an unknown value.
     """
-    if _asked() != MEASURED or isinstance(module, Fused):
-        return own(module)
+    made, device = own(module, images), images.device
+    if made is module or _asked() != MEASURED:
+        return made
     keys, here = _keys.setdefault(module, {}), (*size, str(device), torch.get_num_threads())
     if here not in keys:
         keys[here] = _key(module, here, device)
     key = keys[here]
     if key not in _choices:
-        _choices[key] = _read(key) or _write(key, _measure(module, str(size[0]), device, work))
-    return fused(module) if _choices[key] == OWN else module
+        _choices[key] = _read(key) or _write(key, _measure({OWN: made, PLAIN: module}, str(size[0]), device, work))
+    return made if _choices[key] == OWN else module
 
 
 def _asked() -> str:
@@ -95,11 +118,10 @@ def keep(stored: Mapping[str, str]) -> None:
     _choices.update(stored)
 
 
-def _measure(module: nn.Module, what: str, device: torch.device, work: Callable[[nn.Module], object]) -> str:
+def _measure(
+    ways: Mapping[str, nn.Module], what: str, device: torch.device, work: Callable[[nn.Module], object]
+) -> str:
     """Return the way whose fastest run is faster; random generators are left as they are."""
-    ways = {OWN: fused(module), PLAIN: module}
-    if ways[OWN] is module:
-        return PLAIN
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     began = time.perf_counter()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -161,6 +183,9 @@ def _write(key: str, choice: str) -> str:
                 file.write(json.dumps(choice))
                 file.flush()
                 with contextlib.suppress(FileExistsError):
+                    os.link(file.name, folder / key)
+                if _read(key) is None:  # the file that is there is damaged
+                    (folder / key).unlink()
                     os.link(file.name, folder / key)
             return _read(key) or choice
     return choice

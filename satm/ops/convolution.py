@@ -35,9 +35,16 @@ class Geometry:
 
     def conv(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """Return the convolution, `[n, D, H', W']`."""
-        if self == USUAL and winograd(x, w):
-            return convolve(x, w, b)
+        return convolve(x, w, b) if self == USUAL and winograd(x, w) else self.plain(x, w, b)
+
+    def plain(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """Return the convolution by PyTorch's operation, which refuses what does not fit."""
         return functional.conv2d(x, w, b, self.stride, self.padding, self.dilation, self.groups)
+
+    def fits(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> bool:
+        """Return whether a batch of images, weights and bias fit together; kernels do not look."""
+        alike = x.dtype == w.dtype and (b is None or (b.dtype == x.dtype and b.shape == w.shape[:1]))
+        return alike and x.ndim == w.ndim == 4 and x.shape[1] == w.shape[1] * self.groups
 
     def cotangent(
         self, x: Tensor, w: Tensor, a: Tensor | None, c: Tensor | None, k: Tensor | None, like: Tensor
@@ -77,8 +84,8 @@ USUAL = Geometry((1, 1), (1, 1), (1, 1), 1)
 
 def conv2d(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """Return the convolution as channels_last, differentiable twice; one image without a batch is PyTorch's."""
-    if x.ndim != 4:
-        return geometry.conv(x, w, b)
+    if not geometry.fits(x, w, b):
+        return geometry.plain(x, w, b)
     y: Tensor = _Convolution.apply(last(x), w, b, geometry)
     return y
 

@@ -6,10 +6,10 @@ module that cannot be traced, because what it does depends on values, keeps its 
 the modules inside it.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +20,7 @@ from torch.nn import functional
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
 from satm.ops.layer import layer
-from satm.ops.trace import THROUGH, changes, hooked, trace
+from satm.ops.trace import THROUGH, changes, fingerprint, hooked, shell, trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """Modules of PyTorch's that may hold layers of any kind."""
@@ -40,29 +40,32 @@ ADDED = "_operation_"
 """Beginning of the names of modules that the pass adds."""
 
 
-class Fused(nn.Module):
-    """Mark of a network, or a part of one, that the pass made; it has the class of the original, too."""
+MADE = "_made_by_satm"
+"""Attribute of networks, and parts of networks, that the pass made: whether a norm is left to PyTorch."""
 
-    plain_norm: bool
-    """Whether it still contains a norm of PyTorch's, or a part that could not be traced."""
-
-
-_known: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
-"""Networks with their state when they were traced, and what the pass made of them."""
+_known: WeakKeyDictionary[nn.Module, tuple[list[Any], nn.Module | None]] = WeakKeyDictionary()
+"""Networks with what their code may depend on, and what the pass made of them; None: nothing."""
 
 
 def fused(module: nn.Module) -> nn.Module:
-    """Return a network that computes the same, with the same parameters by the same names.
+    """Return a network that computes the same, with the same parameters by the same names, or the network itself.
 
-    The parameters are shared. The result is to be called with the network's input alone. A network whose modules or
-    modes have changed since the last call is traced again.
+    The parameters are shared. The result is to be called with the network's input alone. A network whose parts, modes
+    or attributes have changed since the last call is traced again.
     """
-    if isinstance(module, Fused):
+    if is_fused(module):
         return module
-    state = tuple((id(each), each.training) for each in module.modules())
+    state = fingerprint(module)
     if module not in _known or _known[module][0] != state:
-        _known[module] = (state, _fuse(module))
-    return _known[module][1]
+        made = _fuse(module)
+        _known[module] = state, None if made is module else made
+    found = _known[module][1]
+    return module if found is None else found
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Return whether the pass made a network."""
+    return MADE in vars(module)
 
 
 def has_plain_norm(module: nn.Module) -> bool:
@@ -70,7 +73,7 @@ def has_plain_norm(module: nn.Module) -> bool:
 
     The backward pass of such a norm follows another formula, with other rounding, if it is to be differentiated again.
     """
-    return not isinstance(module, Fused) or module.plain_norm
+    return bool(vars(module).get(MADE, True))
 
 
 def _fuse(module: nn.Module, root: bool = True) -> nn.Module:
@@ -83,22 +86,23 @@ def _fuse(module: nn.Module, root: bool = True) -> nn.Module:
     if hooked(module) or not ours:
         return module
     try:
-        graph = trace(module, root)
-    except Exception:  # tracing runs any code with stand-ins for values
-        graph = None
-    made = copy.copy(module)
-    made._modules = dict(module._modules)
-    members: dict[str, Any] = {}
-    if graph is None:
+        return _traced(module, root)
+    except Exception:  # tracing runs arbitrary code with stand-ins for values
+        made = shell(module)
         for name, child in module._modules.items():
             made._modules[name] = None if child is None else _fuse(child, root=False)
-    else:
-        _serve(graph, made)
-        if not root:
-            _restore(graph)
-        members["forward"] = type(fx.GraphModule(made, graph)).forward
-    members["plain_norm"] = _plain_norm(made, graph)
-    made.__class__ = type(type(module).__name__, (Fused, type(module)), members)
+        vars(made)[MADE] = True
+        return made
+
+
+def _traced(module: nn.Module, root: bool) -> nn.Module:
+    """Return a copy of the module that runs its graph."""
+    graph, made = trace(shell(module), root), shell(module)
+    _serve(graph, made)
+    if not root:
+        _restore(graph)
+    vars(made)["forward"] = MethodType(type(fx.GraphModule(made, graph)).forward, made)
+    vars(made)[MADE] = _plain_norm(made, graph)
     return made
 
 
@@ -142,8 +146,8 @@ class ConvolutionBlock(nn.Module):
         self, x: Tensor, v: Tensor, k: Tensor | None, w: Tensor | None = None, b: Tensor | None = None
     ) -> Tensor:
         """Return the block's result on the convolution."""
-        if x.ndim != 4:
-            return self.block.plain(self.geometry.conv(x, v, k), w, b)
+        if not (self.geometry.fits(x, v, k) and self.block.fits(x, len(v), w, b)):
+            return self.block(self.geometry.plain(x, v, k), w, b)
         return layer(x, v, k, *self.block.affine(x, len(v), w, b), self.geometry, self.block)
 
 
@@ -177,10 +181,10 @@ def _serve(graph: fx.Graph, module: nn.Module) -> None:
     for node in list(graph.nodes):
         if node in done:
             continue
-        if node.op == "call_function" and node.target is functional.conv2d:
+        if node.op == "call_function" and node.target is functional.conv2d and node.args:
             geometry, inputs = _read_convolution(*node.args, **node.kwargs)
             following = next(iter(node.users)) if len(node.users) == 1 else None
-            chain = {} if following is None or following.args[0] is not node else _chain(following, module)
+            chain = {} if following is None or following.args[:1] != (node,) else _chain(following, module)
             if geometry is not None and following is not None and chain and chain[following].stage == 0:
                 done.update(chain)
                 _put_chain(graph, module, chain, inputs, partial(ConvolutionBlock, geometry))
@@ -195,12 +199,17 @@ def _serve(graph: fx.Graph, module: nn.Module) -> None:
 
 
 def _restore(graph: fx.Graph) -> None:
-    """Return the results in the memory format of PyTorch's operations if there are operations of our own."""
+    """Return the results in the memory format of PyTorch's operations if there are operations of our own.
+
+    Raises:
+        ValueError: they are more than one tensor.
+    """
     if any(node.op == "call_module" and str(node.target).startswith(ADDED) for node in graph.nodes):
         (output,) = (node for node in graph.nodes if node.op == "output")
-        if isinstance(output.args[0], fx.Node):
-            with graph.inserting_before(output):
-                output.args = (graph.call_method("contiguous", (output.args[0],)),)
+        if not isinstance(output.args[0], fx.Node):
+            raise ValueError("a part returns more than one tensor")
+        with graph.inserting_before(output):
+            output.args = (graph.call_method("contiguous", (output.args[0],)),)
 
 
 def _overwrites_what_others_see(node: fx.Node, module: nn.Module) -> bool:
@@ -241,7 +250,7 @@ def _put(graph: fx.Graph, module: nn.Module, node: fx.Node, layer: nn.Module, in
 def _chain(node: fx.Node, module: nn.Module) -> dict[fx.Node, Part]:
     """Return the parts of the block that begins at a node; empty if none does."""
     chain: dict[fx.Node, Part] = {}
-    part, stage = _read(node, module), -1
+    part, stage = _read(node, module) if node.args else None, -1
     while part is not None and part.stage > stage:
         chain[node], stage = part, part.stage
         if len(node.users) != 1:
@@ -249,7 +258,19 @@ def _chain(node: fx.Node, module: nn.Module) -> dict[fx.Node, Part]:
         following = next(iter(node.users))
         part = _read(following, module) if following.args and following.args[0] is node else None
         node = following
-    return chain
+    # The block is computed where its last part was; nothing may change in place in between.
+    return chain if not _changed_within(chain, module) else dict([next(iter(chain.items()))])
+
+
+def _changed_within(chain: dict[fx.Node, Part], module: nn.Module) -> bool:
+    """Return whether something else is changed in place between the first and the last part of a block."""
+    nodes = list(chain)
+    node = nodes[0] if nodes else None
+    while node is not None and node is not nodes[-1]:
+        node = node.next
+        if node not in chain and changes(node, module):
+            return True
+    return False
 
 
 def _read(node: fx.Node, module: nn.Module) -> Part | None:
@@ -281,7 +302,9 @@ def _read_convolution(
 
 
 def _read_group_norm(input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Part:
-    return Part(0, {"norm": "group", "groups": num_groups, "eps": eps}, () if weight is None else (weight, bias))
+    return Part(
+        0, {"norm": "group", "groups": num_groups, "eps": eps}, () if weight is bias is None else (weight, bias)
+    )
 
 
 def _read_layer_norm(
@@ -289,7 +312,7 @@ def _read_layer_norm(
 ) -> Part | None:
     if len(normalized_shape) != 3:
         return None
-    return Part(0, {"norm": "layer", "eps": eps}, () if weight is None else (weight, bias))
+    return Part(0, {"norm": "layer", "eps": eps}, () if weight is bias is None else (weight, bias))
 
 
 def _read_relu(input: Any, inplace: bool = False) -> Part:

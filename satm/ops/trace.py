@@ -5,6 +5,7 @@ A graph is refused where it would not be all that the network does, so that the 
 
 import inspect
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ MEMORY = ("as_strided", "stride", "is_contiguous", "storage_offset", "untyped_st
 """Names of methods and functions that depend on a memory format."""
 
 ALIASES = (*VIEWS, "reshape", "reshape_as", "getitem", "permute", "transpose", "flatten", "squeeze", "unsqueeze")
-"""Names of methods and functions whose result may share memory with their first argument."""
+"""Names of some methods and functions whose result may share memory with their first argument."""
 
 
 def trace(module: nn.Module, root: bool) -> fx.Graph:
@@ -39,9 +40,73 @@ def trace(module: nn.Module, root: bool) -> fx.Graph:
     Raises:
         Exception: of any kind, because tracing runs any code with stand-ins for values.
     """
+    before = _attributes(module)
     graph = _Tracer().trace(module, concrete_args=_defaults(module) if root else None)
+    after = _attributes(module)
+    if len(before) != len(after) or any(
+        one is not other for pair in zip(before, after, strict=True) for one, other in zip(*pair, strict=True)
+    ):
+        raise ValueError("an attribute is set, or a constant tensor is made")
     _reshape(graph, module)
     return graph
+
+
+INSIDE = ("_parameters", "_buffers", "_modules")
+"""Attributes of a module that hold others by name."""
+
+
+def shell(module: nn.Module) -> nn.Module:
+    """Return a module of the same classes, attributes, parameters and buffers; setting an attribute sets its own."""
+    made: dict[nn.Module, nn.Module] = {}
+
+    def copy(part: nn.Module) -> nn.Module:
+        if part not in made:
+            made[part] = one = object.__new__(type(part))
+            vars(one).update(vars(part))
+            for name in INSIDE:
+                vars(one)[name] = dict(vars(part)[name])
+            one._modules = {name: None if child is None else copy(child) for name, child in part._modules.items()}
+        return made[part]
+
+    return copy(module)
+
+
+def _attributes(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Return all attributes of all parts of a module, to be compared by identity."""
+    found: list[tuple[Any, ...]] = []
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name in INSIDE:
+                found += [(part, sys.intern(f"{name}.{inner}"), each) for inner, each in value.items()]
+            else:
+                found.append((part, sys.intern(name), value))
+    return found
+
+
+def fingerprint(module: nn.Module) -> list[Any]:
+    """Return what the graph of a module may depend on, beside its code; equal for equal graphs."""
+    found: list[Any] = []
+    for part in module.modules():
+        found.append((id(part), type(part), hooked(part)))
+        for name, value in vars(part).items():
+            if name == "_buffers":
+                own = not type(part).__module__.startswith("torch.nn.")  # those of batch norms change in each step
+                found += [
+                    (each, id(buffer), buffer._version if own and buffer is not None else 0)
+                    for each, buffer in value.items()
+                ]
+            elif name in INSIDE:
+                found += [(each, id(inner)) for each, inner in value.items()]
+            elif not name.endswith("_hooks"):
+                found.append((name, value if _simple(value) else id(value)))
+    return found
+
+
+def _simple(value: Any) -> bool:
+    """Return whether a value can be compared."""
+    if isinstance(value, tuple | list):
+        return all(map(_simple, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | torch.Size)
 
 
 class _Proxy(fx.Proxy):
@@ -132,6 +197,8 @@ def _reshape(graph: fx.Graph, module: nn.Module) -> None:
         if changes(node, module) and _owner(node, module) in viewed:
             raise ValueError("a value is changed in place that also has another shape")
         if node.op == "call_method" and node.target in VIEWS:
+            if any(isinstance(each, torch.dtype) for each in node.args):
+                raise ValueError("bits are looked at as another type of number")
             viewed.add(_owner(node, module))
             node.target = {"view": "reshape", "view_as": "reshape_as"}[str(node.target)]
 

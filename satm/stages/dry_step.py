@@ -68,7 +68,7 @@ def check_step(inputs: Inputs, experts: str, options: ExpertsOptions) -> None:
                 f"{inputs.dataset}: an inner step fails ({problem}); name experts with another network"
             )
     refuse(problems)
-    module = own(inputs.module(options.network))
+    module = inputs.module(options.network)
     for size, name in sizes.items():
         if problem := _shortage(inputs, module, *size):
             LOG.warning("method %s on %s: %s", name, inputs.dataset, problem)
@@ -104,7 +104,7 @@ def _shortage(inputs: Inputs, module: nn.Module, step: Step, inner_steps: int, b
     """Return that a method's hypergradient takes more memory than this process has; None: it does not."""
     images, labels = _examples(inputs, step, SOME[1])
     batches = [torch.zeros(batch, dtype=torch.int64)] * inner_steps
-    loop = InnerLoop(module, soft_cross_entropy, Sgd(), inner_steps, batches)
+    loop = InnerLoop(own(module, images), soft_cross_entropy, Sgd(), inner_steps, batches)
     point = Point(flatten(module), {})
     tensors = images, labels, torch.zeros((), device=inputs.device)
     return shortage(Unroll(step.engine, loop, point, *tensors, torch.sum, 0))

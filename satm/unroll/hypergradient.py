@@ -82,7 +82,7 @@ def hypergradient(
     """
     last = steps - first if last is None else last
     module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
-    loop = InnerLoop(own(module), loss, rule or Sgd(), steps, batches, augment)
+    loop = InnerLoop(own(module, images), loss, rule or Sgd(), steps, batches, augment)
     _check(loop, images, labels, first, last, keep_points)
     pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
@@ -95,7 +95,7 @@ def hypergradient(
     unroll = Unroll(engine, loop, point, *inputs, objective, cut)
     probe(unroll)
     work = "hypergradients", *unroll.kind
-    unroll = unroll.with_network(fastest(module, work, images.device, partial(one_step, unroll)))
+    unroll = unroll.with_network(fastest(module, work, images, partial(one_step, unroll)))
     loop = unroll.loop
     earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
