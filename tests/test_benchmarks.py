@@ -124,7 +124,7 @@ def test_scaling_shows_slopes(tmp_path: Path, capfd: pytest.CaptureFixture[str],
         (["distill", "--ways", "mttt"], "unknown method 'mttt'"),
         (["experts", "--ways", "our"], "unknown way 'our'"),
         (["evaluate", "--ways", "one"], "unknown way 'one'"),
-        (["hypergradient", "--rounds", "0"], "got 6 ways and 0 rounds"),
+        (["hypergradient", "--rounds", "0"], "expected --ways and --rounds of at least 1, got 6 ways and 0 rounds"),
         (["scaling", "--values", "3"], "a slope needs two sizes at least, got [3]"),
     ],
 )
@@ -151,7 +151,7 @@ def test_all_settings_are_measured_once_and_shown(
     assert sorted(first) == ["one.parquet", "two.parquet"]
     told = capfd.readouterr().out
     assert all(each in told for each in ("one", "two", "mtt-loop", "mixed", "published", "ours", "predicted"))
-    assert main(["bench", "all", "--only", "three", "--out", str(tmp_path)]) == 2
+    assert main(["bench", "all", "--only", "one", "three", "--out", str(tmp_path)]) == 2
     assert "unknown setting 'three'; known: one, two" in capfd.readouterr().err
 
 

@@ -206,6 +206,77 @@ def test_a_signal_that_a_job_ignores_is_ignored(jobs: Jobs, ignored: signal.Sign
     assert not lives(fork)
 
 
+def test_a_job_that_is_suspended_suspends_its_fork(jobs: Jobs) -> None:
+    job, fork, _ = jobs.wait()
+
+    def state(number: int) -> str:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(") ")[2][0]
+
+    job.send_signal(signal.SIGTSTP)
+    until(lambda: state(job.pid) == "T" and state(fork) == "T")
+    job.send_signal(signal.SIGCONT)
+    until(lambda: state(job.pid) == "S" and state(fork) == "S")
+    job.terminate()
+    assert job.wait(60) == 75
+
+
+def test_a_signal_before_the_fork_ends_the_job(jobs: Jobs) -> None:
+    _, _, server = jobs.wait()
+    os.kill(server, signal.SIGSTOP)
+    try:
+        job = jobs.start("wait")
+        until(lambda: "sk_wait" in Path(f"/proc/{job.pid}/wchan").read_text() or lives(job.pid))
+        time.sleep(0.5)
+        job.terminate()
+        assert job.wait(60) == -signal.SIGTERM
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert jobs.tell()["parent"] == server
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_job_with_a_closed_stream_runs_alone(jobs: Jobs, closed: int) -> None:
+    command = [sys.executable, str(jobs.folder / "job.py"), "count"]
+    around = jobs.environment | {"PYTHONPATH": f"{jobs.folder}:{Path.cwd()}"}
+    sign = "<" if closed == 0 else f"{closed}>"
+    done = subprocess.run(["sh", "-c", f'"$@" {sign}&-', "sh", *command], env=around, capture_output=True, text=True)
+    assert not jobs.shared.exists() and (closed == 1 or done.stdout.endswith("19999\n"))
+
+
+@pytest.mark.parametrize("flag", ["-O", "-X=dev", "-Wignore"])
+def test_a_job_with_flags_of_the_interpreter_runs_alone(jobs: Jobs, flag: str) -> None:
+    command = [sys.executable, *flag.split("="), str(jobs.folder / "job.py"), "count"]
+    around = jobs.environment | {"PYTHONPATH": f"{jobs.folder}:{Path.cwd()}"}
+    done = subprocess.run(command, env=around, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("19999\n") and not jobs.shared.exists()
+
+
+def test_a_folder_made_anew_is_another_start(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    here, servers = Path.cwd(), set()
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path / "work")
+        servers.add(jobs.tell(PYTHONPATH=f"{jobs.folder}:{here}")["parent"])
+        monkeypatch.chdir(here)
+        (tmp_path / "work").rename(tmp_path / f"old-{len(servers)}")
+        (tmp_path / "work").mkdir()
+    assert len(servers) == 2
+
+
+def test_jobs_that_a_server_has_no_files_for_run_alone(jobs: Jobs) -> None:
+    command = ["sh", "-c", 'ulimit -n 24; exec "$@"', "sh", sys.executable, str(jobs.folder / "job.py"), "wait"]
+    around = jobs.environment | {"PYTHONPATH": f"{jobs.folder}:{Path.cwd()}"}
+    running = [subprocess.Popen(command, env=around, stdout=subprocess.PIPE, text=True) for _ in range(16)]
+    parents = []
+    for job in running:
+        assert job.stdout
+        parents.append(int(job.stdout.readline().split()[1]))
+    for job in running:
+        job.terminate()
+    assert [job.wait(60) for job in running] == [75] * 16
+    assert parents.count(os.getpid()) >= 4 and len(set(parents)) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_fork_that_a_signal_ends_ends_its_job_so(jobs: Jobs, number: int) -> None:
     assert jobs.start("signal", str(int(number))).wait(60) == -number
@@ -246,6 +317,7 @@ def test_a_job_of_an_ended_workflow_runs_alone(jobs: Jobs) -> None:
     jobs.owner.kill()
     jobs.owner.wait()
     assert jobs.tell()["parent"] == os.getpid()
+    assert not jobs.shared.exists()
 
 
 @pytest.mark.parametrize("trouble", ["server", "file", "link", "open", "long", "name"])

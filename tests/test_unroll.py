@@ -634,6 +634,12 @@ class Counts(Body):
         return self.body(x) * float(self.count)
 
 
+class Replaces(Body):
+    def forward(self, x: Tensor) -> Tensor:
+        self.count = self.count + 1
+        return self.body(x) * float(self.count)
+
+
 class Detaches(Body):
     def forward(self, x: Tensor) -> Tensor:
         return self.body(torch.from_numpy(x.detach().numpy()))
@@ -665,6 +671,7 @@ class Fails(Body):
             Counts,
             "another gradient when it is repeated, because it draws random numbers or changes a buffer; take that",
         ),
+        (Replaces, "another gradient when it is repeated, because it draws random numbers or changes a buffer"),
         (Detaches, r"does not depend on the images; take detach\(\), no_grad\(\) or NumPy out of the network"),
         (Stops, r"does not depend on the images; take detach\(\), no_grad\(\) or NumPy out of the network"),
         (Answers, r"fails \(TypeError: cross_entropy_loss\(\): .*\); check network, images, labels and loss"),
@@ -707,3 +714,59 @@ def test_pure_networks_are_taken_whatever_they_are_made_of() -> None:
     assert torch.equal(found(torch.compile(plain)), found(plain))
     assert torch.equal(found(plain.requires_grad_(False)), found(plain))
     assert float(found(Reseeds()).norm()) > 0
+
+
+class Calls(Body):
+    """A network that counts its calls, which changes nothing, and whose bias has a gradient of rounding errors."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("stored", [0, 1, 3])
+def test_a_counter_and_a_sum_of_pixels_are_no_obstacle(stored: int) -> None:
+    images, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 2, 1])
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x.sum((2, 3)))
+
+    for module in (Calls(), Sums()):
+        found = [
+            hypergradient(module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=3, **options)
+            for options in ({"engine": "reverse"}, {"stored": stored})
+        ]
+        torch.testing.assert_close(found[0].images, found[1].images, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [nn.SiLU(), nn.Mish(), nn.GELU(), nn.ReLU()])
+def test_bytes_do_not_depend_on_stored_steps_for_any_activation(layer: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(144, 3))
+    images, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 2, 1])
+    found = [
+        hypergradient(
+            module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=4, stored=stored
+        ).images
+        for stored in (0, 2, 4)
+    ]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_a_loss_for_one_length_of_batch_and_an_objective_of_no_weights() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    images, labels, weights = torch.randn(16, 1, 8, 8), torch.arange(16) % 3, torch.rand(16)
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return (functional.cross_entropy(logits, targets, reduction="none") * weights).mean()
+
+    assert float(hypergradient(module, images, labels, 0.1, torch.sum, steps=2, loss=loss).images.norm()) >= 0
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="the objective does not depend on the last weights"):
+            hypergradient(module, images, labels, 0.1, lambda end: torch.ones(()), steps=2, engine=engine)
+    with pytest.raises(ValueError, match="stored must be at least 0, got -1"):
+        hypergradient(module, images, labels, 0.1, torch.sum, steps=2, stored=-1)

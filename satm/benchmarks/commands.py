@@ -149,8 +149,8 @@ def bench_all(
     """
     from satm.benchmarks.measure import Setting, compare, show
 
-    for name in only:
-        kind, case, ways = pick(name, SETTINGS, "setting")
+    settings = {name: pick(name, SETTINGS, "setting") for name in only}
+    for name, (kind, case, ways) in settings.items():
         if not (out / f"{name}.parquet").exists():
             setting = Setting.of(kind, case, "float32", how.device, how.threads)
             compare(setting, ways, how, out / f"{name}.parquet")

@@ -91,7 +91,7 @@ def compare(setting: Setting, names: Sequence[str], how: Measuring, out: Path) -
     """Measure the ways in turn, show a table and write its rows."""
     rounds, memory = how.rounds, how.memory
     if rounds < 1 or not names:
-        raise UsageError(f"a benchmark needs ways and rounds, got {len(names)} ways and {rounds} rounds; give some")
+        raise UsageError(f"expected --ways and --rounds of at least 1, got {len(names)} ways and {rounds} rounds")
     ways = {name: setting.way(name) for name in names}
     console = Progress.console()
     console.print(str(setting))
@@ -132,7 +132,7 @@ def show(files: Mapping[str, Path]) -> None:
         for row in frame.to_dict("records"):
             peak, predicted = float(row["peak_memory_bytes"]), float(row["predicted_memory_bytes"])
             ratios = [f"{row['seconds']:.3f}", f"{row['times_as_fast']:.2f}"]
-            memory = [f"{peak / 2**20:.0f}", f"{peak / first:.3f}", f"{predicted / 2**20:.0f}"]
+            memory = [f"{peak / 2**20:.0f}", f"{peak / max(first, 1):.3f}", f"{predicted / 2**20:.0f}"]
             table.add_row(name, str(row["way"]), *ratios, *("" if text == "nan" else text for text in memory))
     Progress.console().print(table)
 

@@ -1,9 +1,9 @@
 """Short jobs on one machine share a start: they fork from a process that has imported torch, which takes two seconds.
 
 A job that finds `$SATM_PRELOAD` starts that process if no other job has, passes its own output, arguments and
-environment, waits, and ends as its fork does; signals that it receives are passed on. The fork is a process like
-any other: own log, account, state and memory. Only equal starts share a process: folder, environment, limits. Whatever
-stands in the way, the job runs without it. Nothing here imports torch before a job asks for it.
+environment, waits, and exits the way its fork does; signals that it receives are passed on. The fork is a process like
+any other, with a log, account, state and memory of its own. Only equal starts share a process: folder, environment,
+limits. Where no fork can begin, the job runs by itself. Nothing here imports torch before a job asks for it.
 """
 
 import contextlib
@@ -11,8 +11,10 @@ import fcntl
 import gc
 import hashlib
 import json
+import math
 import os
 import resource
+import select
 import selectors
 import shutil
 import signal
@@ -21,6 +23,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,10 @@ from types import FrameType
 PRELOAD = "SATM_PRELOAD"
 """Environment variable: number of the process whose jobs share a start; `no`: each job starts alone."""
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PASSED_ON = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGTSTP, signal.SIGCONT),
+)
 """Signals that a job passes on to its fork."""
 
 OWN = frozenset({"SATM_LOG", "_", "SHLVL", "OLDPWD"})
@@ -37,8 +43,11 @@ OWN = frozenset({"SATM_LOG", "_", "SHLVL", "OLDPWD"})
 
 LIMITS = [getattr(resource, name) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
 
-SECONDS = 10.0
-"""Time for a job to send its request."""
+SECONDS = 1.0
+"""Time for a job to send its request, during which the others wait."""
+
+PATIENCE = 1.0
+"""Seconds that a job which is to stop waits for its fork to begin."""
 
 WIDTH = 4
 """Bytes of the length before a request."""
@@ -59,17 +68,17 @@ def run_in_fork(server: Sequence[str]) -> int | None:
     Returns:
         The exit code; None: nothing was run.
     """
-    if not (owner := os.environ.get(PRELOAD, "")).isdecimal():
+    if not (owner := os.environ.get(PRELOAD, "")).isdecimal() or not _as_usual():
         return None
-    pending: list[int] = []
-    fork = 0
+    fork, pending = 0, list[int]()
 
     def pass_on(signum: int, _frame: FrameType | None) -> None:
-        if fork:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(fork, signum)
-        else:
-            pending.append(signum)
+        if not fork:
+            return pending.append(signum)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(fork, signal.SIGSTOP if signum == signal.SIGTSTP else signum)
+        if signum == signal.SIGTSTP:
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     heard = [signum for signum in PASSED_ON if signal.getsignal(signum) != signal.SIG_IGN]  # others stay ignored
     before = {signum: signal.signal(signum, pass_on) for signum in heard}
@@ -80,12 +89,12 @@ def run_in_fork(server: Sequence[str]) -> int | None:
             socket.send_fds(connection, [len(request).to_bytes(WIDTH)], [0, 1, 2])
             connection.sendall(request)
             answers = connection.makefile("r", encoding="ascii")
+            _await(connection, pending)
             fork = int(answers.readline())
         except (OSError, ValueError):  # the process has ended, before it forked
             return None
         for signum in pending:
             pass_on(signum, None)
-        pending.clear()
         if answer := answers.readline():
             return _end_as(os.waitstatus_to_exitcode(int(answer)))
         with contextlib.suppress(ProcessLookupError):
@@ -95,8 +104,27 @@ def run_in_fork(server: Sequence[str]) -> int | None:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-        for signum in pending:
-            os.kill(os.getpid(), signum)
+
+
+def _await(connection: socket.socket, pending: Sequence[int]) -> None:
+    """Wait for an answer; end this process by a signal that arrives meanwhile, if none comes soon."""
+    until = math.inf
+    while not select.select([connection], [], [], PATIENCE / 10)[0]:
+        if pending:
+            until = min(until, time.monotonic() + PATIENCE)
+            if time.monotonic() >= until:  # a fork that begins later finds that its job has ended
+                signal.signal(pending[0], signal.SIG_DFL)
+                os.kill(os.getpid(), pending[0])
+
+
+def _as_usual() -> bool:
+    """Return whether this process was started as jobs are: its forks could not have what is unusual."""
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN or sys.orig_argv[1:2] not in (sys.argv[:1], ["-m"]):
+        return False  # flags of the interpreter
+    try:
+        return all(os.fstat(descriptor) for descriptor in range(3))
+    except OSError:  # a closed stream
+        return False
 
 
 def _end_as(code: int) -> int:
@@ -114,6 +142,7 @@ def _connect(owner: int, server: Sequence[str]) -> socket.socket:
     Raises:
         OSError: this is not possible.
     """
+    os.close(os.pidfd_open(owner))  # or it has ended
     folder = Path(tempfile.gettempdir(), f"satm-{os.getuid()}-{owner}")
     folder.mkdir(mode=0o700, exist_ok=True)
     about = folder.lstat()
@@ -142,8 +171,21 @@ def _circumstances(server: Sequence[str]) -> str:
     environment = sorted((name, value) for name, value in os.environ.items() if name not in OWN)
     limits = [resource.getrlimit(limit) for limit in LIMITS]
     cores, cgroup = sorted(os.sched_getaffinity(0)), Path("/proc/self/cgroup").read_text("utf-8", "replace")
-    ignored = [signum for signum in signal.valid_signals() if signal.getsignal(signum) == signal.SIG_IGN]
-    start = [*server, sys.flags, sys.path, Path.cwd(), umask, limits, cores, os.nice(0), cgroup, sorted(ignored)]
+    ignored = [signum for signum in sorted(signal.valid_signals()) if signal.getsignal(signum) == signal.SIG_IGN]
+    here = Path.cwd().stat()
+    start = [
+        *server,
+        sys.path,
+        Path.cwd(),
+        here.st_dev,
+        here.st_ino,
+        umask,
+        limits,
+        cores,
+        os.nice(0),
+        cgroup,
+        sorted(ignored),
+    ]
     return hashlib.sha256(repr([start, environment]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -187,8 +229,14 @@ class _Job:
         self.connection = connection
         connection.settimeout(SECONDS)
         length, self._output, _, _ = socket.recv_fds(connection, WIDTH, 3)
-        with connection.makefile("rb") as content:
-            self._arguments, self._environment = json.loads(content.read(int.from_bytes(length)))
+        try:
+            if len(self._output) < 3:
+                raise ValueError("too many files are open")
+            with connection.makefile("rb") as content:
+                self._arguments, self._environment = json.loads(content.read(int.from_bytes(length)))
+        except (OSError, ValueError):
+            self.close_output()
+            raise
         connection.settimeout(None)
 
     def close_output(self) -> None:
@@ -221,7 +269,8 @@ class _Server:
 
     def __init__(self, listener: socket.socket, address: Path, owner: int) -> None:
         self._listener, self._address, self._owner = listener, address, owner
-        self._selector, self._forks = selectors.DefaultSelector(), 0
+        self._selector, self._forks, self._spare = selectors.DefaultSelector(), 0, -1
+        self._reserve()
         self._watch(listener, self._accept)
         self._watch(owner, self._end)
 
@@ -248,19 +297,47 @@ class _Server:
         self._selector.register(source, selectors.EVENT_READ, then)
 
     def _accept(self) -> _Job | None:
-        connection, _ = self._listener.accept()
+        """Fork for a job; one that cannot be served finds its connection closed and runs by itself."""
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # it was killed, or too many files are open
+            self._release()
+            with contextlib.suppress(OSError):
+                self._listener.accept()[0].close()
+            self._reserve()
+            return None
         try:
             job = _Job(connection)
-        except (OSError, ValueError):  # it was killed
+        except (OSError, ValueError):
             connection.close()
             return None
-        if not (number := os.fork()):
-            return job
-        job.close_output()
-        process, self._forks = os.pidfd_open(number), self._forks + 1
+        self._release()
+        number = -1
+        try:
+            if not (number := os.fork()):
+                return job
+            process = os.pidfd_open(number)
+        except OSError:
+            connection.close()
+            return None
+        finally:
+            if number:  # it is not the fork
+                job.close_output()
+                self._reserve()
+        self._forks += 1
         self._watch(process, partial(self._finish, number, process, connection))
         self._watch(connection, partial(self._kill, process, connection))
         return None
+
+    def _reserve(self) -> None:
+        """Keep a file descriptor for what is needed when too many files are open."""
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def _release(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+        self._spare = -1
 
     def _finish(self, number: int, process: int, connection: socket.socket) -> None:
         """A fork has ended: tell its job how."""

@@ -122,8 +122,7 @@ def reverse(unroll: Unroll) -> Derivatives:
     point, (pixels, targets, inputs) = unroll.point, _leaves(unroll)
     start, rate = point.weights.detach().requires_grad_(), unroll.step_size.detach().requires_grad_()
     end, directions = _unroll(unroll.loop, Point(start, point.state), pixels, targets, rate, unroll.first)
-    with torch.enable_grad():
-        loss = unroll.objective(end)
+    loss = _outer_loss(unroll, end)
     gradients = torch.autograd.grad(loss, [end, start, rate, *inputs], materialize_grads=True)
     end_bar, start_bar, step_size_bar, *bars = gradients
     return _result(loss.detach(), bars, step_size_bar, start_bar, end.detach()), end_bar, directions
@@ -165,8 +164,7 @@ def mixed(unroll: Unroll) -> Derivatives:
     state = {name: value.detach().requires_grad_() for name, value in point.state.items()}
     end, rest = _unroll(loop, Point(start, state), pixels, targets, rate, cut)
     directions += rest
-    with torch.enable_grad():
-        loss = unroll.objective(end)
+    loss = _outer_loss(unroll, end)
     gradients = torch.autograd.grad(loss, [end, start, rate, *inputs, *state.values()], materialize_grads=True)
     end_bar, weights_bar, step_size_bar, *others = gradients
     bars, state_bar = list(others[: len(inputs)]), dict(zip(state, others[len(inputs) :], strict=True))
@@ -187,7 +185,7 @@ def mixed(unroll: Unroll) -> Derivatives:
         else:
             curvature, *parts = recorded.pull(here.weights, chosen[0].detach(), chosen[1].detach(), tangent)
             shares = list(torch.autograd.grad(chosen[: len(parts)], inputs, parts, materialize_grads=True))
-        bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
+        bars = [bar + share for bar, share in zip(bars, shares, strict=True)]
         weights_bar, step_size_bar = through_rule + curvature, step_size_bar + rate_bar
     return _result(loss, bars, step_size_bar, weights_bar, end), end_bar, directions
 
@@ -213,7 +211,7 @@ def tesla(unroll: Unroll) -> Derivatives:
         here, direction, _ = loop.advance(here, images, labels, step_size, step)
         directions += direction
     end = here.weights
-    loss, end_bar = _outer(unroll.objective, end)
+    loss, end_bar = _outer(unroll, end)
 
     pixels, targets, inputs = _leaves(unroll)
     bars, here = [torch.zeros_like(leaf) for leaf in inputs], point
@@ -223,7 +221,7 @@ def tesla(unroll: Unroll) -> Derivatives:
             zero = {name: torch.zeros_like(value) for name, value in here.state.items()}
             _, tangent, _, _ = _pull_rule(loop.rule, here, slope, step_size, end_bar, zero)
             shares = torch.autograd.grad(slope, inputs, tangent, materialize_grads=True)
-        bars = [bar.add_(share) for bar, share in zip(bars, shares, strict=True)]
+        bars = [bar + share for bar, share in zip(bars, shares, strict=True)]
         direction, state = loop.rule.direction(here.weights, here.state, slope.detach())
         here = Point(here.weights - step_size * direction, state)
     return _result(loss, bars, -torch.dot(end_bar, directions), end_bar, end), end_bar, directions
@@ -241,12 +239,24 @@ def _result(loss: Tensor, bars: list[Tensor], step_size: Tensor, start: Tensor, 
     return Hypergradient(loss, bars[0], bars[1] if len(bars) > 1 else None, step_size, start, end)
 
 
-def _outer(objective: Objective, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outer loss and its gradient with respect to the last weights, without a graph."""
+def _outer_loss(unroll: Unroll, weights: Tensor) -> Tensor:
+    """Return the outer loss, with a graph to the last weights.
+
+    Raises:
+        ValueError: it has none.
+    """
     with torch.enable_grad():
-        end = weights.detach().requires_grad_()
-        loss = objective(end)
-        (gradient,) = torch.autograd.grad(loss, end)
+        loss = unroll.objective(weights)
+    if not loss.requires_grad:
+        raise ValueError("the objective does not depend on the last weights, so there is nothing to differentiate")
+    return loss
+
+
+def _outer(unroll: Unroll, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outer loss and its gradient with respect to the last weights, without a graph."""
+    end = weights.detach().requires_grad_()
+    loss = _outer_loss(unroll, end)
+    (gradient,) = torch.autograd.grad(loss, end)
     return loss.detach(), gradient
 
 

@@ -17,7 +17,7 @@ from satm.ops import fastest, own
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective, Unroll
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
-from satm.unroll.planning import one_step, probe, run_engine, stored_steps
+from satm.unroll.planning import needs_graph, one_step, probe, run_engine, stored_steps
 from satm.unroll.rules import Rule, Sgd
 
 
@@ -83,7 +83,7 @@ def hypergradient(
     last = steps - first if last is None else last
     module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
     loop = InnerLoop(own(module, images), loss, rule or Sgd(), steps, batches, augment)
-    _check(loop, images, labels, first, last, keep_points)
+    _check(loop, images, labels, first, last, keep_points, stored)
     pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
         weights = flatten(module) if start is None else start.detach()
@@ -96,7 +96,9 @@ def hypergradient(
     probe(unroll)
     work = "hypergradients", *unroll.kind
     unroll = unroll.with_network(fastest(module, work, images, partial(one_step, unroll)))
-    loop = unroll.loop
+    probe(unroll)
+    loop = replace(unroll.loop, with_graph=needs_graph(unroll))
+    unroll = replace(unroll, loop=loop)
     earlier = torch.zeros_like(point.weights)
     for step in range(first, cut):
         if step in keep_points:
@@ -118,7 +120,15 @@ def hypergradient(
     return replace(result, step_size=step_size_bar, start=result.start if cut == first else None, points=points)
 
 
-def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: int, keep_points: Sequence[int]) -> None:
+def _check(
+    loop: InnerLoop,
+    images: Tensor,
+    labels: Tensor,
+    first: int,
+    last: int,
+    keep_points: Sequence[int],
+    stored: int | None,
+) -> None:
     """Refuse arguments that would fail late or, worse, silently give a wrong gradient."""
     steps, batches = loop.steps, loop.batches
     if not 0 <= first < steps:
@@ -140,6 +150,8 @@ def _check(loop: InnerLoop, images: Tensor, labels: Tensor, first: int, last: in
         raise ValueError(
             f"expected one label per image, got {len(images)} images and {len(labels)} labels; add or drop some"
         )
+    if stored is not None and stored < 0:
+        raise ValueError(f"stored must be at least 0, got {stored}; use None for as many steps as fit")
     if batches is not None and len(batches) != steps:
         raise ValueError(f"expected one batch per step, got {len(batches)} batches and {steps} steps; add or drop some")
     if keep_points and not first <= min(keep_points) <= max(keep_points) <= steps:

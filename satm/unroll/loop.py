@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from satm.ops import has_plain_norm
 from satm.params import call_flat
 from satm.run.stopping import check_stop
 from satm.unroll.rules import Rule, State
@@ -40,6 +39,7 @@ class InnerLoop:
         steps: number of steps, N.
         batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
         augment: augmentation of the images of each step; None: no augmentation.
+        with_graph: compute gradients with a graph also where it is dropped, because they have other bytes without one.
     """
 
     module: nn.Module
@@ -48,6 +48,7 @@ class InnerLoop:
     steps: int
     batches: Sequence[Tensor] | None = None
     augment: Augment | None = None
+    with_graph: bool = True
 
     def batch(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the images of one step, `[b, C, H, W]`, augmented, and their labels, from the whole set."""
@@ -75,13 +76,13 @@ class InnerLoop:
     ) -> tuple[Point, Tensor, Tensor]:
         """Return the point after one step, the step's direction, `[P]`, and its gradient, `[P]`, without a graph.
 
-        A network with a norm of PyTorch's computes the gradient with a graph, which is dropped. Without one, torch uses
-        another formula for the backward pass of norms, and a rounding error that flips one ReLU would make this
-        trajectory diverge from the differentiated one.
+        Where the loop says so (`with_graph`) the gradient is computed with a graph, which is dropped. Without one,
+        torch uses another formula for the backward pass of norms and some activations, and a rounding error that flips
+        one ReLU would make this trajectory diverge from the differentiated one.
         """
         with torch.enable_grad():
             weights = point.weights.detach().requires_grad_()
-            gradient = self.gradient(weights, images, labels, step, has_plain_norm(self.module)).detach()
+            gradient = self.gradient(weights, images, labels, step, self.with_graph).detach()
         return *self.follow(point, gradient, step_size), gradient
 
     def follow(self, point: Point, gradient: Tensor, step_size: Tensor) -> tuple[Point, Tensor]:

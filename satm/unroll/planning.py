@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from satm.errors import RunError, UsageError, pick, ran_out
+from satm.ops import has_plain_norm
 from satm.run.machine import peak_inside
 from satm.run.memory import free_memory, in_words, memory_budget
 from satm.unroll.engines import ENGINES, Derivatives, Unroll
@@ -20,6 +21,9 @@ from satm.unroll.loop import InnerLoop
 from satm.unroll.recording import recorded_step
 
 LOG = logging.getLogger("satm")
+
+UNLIKE = 1e-3
+"""Relative difference of the gradients of a step and of its repetition that is no rounding; GPUs add in any order."""
 
 FEW = 6
 """Steps of a rehearsal. With 3, predicted peaks are up to a fifth too low: the allocator's waste grows at first."""
@@ -57,6 +61,9 @@ _graphs: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int]] = WeakKeyDicti
 _few_images: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[int, float]]] = WeakKeyDictionary()
 """Bytes of the graph of a step of `SOME[0]` images, and of each further image, by network and `Unroll.kind[1:]`."""
 
+_alike: WeakKeyDictionary[nn.Module, set[tuple[Any, ...]]] = WeakKeyDictionary()
+"""Networks, and sizes of step (`Unroll.kind`), whose gradients have the same bytes with and without a graph."""
+
 _plans: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Plan]] = WeakKeyDictionary()
 """First plan by network, engine and `Unroll.kind`."""
 
@@ -78,17 +85,18 @@ def probe(unroll: Unroll) -> int:
 
 def _check_step(unroll: Unroll) -> int:
     """Return the bytes of the first step's graph; the errors are those of `probe`."""
-    loop, inputs = unroll.loop, (unroll.images, unroll.labels)
+    loop, numbers = unroll.loop, torch.get_rng_state()
     weights, pixels = (each.detach().requires_grad_() for each in (unroll.point.weights, unroll.images))
-    numbers, state = torch.get_rng_state(), _state(loop.module)
     try:
         with torch.enable_grad():
             size = graph_bytes(unroll, unroll.first)
-            changed = not torch.equal(numbers, torch.get_rng_state()) or state != _state(loop.module)
-            slope = loop.gradient(weights, pixels, unroll.labels, unroll.first)
-            if changed:
-                again = loop.gradient(weights, *inputs, unroll.first, graph=False)
-                changed = not torch.allclose(again, slope.detach(), rtol=1e-3, atol=0)
+            slope, again, brief = (
+                loop.gradient(weights, pixels, unroll.labels, unroll.first, graph) for graph in (True, True, False)
+            )
+            changed = float((again - slope).norm()) > UNLIKE * float(slope.norm())
+            _alike.setdefault(loop.module, set())
+            if torch.equal(brief, slope):
+                _alike[loop.module].add(unroll.kind)
             (share,) = torch.autograd.grad(slope.sum(), pixels, allow_unused=True)
     except (UsageError, RunError):
         raise
@@ -113,9 +121,9 @@ def _check_step(unroll: Unroll) -> int:
     return size
 
 
-def _state(module: nn.Module) -> list[int]:
-    """Return numbers that change when a buffer does."""
-    return [buffer._version for buffer in module.buffers()]
+def needs_graph(unroll: Unroll) -> bool:
+    """Return whether gradients of a network have other bytes without a graph, so that they are computed with one."""
+    return has_plain_norm(unroll.loop.module) or unroll.kind not in _alike.get(unroll.loop.module, ())
 
 
 def run_engine(unroll: Unroll) -> Derivatives:
@@ -160,7 +168,8 @@ def stored_steps(unroll: Unroll) -> int:
     if key not in plans:
         plans[key] = plan = make_plan(unroll, stored, graph)
         kept = f"; the graphs of {stored} of {unroll.steps} inner steps are kept" if unroll.engine == "mixed" else ""
-        about = f"memory: about {in_words(plan.peak)} at the peak of a hypergradient, {in_words(plan.free)} were free"
+        about = f"memory: about {in_words(plan.peak)} at the peak of a hypergradient"
+        about += f", {in_words(plan.free)} were free" if plan.free else ""
         LOG.info("%s%s", about, kept)
     return stored
 
@@ -230,7 +239,10 @@ def shortage(unroll: Unroll) -> str | None:
         return None
     sizes, kind = _few_images.setdefault(unroll.loop.module, {}), unroll.kind[1:]
     if kind not in sizes:
-        few, more = (graph_bytes(unroll, unroll.first, images) for images in SOME)
+        try:
+            few, more = (graph_bytes(unroll, unroll.first, images) for images in SOME)
+        except Exception:  # such as a loss for batches of one length
+            return None
         sizes[kind] = few, (more - few) / (SOME[1] - SOME[0])
     few, each = sizes[kind]
     graph = few + (batch - SOME[0]) * each
@@ -238,9 +250,11 @@ def shortage(unroll: Unroll) -> str | None:
     needed = PER_GRAPH * graph + {"mixed": path, "reverse": (steps - 1) * graph}.get(unroll.engine, 0)
     if needed <= free:
         return None
+    path = path if unroll.engine == "mixed" else 0
     fewer = int((free - path - PER_GRAPH * few) / (PER_GRAPH * each)) + SOME[0] if each else 0
-    if unroll.engine == "reverse" and path + PER_GRAPH * graph <= free:
-        advice = f"engine mixed takes about {in_words(path + PER_GRAPH * graph)}"
+    by_mixed = unroll.point_bytes * steps + PER_GRAPH * graph
+    if unroll.engine == "reverse" and by_mixed <= free:
+        advice = f"engine mixed takes about {in_words(by_mixed)}"
     elif unroll.engine != "reverse" and fewer >= 1:
         advice = f"at most about {fewer} images in a step (batch_size) would fit"
     else:
