@@ -38,7 +38,7 @@ def trace(module: nn.Module, root: bool) -> fx.Graph:
     """Return the graph of a network (`root`), whose input is its only argument, or of a part, in any memory format.
 
     Raises:
-        Exception: of any kind, because tracing runs any code with stand-ins for values.
+        Exception: of any kind, because tracing runs arbitrary code with stand-ins for values.
     """
     before = _attributes(module)
     graph = _Tracer().trace(module, concrete_args=_defaults(module) if root else None)

@@ -105,7 +105,7 @@ def _check_step(unroll: Unroll) -> int:
             raise
         step = f"an inner step with {unroll.batch} images of {list(unroll.images.shape[1:])}"
         what = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
-        raise ValueError(f"{step} fails ({what}); check network, images, labels and loss") from error
+        raise ValueError(f"{step} fails ({what}); check the network, images, labels and loss") from error
     finally:
         torch.set_rng_state(numbers)
     if changed:
@@ -115,8 +115,8 @@ def _check_step(unroll: Unroll) -> int:
         )
     if share is None:
         raise ValueError(
-            "the gradient of an inner step does not depend on the images; take detach(), no_grad() or NumPy out of the "
-            "network, the augmentation and the loss"
+            "the gradient of an inner step does not depend on the images; look for detach(), no_grad() or "
+            "NumPy in the network, the augmentation and the loss"
         )
     return size
 
