@@ -74,6 +74,13 @@ def test_a_recording_is_made_once_and_told(stand_in: None, caplog: pytest.LogCap
     assert any("the graphs of 0 of 3 inner steps are kept" in text for text in caplog.messages)
 
 
+def test_losses_that_are_made_anew_do_not_fill_the_memory(stand_in: None) -> None:
+    module = network()
+    for factor in range(7):
+        solve(module, stored=0, loss=lambda logits, labels, factor=factor: factor * logits.square().sum())
+    assert max(len(steps) for steps in recording._recorded.values()) == recording.MOST
+
+
 @pytest.mark.parametrize("fault", ["wrong", "fails"])
 def test_a_recording_that_is_wrong_is_not_used(
     fault: str, stand_in: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -93,7 +93,7 @@ def _check_step(unroll: Unroll) -> int:
             slope, again, brief = (
                 loop.gradient(weights, pixels, unroll.labels, unroll.first, graph) for graph in (True, True, False)
             )
-            changed = float((again - slope).norm()) > UNLIKE * float(slope.norm())
+            changed = float((again - slope).detach().norm()) > UNLIKE * float(slope.detach().norm())
             _alike.setdefault(loop.module, set())
             if torch.equal(brief, slope):
                 _alike[loop.module].add(unroll.kind)

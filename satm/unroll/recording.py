@@ -24,6 +24,9 @@ LOG = logging.getLogger("satm")
 WARM_UP = 3
 """Calls before a recording, in which libraries choose algorithms and allocate what they keep."""
 
+MOST = 4
+"""Recordings that are kept for a network."""
+
 RUNS = 5
 """Runs of a measurement."""
 
@@ -119,6 +122,8 @@ def recorded_step(loop: InnerLoop, weights: Tensor, images: Tensor, labels: Tens
     known = _recorded.setdefault(loop.module, {})
     key = (loop.loss, *((each.shape, each.dtype, each.device) for each in examples))
     if key not in known:
+        while len(known) >= MOST:  # such as those of a loss that is made anew for each call
+            del known[next(iter(known))]
         known[key] = _record(loop, *examples)
     return known[key]
 
