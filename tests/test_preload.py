@@ -225,13 +225,23 @@ def test_a_signal_before_the_fork_ends_the_job(jobs: Jobs) -> None:
     os.kill(server, signal.SIGSTOP)
     try:
         job = jobs.start("wait")
-        until(lambda: "sk_wait" in Path(f"/proc/{job.pid}/wchan").read_text() or lives(job.pid))
         time.sleep(0.5)
         job.terminate()
         assert job.wait(60) == -signal.SIGTERM
     finally:
         os.kill(server, signal.SIGCONT)
     assert jobs.tell()["parent"] == server
+
+
+def test_a_signal_is_not_lost_with_the_server(jobs: Jobs) -> None:
+    _, _, server = jobs.wait()
+    os.kill(server, signal.SIGSTOP)
+    job = jobs.start("count")
+    time.sleep(0.5)
+    job.terminate()
+    time.sleep(0.2)
+    os.kill(server, signal.SIGKILL)
+    assert job.wait(60) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])

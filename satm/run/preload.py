@@ -104,6 +104,8 @@ def run_in_fork(server: Sequence[str]) -> int | None:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+        for signum in () if fork else pending:
+            os.kill(os.getpid(), signum)
 
 
 def _await(connection: socket.socket, pending: Sequence[int]) -> None:
