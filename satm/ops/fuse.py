@@ -110,9 +110,7 @@ def _from_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
 
 
-def _plain_norm(module: nn.Module, graph: fx.Graph | None) -> bool:
-    if graph is None:
-        return True
+def _plain_norm(module: nn.Module, graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if node.op == "call_function" and node.target in NORM_FUNCTIONS:
             return True
@@ -258,15 +256,17 @@ def _chain(node: fx.Node, module: nn.Module) -> dict[fx.Node, Part]:
         following = next(iter(node.users))
         part = _read(following, module) if following.args and following.args[0] is node else None
         node = following
-    # The block is computed where its last part was; nothing may change in place in between.
-    return chain if not _changed_within(chain, module) else dict([next(iter(chain.items()))])
+    if chain and _changed_within(chain, module):  # the block would be computed where its last part was
+        first = next(iter(chain))
+        return {first: chain[first]}
+    return chain
 
 
 def _changed_within(chain: dict[fx.Node, Part], module: nn.Module) -> bool:
     """Return whether something else is changed in place between the first and the last part of a block."""
     nodes = list(chain)
-    node = nodes[0] if nodes else None
-    while node is not None and node is not nodes[-1]:
+    node, last = nodes[0], nodes[-1]
+    while node is not last:
         node = node.next
         if node not in chain and changes(node, module):
             return True

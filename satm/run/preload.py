@@ -186,9 +186,9 @@ def _circumstances(server: Sequence[str]) -> str:
         cores,
         os.nice(0),
         cgroup,
-        sorted(ignored),
+        ignored,
     ]
-    return hashlib.sha256(repr([start, environment]).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(repr([start, environment]).encode()).hexdigest()[:16]
 
 
 def _start(listener: socket.socket, command: Sequence[str]) -> None:

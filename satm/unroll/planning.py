@@ -42,14 +42,10 @@ class Plan:
     Args:
         peak: predicted peak in bytes, on a GPU of torch, on a CPU of the process.
         free: bytes that could be taken when the plan was made.
-        stored: last steps whose graphs are kept.
-        steps: differentiated steps.
     """
 
     peak: int
     free: int
-    stored: int
-    steps: int
 
 
 _most: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
@@ -195,7 +191,7 @@ def make_plan(unroll: Unroll, stored: int, graph: int) -> Plan:
     more = unroll.steps - few
     with_graphs = {"mixed": stored - kept, "reverse": more}.get(unroll.engine, 0)
     with_weights = more - with_graphs if unroll.engine == "mixed" else 0
-    return Plan(now + with_graphs * graph + with_weights * unroll.point_bytes, free, stored, unroll.steps)
+    return Plan(now + with_graphs * graph + with_weights * unroll.point_bytes, free)
 
 
 def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
