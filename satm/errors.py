@@ -130,5 +130,5 @@ def memory_errors() -> tuple[type[BaseException], ...]:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; torch has an error of its own for that on GPUs alone."""
+    """Return whether an error means that memory ran out; torch has a special error for that only on GPUs."""
     return isinstance(error, memory_errors()) or "can't allocate memory" in str(error)

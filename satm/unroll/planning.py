@@ -200,7 +200,7 @@ def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
     Args:
         unroll: the differentiated steps.
         step: index of the step.
-        images: use the first so many images instead, not augmented.
+        images: number of images to use instead of the step's batch, without augmentation; None: the batch.
     """
     kept: dict[int, int] = {}
 
