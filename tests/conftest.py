@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from satm.results.distilled import DistilledDataset
 from satm.run import disk
 
 os.environ["SATM_OPERATIONS"] = "own"  # also where PyTorch's are faster, as for many tiny networks
+# What torch compiles for one instruction set is wrong under another, and it does not look.
+COMPILED = f"torch-{os.getuid()}-{torch.backends.cpu.get_cpu_capability().lower()}"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), COMPILED))
 
 hypothesis.settings.register_profile("same", deadline=None, print_blob=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")

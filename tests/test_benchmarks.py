@@ -93,13 +93,14 @@ def test_a_benchmark_shows_and_writes_its_measurements(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, flags: list[str], ways: list[str]
 ) -> None:
     out = tmp_path / "deep" / "out.parquet"
-    assert main(["bench", name, *flags, "--rounds", "1", "--out", str(out)]) == 0
+    assert main(["bench", name, *flags, "--rounds", "1", "--no-memory", "--out", str(out)]) == 0
     told = capfd.readouterr().out
     rows = read_rows(out, BENCH)
     assert list(rows["way"]) == (ways or ["published", "one by one", "at once"])
     for row in rows.itertuples():
-        assert row.kind == name and row.seconds > 0 and row.peak_memory_bytes >= 0 and str(row.way) in told
-    assert rows["times_as_fast"][0] == 1 and "times as fast" in told and "of the memory" in told
+        assert row.kind == name and row.seconds > 0 and str(row.way) in told
+    assert rows["times_as_fast"][0] == 1 and "times as fast" in told
+    assert "of the memory" not in told
     metadata = read_rows_metadata(out, BENCH)
     assert metadata["options"]["threads"] == torch.get_num_threads() and metadata["versions"]["torch"] in told
     if name == "hypergradient":
@@ -107,7 +108,7 @@ def test_a_benchmark_shows_and_writes_its_measurements(
         assert float(equal.rpartition(" ")[2]) < LOOPS
 
 
-@pytest.mark.parametrize("of", ["steps", "kept", "ipc", "width", "concurrent"])
+@pytest.mark.parametrize("of", ["steps", "concurrent"])
 def test_scaling_shows_slopes(tmp_path: Path, capfd: pytest.CaptureFixture[str], of: str) -> None:
     out = tmp_path / "out.parquet"
     flags = ["--of", of, "--values", "1", "2", "--ways", "mixed", "--rounds", "1", "--out", str(out)]
@@ -149,8 +150,12 @@ def test_all_settings_are_measured_once_and_shown(
     assert main(command) == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert sorted(first) == ["one.parquet", "two.parquet"]
+    for path in tmp_path.iterdir():
+        assert (read_rows(path, BENCH)["peak_memory_bytes"] >= 0).all()
     told = capfd.readouterr().out
-    assert all(each in told for each in ("one", "two", "mtt-loop", "mixed", "published", "ours", "predicted"))
+    assert all(
+        each in told for each in ("one", "two", "mtt-loop", "mixed", "published", "ours", "of the memory", "predicted")
+    )
     assert main(["bench", "all", "--only", "one", "three", "--out", str(tmp_path)]) == 2
     assert "unknown setting 'three'; known: one, two" in capfd.readouterr().err
 

@@ -47,14 +47,14 @@ def goldens(tmp_path_factory: pytest.TempPathFactory) -> Goldens:
     return Goldens(tmp_path_factory.mktemp("files"), SOME)
 
 
-@settings(max_examples=120, **AS_DRAWN)
+@settings(max_examples=60, **AS_DRAWN)
 @given(raw=configs())
 def test_a_campaign_is_refused_in_one_line_or_planned_as_it_is_written(base: Path, raw: bytes) -> None:
     with bounded(), quick():
         check_config(raw, base)
 
 
-@settings(max_examples=120, **AS_DRAWN)
+@settings(max_examples=60, **AS_DRAWN)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_in_one_line_or_changes_nothing(goldens: Goldens, data: st.DataObject) -> None:
     case = data.draw(cases(goldens))

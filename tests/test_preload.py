@@ -233,6 +233,20 @@ def test_a_signal_before_the_fork_ends_the_job(jobs: Jobs) -> None:
     assert jobs.tell()["parent"] == server
 
 
+def test_a_fork_and_its_job_may_end_at_once(jobs: Jobs) -> None:
+    job, fork, server = jobs.wait()
+    os.kill(server, signal.SIGSTOP)
+    try:
+        os.kill(fork, signal.SIGKILL)
+        until(lambda: not lives(fork))
+        job.kill()
+        job.wait(60)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    until(lambda: not Path(f"/proc/{fork}").exists())  # the server has seen it
+    assert jobs.tell()["parent"] == server
+
+
 def test_a_signal_is_not_lost_with_the_server(jobs: Jobs) -> None:
     _, _, server = jobs.wait()
     os.kill(server, signal.SIGSTOP)

@@ -9,7 +9,7 @@ import tyro
 from satm.benchmarks.cases import SETTINGS, Evaluation, Experts, Matching, Measuring
 from satm.errors import pick
 
-Precision = Literal["float32", "float64"]
+Precision = Literal["float32", "float64", "tf32", "bfloat16"]
 
 USUAL = Measuring()
 
@@ -35,7 +35,8 @@ def bench_hypergradient(
         ways: `mtt-loop` and `tesla-loop` are the published loops, the others engines; `mixed:S` keeps the graphs of the
             last S steps, and `mixed` those of as many as fit into the memory.
         how: how it is measured.
-        precision: floating-point type of the timed runs.
+        precision: of the timed runs; in `tf32` and `bfloat16` the operands of products are rounded, for the published
+            loops only by a GPU that multiplies in TF32.
         difference: also compare the results in float64 with those of the first way.
         out: parquet file to write.
     """

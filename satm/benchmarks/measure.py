@@ -67,7 +67,7 @@ class Setting:
 
     def way(self, name: str) -> Callable[[], Found]:
         """Return a way to solve the case; the random values are the same for all ways, and precisions."""
-        return ways_of(self.kind, self.case, getattr(torch, self.precision), self.device, name)
+        return ways_of(self.kind, self.case, self.precision, self.device, name)
 
     def seconds(self, way: Callable[[], object]) -> float:
         """Return the seconds of one run."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from ruamel.yaml import YAML
@@ -19,6 +20,8 @@ from satm.evaluation.networks import Axes, Task, train, train_together
 from satm.methods import METHODS, resolve
 from satm.networks import build
 from satm.networks.training import TrainingImages, train_epoch
+from satm.ops import products_of
+from satm.ops.precision import ROUNDINGS, Precision
 from satm.params import flatten
 from satm.seeds import derive_seed, make_generator
 from satm.unroll import ENGINES, hypergradient
@@ -34,10 +37,12 @@ LOOPS = {"mtt-loop": reference.mtt, "tesla-loop": reference.tesla}
 STEP_SIZE = 0.01
 
 
-def ways_of(kind: str, case: object, dtype: torch.dtype, device: torch.device, way: str) -> Callable[[], Found]:
+def ways_of(kind: str, case: object, precision: str, device: torch.device, way: str) -> Callable[[], Found]:
     """Return a way of a benchmark of some kind to solve a case."""
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    products = precision if precision in ROUNDINGS else "float32"
     make: dict[str, Callable[..., Callable[[], Found]]] = {
-        "hypergradient": matching_way,
+        "hypergradient": partial(matching_way, precision=cast(Precision, products)),
         "distill": distill_way,
         "experts": expert_way,
         "evaluate": evaluation_way,
@@ -67,7 +72,9 @@ def matching_problems(case: Matching, dtype: torch.dtype, device: torch.device) 
     return problems
 
 
-def matching_way(case: Matching, dtype: torch.dtype, device: torch.device, way: str) -> Callable[[], Found]:
+def matching_way(
+    case: Matching, dtype: torch.dtype, device: torch.device, way: str, precision: Precision = "float32"
+) -> Callable[[], Found]:
     """Return a published loop or an engine, `NAME` or `mixed:S`, on the segments of a case; gradients are summed."""
     problems = matching_problems(case, dtype, device)
     engine, _, stored = way.partition(":")
@@ -76,7 +83,8 @@ def matching_way(case: Matching, dtype: torch.dtype, device: torch.device, way: 
 
     def one(problem: reference.Matching) -> Found:
         if way in LOOPS:
-            return LOOPS[way](problem)
+            with products_of(precision, device):
+                return LOOPS[way](problem)
 
         def objective(weights: Tensor) -> Tensor:
             return (weights - problem.target).square().sum() / (problem.start - problem.target).square().sum()
@@ -94,6 +102,7 @@ def matching_way(case: Matching, dtype: torch.dtype, device: torch.device, way: 
             batches=None if every else problem.batches,
             augment=problem.augment if case.augment else None,
             engine=engine,
+            precision=precision,
             stored=int(stored) if stored else None,
         )
         return found.loss, found.images, found.step_size
@@ -113,7 +122,8 @@ def distill_way(case: Matching, dtype: torch.dtype, device: torch.device, way: s
         momentum = torch.zeros_like(problem.images)
 
         def loop() -> Found:
-            found = LOOPS[way](problem)
+            with products_of("float32", device):
+                found = LOOPS[way](problem)
             problem.images.sub_(momentum.mul_(0.5).add_(found[1]))
             return found
 

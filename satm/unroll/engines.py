@@ -101,7 +101,8 @@ class Unroll:
     def kind(self) -> tuple[Any, ...]:
         """What the time and the memory of a step depend on, beside the network; images come first."""
         images, labels = self.images, self.labels
-        return self.batch, *images.shape[1:], *labels.shape[1:], images.dtype, images.device, labels.dtype
+        about = images.dtype, images.device, labels.dtype, self.loop.precision
+        return self.batch, *images.shape[1:], *labels.shape[1:], *about
 
     @property
     def point_bytes(self) -> int:

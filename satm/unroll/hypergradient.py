@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from satm.errors import pick
-from satm.ops import fastest, own
+from satm.ops import Precision, fastest, own, products_of
 from satm.params import flatten
 from satm.unroll.engines import ENGINES, Hypergradient, Objective, Unroll
 from satm.unroll.loop import Augment, InnerLoop, Loss, Point
@@ -38,6 +38,7 @@ def hypergradient(
     augment: Augment | None = None,
     step_size_gradient: Literal["exact", "first-order"] = "exact",
     engine: str = "mixed",
+    precision: Precision = "float32",
     stored: int | None = None,
     keep_points: Sequence[int] = (),
 ) -> Hypergradient:
@@ -67,6 +68,8 @@ def hypergradient(
         step_size_gradient: `exact`: through the differentiated steps; `first-order`: minus the inner product of the
             objective's gradient and the sum of ALL steps' directions, with the inner gradients held constant.
         engine: `mixed`, `reverse` or `tesla`.
+        precision: of the products in the network and its derivatives (`satm.ops.precision`): `float32`, or `tf32` or
+            `bfloat16`, which round their operands.
         stored: number of last steps whose graphs `mixed` keeps instead of computing them twice, without effect on the
             result; None: as many as fit into the memory ($SATM_MEMORY, or a part of what is free).
         keep_points: indices of steps before which the point of the trajectory is returned.
@@ -82,20 +85,32 @@ def hypergradient(
     """
     last = steps - first if last is None else last
     module = getattr(module, "_orig_mod", module)  # of torch.compile, which cannot be called with other weights
-    loop = InnerLoop(own(module, images), loss, rule or Sgd(), steps, batches, augment)
+    loop = InnerLoop(own(module, images), loss, rule or Sgd(), steps, batches, augment, precision)
     _check(loop, images, labels, first, last, keep_points, stored)
     pick(engine, ENGINES, "engine")
     if not isinstance(start, Point):
         weights = flatten(module) if start is None else start.detach()
         start = Point(weights, loop.rule.start(weights))
     rate = torch.as_tensor(step_size, dtype=images.dtype, device=images.device).detach()
-    inputs = images.detach(), labels.detach(), rate
+    unroll = Unroll(engine, loop, start, images.detach(), labels.detach(), rate, objective, max(first, steps - last))
+    with products_of(precision, images.device):
+        return _differentiate(unroll, module, first, stored, keep_points, step_size_gradient)
 
-    point, points, cut = start, dict[int, Point](), max(first, steps - last)
-    unroll = Unroll(engine, loop, point, *inputs, objective, cut)
+
+def _differentiate(
+    unroll: Unroll,
+    module: nn.Module,
+    first: int,
+    stored: int | None,
+    keep_points: Sequence[int],
+    step_size_gradient: Literal["exact", "first-order"],
+) -> Hypergradient:
+    """Return the hypergradient with the operations that are faster; `unroll.point` is that before the step `first`."""
+    point, cut, points = unroll.point, unroll.first, dict[int, Point]()
+    inputs = unroll.images, unroll.labels, unroll.step_size
     probe(unroll)
     work = "hypergradients", *unroll.kind
-    unroll = unroll.with_network(fastest(module, work, images, partial(one_step, unroll)))
+    unroll = unroll.with_network(fastest(module, work, unroll.images, partial(one_step, unroll)))
     probe(unroll)
     loop = replace(unroll.loop, with_graph=needs_graph(unroll))
     unroll = replace(unroll, loop=loop)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from satm.ops import Precision, rounded
 from satm.params import call_flat
 from satm.run.stopping import check_stop
 from satm.unroll.rules import Rule, State
@@ -39,6 +40,7 @@ class InnerLoop:
         steps: number of steps, N.
         batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
         augment: augmentation of the images of each step; None: no augmentation.
+        precision: of the products in the network and its derivatives.
         with_graph: compute gradients with a graph also where it is dropped, because they have other bytes without one.
     """
 
@@ -48,6 +50,7 @@ class InnerLoop:
     steps: int
     batches: Sequence[Tensor] | None = None
     augment: Augment | None = None
+    precision: Precision = "float32"
     with_graph: bool = True
 
     def batch(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -61,7 +64,9 @@ class InnerLoop:
 
     def slope(self, weights: Tensor, images: Tensor, labels: Tensor, graph: bool = True) -> Tensor:
         """Return the gradient of the inner loss on these images, `[P]`, if asked with a graph to the arguments."""
-        inner = self.loss(call_flat(self.module, weights, images), labels)
+        with rounded(self.precision, images.device):
+            outputs = call_flat(self.module, weights, images)
+        inner = self.loss(outputs, labels)
         return torch.autograd.grad(inner, weights, create_graph=graph)[0]
 
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int, graph: bool = True) -> Tensor:

@@ -17,7 +17,6 @@ from satm.ops import has_plain_norm
 from satm.run.machine import peak_inside
 from satm.run.memory import free_memory, in_words, memory_budget
 from satm.unroll.engines import ENGINES, Derivatives, Unroll
-from satm.unroll.loop import InnerLoop
 from satm.unroll.recording import recorded_step
 
 LOG = logging.getLogger("satm")
@@ -216,7 +215,7 @@ def graph_bytes(unroll: Unroll, step: int, images: int | None = None) -> int:
     given: Sequence[Tensor] = (point.weights, unroll.images, unroll.labels, *loop.module.buffers())
     pixels, labels = unroll.images[:images].detach().requires_grad_(), unroll.labels[:images]
     if images is not None:
-        loop = InnerLoop(loop.module, loop.loss, loop.rule, loop.steps)
+        loop = replace(loop, batches=None, augment=None)
     weights = point.weights.detach().requires_grad_()
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, same):
         slope = loop.gradient(weights, pixels, labels, step)

@@ -120,7 +120,7 @@ def recorded_step(loop: InnerLoop, weights: Tensor, images: Tensor, labels: Tens
     with torch.no_grad():
         examples = (weights, *loop.batch(images, labels, first))
     known = _recorded.setdefault(loop.module, {})
-    key = (loop.loss, *((each.shape, each.dtype, each.device) for each in examples))
+    key = (loop.loss, loop.precision, *((each.shape, each.dtype, each.device) for each in examples))
     if key not in known:
         while len(known) >= MOST:  # such as those of a loss that is made anew for each call
             del known[next(iter(known))]

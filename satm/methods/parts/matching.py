@@ -132,6 +132,7 @@ class TrajectoryMatching(Method[OptionsT]):
                 augment=augment if options.augment else None,
                 step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
                 engine=options.engine,
+                precision=options.precision,
                 **span,
             )
             weight, points = student.weight, {index: (point,) for index, point in inner.points.items()}

@@ -125,6 +125,7 @@ class UnrolledTraining(Method[OptionsT]):
             augment=augment if options.augment else None,
             step_size_gradient="first-order" if options.step_size_gradient == "first-order" else "exact",
             engine=options.engine,
+            precision=options.precision,
         )
 
     def window(self, iteration: int, state: MethodState) -> Window:
