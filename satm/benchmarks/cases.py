@@ -50,7 +50,7 @@ class Matching:
 
 @dataclass(frozen=True)
 class Experts:
-    """An epoch of an expert on random images, for a ConvNet."""
+    """An epoch of experts on random images, for a ConvNet."""
 
     width: int = 128
     """Filters of each convolution."""
@@ -66,6 +66,8 @@ class Experts:
     """Images of one step."""
     augment: bool = True
     """Augment the images."""
+    networks: int = 1
+    """Experts, each of which is trained for an epoch."""
 
     @property
     def network(self) -> dict[str, object]:

@@ -70,15 +70,15 @@ def bench_distill(
 
 def bench_experts(
     case: Annotated[Experts, tyro.conf.OmitArgPrefixes],
-    ways: tuple[str, ...] = ("published", "ours"),
+    ways: tuple[str, ...] = ("published", "ours", "at once"),
     how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "experts.parquet",
 ) -> None:
-    """Compare an epoch of an expert's training with one of the published loop, which uses a data loader.
+    """Compare an epoch of experts' training with one of the published loop, which uses a data loader.
 
     Args:
-        case: the network and its images.
-        ways: `published` or `ours`.
+        case: the networks and their images.
+        ways: `published` and `ours` train the experts one after another, `at once` with stacked weights.
         how: how it is measured.
         out: parquet file to write.
     """

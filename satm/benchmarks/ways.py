@@ -152,21 +152,28 @@ def real_images(case: Experts, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def expert_way(case: Experts, dtype: torch.dtype, device: torch.device, way: str) -> Callable[[], Found]:
-    """Return an epoch of an expert, `published` or `ours`."""
-    pick(way, {"published": None, "ours": None}, "way")
+    """Return an epoch of each expert: `published`, `ours` or `at once`."""
+    pick(way, {"published": None, "ours": None, "at once": None}, "way")
     images, labels = real_images(case, device)
     augmentation = Augmentation(STRATEGY if case.augment else "", "image")
     module = build(case.network, 3, case.classes, case.size, derive_seed("bench")).to(device)
     data = TrainingImages(images.to(device), labels.to(device))
     optimiser = torch.optim.SGD(module.parameters(), lr=STEP_SIZE)
+    recipe = EvaluateOptions(epochs=1, decay_epoch=None, lr=STEP_SIZE, momentum=0, batch_size=case.batch)
+    task = Task(data, STEP_SIZE, case.network, case.classes, recipe, augmentation)
 
     def epoch() -> Found:
-        generator = make_generator("bench", "epoch")
-        if way == "published":
-            loss = reference.train_epochs(module, images, labels, 1, augmentation, generator, batch_size=case.batch)
-        else:
-            loss = train_epoch(module, optimiser, data, case.batch, augmentation, generator)
         zero = torch.zeros((), device=device)
+        if way == "at once":
+            train_together(task, [("bench", number) for number in range(case.networks)])
+            return zero, zero, zero
+        loss = 0.0
+        for _ in range(case.networks):
+            generator = make_generator("bench", "epoch")
+            if way == "published":
+                loss = reference.train_epochs(module, images, labels, 1, augmentation, generator, batch_size=case.batch)
+            else:
+                loss = train_epoch(module, optimiser, data, case.batch, augmentation, generator)
         return torch.tensor(loss), zero, zero
 
     return epoch

@@ -12,7 +12,7 @@ from satm.config.methods import MatchingOptions
 from satm.errors import RunError, refuse
 from satm.methods.mtt import matching_loss
 from satm.networks.training import soft_cross_entropy
-from satm.ops import own
+from satm.ops import Precision, own
 from satm.params import flatten
 from satm.seeds import make_generator
 from satm.stages.inputs import Inputs
@@ -34,6 +34,7 @@ class Step:
     """What an inner step of a method depends on, beside the network and the images."""
 
     engine: str
+    precision: Precision
     soft: bool
     augment: bool
 
@@ -56,7 +57,7 @@ def check_step(inputs: Inputs, experts: str, options: ExpertsOptions) -> None:
             cell = cell_of(job.wildcards)
             method = method_options(inputs.resolver.method(cell))
             if isinstance(method, MatchingOptions) and method.experts == experts:
-                step = Step(method.engine, method.labels != "hard", method.augment)
+                step = Step(method.engine, method.precision, method.labels != "hard", method.augment)
                 steps.setdefault(step, cell.method)
                 batch = min(method.batch_size or math.inf, cell.ipc * inputs.data.classes)
                 sizes.setdefault((step, method.inner_steps, int(batch)), f"{cell.method} at ipc {cell.ipc}")
@@ -91,6 +92,7 @@ def _problem(inputs: Inputs, network: str, step: Step) -> str | None:
             loss=soft_cross_entropy,
             augment=augment if step.augment else None,
             engine=step.engine,
+            precision=step.precision,
             stored=0,
         )
     except (torch.OutOfMemoryError, RunError):
@@ -104,7 +106,7 @@ def _shortage(inputs: Inputs, module: nn.Module, step: Step, inner_steps: int, b
     """Return that a method's hypergradient takes more memory than this process has; None: it does not."""
     images, labels = _examples(inputs, step, SOME[1])
     batches = [torch.zeros(batch, dtype=torch.int64)] * inner_steps
-    loop = InnerLoop(own(module, images), soft_cross_entropy, Sgd(), inner_steps, batches)
+    loop = InnerLoop(own(module, images), soft_cross_entropy, Sgd(), inner_steps, batches, precision=step.precision)
     point = Point(flatten(module), {})
     tensors = images, labels, torch.zeros((), device=inputs.device)
     return shortage(Unroll(step.engine, loop, point, *tensors, torch.sum, 0))

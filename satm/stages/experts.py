@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -177,14 +178,18 @@ def _train_part(
                 state = ExpertState(job.folder / f"expert-{index:03d}", identity, describe_backend(inputs.device))
                 after = state.load()
                 progress.skip(after.epoch if after else 0)
-                for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
-                    job.check()
-                    state.save(snapshot)
-                    if snapshot.epoch:
-                        text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"
-                        if snapshot.epoch % 5 == 0 and snapshot.epoch < options.epochs:
-                            text += f", test accuracy {measure(module, test)[0]:.4f}"
-                        progress.step(text)
+                with ThreadPoolExecutor(1) as writer:  # the next epoch does not wait for the file
+                    written: Future[None] = writer.submit(lambda: None)
+                    for snapshot in train_expert(module, real, options, augmentation, axes, after, order):
+                        written.result()
+                        job.check()
+                        written = writer.submit(state.save, snapshot)
+                        if snapshot.epoch:
+                            text = f"expert {index} epoch {snapshot.epoch}/{options.epochs}: loss {snapshot.loss:.4f}"
+                            if snapshot.epoch % 5 == 0 and snapshot.epoch < options.epochs:
+                                text += f", test accuracy {measure(module, test)[0]:.4f}"
+                            progress.step(text)
+                    written.result()
                 snapshots = state.snapshots()
                 load_flat(module, snapshots[-1].weights.to(inputs.device))
                 module.load_state_dict(snapshots[-1].buffers, strict=False)
