@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, Refuse, image_data
 from resuming import check_resumes, stopped_after
+from tolerances import SINGLE
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -126,7 +127,7 @@ def test_difficulty_and_sharpness_are_those_of_the_trained_network(trained: tupl
     assert torch.equal(rated.epoch, learned)
     torch.testing.assert_close(rated.loss, torch.stack(losses).mean(0))
     *_, [row] = measure_expert_sharpness(fresh(seed=9), problem.experts, IMAGES, 1, [0.01])
-    assert row["epoch"] == 3 and row["loss"] == pytest.approx(measure(module, IMAGES)[1], rel=1e-5)
+    assert row["epoch"] == 3 and row["loss"] == pytest.approx(measure(module, IMAGES)[1], rel=SINGLE)
 
 
 def _weights(module: nn.Module, snapshot: Snapshot) -> Iterator[tuple[str, Tensor]]:

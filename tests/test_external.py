@@ -435,6 +435,7 @@ REFUSALS: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (saved(some()[:5]), "holds 5 images, expected 6: .*; no --ipc fits them"),
     (saved(some()[:0]), "holds 0 images, expected 6: .*; no --ipc fits them"),
     (saved(some(3)), "are 3 x 8 x 8 .channels, height, width., those of noise 1 x 8 x 8; use the dataset"),
+    (saved(some().permute(0, 2, 3, 1)), "are 8 x 8 x 1 .*; permute them: the channels are last, expected first"),
     (saved(torch.randn(6, 1, 9, 9)), "are 1 x 9 x 9"),
     (saved(some()[:, 0]), r"holds images torch.float32 \(6, 8, 8\), expected uint8 or floating point"),
     (saved(torch.ones(6, 1, 8, 8, dtype=torch.int64)), "holds images torch.int64"),

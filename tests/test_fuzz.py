@@ -1,6 +1,7 @@
 """A sample of the cases of `tests/stress/fuzz.py`, and proof that the fuzzers can fail."""
 
 import datetime
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -178,9 +179,13 @@ def test_odd_values_become_yaml(tmp_path: Path) -> None:
 
 def test_the_script_counts_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = ["configs", "--count", "5", "--seed", "3", "--kept", str(tmp_path / "kept")]
+    some += ["--messages", str(tmp_path / "met" / "messages.txt")]
     threads = torch.get_num_threads()
     assert fuzz.main(some) == 0
     assert "configs: 5 cases of seed 3" in (told := capsys.readouterr().out) and "5 in all, 0 wrong" in told
+    messages = (tmp_path / "met" / "messages.txt").read_text().splitlines()
+    assert any(re.match(r" +\d+ satm: error: ", line) for line in messages)
+    assert len({line.split(maxsplit=1)[1] for line in messages}) == len(messages)
 
     def fail(raw: bytes, base: Path) -> str:
         raise Wrong("it is wrong")

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from drawing import torch_generator
-from tolerances import DISTINCT, LOOPS, SUMS
+from tolerances import DISTINCT, LOOPS, SINGLE, SUMS
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional
@@ -412,7 +412,7 @@ class Layers(nn.Module):
 )
 def test_one_image_without_a_batch_is_as_in_pytorch(layers: list[nn.Module]) -> None:
     module, image = nn.Sequential(*layers), torch.randn(3, 8, 8, generator=torch_generator())
-    torch.testing.assert_close(fused(module)(image), module(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fused(module)(image), module(image), rtol=SINGLE, atol=SINGLE)
 
 
 def hooked() -> nn.Module:

@@ -53,7 +53,7 @@ def test_the_overview_of_a_campaign_that_is_run_in_part(campaign: Path) -> None:
     memory = max(part["peak_memory_bytes"].max() for part in rows) / 1e9
     assert frame.loc["all", "peak_memory_gb"] == pytest.approx(memory, rel=WRITTEN)
     assert len(found.missing) == 2 and "python -m satm evaluate --config tiny.yaml" in found.missing[0]
-    assert "Measured cells of tables below x: 1 of 3; not run: 2." in markdown(found, "x") and "&lt;x&gt;" in page(
+    assert "Measured cells of tables below x: 1 of 3; missing: 2." in markdown(found, "x") and "&lt;x&gt;" in page(
         found, "<x>"
     )
     assert Path("results/tiny/overview.md").is_file() and Path("results/tiny/overview.html").is_file()

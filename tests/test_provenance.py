@@ -778,6 +778,27 @@ def test_results_whose_sets_are_missing_are_marked_in_the_table(campaign: Path) 
     assert told in Path("results/tiny/table2.md").read_text()
 
 
+def test_a_distillation_that_gave_up_is_said_to_have_failed_and_keeps_its_column(
+    campaign: Path, refused: Refuse
+) -> None:
+    text = TINY.replace("methods: [random, mtt, satm]", "methods: [mtt, satm]")
+    Path("tiny.yaml").write_text(text.replace("lr_images: 1, ", "lr_images: 1, explode: 1e-9, max_rollbacks: 0, "))
+    cell = ("--config", "tiny.yaml", "--dataset", "digits", "--ipc", "1", "--method", "mtt")
+    told = refused("distill", *cell, code=1).removeprefix("satm: error: ").rstrip("\n")
+    assert told.startswith("in iteration 1 the loss of ")
+    failed = "is missing because distill failed ("
+    assert f"{failed}{told[:60]}" in refused("table", "--config", "tiny.yaml")
+    figure = refused("figure", "--config", "tiny.yaml", "--name", "synthetic-digits-ipc-1")
+    assert f"{failed}{told[:60]}" in figure
+    assert main(["table", "--config", "tiny.yaml", "--partial"]) == 0
+    table = Path("results/tiny/table2.md").read_text()
+    assert "| mtt |" in next(line for line in table.splitlines() if line.startswith("| dataset"))
+    assert failed in table and "not run" not in table
+    assert main(["table", "--config", "tiny.yaml", "--name", "overview"]) == 0
+    overview = Path("results/tiny/overview.md").read_text()
+    assert failed in overview and "not run" not in overview
+
+
 def test_every_difference_is_named_with_both_values() -> None:
     resolver = load_campaign(None)
     options = Chosen(resolver.experts("sgd", "digits"), {"lr", "epochs"}, {"name": "it"})

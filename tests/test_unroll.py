@@ -10,7 +10,7 @@ import torch
 import twins
 from drawing import torch_generator
 from matching import unlike
-from tolerances import DISTINCT, LOOPS, ROUNDING, SUMS
+from tolerances import DISTINCT, LOOPS, ROUNDING, SINGLE_LOOPS, SUMS
 from torch import Tensor, nn
 from torch.nn import functional
 from twins import Iteration, Segment
@@ -741,7 +741,7 @@ def test_a_counter_and_a_sum_of_pixels_are_no_obstacle(stored: int) -> None:
             hypergradient(module, images, labels, 0.1, lambda weights: weights.square().sum(), steps=3, **options)
             for options in ({"engine": "reverse"}, {"stored": stored})
         ]
-        torch.testing.assert_close(found[0].images, found[1].images, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[0].images, found[1].images, rtol=SINGLE_LOOPS, atol=SINGLE_LOOPS / 100)
 
 
 @pytest.mark.parametrize("layer", [nn.SiLU(), nn.Mish(), nn.GELU(), nn.ReLU()])

@@ -25,7 +25,7 @@ COLUMNS = ["table", *COUNTED, "hours", "gpu_hours", "peak_memory_gb"]
 """Columns of an overview: a row per table, the last one of all."""
 
 HEADINGS = {column: column for column in COLUMNS if column != "cells"} | {
-    **{"missing": "not run", "published": "with a published number", "within one": "within one deviation"},
+    **{"published": "with a published number", "within one": "within one deviation"},
     **{"gpu_hours": "of these GPU hours", "peak_memory_gb": "peak memory, GB"},
 }
 """Headings of the shown columns."""
@@ -134,7 +134,7 @@ def sentences(state: Overview, root: str) -> list[str]:
     """Return the overview in sentences."""
     total = state.frame.iloc[-1]
     texts = [
-        f"Measured cells of tables below {root}: {total['measured']} of {total['cells']}; not run: {total['missing']}.",
+        f"Measured cells of tables below {root}: {total['measured']} of {total['cells']}; missing: {total['missing']}.",
         f"Measured cells with a published number: {total['published']}. Within one published standard deviation: "
         f"{total['within one']}; within two: {total['within two']}; outside: {total['outside']}; published without a "
         f"deviation: {total[AGREEMENT[3]]}.",

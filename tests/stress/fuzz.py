@@ -5,7 +5,8 @@
     python tests/stress/fuzz.py images --count 500 --seed 1
     python tests/stress/fuzz.py sequences --count 300 --seed 1
 
-It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1.
+It prints what the cases came to, and each that went wrong with the command that repeats it; then it ends with 1. All
+error messages that were met are written into one file, the most frequent first, to be read as their receivers do.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from fuzz_configs import check_config, configs
 from fuzz_files import Case, Goldens, cases, check_file, parse_case
 from fuzz_images import CASES, check_images
 from fuzz_sequences import Sequences, Step, sequences
-from fuzzing import Tally, Wrong, bounded, quick, tally
+from fuzzing import MET, Tally, Wrong, bounded, quick, tally
 
 KEPT = Path(__file__).parent.parent.parent / "build" / "fuzz"
 """Default folder for campaigns that went wrong."""
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
         "--case", help="Repeat one: the file of a campaign, the text of a damage, the number of a dataset."
     )
     parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
+    parser.add_argument("--messages", type=Path, default=KEPT / "messages.txt", help="File for all error messages.")
     flags = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -121,6 +123,9 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
     for kind, number in sorted(found.kinds.items()):
         print(f"{number:6} {kind}")
     print(f"{sum(found.kinds.values()):6} in all, {len(found.failures)} wrong, {time.monotonic() - begun:.0f} s")
+    flags.messages.parent.mkdir(parents=True, exist_ok=True)
+    flags.messages.write_text("".join(f"{number:6} {text}" for text, number in MET.most_common()), "utf-8")
+    print(f"{len(MET)} messages -> {flags.messages}")
     return 1 if found.failures else 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas
 from forks import Forks
-from fuzzing import Wrong
+from fuzzing import MET, Wrong
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -158,6 +158,8 @@ class Sequences:
         code, told = self.forks.run(folder, "-m", "satm", *arguments)
         if code not in (0, 2) or "Traceback" in told:
             raise Wrong(f"exit code {code} of {' '.join(arguments)}: {told[-500:]}")
+        if code:
+            MET[told[told.find("satm: error: ") :]] += 1
         return code
 
     def _table(self, folder: Path, values: dict[str, str], *flags: str) -> str:

@@ -29,6 +29,10 @@ SECONDS, ASLEEP, BYTES = 60, 600, 4 * 2**30
 on a machine that others use too; further memory."""
 
 
+MET: Counter[str] = Counter()
+"""The error messages of all cases, and how often each was met."""
+
+
 class Wrong(Exception):
     """What a case must never do; the text says what it did."""
 
@@ -87,6 +91,8 @@ def command(*arguments: str, run: Callable[[list[str]], int] = main) -> tuple[in
         raise Wrong(f"exit code {code} and no clear line: {text[:500]!r}")
     if "out of memory" in text:
         raise Wrong("all of the memory")
+    if code:
+        MET[text] += 1
     return code, text
 
 
