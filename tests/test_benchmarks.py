@@ -145,12 +145,13 @@ def test_all_settings_are_measured_once_and_shown(
     monkeypatch.setattr(commands, "SETTINGS", settings)
     command = ["bench", "all", "--only", "one", "two", "--rounds", "1", "--device", "cpu", "--out", str(tmp_path)]
     assert main(command) == 0
-    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    folder = tmp_path / "cpu"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
     capfd.readouterr()
     assert main(command) == 0
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
     assert sorted(first) == ["one.parquet", "two.parquet"]
-    for path in tmp_path.iterdir():
+    for path in folder.iterdir():
         assert (read_rows(path, BENCH)["peak_memory_bytes"] >= 0).all()
     told = capfd.readouterr().out
     assert all(

@@ -55,6 +55,20 @@ def test_float32_is_as_near_to_float64_as_on_a_cpu() -> None:
     assert apart(matching_way(case, torch.float32, GPU, "mixed")(), exact) < 5e-2  # second derivatives in float32
 
 
+@pytest.mark.parametrize("engine", ["mixed:0", "mixed", "reverse"])
+def test_products_are_rounded_as_on_a_cpu_and_only_where_that_is_asked_for(engine: str) -> None:
+    case, before = Matching(width=16, depth=2, size=16, classes=4, steps=5), torch.backends.cudnn.allow_tf32
+    exact = matching_way(case, torch.float64, CPU, "mtt-loop")()
+    for precision, bits in (("float32", 23), ("tf32", 10), ("bfloat16", 7)):
+        on_cpu, on_gpu = (
+            apart(matching_way(case, torch.float32, device, engine, precision)(), exact)  # type: ignore[arg-type]
+            for device in (CPU, GPU)
+        )
+        assert on_gpu < 50 * 2.0 ** -(bits + 1)
+        assert on_gpu > on_cpu / 10, "the operands are not rounded"
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 def test_the_chain_runs_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)

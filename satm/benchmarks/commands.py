@@ -146,11 +146,14 @@ def bench_all(
     Args:
         only: names of settings.
         how: how it is measured.
-        out: folder for a parquet file of each setting; remove a file to measure that setting again.
+        out: folder; in one named after the device is a parquet file of each setting. Remove a file to measure that
+            setting again.
     """
     from satm.benchmarks.measure import Setting, compare, show
+    from satm.run.machine import choose_device, device_name
 
     settings = {name: pick(name, SETTINGS, "setting") for name in only}
+    out /= device_name(choose_device(how.device, how.threads)).replace(" ", "-")
     for name, (kind, case, ways) in settings.items():
         if not (out / f"{name}.parquet").exists():
             setting = Setting.of(kind, case, "float32", how.device, how.threads)
