@@ -81,7 +81,7 @@ SMALL = ["--width", "4", "--depth", "1", "--size", "8", "--device", "cpu"]
     [
         ("hypergradient", [*SMALL, "--steps", "3"], ["mtt-loop", "tesla-loop", "reverse", "mixed", "mixed:0", "tesla"]),
         ("distill", [*SMALL, "--steps", "3"], ["mtt-loop", "tesla-loop", "mtt", "satm", "tesla"]),
-        ("experts", [*SMALL, "--images", "20"], ["published", "ours", "at once"]),
+        ("experts", [*SMALL, "--images", "20"], ["published", "ours"]),
         (
             "evaluate",
             ["--options", "width=4", "--size", "8", "--epochs", "2", "--networks", "2", "--device", "cpu"],

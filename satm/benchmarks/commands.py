@@ -1,5 +1,6 @@
 """The benchmarks as commands: `python -m satm bench NAME`. Nothing here imports torch before a benchmark runs."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,8 +36,7 @@ def bench_hypergradient(
         ways: `mtt-loop` and `tesla-loop` are the published loops, the others engines; `mixed:S` keeps the graphs of the
             last S steps, and `mixed` those of as many as fit into the memory.
         how: how it is measured.
-        precision: of the timed runs; in `tf32` and `bfloat16` the operands of products are rounded, for the published
-            loops only by a GPU that multiplies in TF32.
+        precision: of the timed runs; `tf32` and `bfloat16` round the operands of products.
         difference: also compare the results in float64 with those of the first way.
         out: parquet file to write.
     """
@@ -70,7 +70,7 @@ def bench_distill(
 
 def bench_experts(
     case: Annotated[Experts, tyro.conf.OmitArgPrefixes],
-    ways: tuple[str, ...] = ("published", "ours", "at once"),
+    ways: tuple[str, ...] = ("published", "ours"),
     how: Annotated[Measuring, tyro.conf.OmitArgPrefixes] = USUAL,
     out: Path = OUT / "experts.parquet",
 ) -> None:
@@ -146,14 +146,14 @@ def bench_all(
     Args:
         only: names of settings.
         how: how it is measured.
-        out: folder; in one named after the device is a parquet file of each setting. Remove a file to measure that
-            setting again.
+        out: folder; it gets a subfolder named after the device, with a parquet file per setting. Remove a file to
+            measure that setting again.
     """
     from satm.benchmarks.measure import Setting, compare, show
     from satm.run.machine import choose_device, device_name
 
     settings = {name: pick(name, SETTINGS, "setting") for name in only}
-    out /= device_name(choose_device(how.device, how.threads)).replace(" ", "-")
+    out /= re.sub(r"[^\w.-]+", "-", device_name(choose_device(how.device, how.threads)))
     for name, (kind, case, ways) in settings.items():
         if not (out / f"{name}.parquet").exists():
             setting = Setting.of(kind, case, "float32", how.device, how.threads)

@@ -110,8 +110,8 @@ class MatchingOptions(IterativeOptions):
     """Computation of the hypergradient: exact in little memory (`mixed`), exact as an unrolled graph (`reverse`), or
     TESLA's formula, which is exact for one inner step only and needs the memory of one step."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Precision of the products in the network and its derivatives: float32, or operands rounded to TF32 or bfloat16.
-    Everything else is float32. Source of the default: the effect on hypergradients (docs/running.md)."""
+    """Precision of convolutions and matrix products in the hypergradient; all else is float32. The errors of each are
+    in docs/running.md; float32 is the most accurate."""
     tesla_scale: Literal["paper", "code"] = "paper"
     """For the engine `tesla`: its formula as printed, or half of it for the images, as its public code computes it."""
 
@@ -174,8 +174,8 @@ class UnrolledOptions(IterativeOptions):
     engine: Literal["mixed", "reverse"] = "mixed"
     """Computation of the hypergradient, always exact: in little memory, or as an unrolled graph."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Precision of the products in the network and its derivatives: float32, or operands rounded to TF32 or bfloat16.
-    Everything else is float32. Source of the default: the effect on hypergradients (docs/running.md)."""
+    """Precision of convolutions and matrix products in the hypergradient; all else is float32. The errors of each are
+    in docs/running.md; float32 is the most accurate."""
     clip: float | None = Field(2.0, gt=0)
     """Largest norm of the images' hypergradient, in units of its moving average up to now; None: unlimited."""
     clip_decay: float = Field(0.9, ge=0, lt=1)

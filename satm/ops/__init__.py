@@ -2,4 +2,4 @@
 
 from satm.ops.choice import fastest, own
 from satm.ops.fuse import fused, has_plain_norm
-from satm.ops.precision import Precision, products_of, rounded
+from satm.ops.precision import Precision, exact_products, products_of

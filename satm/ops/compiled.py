@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from satm.errors import ran_out
+from satm.ops.precision import exact_products
 
 LOG = logging.getLogger("satm")
 
@@ -38,7 +39,8 @@ class Compiled:
                 try:
                     if not compiled:
                         compiled.append(_compile(function))
-                    return compiled[0](*arguments)
+                    with exact_products():  # it has none, and a mode would be traced
+                        return compiled[0](*arguments)
                 except Exception as error:  # the compiler, its compiler and its cache may fail in any way
                     if ran_out(error):
                         raise

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from satm.ops.precision import rounding_here
 from satm.ops.thin import thin, thin_image_slope
 from satm.ops.wanted import wanted
 from satm.ops.winograd import convolve, image_slope, weight_slope, winograd
@@ -87,12 +86,6 @@ def conv2d(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor
     """Return the convolution as channels_last, differentiable twice; one image without a batch is PyTorch's."""
     if not geometry.fits(x, w, b):
         return geometry.plain(x, w, b)
-    rounding = rounding_here()
-    y: Tensor = _convolve(x, w, b, geometry) if rounding is None else rounding.of(_convolve, x, w, b, geometry)
-    return y
-
-
-def _convolve(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     y: Tensor = _Convolution.apply(last(x), w, b, geometry)
     return y
 

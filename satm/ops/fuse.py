@@ -20,7 +20,6 @@ from torch.nn import functional
 from satm.ops.block import Block
 from satm.ops.convolution import Geometry, conv2d
 from satm.ops.layer import layer
-from satm.ops.precision import rounding_here
 from satm.ops.trace import THROUGH, changes, fingerprint, hooked, shell, trace
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -145,8 +144,8 @@ class ConvolutionBlock(nn.Module):
         self, x: Tensor, v: Tensor, k: Tensor | None, w: Tensor | None = None, b: Tensor | None = None
     ) -> Tensor:
         """Return the block's result on the convolution."""
-        if rounding_here() or not (self.geometry.fits(x, v, k) and self.block.fits(x, len(v), w, b)):
-            return self.block(conv2d(x, v, k, self.geometry), w, b)
+        if not (self.geometry.fits(x, v, k) and self.block.fits(x, len(v), w, b)):
+            return self.block(self.geometry.plain(x, v, k), w, b)
         return layer(x, v, k, *self.block.affine(x, len(v), w, b), self.geometry, self.block)
 
 

@@ -1,164 +1,152 @@
-"""The precision of products, those of convolutions and matrices, inside a network and all of its derivatives.
+"""Precision of convolutions and matrix products in a hypergradient: those of networks and of all derivatives.
 
-Weights, images, sums and everything between two products stay float32. In float64 nothing is rounded.
+The operands are rounded; weights and all other operations stay float32. In float64 nothing is rounded.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
 from satm.errors import pick
 
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""`float32`: as it is. `tf32`: operands have 10 bits after the point instead of 23, as the tensor cores of a GPU round
-them; elsewhere they are rounded by further operations, which takes longer. `bfloat16`: operands and results have 7."""
+"""`float32`: no rounding. `tf32`: operands have a mantissa of 10 bits instead of 23, as on the tensor cores of a GPU;
+elsewhere TF32 is emulated by rounding in software, which is slower than float32. `bfloat16`: operands and results of
+products are bfloat16, with a mantissa of 7 bits."""
 
 FIRST_TF32 = (8, 0)
 """First compute capability of GPUs that multiply in TF32."""
 
 DROPPED = 13
-"""Bits of float32 that TF32 lacks."""
+"""Bits of float32's mantissa that TF32 lacks."""
 
-PRODUCTS = (
-    functional.conv1d,
-    functional.conv2d,
-    functional.conv3d,
-    functional.linear,
-    torch.matmul,
-    Tensor.matmul,
-    Tensor.__matmul__,
-    torch.mm,
-    Tensor.mm,
-    torch.bmm,
-    Tensor.bmm,
-    torch.einsum,
-)
-"""Products of PyTorch's; attention has one inside, which stays float32."""
+Rounding = Callable[[Tensor], Tensor]
+"""Rounds an operand, also to another type."""
+
+aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """How the operands of a product are rounded, and its result is given back as float32.
-
-    Each is the derivative of the other, so that the operands of the products of all derivatives are rounded too.
-    """
-
-    low: Callable[[Tensor], Tensor]
-    keep: Callable[[Tensor], Tensor]
-
-    def of(self, product: Callable[..., Any], *operands: Any, **others: Any) -> Any:
-        """Return a product of operands, of which those in float32 are rounded."""
-        rounded, named = pytree.tree_map_only(Tensor, self._operand, (operands, others))
-        return pytree.tree_map_only(Tensor, self.keep, product(*rounded, **named))
-
-    def _operand(self, tensor: Tensor) -> Tensor:
-        return self.low(tensor) if tensor.dtype == torch.float32 else tensor
+def to_tf32(tensor: Tensor) -> Tensor:
+    """Return float32 numbers rounded to TF32, to the nearest and from halves away from zero."""
+    half, dropped = 1 << (DROPPED - 1), (1 << DROPPED) - 1
+    rounded = ((tensor.view(torch.int32) + half) & ~dropped).view(torch.float32)
+    return torch.where(tensor.isfinite(), rounded, tensor)
 
 
-class _Low(torch.autograd.Function):
-    """Rounds to TF32; one-dimensional tensors are biases, which are added to sums in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        if tensor.ndim == 1:
-            return tensor.view_as(tensor)
-        half, dropped = 1 << (DROPPED - 1), (1 << DROPPED) - 1
-        return ((tensor.contiguous().view(torch.int32) + half) & ~dropped).view(torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        kept: Tensor = _Keep.apply(cotangent)
-        return kept
-
-
-class _Keep(torch.autograd.Function):
-    """The identity; its derivative rounds."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        rounded: Tensor = _Low.apply(cotangent)
-        return rounded
-
-
-def _short(tensor: Tensor) -> Tensor:
+def to_bfloat16(tensor: Tensor) -> Tensor:
+    """Return numbers as bfloat16."""
     return tensor.to(torch.bfloat16)
 
 
-def _long(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.dtype == torch.bfloat16 else tensor
+ROUNDINGS: dict[str, Rounding | None] = {"float32": None, "tf32": to_tf32, "bfloat16": to_bfloat16}
+"""How operands are rounded, by precision."""
 
 
-ROUNDINGS = {"float32": None, "tf32": Rounding(_Low.apply, _Keep.apply), "bfloat16": Rounding(_short, _long)}
+def _convolution(low: Rounding, x: Tensor, w: Tensor, b: Tensor | None, *how: Any) -> Tensor:
+    y: Tensor = aten.convolution(low(x), low(w), None, *how).float()
+    return y if b is None else y + b.view(-1, *[1] * (y.ndim - 2))
 
-_inside: list[Rounding] = []
-"""The roundings of the networks that are being called, the innermost last."""
+
+def _convolution_backward(
+    low: Rounding, dy: Tensor, x: Tensor, w: Tensor, sizes: Sequence[int] | None, *how: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    *numbers, (image, weight, bias) = how
+    found: Any = (None, None)
+    if image or weight:
+        found = aten.convolution_backward(low(dy), low(x), low(w), None, *numbers, [image, weight, False])
+    sums = dy.sum([0, *range(2, dy.ndim)]) if bias else None
+    return found[0].float() if image else None, found[1].float() if weight else None, sums
 
 
-class _Products(TorchFunctionMode):
-    """Rounds the operands of PyTorch's products."""
+def _product(function: Any) -> Callable[..., Tensor]:
+    def product(low: Rounding, a: Tensor, b: Tensor) -> Tensor:
+        result: Tensor = function(low(a), low(b)).float()
+        return result
 
-    def __init__(self, rounding: Rounding) -> None:
-        super().__init__()
-        self._rounding = rounding
+    return product
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        # Without gradients it is called by an operation of our own, whose operands are rounded.
-        if function in PRODUCTS and torch.is_grad_enabled():
-            return self._rounding.of(function, *args, **(kwargs or {}))
+
+def _sum_with(function: Any) -> Callable[..., Tensor]:
+    def product(low: Rounding, c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        result: Tensor = beta * c + alpha * function(low(a), low(b)).float()
+        return result
+
+    return product
+
+
+PRODUCTS: dict[Any, Callable[..., Any]] = {
+    aten.convolution.default: _convolution,
+    aten.convolution_backward.default: _convolution_backward,
+    **{getattr(aten, name).default: _product(getattr(aten, name)) for name in ("mm", "bmm", "mv")},
+    aten.addmm.default: _sum_with(aten.mm),
+    aten.baddbmm.default: _sum_with(aten.bmm),
+    aten.addmv.default: _sum_with(aten.mv),
+}
+"""The operations that layers, functions and operators of PyTorch's consist of, in all derivatives too. Those of a
+recurrent layer or of fused attention may be one operation of their own, which is not rounded."""
+
+
+class _Products(TorchDispatchMode):
+    """Rounds the operands of products in float32."""
+
+    def __init__(self, low: Rounding) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._low = low
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        product = PRODUCTS.get(function)
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        if product and all(each.dtype == torch.float32 and each.layout == torch.strided for each in tensors):
+            return product(self._low, *args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def rounded(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Round the products of a network that is called inside, in the way that the device does not round by itself."""
-    rounding = None if _by_device(precision, device) else ROUNDINGS[precision]
-    if rounding is None:
-        yield
-        return
-    _inside.append(rounding)
-    try:
-        with _Products(rounding):
-            yield
-    finally:
-        _inside.pop()
-
-
-def rounding_here() -> Rounding | None:
-    """Return how the products of the network that is being called are to be rounded; None: not at all."""
-    return _inside[-1] if _inside else None
+def rounds(dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether operands of a type are rounded here, so that products must be operations of PyTorch's."""
+    return dtype == torch.float32 and any(isinstance(mode, _Products) for mode in _get_current_dispatch_mode_stack())
 
 
 @contextlib.contextmanager
 def products_of(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Let a GPU multiply in TF32 inside, in networks and their derivatives, if that is asked for and only then.
+    """Compute products in a precision inside: TF32 by a GPU that has it, and only if that is asked for.
 
     Raises:
         UsageError: an unknown precision.
     """
-    pick(precision, ROUNDINGS, "precision")
-    places: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device.type == "cuda" else ()
-    before = [place.allow_tf32 for place in places]
+    low = pick(precision, ROUNDINGS, "precision")
+    gpu = device.type == "cuda"
+    by_gpu = gpu and precision == "tf32" and torch.cuda.get_device_capability(device) >= FIRST_TF32
+    with (
+        _on_gpus("tf32" if by_gpu else "ieee") if gpu else contextlib.nullcontext(),
+        contextlib.nullcontext() if by_gpu or low is None else _Products(low),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Compute products in float32 inside, also within `products_of`."""
+    with (
+        _on_gpus("ieee") if torch.cuda.is_initialized() else contextlib.nullcontext(),
+        _disable_current_modes() if rounds() else contextlib.nullcontext(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _on_gpus(value: str) -> Iterator[None]:
+    """Set the precision of float32 products on GPUs inside, as PyTorch names it."""
+    backends: Any = torch.backends
+    places = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
     try:
         for place in places:
-            place.allow_tf32 = _by_device(precision, device)
+            place.fp32_precision = value
         yield
     finally:
-        for place, allowed in zip(places, before, strict=True):
-            place.allow_tf32 = allowed
-
-
-def _by_device(precision: Precision, device: torch.device) -> bool:
-    return precision == "tf32" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_TF32
+        for place, earlier in zip(places, before, strict=True):
+            place.fp32_precision = earlier

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from satm.ops.build import NUMBERS, library
+from satm.ops.precision import rounds
 
 MOST = 4
 """Most channels of the images."""
@@ -20,7 +21,7 @@ class _Shape(ctypes.Structure):
 def thin(x: Tensor, w: Tensor) -> bool:
     """Return whether there are kernels for a convolution of `x` with `w`, with stride 1 and padding 1."""
     fits = x.device.type == "cpu" and x.dtype in NUMBERS and w.shape[2:] == (3, 3) and w.shape[1] <= MOST
-    return fits and _kernels(NUMBERS[x.dtype]) is not None
+    return fits and not rounds(x.dtype) and _kernels(NUMBERS[x.dtype]) is not None
 
 
 def thin_image_slope(dy: Tensor, w: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from satm.ops.build import NUMBERS, library
+from satm.ops.precision import rounds
 
 _kept = threading.local()
 
@@ -28,6 +29,7 @@ def winograd(x: Tensor, w: Tensor) -> bool:
         x.ndim != 4
         or x.device.type != "cpu"
         or x.dtype not in NUMBERS
+        or rounds(x.dtype)
         or w.shape[2:] != (3, 3)
         or min(x.shape[2:]) < LEAST
     ):

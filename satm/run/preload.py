@@ -279,11 +279,12 @@ class _Server:
     def next(self) -> _Job | None:
         """Return, in a fork, its job; None when the owner and all forks have ended."""
         while self._forks or self._owner >= 0:
-            key, _ = self._selector.select()[0]  # one at a time: it may end what others are about
-            then: Callable[[], _Job | None] = key.data
-            if job := then():
-                self._close()
-                return job
+            for key, _ in self._selector.select():
+                then: Callable[[], _Job | None] = key.data
+                known = self._selector.get_map().get(key.fd)  # an event before this one may have ended what it is about
+                if known is key and (job := then()):
+                    self._close()
+                    return job
         return None
 
     def _close(self) -> None:

@@ -106,7 +106,7 @@ def _shortage(inputs: Inputs, module: nn.Module, step: Step, inner_steps: int, b
     """Return that a method's hypergradient takes more memory than this process has; None: it does not."""
     images, labels = _examples(inputs, step, SOME[1])
     batches = [torch.zeros(batch, dtype=torch.int64)] * inner_steps
-    loop = InnerLoop(own(module, images), soft_cross_entropy, Sgd(), inner_steps, batches, precision=step.precision)
+    loop = InnerLoop(own(module, images), soft_cross_entropy, Sgd(), inner_steps, batches)
     point = Point(flatten(module), {})
     tensors = images, labels, torch.zeros((), device=inputs.device)
     return shortage(Unroll(step.engine, loop, point, *tensors, torch.sum, 0))

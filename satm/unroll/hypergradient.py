@@ -68,8 +68,8 @@ def hypergradient(
         step_size_gradient: `exact`: through the differentiated steps; `first-order`: minus the inner product of the
             objective's gradient and the sum of ALL steps' directions, with the inner gradients held constant.
         engine: `mixed`, `reverse` or `tesla`.
-        precision: of the products in the network and its derivatives (`satm.ops.precision`): `float32`, or `tf32` or
-            `bfloat16`, which round their operands.
+        precision: `float32`, or `tf32` or `bfloat16`, which round the operands of convolutions and matrix products in
+            the network, the objective and all derivatives (`satm.ops.precision`). Without effect in float64.
         stored: number of last steps whose graphs `mixed` keeps instead of computing them twice, without effect on the
             result; None: as many as fit into the memory ($SATM_MEMORY, or a part of what is free).
         keep_points: indices of steps before which the point of the trajectory is returned.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from satm.ops import Precision, rounded
+from satm.ops import Precision, exact_products
 from satm.params import call_flat
 from satm.run.stopping import check_stop
 from satm.unroll.rules import Rule, State
@@ -40,7 +40,7 @@ class InnerLoop:
         steps: number of steps, N.
         batches: for each step the indices `[b]` (int64) of its synthetic images; None: all images in each step.
         augment: augmentation of the images of each step; None: no augmentation.
-        precision: of the products in the network and its derivatives.
+        precision: of products; it takes effect inside `satm.ops.products_of`.
         with_graph: compute gradients with a graph also where it is dropped, because they have other bytes without one.
     """
 
@@ -60,13 +60,14 @@ class InnerLoop:
             images, labels = images[self.batches[step]], labels[self.batches[step]]
         else:  # what belongs to this step is summed before it is added to that of other steps
             images, labels = images.view_as(images), labels.view_as(labels)
-        return images if self.augment is None else self.augment(images, step), labels
+        if self.augment is not None:
+            with exact_products():
+                images = self.augment(images, step)
+        return images, labels
 
     def slope(self, weights: Tensor, images: Tensor, labels: Tensor, graph: bool = True) -> Tensor:
         """Return the gradient of the inner loss on these images, `[P]`, if asked with a graph to the arguments."""
-        with rounded(self.precision, images.device):
-            outputs = call_flat(self.module, weights, images)
-        inner = self.loss(outputs, labels)
+        inner = self.loss(call_flat(self.module, weights, images), labels)
         return torch.autograd.grad(inner, weights, create_graph=graph)[0]
 
     def gradient(self, weights: Tensor, images: Tensor, labels: Tensor, step: int, graph: bool = True) -> Tensor:
