@@ -184,8 +184,8 @@ def test_the_script_counts_and_tells(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert fuzz.main(some) == 0
     assert "configs: 5 cases of seed 3" in (told := capsys.readouterr().out) and "5 in all, 0 wrong" in told
     messages = (tmp_path / "met" / "messages.txt").read_text().splitlines()
-    assert any(re.match(r" +\d+ satm: error: ", line) for line in messages)
-    assert len({line.split(maxsplit=1)[1] for line in messages}) == len(messages)
+    counts = [int(found[1]) for line in messages if (found := re.match(r" +(\d+) satm: error: ", line))]
+    assert counts and counts == sorted(counts, reverse=True)
 
     def fail(raw: bytes, base: Path) -> str:
         raise Wrong("it is wrong")

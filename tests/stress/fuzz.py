@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None, check: Callable[[bytes, Path], 
     parser.add_argument("--kept", type=Path, default=KEPT, help="Folder for campaigns that went wrong.")
     parser.add_argument("--messages", type=Path, default=KEPT / "messages.txt", help="File for all error messages.")
     flags = parser.parse_args(arguments)
+    MET.clear()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         if flags.case is not None and flags.what == "configs":
