@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 import warnings
 from itertools import product
@@ -103,8 +104,10 @@ def test_every_network_keeps_the_contract(name: str, channels: int, size: int) -
     embedded = module.embed(images)
     assert embedded.shape == (2, module.classifier.in_features)
     assert torch.equal(functional.linear(embedded, module.classifier.weight, module.classifier.bias), logits)
-    assert len(embedded.unique()) > 2, "a norm over one pixel leaves constants only"
-    assert not torch.equal(embedded[0], embedded[1])
+    # All ReLUs of so small a network may be dead by chance, but not those of five.
+    several = itertools.chain([embedded], (tiny(name, channels, size, seed).embed(images) for seed in range(5, 9)))
+    apart = (len(each.unique()) > 2 and not torch.equal(each[0], each[1]) for each in several)
+    assert any(apart), "a norm over one pixel leaves constants only"
     assert list(dict.fromkeys(key.split(".")[0] for key, _ in module.named_parameters())) == ["features", "classifier"]
     assert not list(module.buffers())
     assert torch.equal(flatten(tiny(name, channels, size)), before)
