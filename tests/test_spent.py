@@ -11,7 +11,6 @@ import pandas
 import pytest
 from conftest import Refuse
 
-import satm
 from satm.cli import main
 from satm.config import Cell, Layout, load_campaign
 from satm.cost.spent import accounting, number, of_job, spent
@@ -24,7 +23,7 @@ from satm.workflow.graph import Job
 from satm.workflow.jobs import campaigns_of, jobs
 from satm.workflow.rules import RULES
 
-ROOT = Path(satm.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 SMALL = """
 experts:
   sgd: {count: 2, per_job: 1}
