@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 import torch
 from drawing import SEED, THREADS, seed_everything, torch_generator
+from hypothesis.configuration import set_hypothesis_home_dir
 from torch import Tensor
 
 from satm.cli import main
@@ -29,6 +30,7 @@ os.environ["SATM_OPERATIONS"] = "own"  # also where PyTorch's are faster, as for
 COMPILED = f"torch-{os.getuid()}-{torch.backends.cpu.get_cpu_capability().lower()}"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir(), COMPILED))
 
+set_hypothesis_home_dir(Path(tempfile.gettempdir(), f"hypothesis-{os.getuid()}"))  # nothing in the current folder
 hypothesis.settings.register_profile("same", deadline=None, print_blob=True, database=None, max_examples=50)
 hypothesis.settings.load_profile("same")
 

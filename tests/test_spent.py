@@ -295,7 +295,8 @@ def test_the_figure_shows_the_largest_methods_and_small_rules_together(small: di
     assert main(["figure", "--config", "small.yaml", "--name", "accounting"]) == 0
 
 
-def test_accounting_is_a_reserved_name(tmp_path: Path, refused: Refuse) -> None:
+def test_accounting_is_a_reserved_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refuse) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "it.yaml"
     for section, entry in (
         ("tables", "{datasets: {digits: [1]}, methods: [mtt]}"),
