@@ -149,7 +149,7 @@ def test_the_first_of_two_processes_decides(tmp_path: Path) -> None:
     assert choice._write("key", "own") == "own"
     assert choice._write("key", "plain") == "own"
     (path,) = tmp_path.rglob("choices/key")
-    path.write_text("")  # damaged: measured anew
+    path.write_text("")  # damaged, so it is measured again
     assert choice._read("key") is None and choice._write("key", "plain") == "plain"
     assert choice._read("key") == "plain"
 

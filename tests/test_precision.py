@@ -109,12 +109,15 @@ def test_the_products_of_all_derivatives_have_rounded_operands(precision: Precis
     torch.testing.assert_close(found[3], expected[3], rtol=SINGLE, atol=SINGLE)  # a sum, which is not rounded
 
 
-@pytest.mark.parametrize("operations", ["own", "plain"])
+@pytest.fixture(params=["own", "plain"])
+def operations(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of our own, or PyTorch's."""
+    monkeypatch.setenv("SATM_OPERATIONS", request.param)
+
+
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("precision", SHORT)
-def test_engines_agree_and_the_effect_is_that_of_the_rounding(
-    precision: Precision, operations: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SATM_OPERATIONS", operations)
+def test_engines_agree_and_the_effect_is_that_of_the_rounding(precision: Precision) -> None:
     exact = matching_way(CASE, torch.float64, CPU, "mtt-loop")()
     ways = [matching_way(CASE, torch.float32, CPU, way, precision)() for way in ("mixed:0", "mixed:2", "reverse")]
     for other in ways[1:]:
@@ -190,12 +193,9 @@ class Awkward(nn.Module):
         return (x.double() @ torch.eye(3, dtype=torch.float64)).float()
 
 
-@pytest.mark.parametrize("operations", ["own", "plain"])
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("precision", SHORT)
-def test_networks_of_any_kind_can_be_rounded(
-    precision: Precision, operations: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SATM_OPERATIONS", operations)
+def test_networks_of_any_kind_can_be_rounded(precision: Precision) -> None:
     module, images, labels = Awkward(), draw(3, 1, 4, 4), torch.arange(3)
     exact, short = (
         hypergradient(

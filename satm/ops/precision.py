@@ -86,8 +86,8 @@ PRODUCTS: dict[Any, Callable[..., Any]] = {
     aten.baddbmm.default: _sum_with(aten.bmm),
     aten.addmv.default: _sum_with(aten.mv),
 }
-"""The operations that layers, functions and operators of PyTorch's consist of, in all derivatives too. Those of a
-recurrent layer or of fused attention may be one operation of their own, which is not rounded."""
+"""What PyTorch's layers, functions and operators come down to, in all derivatives too. A recurrent layer or fused
+attention may be a single operation, which is not rounded."""
 
 
 class _Products(TorchDispatchMode):

@@ -2,8 +2,8 @@
 
 A job that finds `$SATM_PRELOAD` starts that process if no other job has, passes its own output, arguments and
 environment, waits, and exits the way its fork does; signals that it receives are passed on. The fork is a process like
-any other, with a log, account, state and memory of its own. Only equal starts share a process: folder, environment,
-limits. Where no fork can begin, the job runs by itself. Nothing here imports torch before a job asks for it.
+any other, with a log, account, state and memory of its own. Only jobs with the same folder, environment and limits
+share a process. Where none can be forked, the job runs by itself. Nothing here imports torch before a job asks for it.
 """
 
 import contextlib
