@@ -68,10 +68,13 @@ def answer(
 
 
 def followed(synthetic: Synthetic, iteration: int) -> OuterGradient:
-    """Return gradients that depend on everything that is learned."""
+    """Return gradients that depend on everything that is learned, and on the iteration.
+
+    They stay small: steps that overshoot multiply what rounding has lost, from iteration to iteration.
+    """
     size = synthetic.step_size
     of_labels = synthetic.labels.sin() + iteration if synthetic.labels.is_floating_point() else None
-    gradient = synthetic.images.cos() * (iteration + 1) + size
+    gradient = synthetic.images.cos() * (iteration % 3 + 1) + size
     return OuterGradient(torch.tensor(1.0), gradient, of_labels, 0.1 * size + synthetic.images.mean() / 50)
 
 
