@@ -171,6 +171,10 @@ def test_a_name_that_is_no_name_of_the_campaign_lists_its_own_and_suggests_what_
         ),
         ("tables: {table2: {datasets: {digits: [1]}, methods: [mtt], seeds: []}}", "tables.table2.seeds: .*got \\[\\]"),
         ("datasets: {d: {source: parquett}}", "datasets.d.source: .*'parquet'.*got 'parquett'"),
+        (
+            "datasets: {d: {source: folder, resize: squash}}",
+            "datasets.d: resize is 'squash', but no size is given; set",
+        ),
         ("datasets: {d: {source: parquet, sise: 3}}", "unknown option 'datasets.d.sise'.*Did you mean 'size'?"),
         ("experts: {sgd: {epoch: 3}}", "unknown option 'experts.sgd.epoch'.*Did you mean 'epochs'?"),
         ("experts: {sgd: {lr: 0}}", "experts.sgd.lr: .*greater than 0, got 0"),
@@ -446,7 +450,8 @@ def test_an_entry_in_place_of_a_built_in_dataset_is_told_what_it_loses(
     with pytest.raises(UsageError) as caught:
         load_campaign(path)
     whole = "is missing; the entry replaces the built-in {0} as a whole, so begin with its options, {1}"
-    standard = "{source: cifar10, zca: true, zca_per_image: true, zca_relative: true, augment: flip_rotate}"
+    zca = "zca: true, zca_per_image: true, zca_relative: true"
+    standard = f"{{source: cifar10, {zca}, augment: flip_rotate, variant_of: cifar10}}"
     assert [problem.removeprefix("c.yaml: ") for problem in caught.value.problems] == [
         "datasets.digits.source " + whole.format("digits", "{source: digits, augment: crop_scale_rotate}"),
         "datasets.mine.source is missing; give it a value",

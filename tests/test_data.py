@@ -457,6 +457,25 @@ def test_size_resizes_the_shorter_side_and_crops_the_centre(tmp_path: Path) -> N
     assert torch.equal(load(tmp_path, size=6).train.images, as_tensor(raw[:6]))
 
 
+@pytest.mark.parametrize(("height", "width"), [(20, 60), (60, 20), (9, 5), (4, 7)])
+def test_squashing_resizes_both_sides(tmp_path: Path, height: int, width: int) -> None:
+    raw = [pixels(seed, height, width) for seed in range(6)]
+    write_both(tmp_path, images=[encode(image) for image in raw])
+    found = load(tmp_path, size=10, resize="squash").train.images
+    whole = torch.nn.functional.interpolate(
+        as_tensor(raw).double(), (10, 10), mode="bilinear", antialias=True, align_corners=False
+    )
+    assert found.shape == (6, 3, 10, 10)
+    assert (found - whole).abs().max() < 1.5  # Pillow rounds to whole grey values after each of the two directions
+    assert not torch.equal(found, load(tmp_path, size=10).train.images)
+
+
+def test_squashing_changes_nothing_in_square_images(tmp_path: Path) -> None:
+    write_both(tmp_path, images=[encode(pixels(seed, 9, 9)) for seed in range(6)])
+    squashed, cropped = (load(tmp_path, size=6, resize=how).train.images for how in ("squash", "crop"))
+    assert torch.equal(squashed, cropped)
+
+
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     images = [encode(pixels(seed, *(6, 6) if seed != 4 else (7, 7))) for seed in range(6)]
     write_both(tmp_path, images=images)

@@ -7,6 +7,7 @@ from satm.config.analysis import ANALYSES, RHOS, AnalyseOptions
 from satm.config.base import (
     NAME,
     REVISIONS,
+    OneOrMore,
     Options,
     budgets,
     canonical,

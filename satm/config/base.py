@@ -5,9 +5,17 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from satm.errors import refuse, short
@@ -29,6 +37,11 @@ REVISIONS = {
     **dict.fromkeys(("experts", "distill", "evaluate", "continual", "nas", "analyse", "table", "figure"), 1),
 }
 """Revision by stage, stored in its results: raise it when numbers change, as the workflow does not see code changes."""
+
+T = TypeVar("T")
+
+OneOrMore = Annotated[tuple[T, ...], BeforeValidator(lambda it: it if isinstance(it, list | tuple) else (it,))]
+"""Several values, or one that is written without a list."""
 
 UNKNOWN = "unknown_option"
 """Type of pydantic's error about an option that a model lacks; its context has the `name` and the `known` ones."""

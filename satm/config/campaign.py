@@ -5,7 +5,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
-from satm.config.base import Options, check_name
+from satm.config.base import OneOrMore, Options, check_name
 from satm.config.datasets import DatasetOptions
 from satm.config.exhibits import AnyFigure, AnyTable
 from satm.config.experts import ExpertsOptions
@@ -21,25 +21,20 @@ class Setting(Options):
 
     stage: Literal["network", "experts", "distill", "evaluate", "analyse"] = "distill"
     """Stage of the options."""
-    method: tuple[str, ...] = ()
+    method: OneOrMore[str] = ()
     """Names of methods, or their registered methods; empty: all (stages distill, evaluate and analyse)."""
-    experts: tuple[str, ...] = ()
+    experts: OneOrMore[str] = ()
     """Names of experts; empty: all (stage experts)."""
-    network: tuple[str, ...] = ()
+    network: OneOrMore[str] = ()
     """Names of networks, or their registered networks (stage network), or tested networks (evaluate); empty: all."""
-    dataset: tuple[str, ...] = ()
+    dataset: OneOrMore[str] = ()
     """Names of datasets; empty: all."""
-    ipc: tuple[int, ...] = ()
+    ipc: OneOrMore[int] = ()
     """Images per class; empty: all."""
     options: dict[str, Any]
     """Values by option name."""
     source: str = ""
     """Source of the values."""
-
-    @field_validator("method", "experts", "network", "dataset", "ipc", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return value if isinstance(value, list | tuple) else (value,)
 
     def applies(self, stage: str, **axes: tuple[object, ...]) -> bool:
         """Return whether each axis that this row restricts has one of the given values."""

@@ -46,7 +46,10 @@ class DatasetOptions(Options):
     classes: tuple[int, ...] | None = None
     """Labels to keep, renumbered from 0 in this order; None: all."""
     size: int | None = Field(None, ge=4, le=4096)
-    """Height and width in pixels, by resizing the shorter side and cropping the centre; None: that of all images."""
+    """Height and width in pixels that images are resized to; None: that of all images."""
+    resize: Literal["crop", "squash"] = "crop"
+    """Resize the shorter side to `size` and crop the centre of the longer one, or resize both sides, which changes the
+    aspect ratio: `squash`, as the public code of MTT and FTD does with subsets of ImageNet."""
     validation: int = Field(0, ge=0)
     """Training images per class held out for choosing checkpoints and options; never trained on."""
     split_seed: int = 0
@@ -68,6 +71,9 @@ class DatasetOptions(Options):
     """Families of differentiable Siamese augmentation, joined by `_`; empty: none."""
     augment_share: Literal["image", "batch"] = "image"
     """Draw the parameters of the augmentation per image or once per batch."""
+    variant_of: str = ""
+    """Name of a dataset with the same images, prepared otherwise, whose `settings` apply to this one too; the tables of
+    that dataset may show methods on this one (`prepared`)."""
     # Not dumped: it changes no number, so it is part of no identity and repeats no job.
     allow: tuple[Accepted, ...] = Field((), exclude=True)
     """Faults of the images that are warned of instead of refused: `train-in-test` (over 1 % of the test images are
@@ -91,6 +97,12 @@ class DatasetOptions(Options):
         return augment
 
     @model_validator(mode="after")
+    def _squash_needs_size(self) -> "DatasetOptions":
+        if self.resize != "crop" and self.size is None:
+            raise ValueError(f"resize is {self.resize!r}, but no size is given; set size or leave resize out")
+        return self
+
+    @model_validator(mode="after")
     def _variants_need_zca(self) -> "DatasetOptions":
         for name in ("zca_per_image", "zca_relative"):
             if getattr(self, name) and not self.zca:
@@ -104,13 +116,29 @@ def _standardised(source: str) -> DatasetOptions:
     Each image is standardised to mean 0 and norm 1, whitened (eps 0.1 times the mean eigenvalue), and flipped or
     rotated.
     """
-    return DatasetOptions(source=source, zca=True, zca_per_image=True, zca_relative=True, augment="flip_rotate")
+    whitening = {"zca": True, "zca_per_image": True, "zca_relative": True}
+    return DatasetOptions(source=source, variant_of=source, **whitening, augment="flip_rotate")
+
+
+CIFAR_PIXELS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+"""Statistics by which public code normalises CIFAR-10, that of MTT also CIFAR-100. The deviations are smaller than
+those over all pixels (0.2470, 0.2435, 0.2616)."""
+
+IMAGENET_PIXELS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Statistics by which public code normalises ImageNet and Tiny ImageNet."""
+
+
+def _plain(source: str) -> DatasetOptions:
+    """Return a dataset that is normalised by channel and not whitened, with the statistics of MTT's public code."""
+    pixels = IMAGENET_PIXELS if source == "tiny-imagenet" else CIFAR_PIXELS
+    return DatasetOptions(source=source, variant_of=source, zca=False, **pixels)
 
 
 BUILTIN_DATASETS = {
     "digits": DatasetOptions(source="digits", augment="crop_scale_rotate"),
     **{source: DatasetOptions(source=source, zca=True) for source in ("cifar10", "cifar100", "tiny-imagenet")},
     **{f"{source}-standardised": _standardised(source) for source in ("cifar10", "cifar100", "tiny-imagenet")},
+    **{f"{source}-plain": _plain(source) for source in ("cifar10", "cifar100", "tiny-imagenet")},
 }
 """Datasets in every campaign. Digits are not flipped, coloured or cut out: a mirrored 6 is not a digit, and 8 pixels
 leave little to cut."""

@@ -6,7 +6,7 @@ of that name, a flag on the command line.
 
 import copy
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -208,12 +208,18 @@ class Resolver:
         base = self.campaign.methods.get(named, {}).get("method", named)
         return {"method": (cell.method, named, base), "dataset": (cell.dataset,), "ipc": (cell.ipc,)}
 
+    def _datasets_of(self, name: str) -> Iterator[str]:
+        """Yield the names whose settings apply to a dataset: its own, that of a step's whole dataset, a variant's."""
+        whole = self.whole(name)
+        yield from dict.fromkeys([name, whole])
+        if whole in self.datasets and self.datasets[whole].variant_of:
+            yield self.datasets[whole].variant_of
+
     def _merged(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
         """Return the options that presets and settings give a stage for these names."""
         key = (stage, tuple(axes.items()))
         if key not in self._cache:
-            names = axes["dataset"]
-            axes["dataset"] = (*names, *(self.whole(str(name)) for name in names))
+            axes["dataset"] = tuple(each for name in axes["dataset"] for each in self._datasets_of(str(name)))
             settings = (setting for setting in self.settings if setting.applies(stage, **axes))
             self._cache[key] = {name: value for setting in settings for name, value in setting.options.items()}
         return self._cache[key]

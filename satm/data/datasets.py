@@ -15,7 +15,7 @@ from torch import Tensor
 
 from satm.config import DatasetOptions, data_path
 from satm.data.convert import GREY, KINDS
-from satm.data.decode import Decoded, decode_part, describe_faults
+from satm.data.decode import Decoded, Resizing, decode_part, describe_faults
 from satm.data.doubts import find_doubts
 from satm.data.images import ImageData, Split, hash_images, hold_out
 from satm.data.listing import Fault, Listing, Part
@@ -53,8 +53,9 @@ def load_dataset(name: str, options: DatasetOptions) -> ImageData:
         )
     if tested and not tested & set(kept):
         problems.append(f"there are no test images of the classes {list(kept)}; choose others")
-    train = decode_part(listing.train, kept, options.size, None)
-    test = decode_part(listing.test, kept, options.size, train.split.images.shape[-1] or None)
+    resizing = None if options.size is None else Resizing(options.size, options.resize)
+    train = decode_part(listing.train, kept, resizing, None)
+    test = decode_part(listing.test, kept, resizing, train.split.images.shape[-1] or None)
     total = len(train.split) + len(test.split)
     if faults := [*faults, *train.faults, *test.faults]:
         problems.append(describe_faults(faults, total + len(listing.faults)))

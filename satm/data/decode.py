@@ -3,9 +3,8 @@
 `satm.data.convert` says which images are converted to 8-bit grey or RGB, and which are refused. A dataset with both has
 grey images in three equal channels; a dataset of grey images only keeps one channel.
 
-With `size`, raw uint8 images are resized (Pillow, bilinear with antialiasing) to that length of their shorter side, and
-cropped at the centre. Differs: the MTT code normalises before it resizes, which is the same up to rounding to whole
-grey values, since interpolation weights add up to 1.
+Raw uint8 images are resized as `Resizing` says (Pillow, bilinear with antialiasing). Differs: the MTT code normalises
+before it resizes, which is the same up to rounding to whole grey values, since interpolation weights add up to 1.
 """
 
 import itertools
@@ -15,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ SIZES = "pixels, expected"
 """In what is said of an image of the wrong size."""
 
 
+class Resizing(NamedTuple):
+    """The size that images are brought to, and how."""
+
+    size: int
+    """Height and width in pixels."""
+    how: Literal["crop", "squash"]
+    """Resize the shorter side and crop the centre, or resize both sides, which changes the aspect ratio."""
+
+
 Result = tuple[NDArray[np.uint8], list[str]] | str
 """An image, `[H, W]` (grey) or `[H, W, 3]`, and what was done to it; or why it cannot be used."""
 
@@ -62,13 +71,13 @@ class Decoded:
     """Name of the image in a row, for messages."""
 
 
-def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: int | None) -> Decoded:
+def decode_part(part: Part, kept: tuple[int, ...], resizing: Resizing | None, expected: int | None) -> Decoded:
     """Return the images of the kept classes.
 
     Args:
         part: images to decode.
         kept: labels to keep, in the order of their new labels.
-        size: height and width to resize and crop to; None: images stay as they are.
+        resizing: size of the decoded images; None: images stay as they are.
         expected: height and width of all images; None: those of the first image.
     """
     renumber = {label: new for new, label in enumerate(kept)}
@@ -77,7 +86,7 @@ def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: i
     items = (image for index, image in enumerate(part.images) if part.labels[index] in renumber)
     pixels = np.empty((0, 3, expected or 0, expected or 0), np.uint8)
     grey, done, faults = 0, Counter[str](), list[Fault]()
-    for row, result in enumerate(_decode_images(items, size)):
+    for row, result in enumerate(_decode_images(items, resizing)):
         where = part.where(rows[row])
         if isinstance(result, str):
             faults.append(Fault(where, result))
@@ -99,11 +108,11 @@ def decode_part(part: Part, kept: tuple[int, ...], size: int | None, expected: i
     return Decoded(split, grey, done, faults, lambda row: part.where(rows[row]))
 
 
-def _decode_images(items: Iterator[Encoded], size: int | None) -> Iterator[Result]:
+def _decode_images(items: Iterator[Encoded], resizing: Resizing | None) -> Iterator[Result]:
     """Yield what comes of each image, in order."""
 
     def decode(task: list[Encoded]) -> list[Result]:
-        return [_decode_image(image, size) for image in task]
+        return [_decode_image(image, resizing) for image in task]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about tags and large images
@@ -121,7 +130,7 @@ def describe_faults(faults: Sequence[Fault], total: int) -> str:
     more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     advice = f"convert, replace or remove {'it' if len(faults) == 1 else 'them'}"
     if any(SIZES in fault.why for fault in faults):
-        advice += ", or set the dataset's `size` to resize and crop all images"
+        advice += ", or set the dataset's `size` to resize all images"
     return f"{len(faults)} of {total} images cannot be used: {shown}{more}; {advice}"
 
 
@@ -130,20 +139,22 @@ def _is_small(source: Encoded) -> bool:
     return source is None or isinstance(source, Image.Image) or (isinstance(source, bytes) and len(source) < SMALL)
 
 
-def _decode_image(source: Encoded, size: int | None) -> Result:
-    """Return an image, resized and cropped to `size` if one is given, and what was done; or what is wrong with it."""
+def _decode_image(source: Encoded, resizing: Resizing | None) -> Result:
+    """Return an image, resized if asked for, and what was done; or what is wrong with it."""
     try:
         image, done = read_image(source)
     except Unusable as error:
         return str(error)
-    if not size and min(image.size) < LEAST:
+    if resizing is None and min(image.size) < LEAST:
         return f"{image.height} x {image.width} {SIZES} at least {LEAST} x {LEAST}"
-    if size and image.size != (size, size):
+    if resizing and image.size != (size := resizing.size, size):
         shorter = min(image.size)
+        done = [*done, ENLARGED] if shorter < size else done
+        if resizing.how == "squash":
+            return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)), done
         width, height = (max(size, round(side * size / shorter)) for side in image.size)
         if width * height > (Image.MAX_IMAGE_PIXELS or 0):
             return f"{image.height} x {image.width} pixels, too long and thin to resize to {size} x {size}"
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
-        done = [*done, ENLARGED] if shorter < size else done
     return np.asarray(image), done

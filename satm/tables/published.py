@@ -4,6 +4,7 @@ import functools
 
 import pandas
 
+from satm.config.datasets import BUILTIN_DATASETS
 from satm.version import PACKAGE
 
 PUBLISHED = {
@@ -37,7 +38,7 @@ def load_published() -> pandas.DataFrame:
 
 def published_name(dataset: str) -> str:
     """Return the name of a dataset in the data file, which does not depend on the preprocessing."""
-    return dataset.removesuffix("-standardised")
+    return (BUILTIN_DATASETS[dataset].variant_of if dataset in BUILTIN_DATASETS else "") or dataset
 
 
 def printed(name: str, dataset: str) -> pandas.DataFrame:

@@ -17,7 +17,7 @@ Wildcards = Any
 """Snakemake's wildcards of a job: attributes, all of them texts."""
 
 DECODING = {
-    *("source", "image_column", "label_column", "classes", "size", "validation", "split_seed", "mean", "std"),
+    *("source", "image_column", "label_column", "classes", "size", "resize", "validation", "split_seed", "mean", "std"),
 }
 """Options of a dataset that determine its stored images; they reach later stages through that file. Where the files lie
 (`path`, `train`, `test`) is not among them: the files themselves are compared (`satm.config.source_files`)."""

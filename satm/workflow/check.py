@@ -138,6 +138,10 @@ def _names(resolver: Resolver) -> Iterator[str]:
         prepared = Path(resolver.layout.images(name)).is_file()
         if options.path and "$" not in options.path and not prepared:  # variables may be set only where jobs run
             yield from _attempt(f"datasets.{name}", expand, options.path)
+        if options.variant_of:
+            yield from _attempt(
+                "", pick, options.variant_of, resolver.datasets, "dataset", f"datasets.{name}.variant_of"
+            )
     wrong: dict[str, set[str]] = {}
     for kind, checked in (("network", network_options), ("method", method_options)):
         entries: Mapping[str, Mapping[str, Any]] = getattr(campaign, f"{kind}s")
