@@ -16,6 +16,7 @@ from torch.nn import functional
 from satm.analysis.expert_sharpness import measure_expert_sharpness
 from satm.cli import main
 from satm.config import Cell, ExpertsOptions
+from satm.config.methods import IterativeOptions
 from satm.data import Augmentation, Preprocessor
 from satm.errors import UsageError
 from satm.experts import (
@@ -95,7 +96,7 @@ def test_labels_images_and_features_of_an_expert_are_those_of_the_trained_networ
     images, classes = IMAGES.batch(slice(0, 20))
     found = expert_labels(problem, problem.experts, images, classes)
     torch.testing.assert_close(found, logits(module, images), rtol=0, atol=0)
-    assert torch.equal(LABELS["learned"](problem, images, classes, 0.9), found)
+    assert torch.equal(LABELS["learned"](problem, images, classes, IterativeOptions()), found)
     right = logits(module, IMAGES.batch(slice(None))[0]).argmax(1) == IMAGES.labels
     assert 0 < int(right.sum()) < len(right)
     chosen, labels = INITS["correct"](replace(problem, ipc=1), None)

@@ -210,6 +210,22 @@ def test_labels_of_experts_that_are_right(judged: Problem) -> None:
     assert found.shape == (3 * EACH, 3) and found.dtype == torch.float32 and not found.requires_grad
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_labels_of_some_experts_only(judged: Problem, count: int) -> None:
+    judged = replace(judged, ipc=EACH)
+    assert judged.experts is not None
+    method = make(judged, "datm", init="real", label_experts=count)
+    images, labels = starts.real(judged, None)
+    first = [outputs(judged, judged.experts.snapshot(index, 4), images) for index in range(count)]
+    found = method.start().labels
+    if count == 1:
+        torch.testing.assert_close(found, first[0])  # whether or not it is right, as in DATM's public code
+    agreeing = [(each.argmax(1) == labels)[:, None] for each in first]
+    total = sum(each * right for each, right in zip(first, agreeing, strict=True)) / sum(agreeing).clamp_min(1)
+    torch.testing.assert_close(found, torch.where(sum(agreeing) > 0, total, sum(first) / count))
+    assert not torch.allclose(found, expert_labels(judged, judged.experts, images, labels))
+
+
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.9, 0.999])
 def test_confident_labels_have_the_probability(probability: float) -> None:
     labels = torch.tensor([0, 2, 1, 4])

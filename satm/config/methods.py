@@ -28,6 +28,9 @@ class IterativeOptions(MethodOptions):
     if there are experts. Teacher: the logits of the network at the segment's end, recomputed in each iteration."""
     confidence: float = Field(0.9, gt=0, lt=1)
     """Initial probability of an image's class, for learned labels without experts."""
+    label_experts: int | None = Field(None, ge=1)
+    """Number of experts, the first ones, from whose logits learned labels start; None: all. DATM's public code asks all
+    for images chosen by `init: correct`, and one for `real` images."""
     outer: Literal["sgd", "adam"] = "sgd"
     """Outer optimiser: SGD with momentum, or Adam."""
     lr_images: float = Field(1000.0, gt=0)

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from satm.config import idle_options
-from satm.config.methods import ClassMatchingOptions, IterativeOptions, MatchingOptions, MethodOptions, UnrolledOptions
+from satm.config.methods import (
+    ClassMatchingOptions,
+    IterativeOptions,
+    MatchingOptions,
+    MethodOptions,
+    UnrolledOptions,
+)
 
 if TYPE_CHECKING:
     from satm.methods.external import FilesOptions
@@ -47,6 +53,13 @@ def iterative(recipe: "Recipe", options: MethodOptions, facts: Facts) -> Iterato
     for name, value in (("init", "correct"), ("labels", "teacher")):
         if getattr(options, name) == value and not recipe.needs_experts:
             yield f"{name} {value!r} needs experts, method {recipe.name!r} uses none; choose another {name}"
+    if options.label_experts is not None:
+        if not recipe.needs_experts:
+            yield f"label_experts {options.label_experts} needs experts, method {recipe.name!r} uses none; leave it out"
+        elif options.labels != "learned":
+            yield from idle_options(options, {f"labels {options.labels!r}; set labels to learned": ("label_experts",)})
+        elif facts.experts is not None and options.label_experts > facts.experts:
+            yield f"label_experts {options.label_experts} is more than there are experts, {facts.experts}; lower it"
     if options.labels == "learned" and facts.classes == 1:
         yield "soft labels need at least 2 classes, the dataset has 1; use labels hard"
 

@@ -64,7 +64,7 @@ class Method(Generic[OptionsT]):
         if not isinstance(options, IterativeOptions):
             return self.synthetic(*real(problem, None))
         images, classes = INITS[options.init](problem, options.init_norm)
-        return self.synthetic(images, LABELS[options.labels](problem, images, classes, options.confidence))
+        return self.synthetic(images, LABELS[options.labels](problem, images, classes, options))
 
     def synthetic(self, images: Tensor, labels: Tensor) -> Synthetic:
         """Return images and labels with the initial step size."""
