@@ -1,11 +1,11 @@
 """The AlexNet of the dataset-distillation papers.
 
-Five convolutions with ReLU, max pooling of 2 x 2 after the first, second and last, then one linear layer. Filters 128,
-192, 256, 192, 192; kernels 5, 5, 3, 3, 3. By default no norm; no dropout. Layers have PyTorch's default initialisation.
-With the default options and 10 classes of 32 x 32 x 3 images it has 1,872,202 parameters.
+Five convolutions with ReLU, pooling of 2 x 2 after the first, second and last, then one linear layer. Filters 128,
+192, 256, 192, 192; kernels 5, 5, 3, 3, 3. By default max pooling and no norm; no dropout. Layers have PyTorch's default
+initialisation. With the default options and 10 classes of 32 x 32 x 3 images it has 1,872,202 parameters.
 
 Source: public code of MTT (`networks.py`), used by MTT, FTD (Table 3), SATM (Table 5), ConTra (Table 2); its stride at
-    64 pixels: public code of DATM.
+    64 pixels: public code of DATM. With norm `instance` and pooling `average`: public code of RaT-BPTT.
 Differs: grey images are not padded from 28 to 32 pixels.
 """
 
@@ -25,6 +25,8 @@ class AlexNetOptions(StemOptions):
 
     norm: Literal["none", "batch", "instance"] = "none"
     """Norm after each convolution; `instance` is a group norm with one channel per group, with scale and shift."""
+    pooling: Literal["max", "average"] = "max"
+    """Pooling after the first, second and last convolution."""
 
 
 def check(size: int, options: AlexNetOptions) -> None:
@@ -40,4 +42,4 @@ def alexnet(channels: int, classes: int, size: int, options: AlexNetOptions) -> 
 
     plan = [Convolution(scaled(filters, options.width_factor), kernel, pooled) for filters, kernel, pooled in PLAN]
     plan[0] = plan[0]._replace(stride=options.stride(size))
-    return convolutional(plan, channels, classes, size, options.norm)
+    return convolutional(plan, channels, classes, size, options.norm, pooling=options.pooling)
