@@ -19,6 +19,8 @@ from satm.tables.accuracy import AccuracyTable
 from satm.tables.accuracy_grid import results_grid
 from satm.tables.published import load_published
 
+TABLE = {"datasets": {"cifar10": [1]}, "methods": ["random", "mtt", "satm"], "seeds": (0, 1)}
+
 ACCURACY = {
     ("random", 0): [0.15, 0.16],
     ("random", 1): [0.14, 0.17],
@@ -38,7 +40,7 @@ def make(
     averaged: frozenset[tuple[str, int]] = frozenset(),
 ) -> Resolver:
     """Return a campaign of one cell whose files exist; raw sets beside `averaged` ones are 0.05 worse."""
-    table = {"datasets": {dataset: [1]}, "methods": ["random", "mtt", "satm"], "seeds": seeds}
+    table = {**TABLE, "datasets": {dataset: [1]}, "seeds": seeds}
     campaign = Campaign.model_validate(
         {"tables": {"table2": {**table, "sharpness": ["satm", "mtt"] if sharpness else []}}}
     )
@@ -153,7 +155,7 @@ def test_the_files_hold_the_paper_layout(tmp_path: Path) -> None:
     text = (folder / "table2.csv").read_text()
     assert text.splitlines()[0] == ",".join(AccuracyTable.columns)
     measured, printed = "0.325,0.0208167,4,0,last,raw,test,learned", "0.462,0.008,convnet,satm Table 2"
-    assert f"cifar10,1,convnet,mtt,{measured},{printed},-0.137,7.5,201" in text.splitlines()
+    assert f"cifar10,1,convnet,mtt,{measured},{printed},-0.137,,7.5,201" in text.splitlines()
     again = pandas.read_csv(folder / "table2-paired.csv")
     pandas.testing.assert_frame_equal(again, paired, rtol=WRITTEN, check_dtype=False)
     lines = (folder / "table2.md").read_text().splitlines()
@@ -178,6 +180,7 @@ def test_selections_are_named_and_not_compared() -> None:
         "published_mean": math.nan,
         "average": "raw",
     }
+    row["watched_mean"] = math.nan
     frame = pandas.DataFrame(
         [
             {**row, "method": "a", "accuracy_mean": 0.5, "selection": "last"},
@@ -190,6 +193,28 @@ def test_selections_are_named_and_not_compared() -> None:
     )
     tex = results_grid(frame).latex()
     assert r"90.0 $\pm$ 0.0 [test] \\" in tex and "published" not in tex
+
+
+def test_the_best_accuracy_during_the_distillation_has_a_column_of_its_own(tmp_path: Path) -> None:
+    resolver = make(tmp_path, sharpness=False)
+    assert frame_of(resolver, "table2")["watched_mean"].isna().all()
+    for seed, accuracies in ((0, [0.2, 0.6, 0.5]), (1, [0.3, math.nan, 0.4])):
+        path = Path(resolver.layout.metrics(Cell("cifar10", 1, "mtt", seed)))
+        common = {"attempt": 0, "event": "", "seconds": 1.0, "peak_memory_bytes": 1}
+        steps = [{"iteration": i, "test_accuracy": each, **common} for i, each in enumerate(accuracies)]
+        write_rows(path, steps, METRICS, {})
+    contents = made(resolver, "table2")
+    frame = contents.frame.set_index("method")
+    assert frame.loc["mtt", "watched_mean"] == pytest.approx((0.6 + 0.4) / 2)
+    assert frame.loc["mtt", "accuracy_mean"] == pytest.approx(sum([0.30, 0.32, 0.33, 0.35]) / 4)  # as without
+    assert frame["watched_mean"].drop("mtt").isna().all()
+    text = contents.grids[0].markdown()
+    assert (
+        "| mtt (best watched) |" in text and "| 50.0 |" in text and "which is optimistic; it is not the result" in text
+    )
+    other = Campaign.model_validate({"tables": {"table2": {**TABLE, "networks": ["convnet", "alexnet"]}}})
+    both = frame_of(Resolver(other, (), resolver.layout.root, Path("config/small.yaml")), "table2", partial=True)
+    assert both.loc[both["network"] == "alexnet", "watched_mean"].isna().all()  # recorded with a ConvNet
 
 
 def test_averaged_sets_stand_for_the_method_and_the_raw_ones_beside_them(tmp_path: Path) -> None:
@@ -285,7 +310,7 @@ def test_rows_of_published_numbers_only(tmp_path: Path) -> None:
     assert rows.loc["linba", "published_mean"] == pytest.approx(0.664)
     assert rows.loc[extra, ["accuracy_mean", "n", "selection", "difference", "seconds"]].isna().all(axis=None)
     csv = (tmp_path / "results" / "table2.csv").read_text().splitlines()
-    assert "cifar10,1,convnet,kip,,,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,," in csv
+    assert "cifar10,1,convnet,kip,,,,,,,,,0.499,0.002,convnet-wide,contra Table 1,,,," in csv
     text = (tmp_path / "results" / "table2.md").read_text()
     assert "| 49.9 ± 0.2 [wide] | 45.6 ± 0.1 | **66.4 ± 0.4** |" in text
     assert "kip: published in contra Table 1, not measured here." in text
@@ -446,6 +471,24 @@ def test_some_methods_are_tested_with_some_networks_only(tmp_path: Path) -> None
     for option, text in (({"methods_on": {"vgg": []}}, "not among networks"), ({"published_as": {"a": "b"}}, "'a'")):
         with pytest.raises(UsageError, match=text):
             parse(Campaign, {"tables": {"x": {**table, **option}}}, "it.yaml")
+
+
+def test_a_method_may_be_tested_on_images_prepared_otherwise(tmp_path: Path) -> None:
+    plain = make(tmp_path, sharpness=False, dataset="cifar10-plain", accuracies={("mtt", 0): [0.4, 0.5]})
+    whitened = {("random", 0): [0.15, 0.16], ("mtt", 0): [0.1, 0.1], ("satm", 0): [0.34, 0.35]}
+    resolver = make(tmp_path, seeds=(0,), sharpness=False, accuracies=whitened)
+    table = resolver.campaign.tables["table2"].model_dump(exclude={"kind"})
+    for ipc, expected in (([], 0.45), ([1], 0.45), ([10], 0.1)):
+        prepared = [{"method": "mtt", "ipc": ipc, "dataset": {"cifar10": "cifar10-plain"}}]
+        campaign = Campaign.model_validate({"tables": {"table2": {**table, "prepared": prepared}}})
+        other = Resolver(campaign, (), resolver.layout.root, Path("config/small.yaml"))
+        frame = frame_of(other, "table2").set_index("method")
+        assert set(frame["dataset"]) == {"cifar10"} and frame["published_mean"].notna().any()
+        assert frame.loc["mtt", "accuracy_mean"] == pytest.approx(expected)
+        assert frame.loc["satm", "accuracy_mean"] == pytest.approx(0.345)
+    text = made(other, "table2").grids[0].markdown()
+    assert "mtt at 10 images per class: images as in cifar10-plain." in text
+    assert plain.dataset("cifar10-plain").variant_of == "cifar10" and not plain.dataset("cifar10-plain").zca
 
 
 def test_networks_that_diverged_are_told_and_have_no_accuracy(tmp_path: Path) -> None:

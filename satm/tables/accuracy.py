@@ -1,5 +1,6 @@
 """Tables of accuracies of networks trained on synthetic sets, beside the published numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, product
 from typing import Any, Literal
@@ -7,18 +8,30 @@ from typing import Any, Literal
 import pandas
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from satm.config import FULL, PAIRED, TABLES, Cell, Layout, budgets
-from satm.errors import pick, suggest
+from satm.config import FULL, PAIRED, TABLES, Cell, Layout, OneOrMore, Options, Resolver, budgets
+from satm.errors import UsageError, pick, suggest
 from satm.results.columns import COST
-from satm.tables.accuracy_grid import ALL, paired_grid, results_grid, rows_grid, step_size_notes
+from satm.tables.accuracy_grid import ALL, WATCHED, paired_grid, results_grid, rows_grid, step_size_notes
 from satm.tables.base import Row, TableKind, beside_published
 from satm.tables.published import PUBLISHED, WIDE, load_published, printed, published_name
 from satm.tables.reader import Reader
 from satm.tables.render import Contents, Grid, in_numbers, networks_in_words
 from satm.tables.statistics import PAIRED_COLUMNS, paired
+from satm.workflow.asked import trained_network
 
 RAW = "-no-ema"
 """Suffix, in the data file, of a method whose sets are averaged by default and here are not."""
+
+
+class Prepared(Options):
+    """Datasets on which some methods of a table are tested in place of those of its rows."""
+
+    method: OneOrMore[str]
+    """Methods of the table."""
+    ipc: OneOrMore[int] = ()
+    """Images per class; empty: all."""
+    dataset: dict[str, str] = Field(min_length=1)
+    """The dataset with other preparation, a variant (`variant_of`), by the dataset of the table."""
 
 
 @TABLES.named("accuracy")
@@ -33,10 +46,11 @@ class AccuracyTable(TableKind):
     tested iteration of the synthetic set was chosen; average, `ema` if the set is a moving average over the iterations,
     else `raw`; step_size, whether that of the tested networks is learned with the set, searched or fixed (several
     joined by `+`); published_mean and published_std (on test images), published_network, published_source, the table
-    that prints them; difference, accuracy_mean minus published_mean; seconds of one distillation, mean over the seeds;
-    peak_memory_bytes, the largest of any. Accuracies are fractions. Unknown values are missing. If sets are averaged,
-    the row of the averages, which represents the method, is followed by one of the raw sets, whose published numbers
-    are those of the method without averages.
+    that prints them; difference, accuracy_mean minus published_mean; watched_mean, the best accuracy on test images
+    that a distillation recorded with this network (option `watch`), mean over the seeds; seconds of one distillation,
+    mean over the seeds; peak_memory_bytes, the largest of any. Accuracies are fractions. Unknown values are missing. If
+    sets are averaged, the row of the averages, which represents the method, is followed by one of the raw sets, whose
+    published numbers are those of the method without averages.
     """
 
     kind: Literal["accuracy"] = "accuracy"
@@ -55,6 +69,8 @@ class AccuracyTable(TableKind):
     """Recipes of the networks trained on all real images that are shown beside the sets (`FULL`)."""
     methods_on: dict[str, tuple[str, ...]] = {}
     """Methods that are tested with a network, by network; a network without an entry: all."""
+    prepared: tuple[Prepared, ...] = ()
+    """Datasets with the same images, prepared otherwise, for some methods; the later of two that fit counts."""
     published_as: dict[str, str] = {}
     """Names of methods in the published data, if they differ from those here."""
     published: tuple[str, ...] = ()
@@ -78,7 +94,8 @@ class AccuracyTable(TableKind):
         **dict.fromkeys(("selection", "average", "split", "step_size"), "object"),
         **dict.fromkeys(("published_mean", "published_std"), "float64"),
         **dict.fromkeys(("published_network", "published_source"), "object"),
-        **{"difference": "float64", "seconds": "float64", "peak_memory_bytes": "Int64"},
+        **dict.fromkeys(("difference", "watched_mean", "seconds"), "float64"),
+        "peak_memory_bytes": "Int64",
     }
     counted = ("accuracy_mean", "published_mean", "published_std")
 
@@ -87,6 +104,7 @@ class AccuracyTable(TableKind):
         named = {
             "published_as": self.published_as,
             "methods_on": chain(*self.methods_on.values()),
+            "prepared": chain(*(other.method for other in self.prepared)),
             "sharpness": self.sharpness,
             "compare": chain(*self.compare),
         }
@@ -102,6 +120,19 @@ class AccuracyTable(TableKind):
             if network not in self.networks:
                 raise ValueError(f"methods_on names {network!r}, which is not among networks; add it there")
         return self
+
+    def check(self, resolver: Resolver) -> None:
+        """Raise a UsageError if a dataset in place of another has other images."""
+        for name, other in chain(*(each.dataset.items() for each in self.prepared)):
+            if (of := pick(other, resolver.datasets, "dataset").variant_of) != name:
+                raise UsageError(f"prepared has {other} in place of {name}, but its variant_of is {of!r}; correct it")
+
+    def cells_of(self, dataset: str, ipc: int, method: str) -> list[Cell]:
+        """Return the distillations of all seeds, on the dataset as `prepared` for the method."""
+        for other in self.prepared:
+            if method in other.method and ipc in (other.ipc or (ipc,)):
+                dataset = other.dataset.get(dataset, dataset)
+        return super().cells_of(dataset, ipc, method)
 
     def tested_with(self, network: str) -> tuple[str, ...]:
         """Return the methods that are tested with a network, in the table's order."""
@@ -216,9 +247,13 @@ class AccuracyTable(TableKind):
     def _measured(self, reader: Reader, cells: Sequence[Cell], network: str) -> list[Row]:
         """Return the measurements at the sets of all seeds: of averages first, then of raw sets."""
         evaluations = reader.accuracies(cells, network, self.split)
-        costs = pandas.concat([reader.metrics(cell)[[*COST]] for cell in cells])
+        runs = [reader.metrics(cell) for cell in cells]
+        costs = pandas.concat([run[[*COST]] for run in runs])
         cost = {"seconds": costs["seconds"].sum() / len(cells), "peak_memory_bytes": costs["peak_memory_bytes"].max()}
-        return [{**_summary(rows, self.split), **cost} for rows in evaluations]
+        same = self.split == "test" and trained_network(reader.resolver, cells[0]) == network
+        watched = {"watched_mean": _watched(runs)} if same else {}
+        first, *raw = ({**_summary(rows, self.split), **cost} for rows in evaluations)
+        return [{**first, **watched}, *raw]
 
     def _full(self, reader: Reader, dataset: str, network: str, recipe: str) -> Row:
         """Return the accuracy of networks trained on all real images, with the cost of one training."""
@@ -263,6 +298,14 @@ class AccuracyTable(TableKind):
                 f"{', '.join(averaged)}: exponential moving averages over the iterations; beside them, as `raw`, the "
                 "sets of the iteration itself."
             )
+        for other in self.prepared:
+            where = f" at {', '.join(map(str, other.ipc))} images per class" if other.ipc else ""
+            notes.append(f"{', '.join(other.method)}{where}: images as in {', '.join(other.dataset.values())}.")
+        if frame["watched_mean"].notna().any():
+            notes.append(
+                f"({WATCHED}): the highest accuracy on test images that was recorded during the distillation, mean "
+                "over its seeds. Public code reports such a maximum, which is optimistic; it is not the result."
+            )
         notes += [*step_size_notes(frame), *reader.notes]
         if self.full:
             recipes = "; ".join(f"full-{recipe}: {FULL[recipe]}" for recipe in self.full)
@@ -279,6 +322,12 @@ def _own_numbers(name: str, dataset: str, ipc: int, network: str) -> dict[str, R
     legible = frame["metric"].eq("test_accuracy") & frame["eval_arch"].eq(network) & frame["value"].notna()
     frame = frame[legible & (frame["ipc"].isna() if ipc == ALL else frame["ipc"].eq(ipc))]
     return {row["method"]: _values(row) for row in frame.to_dict("records")}
+
+
+def _watched(runs: Sequence[pandas.DataFrame]) -> float:
+    """Return the mean of the best recorded accuracies on test images; NaN if a run recorded none."""
+    best = [run["test_accuracy"].max() if "test_accuracy" in run.columns else math.nan for run in runs]
+    return sum(best) / len(best)
 
 
 def _values(row: Mapping[Any, Any]) -> Row:

@@ -12,6 +12,12 @@ from satm.tables.render import Grid, percent, text_of
 ALL = 0
 """Number of images per class of networks trained on all real images."""
 
+WATCHED = "best watched"
+"""Mark of the columns of accuracies that were recorded during the distillation."""
+
+KINDS = {"published": " (published)", "accuracy": "", "watched": f" ({WATCHED})"}
+"""Kinds of numbers, in the order of the columns: the begin of their names in the frame, and the mark of the columns."""
+
 
 def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] = ()) -> Grid:
     """Return a table of accuracies in the paper's layout, percent: datasets, ipc, networks down, methods across.
@@ -22,7 +28,7 @@ def results_grid(frame: pandas.DataFrame, title: str = "", notes: Sequence[str] 
     columns = _columns(frame)
     places = ["dataset", "IPC", *(["network"] if frame["network"].nunique() > 1 else [])]
     lines = [[*place[: len(places)], *texts] for *place, texts in _lines(frame, columns)]
-    header = [*places, *(f"{method} (published)" if kind else method for kind, method in columns)]
+    header = [*places, *(f"{method}{KINDS[kind]}" for kind, method in columns)]
     return Grid(title, header, lines, places, notes)
 
 
@@ -79,15 +85,19 @@ def _names(frame: pandas.DataFrame) -> list[str]:
     return [f"{method}, raw" if beside else method for method, beside in zip(frame["method"], raw, strict=True)]
 
 
-def _columns(frame: pandas.DataFrame) -> list[tuple[bool, str]]:
-    """Return (whether published, name) of each column of the paper's layout; a missing method has an empty one."""
+def _columns(frame: pandas.DataFrame) -> list[tuple[str, str]]:
+    """Return kind and method of each column of the paper's layout; a missing method has an empty one."""
     names = pandas.Series(_names(frame), index=frame.index)
     measured = frame["accuracy_mean"].notna() | (frame["diverged"] > 0).fillna(False)
-    shown = {True: frame["published_mean"].notna(), False: measured | frame["published_mean"].isna()}
-    return [(published, name) for published, rows in shown.items() for name in dict.fromkeys(names[rows])]
+    shown = {
+        "published": frame["published_mean"].notna(),
+        "accuracy": measured | frame["published_mean"].isna(),
+        "watched": frame["watched_mean"].notna(),
+    }
+    return [(kind, name) for kind in KINDS for name in dict.fromkeys(names[shown[kind]])]
 
 
-def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list[tuple[str, str, str, list[str]]]:
+def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[str, str]]) -> list[tuple[str, str, str, list[str]]]:
     """Return dataset (empty if it repeats), ipc, network and the cells of each row, the best ones in bold."""
     records = zip(_names(frame), frame.to_dict("records"), strict=True)
     rows = {(row["dataset"], row["ipc"], row["network"], name): row for name, row in records}
@@ -95,15 +105,16 @@ def _lines(frame: pandas.DataFrame, columns: Sequence[tuple[bool, str]]) -> list
     last = None
     for dataset, ipc, network in dict.fromkeys(place[:3] for place in rows):
         shown: list[tuple[float, str, str]] = []
-        for published, method in columns:
-            kind = "published" if published else "accuracy"
+        for kind, method in columns:
             row = rows.get((dataset, ipc, network, method), {})
             mean, std = row.get(f"{kind}_mean", math.nan), row.get(f"{kind}_std", math.nan)
-            rivals = str(row.get("published_network") if published else f"selection {row.get('selection')}")
+            rivals = str(row.get("published_network") if kind == "published" else f"selection {row.get('selection')}")
             if not math.isnan(mean):
-                shown.append((round(100 * mean, 1), rivals, f"{percent(mean, std)}{_mark(row, published)}"))
+                mark = "" if kind == "watched" else _mark(row, kind == "published")
+                best = math.nan if kind == "watched" else round(100 * mean, 1)  # no result, so it has no rivals
+                shown.append((best, rivals, f"{percent(mean, std)}{mark}"))
             else:
-                shown.append((math.nan, rivals, "-" if published or not _diverged(row) else "diverged"))
+                shown.append((math.nan, rivals, "diverged" if kind == "accuracy" and _diverged(row) else "-"))
         cells = []
         for mean, rivals, text in shown:
             means = [other for other, kind, _ in shown if kind == rivals and not math.isnan(other)]
