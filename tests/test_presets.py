@@ -75,6 +75,7 @@ def test_every_published_row_says_where_it_is_from() -> None:
         ("tesla", "imagenet1k", 1, {"labels": "teacher", "inner_steps": 10, "lr_step_size": 1e-4}),
         ("datm", "cifar10", 1, {"segments": "uniform", "skip_above": 1.1, "lr_labels": 5, "experts": "flat-datm"}),
         ("datm", "cifar100", 10, {"expand_from": 30, "expand_iterations": 2000, "skip_above": 1, "init": "correct"}),
+        ("datm", "cifar100", 50, {"init": "real", "label_experts": 1, "min_start_epoch": 20}),
         ("satm-da", "cifar100", 10, {"expand_from": 30, "keep_divisor": 3, "step_size_gradient": "first-order"}),
         ("contra", "cifar10", 1, {"concurrent": 3, "distance": 2, "beta": 0, "experts": "curriculum"}),
         ("contra", "cifar100", 50, {"concurrent": 4, "distance": 12, "min_start_epoch": 20, "experts": "sgd-long"}),
