@@ -50,8 +50,9 @@ def double(made: Any) -> Synthetic:
 
 
 def unlike(one: Tensor, other: Tensor) -> float:
-    """Return the relative distance."""
-    return float((one.detach() - other.detach()).norm() / other.detach().norm())
+    """Return the relative distance; 0 if nothing differs, also where all is 0 because no ReLU is on."""
+    apart = (one.detach() - other.detach()).norm()
+    return float(apart / other.detach().norm()) if apart != 0 else 0.0
 
 
 def differing(one: OuterGradient, other: OuterGradient) -> list[str]:

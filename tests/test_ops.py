@@ -21,6 +21,7 @@ from tolerances import DISTINCT, LOOPS, SINGLE, SUMS
 from torch import Tensor, nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from satm.networks import build
 from satm.networks.base import NETWORKS
@@ -149,6 +150,8 @@ GEOMETRIES = {
     "depthwise": (Geometry((1, 1), (1, 1), (1, 1), 4), 3),
     "pointwise": (Geometry((1, 1), (0, 0), (1, 1), 1), 1),
     "wide": (Geometry((1, 1), (2, 2), (1, 1), 1), 5),
+    "pointwise, stride": (Geometry((2, 2), (0, 0), (1, 1), 1), 1),
+    "pointwise, uneven stride": (Geometry((3, 1), (0, 0), (1, 1), 2), 1),
 }
 
 
@@ -168,6 +171,26 @@ def test_a_convolution_equals_pytorch_in_both_derivatives(name: str, bias: bool)
 
     assert apart(derivatives(ours, inputs), derivatives(theirs, inputs)) < SUMS
     assert gradcheck(ours, inputs) and gradgradcheck(ours, inputs)
+
+
+class Calls(TorchDispatchMode):
+    """Remembers the strides and masks of convolutions whose gradients PyTorch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[list[int], list[bool]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.seen.append((list(args[4]), list(args[10])))
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_gradient_of_pointwise_weights_is_asked_for_with_a_stride() -> None:
+    x, w = torch.randn(8, 4, 16, 16).requires_grad_(), torch.randn(8, 4, 1, 1).requires_grad_()
+    with Calls() as calls:
+        conv2d(x, w, None, Geometry((2, 2), (0, 0), (1, 1), 1)).square().sum().backward()
+    assert sorted(calls.seen) == [([1, 1], [False, True, False]), ([2, 2], [True, False, False])]
 
 
 WINOGRAD = [(1, 16, 16, 4, 4), (3, 32, 64, 7, 5), (2, 64, 32, 8, 9), (2, 96, 32, 16, 16)]

@@ -42,6 +42,8 @@ OWN, PLAIN, MEASURED = "own", "plain", "measured"
 AGREES = "_agrees_for_shapes"
 """Attribute of a network that the pass made: whether it computes the same as the original, by the input's shape."""
 
+_measured: list[str] = []
+
 _choices: dict[str, str] = {}
 """Choices that this process has made, read or taken over, by key."""
 
@@ -97,8 +99,11 @@ def fastest(
     if here not in keys:
         keys[here] = _key(module, here, device)
     key = keys[here]
+    if key not in _choices and (stored := _read(key)) is not None:
+        _choices[key] = stored
     if key not in _choices:
-        _choices[key] = _read(key) or _write(key, _measure({OWN: made, PLAIN: module}, str(size[0]), device, work))
+        _choices[key] = _write(key, _measure({OWN: made, PLAIN: module}, str(size[0]), device, work))
+        _measured.append(key)
     return made if _choices[key] == OWN else module
 
 
@@ -106,6 +111,11 @@ def _asked() -> str:
     value = os.environ.get(OPERATIONS) or MEASURED
     pick(value, dict.fromkeys((OWN, PLAIN, MEASURED)), f"value of {OPERATIONS}")
     return value
+
+
+def measured() -> int:
+    """Return the number of choices that this process has measured itself."""
+    return len(_measured)
 
 
 def made() -> dict[str, str]:
