@@ -279,6 +279,20 @@ def cost(arguments: Sequence[str]) -> None:
     predict_cost(flags.config, flags.pace, flags.start_seconds)
 
 
+def explain(arguments: Sequence[str]) -> None:
+    """Say what a table or figure, such as results/table2.csv, is made with: options, their defaults and sources."""
+    from satm.workflow.explain import ONLY, print_options
+
+    target, *rest = arguments or [""]
+    helps = target in ("-h", "--help")
+    if not helps and (not target or target.startswith("-")):
+        raise UsageError(
+            f"explain needs a table or figure first, got {target or 'nothing'}; give one, such as results/table2.csv"
+        )
+    flags = parse_flags(explain, [flag(*each, None) for each in ONLY], [target] if helps else rest)
+    print_options(target, flags.config, {name: getattr(flags, name) for name, *_ in ONLY})
+
+
 def bench(arguments: Sequence[str]) -> None:
     """Compare implementations in one run: time, memory, differences."""
     from satm.benchmarks.commands import BENCHMARKS
@@ -295,11 +309,11 @@ def bench(arguments: Sequence[str]) -> None:
 
 STAGES: dict[str, Callable[[Sequence[str]], None]] = {
     stage.__name__: stage
-    for stage in (data, experts, distill, evaluate, continual, nas, analyse, table, figure, cost, bench)
+    for stage in (data, experts, distill, evaluate, continual, nas, analyse, table, figure, cost, explain, bench)
 }
 """Every stage by its name."""
 
-STATELESS = ("data", "table", "figure", "cost", "bench")
+STATELESS = ("data", "table", "figure", "cost", "explain", "bench")
 """Stages that keep no state: a signal ends them at once."""
 
 

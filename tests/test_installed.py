@@ -29,6 +29,7 @@ CELL = "--config mine.yaml --dataset digits --ipc 1 --method mtt"
 
 COMMANDS = f"""
 cost --config mine.yaml
+explain table2 --config mine.yaml
 bench pace --config mine.yaml --out pace.parquet --seconds 0.1 --device cpu
 data --config mine.yaml --dataset digits
 experts --config mine.yaml --dataset digits

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from satm.config.analysis import AnalyseOptions
 from satm.config.base import check_name
@@ -26,6 +26,14 @@ from satm.config.training import FULL, EvaluateOptions, LearnOptions, SearchOpti
 from satm.config.yaml_file import load_yaml
 from satm.errors import UsageError, pick
 from satm.version import shipped
+
+
+class Origin(NamedTuple):
+    """A value that a row of the settings gives an option, and the source of the row."""
+
+    value: Any
+    source: str
+
 
 Axes = tuple[tuple[str, tuple[object, ...]], ...]
 """Names of a job by axis, such as `method`, `dataset` and `ipc`."""
@@ -47,7 +55,7 @@ class Resolver:
         self.campaign, self.layout, self.path = campaign, Layout(root), path
         self.settings = (*presets, *campaign.settings)
         # Hundreds of cells share a few results, and planning needs each several times.
-        self._cache: dict[tuple[str, Axes], dict[str, Any]] = {}
+        self._cache: dict[tuple[str, Axes], dict[str, Origin]] = {}
         self.datasets = {**BUILTIN_DATASETS, **campaign.datasets}
 
     def for_hand(self, run: ByHand) -> "Resolver":
@@ -141,17 +149,17 @@ class Resolver:
         """Return `{"method": registered name, option: value…}` for one cell of a table."""
         base, epoch = at_epoch(cell.method, self.campaign.methods)
         own = {"method": base, **self.campaign.methods.get(base, {})}
-        settings = self._merged("distill", **self._axes(cell))
+        settings = self._merged("distill", **self.axes_of(cell))
         changed = self.by_hand.options("distill", **cell.axes) if self.by_hand else {}
         return {**settings, **own, **({} if epoch is None else {"start_epoch": epoch}), **changed}
 
     def evaluation(self, cell: Cell, network: str = "") -> EvaluateOptions:
         """Return the evaluation options of a cell's synthetic sets for a network; empty: any network."""
-        return parse(EvaluateOptions, self._merged("evaluate", **self._axes(cell), network=(network,)), "evaluate")
+        return parse(EvaluateOptions, self._merged("evaluate", **self.axes_of(cell), network=(network,)), "evaluate")
 
     def analysis(self, cell: Cell) -> AnalyseOptions:
         """Return the measurement options of a cell's synthetic sets."""
-        return parse(AnalyseOptions, self._merged("analyse", **self._axes(cell)), "analyse")
+        return parse(AnalyseOptions, self._merged("analyse", **self.axes_of(cell)), "analyse")
 
     def full(self, recipe: str, dataset: str, network: str = "") -> EvaluateOptions:
         """Return the options of a recipe of `FULL` for training networks on all real images; network empty: any.
@@ -202,7 +210,7 @@ class Resolver:
         """Return the place of tables and figures, for messages."""
         return str(self.path or "the presets (a campaign, named with --config, has tables and figures)")
 
-    def _axes(self, cell: Cell) -> dict[str, tuple[object, ...]]:
+    def axes_of(self, cell: Cell) -> dict[str, tuple[object, ...]]:
         """Return the names by which settings select a cell: its own and the methods that its method builds on."""
         named = at_epoch(cell.method, self.campaign.methods)[0]
         base = self.campaign.methods.get(named, {}).get("method", named)
@@ -215,13 +223,23 @@ class Resolver:
         if whole in self.datasets and self.datasets[whole].variant_of:
             yield self.datasets[whole].variant_of
 
-    def _merged(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Any]:
+    def _merged(self, stage: str, **axes: tuple[object, ...]) -> dict[str, Any]:
         """Return the options that presets and settings give a stage for these names."""
+        return {name: origin.value for name, origin in self.origins(stage, **axes).items()}
+
+    def origins(self, stage: str, **axes: tuple[object, ...]) -> Mapping[str, Origin]:
+        """Return the options that presets and settings give a stage for these names (`axes_of`), with their sources."""
         key = (stage, tuple(axes.items()))
         if key not in self._cache:
             axes["dataset"] = tuple(each for name in axes["dataset"] for each in self._datasets_of(str(name)))
-            settings = (setting for setting in self.settings if setting.applies(stage, **axes))
-            self._cache[key] = {name: value for setting in settings for name, value in setting.options.items()}
+            found: dict[str, Origin] = {}
+            presets = len(self.settings) - len(self.campaign.settings)
+            for index, row in enumerate(self.settings):
+                if row.applies(stage, **axes):
+                    place = "" if index < presets else f"settings.{index - presets} of {self.path}"
+                    source = ": ".join(filter(None, (place, row.source)))
+                    found |= {name: Origin(value, source) for name, value in row.options.items()}
+            self._cache[key] = found
         return self._cache[key]
 
 
