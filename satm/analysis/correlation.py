@@ -15,7 +15,7 @@ def correlations(losses: Sequence[numpy.ndarray]) -> numpy.ndarray:
     ``r_ij = cov(L_i, L_j) / (std(L_i) * std(L_j))`` over the measurements of the distillation that matches epoch i,
     whose losses of all epochs are `[t, E]`; t may differ. The diagonal is 1. NaN where a loss is constant.
 
-    Source: ConTra section 4.2, Eq. 5.
+    Source: ConTra section 4.2, Eq. 7.
     """
     epochs = len(losses)
     matrix = numpy.full((epochs, epochs), numpy.nan)

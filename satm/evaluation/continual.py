@@ -5,7 +5,8 @@ Only the buffer goes from one step to the next (GDumb), so a step measures the i
 Shapes: n images of C x H x W; K classes of the dataset, S of them seen so far.
 
 Source: GDumb (Prabhu et al. 2020); SATM section 4.2.2; for 5 orders of 3 networks DM's public code (`CL_DM.py`).
-Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as in evaluation.
+Differs: class orders are those of `satm.config.class_order`, not numpy's; networks are trained as in evaluation. They
+    have an output for each class seen so far; those of `CL_DM.py` have outputs for all classes from the first step on.
 """
 
 import itertools

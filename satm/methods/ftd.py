@@ -10,7 +10,8 @@ Source: Du et al. 2023, Algorithm 1, section 3.3 and Table 7, whose decay of the
     FTD Eq. 9 and Table 1.
 Not given: the standard deviation of robust learning's noise.
 Differs: the best iteration, if one is selected, is that of the averaged set; the public code also selects one of the
-    set that is not averaged.
+    set that is not averaged. It tests the averaged set on the networks that it has just trained on the other one, which
+    go on from there; here each has networks of its own.
 """
 
 from satm.config.methods import MatchingOptions
