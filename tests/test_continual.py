@@ -502,11 +502,12 @@ def test_a_step_size_is_searched_on_the_held_out_images_of_the_seen_classes(
     assert main(["distill", *cell]) == 0
     asked: list[TrainingImages] = []
 
-    def search(task: Task, real: TrainingImages, axes: tuple[Any, ...]) -> float:
+    def search(task: Task, option: str, values: object, real: TrainingImages, axes: tuple[Any, ...]) -> Task:
         asked.append(real)
-        return (0.05, 0.07)[len(asked) % 2]
+        rate = (0.05, 0.07)[len(asked) % 2]
+        return replace(task, options=task.options.model_copy(update={option: rate}))
 
-    monkeypatch.setattr("satm.evaluation.networks.search_rate", search)
+    monkeypatch.setattr("satm.evaluation.networks.search", search)
     shown = ("--protocol", "three", "--lr", "searched", "--repeats", "2", "--steps", "2")
     assert main(["continual", *cell, *shown]) == 0
     found = read_rows(HAND / "continual/held/ipc-1/random/seed-0/three.parquet", CONTINUAL)

@@ -14,10 +14,10 @@ from tolerances import SINGLE, SINGLE_LOOPS, TRAINING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satm.config import EvaluateOptions, parse
+from satm.config import CandidateOptions, EvaluateOptions, parse
 from satm.data import Augmentation, Preprocessor, Split, fit_whitening
 from satm.errors import RunError, UsageError
-from satm.evaluation.networks import Score, Task, evaluate, search_rate, stacked, train, train_together
+from satm.evaluation.networks import Score, Task, evaluate, search, settled, stacked, train, train_together
 from satm.networks import build
 from satm.networks.training import TEST_BATCH, TrainingImages, measure, soft_cross_entropy
 from satm.params import flatten
@@ -213,9 +213,74 @@ def test_the_searched_step_size_is_the_best_on_the_given_images() -> None:
         evaluate(task(options.model_copy(update={"lr": one})), held, [(*AXES, "search")])[0].accuracy for one in grid
     ]
     assert accuracies.index(max(accuracies)) == 1 and accuracies.count(max(accuracies)) == 1
-    assert search_rate(task(options), held, AXES) == 0.1
+    assert search(task(options), "lr", grid, held, AXES).rate == 0.1
     wrong = TrainingImages(held.images, (held.labels + 1) % 3)
-    assert search_rate(task(options), wrong, AXES) != 0.1
+    assert search(task(options), "lr", grid, wrong, AXES).rate != 0.1
+
+
+def whole_and(count: int, size: int, steps: int) -> EvaluateOptions:
+    """Return options of so many steps on so many images, and no decay."""
+    assert count % size  # the last batch of a pass is smaller
+    return EvaluateOptions(train_steps=(steps,), decay_epoch=None, batch_size=size, lr=0.05)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 9])
+def test_steps_are_counted_through_passes_that_may_be_cut(steps: int, together: bool) -> None:
+    work = task(whole_and(9, 4, steps), norm="batch")
+    assert len(work.synthetic) == 9 and sum(work.passes) == steps and set(work.passes[:-1]) <= {3}
+    several = [(*AXES, repeat) for repeat in range(2)]
+    found = train_together(work, several) if together else [train(work, one) for one in several]
+    for module, names in zip(found, several, strict=True):
+        expected, generator = work.fresh(names), make_generator("evaluate", *names)
+        optimiser, done = torch.optim.SGD(expected.parameters(), 0.05, momentum=0.9, weight_decay=5e-4), 0
+        while done < steps:
+            for chosen in torch.randperm(9, generator=generator).split(4):
+                images, labels = work.synthetic.batch(chosen)
+                images = work.augmentation.apply(
+                    images, work.augmentation.draw(generator, len(images), images.shape[-1])
+                )
+                optimiser.zero_grad()
+                functional.cross_entropy(expected.train()(images), labels).backward()
+                optimiser.step()
+                if (done := done + 1) == steps:
+                    break
+        for one, other in zip(module.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=SINGLE_LOOPS, atol=SINGLE_LOOPS)
+
+
+def test_the_number_of_steps_is_the_best_on_the_given_images() -> None:
+    counts, held = (1, 60), bright(30, 2)
+    options = EvaluateOptions(train_steps=counts, decay_epoch=None, batch_size=4, augment=False, lr=0.1)
+    accuracies = [
+        evaluate(task(options.model_copy(update={"train_steps": (one,)})), held, [(*AXES, "search")])[0].accuracy
+        for one in counts
+    ]
+    assert accuracies[0] < accuracies[1]
+    assert (
+        settled(task(options), lambda: held, AXES).passes
+        == task(options.model_copy(update={"train_steps": (60,)})).passes
+    )
+    wrong = TrainingImages(held.images, (held.labels + 1) % 3)
+    assert sum(settled(task(options), lambda: wrong, AXES).passes) == 1
+    with pytest.raises(UsageError, match="several train_steps need a choice first"):
+        _ = task(options).passes
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"train_steps": [5], "epochs": 7}, r"epochs 7 has no effect with train_steps \[5\]; leave train_steps out"),
+        ({"train_steps": [5], "schedule": "cosine", "epochs": 2}, "epochs 2 has no effect"),
+        ({"train_steps": [0]}, "greater than or equal to 1"),
+        ({"train_steps": [5, 6], "lr": "searched", "decay_epoch": None}, "two searches; fix one of them"),
+    ],
+)
+def test_steps_and_epochs_exclude_each_other(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        parse(EvaluateOptions, options, "evaluate")
+    with pytest.raises(UsageError, match=r"train_steps .* has no effect with an architecture search"):
+        parse(CandidateOptions, {"train_steps": [5]}, "search")
 
 
 class Stops(Exception):
@@ -362,6 +427,15 @@ def test_real_images_come_in_the_space_of_training(whitened: bool) -> None:
 def test_a_search_leaves_out_what_diverges() -> None:
     real, options = bright(30, 1), {"epochs": 4, "decay_epoch": None, "lr": "searched"}
     chosen = task(EvaluateOptions(lr_grid=(1e6, 0.1), **options).model_copy(update={"lr": 0.1}))
-    assert search_rate(chosen, real, ("a",)) == 0.1
+    assert search(chosen, "lr", (1e6, 0.1), real, ("a",)).rate == 0.1
     with pytest.raises(RunError, match=r"every step size of lr_grid, 1e\+06, 1e\+07; set lr_grid to smaller"):
-        search_rate(task(EvaluateOptions(lr_grid=(1e6, 1e7), **options).model_copy(update={"lr": 0.1})), real, ("a",))
+        search(chosen, "lr", (1e6, 1e7), real, ("a",))
+    with pytest.raises(RunError, match="every number of train_steps, 3, 4; set lr to a smaller number"):
+        counted = {"epochs": 1000, "train_steps": (3,), "lr": 1e7}
+        search(
+            replace(chosen, options=chosen.options.model_copy(update=counted)),
+            "train_steps",
+            [(3,), (4,)],
+            real,
+            ("a",),
+        )

@@ -211,6 +211,13 @@ def test_images_experts_networks_and_tests_that_were_others() -> None:
     for network in ("vit-tiny", "vit-small", "vit-base"):
         assert resolver.evaluation(Cell("cifar10", 1000, "contra"), network).lr == "searched"
     assert resolver.evaluation(Cell("cifar10", 1000, "contra"), "convnet").lr == "learned"
+    for dataset, batch in (("cifar10-standardised", 100), ("cub200", 50)):
+        options = resolver.evaluation(Cell(dataset, 10, "ratbptt"))
+        assert options.train_steps == (300, 600, 1000, 3000) and options.batch_size == batch
+        assert options.chooses and options.lr_images == "train" and options.decay_epoch is None
+    network = resolver.network("alexnet", "cifar10-standardised")
+    assert (network["norm"], network["pooling"]) == ("instance", "average")
+    assert "norm" not in resolver.network("alexnet", "cifar10")
     tables: Any = resolver.campaign.tables
     for table, ipc, method, dataset, expected in (
         ("ftd-table1", 10, "dc", "cifar10", "cifar10-plain"),

@@ -42,6 +42,7 @@ ROW = {
     "accuracy": 0.875,
     "loss": 0.4,
     "epochs": 10,
+    "train_steps": 10.0,
     "seconds": 1.5,
     "peak_memory_bytes": 2**33,
 }
@@ -106,8 +107,8 @@ def test_rows_from_before_sets_were_averaged_are_of_raw_sets(tmp_path: Path) -> 
     row = {name: value for name, value in ROW.items() if name in fields}
     write_rows(path, [row, {**row, "repeat": 1}], old, {})
     frame = read_rows(path, EVALUATION)
-    filled = {**ROW, "augmented": "", "step_size": ""}
-    assert frame["rate"].isna().all()
+    filled = {**ROW, "augmented": "", "step_size": "", "train_steps": 0.02}
+    assert frame[["rate", "train_steps"]].isna().all(axis=None)
     assert frame.fillna(0.02).to_dict("records") == [filled, {**filled, "repeat": 1}]
     assert list(frame.columns) == list(EVALUATION.fields)
     table = parquet.read_table(path)

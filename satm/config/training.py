@@ -16,6 +16,10 @@ class EvaluateOptions(Options):
     """Freshly initialised networks, one row each."""
     epochs: int = Field(1000, ge=1)
     """Passes over the synthetic set."""
+    train_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Steps of training in place of `epochs`, in passes whose last one may be cut short. With several the number counts
+    whose network is best on real images other than the test images. Source: RaT-BPTT's public code, which tests after
+    300, 600, 1000 and 3000 steps and reports the best on test images."""
     batch_size: int = Field(256, ge=1)
     """Images per step."""
     optimiser: Literal["sgd", "adam"] = "sgd"
@@ -26,8 +30,8 @@ class EvaluateOptions(Options):
     lr_grid: tuple[Annotated[float, Field(gt=0)], ...] = Field((0.001, 0.003, 0.01, 0.03, 0.1), min_length=1)
     """Step sizes that `lr: searched` tries, one network each."""
     lr_images: Literal["validation", "train"] = "validation"
-    """Real images on which `lr: searched` chooses: held-out ones, or training images, which the tested networks have
-    not seen but from which the synthetic set was made."""
+    """Real images on which `lr: searched` and several `train_steps` choose: held-out ones, or training images, which
+    the tested networks have not seen but from which the synthetic set was made."""
     lr_count: int | None = Field(None, ge=1)
     """Number of these images, drawn at random, the same for every set; None: all."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -49,6 +53,24 @@ class EvaluateOptions(Options):
     together: Literal["auto", "no", "yes"] = "auto"
     """Train the networks of all repeats at once, with stacked weights, or one after another; results agree up to
     rounding. `auto`: at once on a GPU, because it is faster there."""
+
+    @property
+    def chooses(self) -> bool:
+        """Whether step size or number of steps are chosen on real images."""
+        return self.lr == "searched" or len(self.train_steps) > 1
+
+    def passes(self, images: int) -> float:
+        """Return how often training goes through so many images, at most."""
+        return max(self.train_steps) / -(-images // self.batch_size) if self.train_steps else float(self.epochs)
+
+    @model_validator(mode="after")
+    def _counts_once(self) -> "EvaluateOptions":
+        if not self.train_steps:
+            return self
+        refuse_idle(self, {f"train_steps {[*self.train_steps]}; leave train_steps out": ("epochs",)})
+        if self.lr == "searched" and len(self.train_steps) > 1:
+            raise ValueError("lr 'searched' and several train_steps are two searches; fix one of them")
+        return self
 
     @model_validator(mode="after")
     def _steps_alone_if_flat(self) -> "EvaluateOptions":
@@ -87,7 +109,7 @@ class CandidateOptions(EvaluateOptions):
 
     @model_validator(mode="after")
     def _never_searches(self) -> "CandidateOptions":
-        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images", "lr_count")})
+        refuse_idle(self, {"an architecture search; set lr": ("lr_grid", "lr_images", "lr_count", "train_steps")})
         return self
 
 

@@ -230,7 +230,9 @@ def _evaluation(
     runs = float(sets * (options.repeats if alone else 1))
     if options.lr == "searched":
         runs += sets * len(options.lr_grid) / together
-    return _training(seen, network, options, images, options.epochs * runs, runs, together)
+    elif options.chooses:
+        runs += sets * sum(options.train_steps) / max(options.train_steps) / together
+    return _training(seen, network, options, images, options.passes(images) * runs, runs, together)
 
 
 def _distillation(resolver: Resolver, cell: Cell, at_once: bool) -> list[Share]:

@@ -78,6 +78,21 @@ class Task:
         return self.options.lr if isinstance(self.options.lr, float) else self.step_size
 
     @property
+    def passes(self) -> list[int]:
+        """Batches of each pass over the synthetic set.
+
+        Raises:
+            UsageError: their number still has to be chosen.
+        """
+        options, whole = self.options, -(-len(self.synthetic) // self.options.batch_size)
+        if len(options.train_steps) > 1:
+            raise UsageError("several train_steps need a choice first (satm.evaluation.networks.settled); or set one")
+        if not options.train_steps:
+            return [whole] * options.epochs
+        count, rest = divmod(options.train_steps[0], whole)
+        return [whole] * count + [rest] * bool(rest)
+
+    @property
     def used_augmentation(self) -> Augmentation:
         """The augmentation, or one that does nothing."""
         return self.augmentation if self.options.augment else Augmentation("", self.augmentation.share)
@@ -98,7 +113,7 @@ class Task:
         """Return the optimiser of an epoch: the previous epoch's, or a new one if its state is reset."""
         options, rate = self.options, self.rate
         if options.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
+            rate *= 0.5 * (1 + math.cos(math.pi * epoch / len(self.passes)))
         elif options.decay_epoch is not None and epoch >= options.decay_epoch:
             rate /= 10
         if previous is None or (options.schedule == "step" and epoch == options.decay_epoch):
@@ -193,9 +208,10 @@ def train(task: Task, axes: Axes, kept: Kept | None = None) -> nn.Module:
     rho, augmentation = task.options.flat_rho, task.used_augmentation
     sharpness_aware = SharpnessAware("paper", rho, 1.0) if rho else None
 
-    def epoch(optimiser: torch.optim.Optimizer) -> None:
+    def epoch(optimiser: torch.optim.Optimizer, batches: int) -> None:
         data, size = task.synthetic, task.options.batch_size
-        train_epoch(module, optimiser, data, size, augmentation, generator, sharpness_aware=sharpness_aware)
+        how = module, optimiser, data, size, augmentation, generator
+        train_epoch(*how, sharpness_aware=sharpness_aware, batches=batches)
 
     _train_epochs(task, list(module.parameters()), module.state_dict(), [generator], kept, epoch)
     return module
@@ -217,16 +233,16 @@ def train_together(task: Task, axes: Sequence[Axes], kept: Kept | None = None) -
 
     losses = torch.vmap(loss)
 
-    def epoch(optimiser: torch.optim.Optimizer) -> None:
+    def epoch(optimiser: torch.optim.Optimizer, batches: int) -> None:
         orders = [torch.randperm(len(data), generator=generator) for generator in generators]
-        for chosen in zip(*(order.split(task.options.batch_size) for order in orders), strict=True):
+        for chosen in zip(*(order.split(task.options.batch_size)[:batches] for order in orders), strict=True):
             check_stop()
-            batches = []
+            drawn = []
             for part, generator in zip(chosen, generators, strict=True):
                 images, labels = data.batch(part.to(data.labels.device))
                 draw = augmentation.draw(generator, len(images), images.shape[-1])
-                batches.append((augmentation.apply(images, draw), labels))
-            images, labels = (torch.stack(parts) for parts in zip(*batches, strict=True))
+                drawn.append((augmentation.apply(images, draw), labels))
+            images, labels = (torch.stack(parts) for parts in zip(*drawn, strict=True))
             optimiser.zero_grad()
             losses(weights, buffers, images, labels).sum().backward()
             optimiser.step()
@@ -243,9 +259,11 @@ def _train_epochs(
     tensors: Mapping[str, Tensor],
     generators: Sequence[torch.Generator],
     kept: Kept | None,
-    epoch: Callable[[torch.optim.Optimizer], None],
+    epoch: Callable[[torch.optim.Optimizer, int], None],
 ) -> None:
-    """Train for all epochs, from the stored state if any; `epoch` changes `tensors`, weights and buffers, in place.
+    """Train for all passes, from the stored state if any; `epoch(optimiser, batches)` changes `tensors` in place.
+
+    These are weights and buffers.
 
     With `kept`, a stop waits for the end of the epoch, and the state after each epoch is stored.
     """
@@ -261,10 +279,10 @@ def _train_epochs(
                 case [_, index, moment]:
                     moments[int(index)][moment] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    for number in range(done, task.options.epochs):
+    for number, batches in enumerate(task.passes[done:], done):
         optimiser = task.optimiser(parameters, number, optimiser)
         with uninterruptible() if kept else contextlib.nullcontext():
-            epoch(optimiser)
+            epoch(optimiser, batches)
         if kept:
             kept.save(number + 1, partial(_state, tensors, generators, optimiser))
             check_stop()
@@ -281,27 +299,31 @@ def _state(
 
 
 def settled(task: Task, held_out: Callable[[], TrainingImages], axes: Axes) -> Task:
-    """Return the task with a known step size, searched on held-out images if the options say so."""
-    if task.options.lr != "searched":
+    """Return the task with a known step size and number of steps, chosen on held-out images if the options say so."""
+    if not task.options.chooses:
         return task
-    return replace(task, options=task.options.model_copy(update={"lr": search_rate(task, held_out(), axes)}))
+    if task.options.lr == "searched":
+        return search(task, "lr", task.options.lr_grid, held_out(), axes)
+    return search(task, "train_steps", [(count,) for count in task.options.train_steps], held_out(), axes)
 
 
-def search_rate(task: Task, real: TrainingImages, axes: Axes) -> float:
-    """Return the step size of `options.lr_grid` whose network is best on real images; ties go to the first.
+def search(task: Task, option: str, values: Sequence[Any], real: TrainingImages, axes: Axes) -> Task:
+    """Return the task with the value of an option whose network is best on real images; ties go to the first.
 
-    Every step size trains the same fresh network, named by `axes`. The images must not be the test images.
+    Every value trains the same fresh network, named by `axes`. The images must not be the test images.
 
     Raises:
-        RunError: training diverged with every step size.
+        RunError: training diverged with every value.
     """
-    best, best_rate = -1.0, 0.0
-    for rate in task.options.lr_grid:
-        tried = replace(task, options=task.options.model_copy(update={"lr": rate}))
+    best, chosen = -1.0, task
+    for value in values:
+        tried = replace(task, options=task.options.model_copy(update={option: value}))
         score = evaluate(tried, real, [(*axes, "search")])[0]
         if score.accuracy > best:  # never if it is NaN
-            best, best_rate = score.accuracy, rate
+            best, chosen = score.accuracy, tried
     if best < 0:
-        rates = ", ".join(f"{rate:g}" for rate in task.options.lr_grid)
-        raise RunError(f"training diverged with every step size of lr_grid, {rates}; set lr_grid to smaller ones")
-    return best_rate
+        every = ", ".join(f"{value:g}" if isinstance(value, float) else str(*value) for value in values)
+        if option == "lr":
+            raise RunError(f"training diverged with every step size of lr_grid, {every}; set lr_grid to smaller ones")
+        raise RunError(f"training diverged with every number of {option}, {every}; set lr to a smaller number")
+    return chosen

@@ -158,6 +158,7 @@ def train_epoch(
     *,
     among: Tensor | None = None,
     sharpness_aware: SharpnessAware | None = None,
+    batches: int | None = None,
 ) -> float:
     """Train for one epoch, in a random order of the images, and return the mean loss.
 
@@ -170,10 +171,12 @@ def train_epoch(
         generator: generator on the CPU, which draws the order and the augmentation.
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
         sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
+        batches: ends the epoch after so many batches; None: after all.
     """
     count = len(data) if among is None else len(among)
     order = torch.randperm(count, generator=generator)
     order = order if among is None else among[order]
+    order = order if batches is None else order[: batches * batch_size]
     network = _faster(module.train(), data, order[:batch_size])
     total = torch.zeros((), device=data.labels.device)
     for chosen in order.split(batch_size):
@@ -187,7 +190,7 @@ def train_epoch(
             sharpness_aware.replace_gradients(network, images, labels)
         optimiser.step()
         total += loss.detach() * len(chosen)
-    return float(total) / count
+    return float(total) / len(order)
 
 
 def _faster(module: nn.Module, data: TrainingImages, batch: Tensor) -> nn.Module:

@@ -57,11 +57,11 @@ EVALUATION = Columns(
     "evaluation",
     CELL
     | _fields("network str, repeat int, labels str, split str, selection str, average str, labelled str")
-    | _fields("augmented str, step_size str, rate float, accuracy float, loss float, epochs int")
+    | _fields("augmented str, step_size str, rate float, accuracy float, loss float, epochs int, train_steps float")
     | COST,
     key=(*CELL, "network", "repeat", "split", "average", "labels", "labelled", "augmented"),
-    optional=frozenset({"rate"}),
-    since={"average": "raw", "labelled": "own", "augmented": "", "step_size": "", "rate": None},
+    optional=frozenset({"rate", "train_steps"}),
+    since={"average": "raw", "labelled": "own", "augmented": "", "step_size": "", "rate": None, "train_steps": None},
 )
 """One row per network trained on a synthetic set.
 
@@ -69,7 +69,8 @@ labels: hard or soft. split: real images that `accuracy` (a fraction) and `loss`
 iteration of the synthetic set was chosen: last, validation or test. average: raw, or ema for an exponential moving
 average over the iterations, which has rows of both, each with its own network per repeat. labelled: source of the
 labels: own (the set's), class (of each image) or teacher (experts). augmented: yes or no. step_size: learned with the
-set, searched on other real images, or fixed; rate: its value. Files of earlier versions lack the last three.
+set, searched on other real images, or fixed; rate: its value. epochs: passes over the set, of train_steps steps
+together. Files of earlier versions lack augmented, step_size, rate and train_steps.
 """
 
 NAS = Columns(

@@ -72,8 +72,8 @@ class _Sets(Inputs):
         self.cell, self.options, data = cell, options, self.data
         self.parts: list[Parts] = [split_classes(data.classes, order, options.steps) for order in range(options.orders)]
         self.real = self.images(options.split)
-        searched = options.lr == "searched"
-        self.search_images = self.images(options.lr_images, options.lr_count) if searched else self.real
+        chosen = self.images(options.lr_images, options.lr_count) if options.chooses else self.real
+        self.search_images = chosen
         self.counts: list[int] = self.real.labels.bincount(minlength=data.classes).tolist()
         if not min(self.counts):
             empty = self.counts.index(0)

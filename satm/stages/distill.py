@@ -143,8 +143,9 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
     if not len(getattr(inputs.data, split)):
         raise UsageError(f"{what} 'validation' needs held-out images; set validation above 0 in dataset {cell.dataset}")
     real, values = inputs.images(split), inputs.network(network)
-    # A search for the step size at each look would cost more than the look; the finished set has one.
+    # A choice at each look would cost more than the look; the finished set has one.
     schedule = recipe.model_copy(update={"lr": "learned"}) if recipe.lr == "searched" else recipe
+    schedule = schedule.model_copy(update={"train_steps": schedule.train_steps[-1:]})
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)

@@ -70,6 +70,9 @@ def make_evaluation(
         task = settled(task, held_out, (*cell, network, options.network_seed))
         if options.lr == "searched":
             LOG.info("step size %g, the best of %s%s", task.rate, ", ".join(map(str, options.lr_grid)), form.text)
+        elif options.chooses:
+            counts = ", ".join(map(str, options.train_steps))
+            LOG.info("%d steps of training, the best of %s%s", task.options.train_steps[0], counts, form.text)
         return task
 
     def columns(group: Group) -> Row:
@@ -83,7 +86,8 @@ def make_evaluation(
             "augmented": "yes" if form.options.augment else "no",
             "step_size": options.lr if isinstance(options.lr, str) else "fixed",
             "rate": group.task.rate,
-            "epochs": options.epochs,
+            "epochs": len(group.task.passes),
+            "train_steps": float(sum(group.task.passes)),
         }
 
     with Job(resolver, rule, names, identity, EVALUATION, device, doubts=inputs.doubts) as job:

@@ -230,8 +230,9 @@ def _too_few(contents: Contents, ipc: int) -> Iterator[str]:
 
 def _training(fit: Fit, options: EvaluateOptions, dataset: str) -> Problems:
     """Yield whether training and testing need held-out images that the dataset does not have."""
-    searched = options.lr == "searched" and options.lr_images == "validation"
-    used = {"split 'validation'": options.split == "validation", "lr 'searched' on 'validation' images": searched}
+    chosen = "lr 'searched'" if options.lr == "searched" else "a choice of train_steps"
+    searched = options.chooses and options.lr_images == "validation"
+    used = {"split 'validation'": options.split == "validation", f"{chosen} on 'validation' images": searched}
     if not fit.options(dataset).validation:
         yield from (
             (f"networks on {dataset}", f"{what} needs held-out images; set validation above 0 in its options")
