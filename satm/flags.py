@@ -238,6 +238,10 @@ def _one_line(box: str) -> str:
     text = " ".join(word for line in lines if not line.startswith("For full helptext") for word in line.split())
     for pattern, replacement in (
         (r"For further information visit \S+", ""),
+        (
+            r"Error parsing \w+: 1 validation error for \w+ Value error, (.*) \[type=value_error, .*input_type=\w+\]",
+            r"\1",
+        ),
         (r"\[type=\w+, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
         (r"Error parsing \w+: \d+ validation errors? for \w+", "unusable option"),
         (r"\b([a-z][\w.]*) (?=Input should|Value error)", _dashed),

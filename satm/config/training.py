@@ -67,7 +67,12 @@ class EvaluateOptions(Options):
     def _counts_once(self) -> "EvaluateOptions":
         if not self.train_steps:
             return self
-        refuse_idle(self, {f"train_steps {[*self.train_steps]}; leave train_steps out": ("epochs",)})
+        usual = type(self).model_fields["epochs"].default
+        if self.epochs != usual:
+            raise ValueError(
+                f"train_steps {[*self.train_steps]} and epochs {self.epochs} both say how long networks are trained; "
+                f"leave train_steps out, or set epochs to {usual}, the default"
+            )
         if self.lr == "searched" and len(self.train_steps) > 1:
             raise ValueError("lr 'searched' and several train_steps are two searches; fix one of them")
         return self
