@@ -571,6 +571,7 @@ def test_a_published_value_arrives_as_printed() -> None:
     paper = load_campaign(ROOT / "config" / "paper.yaml")
     assert paper.method(Cell("cifar100", 50, "satm")) == {
         "method": "satm",
+        "iterations": 10000,
         "inner_steps": 80,
         "expert_epochs": 2,
         "max_start_epoch": 40,

@@ -31,7 +31,7 @@ def test_a_smaller_table_says_by_how_much(tmp_path: Path) -> None:
     assert text.startswith("Reduced; in parentheses the values of config/paper.yaml: ")
     for part in (
         *("dataset digits (cifar10, cifar100, tiny-imagenet)", "images per class 1, 10 (1 to 50)"),
-        *("iterations 30 (5000)", "experts 4 (100)", "epochs of an expert 8 (50)"),
+        *("iterations 30 (5000, 10000)", "experts 4 (100)", "epochs of an expert 8 (50)"),
         *("networks tested 2 (5)", "epochs of a test 20 (1000)", "convnet width 16 (128)"),
     ):
         assert part in text

@@ -150,12 +150,16 @@ def test_a_fresh_clone_plans_every_cell_of_the_papers_table_2_on_slurm(checkout:
         for ipc in ipcs
         for method in ("random", "mtt", "satm")
     }
+    plain = {("cifar10", "50", "mtt"), ("cifar100", "10", "mtt")} | {
+        ("tiny-imagenet", ipc, "mtt") for ipc in ("1", "10")
+    }
+    expected = expected - plain | {(f"{dataset}-plain", ipc, method) for dataset, ipc, method in plain}
     for stage in ("distill", "evaluate"):
         found = [(wild["dataset"], wild["ipc"], wild["method"]) for rule, wild in jobs if rule == stage]
         assert len(found) == len(expected) == 33
         assert set(found) == expected
     rest = Counter(rule for rule, _ in jobs if rule not in ("distill", "evaluate"))
-    assert rest == {"images": 3, "zca": 3, "experts_part": 30, "experts": 3, "table": 1}
+    assert rest == {"images": 6, "zca": 3, "experts_part": 60, "experts": 6, "table": 1}
     assert all(wild["root"] == "results" for _, wild in jobs)
 
 
@@ -310,7 +314,7 @@ def test_without_a_target_all_tables_and_figures_of_the_paper_are_made(checkout:
     made = {rule: Counter(wild[rule] for name, wild in jobs if name == rule) for rule in ("table", "figure")}
     assert made == {"table": Counter(list(paper.campaign.tables)), "figure": Counter(list(paper.figures))}
     assert {wild["root"] for rule, wild in jobs if rule != "all"} == {"results"}
-    assert len(made["table"]) == 34 and {"figure2", "contra-figure1", "figure2-cifar10"} <= set(made["figure"])
+    assert len(made["table"]) == 35 and {"figure2", "contra-figure1", "figure2-cifar10"} <= set(made["figure"])
 
 
 def test_a_configfile_is_the_default_and_a_broken_one_breaks_only_itself(tmp_path: Path) -> None:
@@ -445,8 +449,9 @@ def test_an_unknown_name_in_a_path_is_refused(checkout: Path) -> None:
     done = snakemake(checkout, "--dry-run", "results/demo/distilled/digts/ipc-1/mtt/seed-0/metrics.parquet")
     assert done.returncode == 1
     assert (
-        "unknown dataset 'digts'; known: cifar10, cifar10-standardised, cifar100, cifar100-standardised, digits, "
-        "tiny-imagenet, tiny-imagenet-standardised. Did you mean 'digits'?" in done.stdout
+        "unknown dataset 'digts'; known: cifar10, cifar10-plain, cifar10-standardised, cifar100, cifar100-plain, "
+        "cifar100-standardised, digits, tiny-imagenet, tiny-imagenet-plain, tiny-imagenet-standardised. Did you mean "
+        "'digits'?" in done.stdout
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -40,7 +40,19 @@ REVISIONS = {
 
 T = TypeVar("T")
 
-OneOrMore = Annotated[tuple[T, ...], BeforeValidator(lambda it: it if isinstance(it, list | tuple) else (it,))]
+
+class _OneForMany:
+    """Says in the schema of a campaign that one value stands for a list of one."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(core: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        many = handler(core)
+        return {"anyOf": [many["items"], many]}
+
+
+OneOrMore = Annotated[
+    tuple[T, ...], BeforeValidator(lambda it: it if isinstance(it, list | tuple) else (it,)), _OneForMany
+]
 """Several values, or one that is written without a list."""
 
 UNKNOWN = "unknown_option"

@@ -73,7 +73,8 @@ def _sizes(resolver: Resolver, entry: Exhibit) -> Iterator[tuple[str, object]]:
             yield from _described(resolver, table).items()
     cells = list(dict.fromkeys(run._replace(seed=0) for run in entry.runs()))
     for cell in cells:
-        yield from (("dataset", cell.dataset), ("images per class", cell.ipc))
+        variant = resolver.datasets.get(cell.dataset)
+        yield from (("dataset", (variant and variant.variant_of) or cell.dataset), ("images per class", cell.ipc))
         kind, options = resolve_method(resolver.method(cell))
         yield from _worded(METHOD, options)
         if kind.needs_experts:

@@ -34,9 +34,6 @@ def build() -> dict[str, Any]:
     """
     schema = Campaign.model_json_schema(schema_generator=_Untitled)
     defs, properties = schema["$defs"], schema["properties"]
-    for axis in ("method", "experts", "network", "dataset", "ipc"):  # one name stands for a list of one
-        values = defs["Setting"]["properties"][axis]
-        values["anyOf"] = [values["items"], {"type": values.pop("type"), "items": values.pop("items")}]
     for kind, registry in (("method", METHODS), ("network", NETWORKS)):
         for name, entry in registry.items():
             _define(defs, f"{kind}-{name}", entry.options, {kind: {"const": name}})
