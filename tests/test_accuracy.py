@@ -486,6 +486,13 @@ def test_a_method_may_be_tested_on_images_prepared_otherwise(tmp_path: Path) -> 
         assert set(frame["dataset"]) == {"cifar10"} and frame["published_mean"].notna().any()
         assert frame.loc["mtt", "accuracy_mean"] == pytest.approx(expected)
         assert frame.loc["satm", "accuracy_mean"] == pytest.approx(0.345)
+    both = [{**prepared[0], "ipc": []}, {**prepared[0], "ipc": 1, "dataset": {"cifar10": "cifar10-standardised"}}]
+    later = AccuracyTable.model_validate({**table, "prepared": both})
+    found = [later.cells_of("cifar10", ipc, "mtt")[0].dataset for ipc in (1, 10)]
+    assert (
+        found == ["cifar10-standardised", "cifar10-plain"]
+        and later.cells_of("cifar10", 1, "satm")[0].dataset == "cifar10"
+    )
     text = made(other, "table2").grids[0].markdown()
     assert "mtt at 10 images per class: images as in cifar10-plain." in text
     assert plain.dataset("cifar10-plain").variant_of == "cifar10" and not plain.dataset("cifar10-plain").zca

@@ -145,7 +145,7 @@ def _look(inputs: Inputs, method: Method[MethodOptions], network: str) -> tuple[
     real, values = inputs.images(split), inputs.network(network)
     # A choice at each look would cost more than the look; the finished set has one.
     schedule = recipe.model_copy(update={"lr": "learned"}) if recipe.lr == "searched" else recipe
-    schedule = schedule.model_copy(update={"train_steps": schedule.train_steps[-1:]})
+    schedule = schedule.model_copy(update={"train_steps": tuple(sorted(schedule.train_steps)[-1:])})
 
     def look(synthetic: Synthetic, iteration: int) -> float:
         images = TrainingImages(synthetic.images, synthetic.labels)

@@ -129,10 +129,11 @@ class AccuracyTable(TableKind):
 
     def cells_of(self, dataset: str, ipc: int, method: str) -> list[Cell]:
         """Return the distillations of all seeds, on the dataset as `prepared` for the method."""
+        tested = dataset
         for other in self.prepared:
             if method in other.method and ipc in (other.ipc or (ipc,)):
-                dataset = other.dataset.get(dataset, dataset)
-        return super().cells_of(dataset, ipc, method)
+                tested = other.dataset.get(dataset, tested)
+        return super().cells_of(tested, ipc, method)
 
     def tested_with(self, network: str) -> tuple[str, ...]:
         """Return the methods that are tested with a network, in the table's order."""
