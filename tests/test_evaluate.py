@@ -219,7 +219,7 @@ def test_the_searched_step_size_is_the_best_on_the_given_images() -> None:
 
 
 def whole_and(count: int, size: int, steps: int) -> EvaluateOptions:
-    """Return options of so many steps on so many images, and no decay."""
+    """Return options of `steps` steps, for `count` images in batches of `size`, with a constant step size."""
     assert count % size  # the last batch of a pass is smaller
     return EvaluateOptions(train_steps=(steps,), decay_epoch=None, batch_size=size, lr=0.05)
 

@@ -62,7 +62,7 @@ def row_of(resolver: Resolver, cell: Cell) -> "pandas.Series[Any] | None":
 
 
 def differing(row: "pandas.Series[Any]", options: Any, images: int) -> Iterator[str]:
-    """Yield the options of a set of so many images that are not as printed."""
+    """Yield the names of the options that differ from the printed ones, for a set of `images` images."""
     held: dict[str, tuple[str, Any]] = {
         "lr_pixels": ("lr_images", options.lr_images),
         "lr_label": ("lr_labels", options.lr_labels),

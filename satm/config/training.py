@@ -60,7 +60,7 @@ class EvaluateOptions(Options):
         return self.lr == "searched" or len(self.train_steps) > 1
 
     def passes(self, images: int) -> float:
-        """Return how often training goes through so many images, at most."""
+        """Return the passes over a set of `images` images; with several `train_steps`, that of the largest."""
         return max(self.train_steps) / -(-images // self.batch_size) if self.train_steps else float(self.epochs)
 
     @model_validator(mode="after")

@@ -263,7 +263,7 @@ def _train_epochs(
 ) -> None:
     """Train for all passes, from the stored state if any; `epoch(optimiser, batches)` changes `tensors` in place.
 
-    These are weights and buffers.
+    `tensors` are the weights and buffers of the networks.
 
     With `kept`, a stop waits for the end of the epoch, and the state after each epoch is stored.
     """

@@ -11,7 +11,7 @@ Source: Du et al. 2023, Algorithm 1, section 3.3 and Table 7, whose decay of the
 Not given: the standard deviation of robust learning's noise.
 Differs: the best iteration, if one is selected, is that of the averaged set; the public code also selects one of the
     set that is not averaged. It tests the averaged set on the networks that it has just trained on the other one, which
-    go on from there; here each has networks of its own.
+    go on from there; here each set is tested on newly initialised networks.
 """
 
 from satm.config.methods import MatchingOptions

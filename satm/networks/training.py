@@ -171,7 +171,7 @@ def train_epoch(
         generator: generator on the CPU, which draws the order and the augmentation.
         among: `[m]` int64 on the CPU, indices of the images in this epoch; None: all.
         sharpness_aware: replaces the plain gradient. The returned loss is always the plain one.
-        batches: ends the epoch after so many batches; None: after all.
+        batches: number of batches after which the epoch ends; None: all of them.
     """
     count = len(data) if among is None else len(among)
     order = torch.randperm(count, generator=generator)
